@@ -34,6 +34,8 @@ pub const UNAUTHENTICATED: &str = "UNAUTHENTICATED";
 pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
 /// RESOURCE_EXHAUSTED: a quota of the caller is used up.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+/// UNIMPLEMENTED: the service has no such method.
+pub const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 /// INTERNAL: a defect of this service. The log has the details.
 pub const INTERNAL: &str = "INTERNAL";
 
@@ -54,5 +56,6 @@ pub const ALL: &[&str] = &[
     UNAUTHENTICATED,
     PERMISSION_DENIED,
     QUOTA_EXCEEDED,
+    UNIMPLEMENTED,
     INTERNAL,
 ];

@@ -1,1 +1,123 @@
-fn main(){}
+//! The `oncegate` command: both services, and what the people who run them need.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod all;
+mod cleanup;
+mod dev;
+mod failure;
+mod gateway;
+mod health;
+mod http_client;
+mod migrate;
+mod output;
+mod service;
+mod sidecar;
+mod sidecar_client;
+mod simulate;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use oncegate_runtime::logging;
+
+use self::failure::{EXIT_CODES, Failure};
+
+/// Treats each payment event as happening once
+///
+/// Payment providers deliver every webhook at least once. Oncegate grants each event to one caller at a time, remembers
+/// how it ended, and answers the duplicates. Start with `oncegate dev`.
+#[derive(clap::Parser, Debug)]
+#[command(name = "oncegate", version, max_term_width = 120, arg_required_else_help = true)]
+#[command(after_long_help = EXIT_CODES)]
+struct Oncegate {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten, next_help_heading = "Log")]
+    logging: logging::Options,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Command {
+    Dev(dev::Dev),
+    All(all::All),
+    Sidecar(sidecar::Sidecar),
+    Gateway(gateway::Gateway),
+    Migrate(migrate::Migrate),
+    Cleanup(cleanup::Cleanup),
+    Health(health::Health),
+    Simulate(simulate::Simulate),
+}
+
+impl Command {
+    /// Whether it is a service, whose log is what it has to say.
+    fn serves(&self) -> bool {
+        match self {
+            Self::All(_) | Self::Sidecar(_) | Self::Gateway(_) => true,
+            Self::Dev(_) | Self::Migrate(_) | Self::Cleanup(_) | Self::Health(_) | Self::Simulate(_) => false,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // Before anything that might speak TLS: with two providers in a process, rustls refuses to choose. An error means
+    // that one is installed already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let matches = Oncegate::command().get_matches();
+    let mut oncegate = match Oncegate::from_arg_matches(&matches) {
+        Ok(oncegate) => oncegate,
+        Err(error) => error.exit(),
+    };
+    if matches.value_source("log_level") == Some(ValueSource::DefaultValue) && !oncegate.command.serves() {
+        // What they have to say is on standard output; a log among it, when all is well, only hides it.
+        oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
+    }
+    match start(oncegate) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn start(oncegate: Oncegate) -> Result<(), Failure> {
+    logging::init(&oncegate.logging).context("cannot start logging")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
+    runtime.block_on(run(oncegate.command))
+}
+
+async fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Dev(dev) => dev.run().await,
+        Command::All(all) => all.run().await,
+        Command::Sidecar(sidecar) => sidecar.run().await,
+        Command::Gateway(gateway) => gateway.run().await,
+        Command::Migrate(migrate) => migrate.run().await,
+        Command::Cleanup(cleanup) => cleanup.run().await,
+        Command::Health(health) => health.run().await,
+        Command::Simulate(simulate) => simulate.run().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Oncegate::command().debug_assert();
+    }
+
+    #[test]
+    fn a_log_level_is_seen_as_given_wherever_it_stands() {
+        for (arguments, source) in [
+            (&["oncegate", "health"][..], ValueSource::DefaultValue),
+            (&["oncegate", "health", "--log-level", "debug"], ValueSource::CommandLine),
+            (&["oncegate", "--log-level", "debug", "health"], ValueSource::CommandLine),
+        ] {
+            let matches = Oncegate::command().get_matches_from(arguments);
+            assert_eq!(matches.value_source("log_level"), Some(source), "{arguments:?}");
+        }
+    }
+}

@@ -1,1 +1,14 @@
-//! x
+//! The harness of the tests that use everything for real: database servers, the built binary, sockets, an application.
+//!
+//! Nothing here mocks. A missing server is a failure that says what to install, never a skipped test.
+
+pub mod eventually;
+pub mod http_client;
+pub mod postgres;
+pub mod program;
+pub mod redis;
+pub mod stripe;
+pub mod supervised;
+pub mod upstream;
+
+pub use eventually::{DEADLINE, eventually};

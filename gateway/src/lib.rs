@@ -1,1 +1,33 @@
-//! x
+//! The gateway: it terminates the webhooks of payment providers, verifies them over the bytes received, asks the
+//! sidecar for the lock on each event, delivers the event to the application behind it, records how that ended, and
+//! answers the provider.
+//!
+//! What it guarantees: nothing is delivered without a lock, and no provider gets its 200 before the completion is
+//! durable (unless the configuration says so, [`config::InProgressStatus`] and [`config::HeldStatus`]). What it does not:
+//! an application that is given the same event twice (a lock expired under it) has to look at the fencing token.
+//!
+//! The rules cited as G1 to G11 and S1 to S9 are those of `ARCHITECTURE.md`.
+//!
+//! From the outside in: `server` (routes) → `ingest` (up to a verified event: `body`, [`providers`], [`key`]) →
+//! `delivery` (claim, `upstream`, mark: [`sidecar`]) → `answer`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod answer;
+mod body;
+pub mod config;
+mod delivery;
+mod detach;
+mod health;
+mod ingest;
+pub mod key;
+mod metrics;
+pub mod providers;
+mod reload;
+mod route;
+mod server;
+pub mod sidecar;
+mod signing;
+mod upstream;
+
+pub use server::{Gateway, RunError, StartError};

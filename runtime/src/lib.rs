@@ -1,1 +1,13 @@
-//! x
+//! What both services need, with no knowledge of events: configuration types, secrets, signals and drain, the accept
+//! loop, the admin listener and logging.
+//!
+//! Nothing here is global: listeners and the shutdown token come from outside, so two services can start in one process.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod admin;
+pub mod config;
+pub mod logging;
+pub mod secret;
+pub mod server;
+pub mod shutdown;

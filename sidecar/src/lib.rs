@@ -1,1 +1,175 @@
-//! x
+//! The sidecar: a gRPC service that grants each event to one caller and remembers how it ended.
+//!
+//! Inside, arrows point one way: `grpc, maintenance → coordinator → ledger → event`. `event` is the domain and knows no
+//! I/O; `ledger` decides (S1); nothing above it grants anything.
+
+pub mod config;
+pub mod coordinator;
+pub mod event;
+pub mod grpc;
+pub mod ledger;
+pub mod maintenance;
+
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use oncegate_runtime::{
+    secret::ReadError,
+    server::{self, TowerToHyperService},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic_health::server::HealthReporter;
+
+use crate::{
+    config::{Settings, Store},
+    coordinator::Coordinator,
+    ledger::{
+        Ledger,
+        postgres::{self, PostgresLedger, PostgresSettings},
+        sqlite::{self, SqliteLedger, SqliteSettings},
+    },
+    maintenance::watch,
+};
+
+/// Why the sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address} (SIDECAR_LISTEN)")]
+    Listen {
+        /// As configured.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file with the database's URL cannot be read.
+    #[error("the database's URL cannot be read (DATABASE_URL_FILE)")]
+    DatabaseUrl(#[source] ReadError),
+    /// The database cannot be used.
+    #[error("the Postgres ledger cannot be opened (DATABASE_URL)")]
+    Postgres(#[source] postgres::OpenError),
+    /// The embedded store cannot be used.
+    #[error("the embedded store {} cannot be opened", path.display())]
+    Embedded {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: sqlite::OpenError,
+    },
+}
+
+/// The sidecar, with its ledger open and its listener bound.
+pub struct Sidecar {
+    service: grpc::Service,
+    health: HealthReporter,
+    coordinator: Arc<Coordinator>,
+    listener: Option<(TcpListener, SocketAddr)>,
+    settings: Settings,
+}
+
+impl Sidecar {
+    /// Opens the ledger and binds the listener; serves nothing yet.
+    ///
+    /// # Errors
+    /// When the ledger cannot be opened, its schema does not fit, or the address is taken.
+    pub async fn start(settings: Settings) -> Result<Sidecar, StartError> {
+        // First the address: a second process on it should say so before it touches the store.
+        let listener = match settings.listen {
+            Some(address) => {
+                let error = |source| StartError::Listen { address, source };
+                let listener = TcpListener::bind(address).await.map_err(error)?;
+                let bound = listener.local_addr().map_err(error)?;
+                Some((listener, bound))
+            }
+            None => None,
+        };
+        let ledger = open(&settings).await?;
+        let coordinator = Coordinator::new(ledger, settings.limits);
+        let (service, health) = grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()));
+        Ok(Sidecar { service, health, coordinator, listener, settings })
+    }
+
+    /// Where the gRPC service listens, if it does.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().map(|(_, address)| *address)
+    }
+
+    /// The services, for callers in the same process: no socket between.
+    pub fn service(&self) -> grpc::Service {
+        self.service.clone()
+    }
+
+    /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish
+    /// within the drain time, what the ledger keeps in memory is written.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let watch = tokio::spawn(watch::run(self.coordinator.clone(), self.health.clone(), shutdown.clone()));
+        let stopping = tokio::spawn({
+            let (coordinator, shutdown) = (self.coordinator.clone(), shutdown.clone());
+            async move {
+                shutdown.cancelled().await;
+                coordinator.stop_waiting();
+            }
+        });
+        match self.listener {
+            Some((listener, _)) => {
+                let options = server::Options::http2(self.settings.drain);
+                server::serve(listener, TowerToHyperService::new(self.service), options, shutdown).await;
+            }
+            None => shutdown.cancelled().await,
+        }
+        // Both end with the shutdown; an error would be a panic that has been reported.
+        drop(watch.await);
+        drop(stopping.await);
+        self.coordinator.close().await;
+    }
+}
+
+async fn open(settings: &Settings) -> Result<Arc<dyn Ledger>, StartError> {
+    match &settings.store {
+        Store::Postgres(source) => {
+            let url = source.read_one().map_err(StartError::DatabaseUrl)?;
+            if settings.migrate {
+                postgres::migrate::run(url.expose()).await.map_err(StartError::Postgres)?;
+            }
+            let ledger = PostgresLedger::connect(url.expose(), &PostgresSettings::default()).await;
+            Ok(Arc::new(ledger.map_err(StartError::Postgres)?))
+        }
+        Store::Embedded(path) => {
+            let ledger = SqliteLedger::open(path, &SqliteSettings { migrate: true, ..SqliteSettings::default() })
+                .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
+            Ok(Arc::new(ledger))
+        }
+    }
+}
+
+/// What `migrate` did, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// What was migrated: "postgres" or the embedded store's file.
+    pub store: String,
+    /// The schema's version before; 0: there was none.
+    pub from: i64,
+    /// The schema's version after.
+    pub to: i64,
+}
+
+/// Applies what is missing in the store's schema.
+///
+/// # Errors
+/// When the store cannot be opened or a migration fails.
+pub async fn migrate(settings: &Settings) -> Result<Migrated, StartError> {
+    match &settings.store {
+        Store::Postgres(source) => {
+            let url = source.read_one().map_err(StartError::DatabaseUrl)?;
+            let done = postgres::migrate::run(url.expose()).await.map_err(StartError::Postgres)?;
+            Ok(Migrated { store: "postgres".into(), from: done.from, to: done.to })
+        }
+        Store::Embedded(path) => {
+            let done = SqliteLedger::migrate(path)
+                .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
+            Ok(Migrated { store: path.display().to_string(), from: done.from, to: done.to })
+        }
+    }
+}

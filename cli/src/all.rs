@@ -1,0 +1,81 @@
+//! `oncegate all`.
+
+use anyhow::Context as _;
+use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
+
+use crate::{
+    failure::Failure,
+    service::{AdminOptions, Service, log_gateway, log_sidecar},
+};
+
+/// Serve both, in one process, for a single machine
+///
+/// The gateway calls the sidecar in its own process, with no socket between; the sidecar listens as well, for services
+/// that call it themselves. Serves until SIGTERM or SIGINT, then finishes the deliveries under way and exits with 0.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  UPSTREAM_URL=http://127.0.0.1:3000/payments STRIPE_WEBHOOK_SECRET=whsec_... oncegate all
+  DATABASE_URL=postgres://oncegate@127.0.0.1/payments oncegate all --upstream-url http://127.0.0.1:3000/payments \\
+      --stripe-webhook-secret-file /run/secrets/stripe")]
+pub(crate) struct All {
+    #[command(flatten)]
+    sidecar: oncegate_sidecar::config::Options,
+
+    #[command(flatten)]
+    gateway: oncegate_gateway::config::Options,
+
+    #[command(flatten)]
+    admin: AdminOptions,
+}
+
+impl All {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let (sidecar, gateway) = both(self.sidecar.validate(), self.gateway.validate())?;
+        let service = Service::begin(&self.admin).await?;
+        let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
+        let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
+        log_sidecar(&sidecar);
+        service.show(gateway.metrics());
+        log_gateway(&gateway);
+        let shutdown = service.ready();
+        serve_both(sidecar, gateway, shutdown).await?;
+        service.end().await;
+        Ok(())
+    }
+}
+
+/// The settings of both, or the problems of both.
+pub(crate) fn both<A, B>(a: Result<A, Problems>, b: Result<B, Problems>) -> Result<(A, B), Problems> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
+        (Err(a), Err(b)) => Err(a.and(b)),
+    }
+}
+
+/// Serves until `shutdown`. The gateway drains first: its deliveries end with calls to the sidecar.
+pub(crate) async fn serve_both(
+    sidecar: oncegate_sidecar::Sidecar,
+    gateway: oncegate_gateway::Gateway,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let sidecar_stop = CancellationToken::new();
+    let mut sidecar = tokio::spawn(sidecar.run(sidecar_stop.clone()));
+    let gateway_stop = shutdown.child_token();
+    let mut gateway = std::pin::pin!(gateway.run(gateway_stop.clone()));
+    let gateway = tokio::select! {
+        ended = &mut gateway => ended,
+        // Without a sidecar there is nothing to serve with: the gateway ends too.
+        ended = &mut sidecar => {
+            gateway_stop.cancel();
+            // What matters is why the sidecar ended.
+            let _ = gateway.await;
+            ended.context("the sidecar failed")?;
+            anyhow::bail!("the sidecar ended by itself");
+        }
+    };
+    sidecar_stop.cancel();
+    sidecar.await.context("the sidecar failed")?;
+    gateway.context("the gateway failed")
+}

@@ -1,0 +1,122 @@
+//! One event, sent twice: what `dev` shows, and what `dev --once` checks.
+
+use std::{
+    iter,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use oncegate_api::v1::{Event, EventKey, HistoryRequest, HistoryResponse, State};
+use oncegate_runtime::secret::Secret;
+use tokio::sync::mpsc;
+
+use super::application::Delivery;
+use crate::{
+    failure::Failure,
+    http_client::{HttpClient, with_default_path},
+    output::{self, Column},
+    simulate::stripe,
+};
+
+/// More than the gateway takes at the very worst.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What one of the two webhooks led to.
+#[derive(Debug)]
+struct Step {
+    status: u16,
+    answer: String,
+    deliveries: Vec<Delivery>,
+    event: Event,
+}
+
+/// Sends, shows and checks. An error where anything was not as it should be.
+pub(super) async fn run(
+    gateway: &str,
+    secret: &str,
+    deliveries: &mut mpsc::UnboundedReceiver<Delivery>,
+    remembered: impl AsyncFn(HistoryRequest) -> Result<HistoryResponse>,
+) -> Result<(), Failure> {
+    let id = stripe::event_id();
+    let secret = Secret::new(secret).context("the secret that was made up is blank")?;
+    let webhook = stripe::webhook(stripe::event(&id, "payment_intent.succeeded", SystemTime::now()), secret);
+    let url = with_default_path(gateway, stripe::PATH)?;
+    let client = HttpClient::new(TIMEOUT);
+
+    let mut steps = Vec::new();
+    for _ in 0..2 {
+        let reply = webhook.send(&client, &url, true).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        // The application has answered before the gateway did, so what it got is in the channel by now. Others may be
+        // sending to it as well.
+        let deliveries =
+            iter::from_fn(|| deliveries.try_recv().ok()).filter(|delivery| delivery.event_id == id).collect();
+        let key = EventKey { provider: "stripe".into(), event_id: id.clone(), ..Default::default() };
+        let history = remembered(HistoryRequest { key: Some(key), ..Default::default() }).await?;
+        let event = history.events.into_iter().next().and_then(|history| history.event);
+        let event = event.context("the sidecar does not know the event")?;
+        steps.push(Step { status: reply.status, answer: reply.answer, deliveries, event });
+    }
+    show(&id, &steps);
+    let problems = problems(&steps);
+    if problems.is_empty() {
+        output::line("The same event came twice, and reached the application once.");
+        return Ok(());
+    }
+    for problem in problems {
+        output::complain(problem);
+    }
+    Err(Failure::NotAsItShouldBe)
+}
+
+fn show(id: &str, steps: &[Step]) {
+    output::line(format_args!("Stripe's event {id}, sent twice:"));
+    let columns = [
+        Column::Text("webhook"),
+        Column::Number("status"),
+        Column::Text("answer"),
+        Column::Number("deliveries"),
+        Column::Text("state"),
+        Column::Number("attempts"),
+        Column::Number("fencing token"),
+    ];
+    let rows = steps.iter().enumerate().map(|(index, step)| {
+        let state = step.event.state().as_str_name();
+        vec![
+            if index == 0 { "first" } else { "duplicate" }.to_owned(),
+            step.status.to_string(),
+            step.answer.clone(),
+            step.deliveries.len().to_string(),
+            state.strip_prefix("STATE_").unwrap_or(state).to_lowercase(),
+            step.event.attempt_count.to_string(),
+            step.event.fencing_token.to_string(),
+        ]
+    });
+    output::table(&columns, rows);
+}
+
+/// Whatever is not as it should be.
+fn problems(steps: &[Step]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut expect = |what: &str, expected: &str, found: String| {
+        if found != expected {
+            problems.push(format!("{what} should be {expected}, and is {found}"));
+        }
+    };
+    for (step, (name, answer, deliveries)) in
+        steps.iter().zip([("the first", "200 processed", "1"), ("the duplicate", "200 already_processed", "0")])
+    {
+        expect(&format!("the answer to {name}"), answer, format!("{} {}", step.status, step.answer));
+        expect(&format!("the deliveries of {name}"), deliveries, step.deliveries.len().to_string());
+        expect("the event's attempts", "1", step.event.attempt_count.to_string());
+        expect("the event's state", State::Completed.as_str_name(), step.event.state().as_str_name().to_owned());
+        for delivery in &step.deliveries {
+            expect("the attempt delivered", "1", delivery.attempt.clone());
+            expect(
+                "the fencing token delivered",
+                &step.event.fencing_token.to_string(),
+                delivery.fencing_token.clone(),
+            );
+        }
+    }
+    problems
+}

@@ -1,0 +1,90 @@
+//! How a command fails, and the exit code that says so to scripts.
+
+use std::{io, net::SocketAddr, process::ExitCode};
+
+use oncegate_runtime::config::{Problem, Problems};
+
+use crate::output;
+
+/// Printed at the end of `--help`.
+pub(crate) const EXIT_CODES: &str = "\
+Exit codes:
+  0  it worked
+  1  it failed, or something was not as it should be
+  2  the command line or the configuration cannot be used; every problem is listed
+  3  the sidecar, or the gateway that was named, cannot be reached";
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// It ran and showed that something is wrong: nothing is left to say.
+    NotAsItShouldBe,
+    /// It could not be done.
+    Failed(anyhow::Error),
+    /// It was not tried: the configuration cannot be used.
+    Configuration(Problems),
+    /// Nobody answers there.
+    Unreachable(anyhow::Error),
+}
+
+impl Failure {
+    /// Tells the user and gives the code to exit with.
+    pub(crate) fn report(&self) -> ExitCode {
+        match self {
+            Self::NotAsItShouldBe => ExitCode::from(1),
+            Self::Failed(error) => {
+                output::complain(format_args!("{error:#}"));
+                ExitCode::from(1)
+            }
+            Self::Configuration(problems) => {
+                output::complain(problems);
+                ExitCode::from(2)
+            }
+            Self::Unreachable(error) => {
+                output::complain(format_args!("{error:#}"));
+                ExitCode::from(3)
+            }
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Problems> for Failure {
+    fn from(problems: Problems) -> Self {
+        Self::Configuration(problems)
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Configuration(problem.into())
+    }
+}
+
+impl From<oncegate_sidecar::StartError> for Failure {
+    fn from(error: oncegate_sidecar::StartError) -> Self {
+        match error {
+            oncegate_sidecar::StartError::Listen { address, source } => listen("SIDECAR_LISTEN", address, &source),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+impl From<oncegate_gateway::StartError> for Failure {
+    fn from(error: oncegate_gateway::StartError) -> Self {
+        match error {
+            oncegate_gateway::StartError::Listen { address, source } => listen("GATEWAY_LISTEN", address, &source),
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+/// An address that cannot be listened on: the setting has to change, or whoever has it already.
+pub(crate) fn listen(setting: &'static str, address: SocketAddr, error: &io::Error) -> Failure {
+    Problem::new(setting, format!("cannot listen on {address}: {error}")).into()
+}

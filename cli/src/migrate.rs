@@ -1,0 +1,32 @@
+//! `oncegate migrate`.
+
+use oncegate_sidecar::Migrated;
+
+use crate::{failure::Failure, output};
+
+/// Bring a database's schema up to this version
+///
+/// Applies what is missing to the Postgres database that DATABASE_URL names, or to ./oncegate.db where none is named, and
+/// says what it did. Safe to run again, and by several at once. Nothing else changes a Postgres schema: a sidecar whose
+/// database has another one refuses to start.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  DATABASE_URL=postgres://oncegate@db.example.com/payments oncegate migrate")]
+pub(crate) struct Migrate {
+    #[command(flatten)]
+    sidecar: oncegate_sidecar::config::Options,
+}
+
+impl Migrate {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let settings = self.sidecar.validate()?;
+        let Migrated { store, from, to } = oncegate_sidecar::migrate(&settings).await?;
+        output::line(match from {
+            _ if from == to => format!("{store}: the schema is at version {to}, nothing to do"),
+            0 => format!("{store}: made the schema, version {to}"),
+            _ => format!("{store}: brought the schema from version {from} to {to}"),
+        });
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What the commands that serve have in common: signals, the admin listener, and the order of the end.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use anyhow::Context as _;
+use oncegate_runtime::{
+    admin::{self, Condition, Metrics, Readiness},
+    shutdown::{self, CancellationToken},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use crate::failure::{Failure, listen};
+
+/// The listener for probes and metrics.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Admin")]
+pub(crate) struct AdminOptions {
+    /// Where to serve /livez, /readyz and /metrics [default: nowhere]
+    #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
+}
+
+/// A process that serves until it is told to end.
+pub(crate) struct Service {
+    shutdown: CancellationToken,
+    readiness: Readiness,
+    started: Condition,
+    // Known only when the parts exist; probes are answered before.
+    metrics: Arc<OnceLock<Metrics>>,
+    admin: Option<(JoinHandle<()>, CancellationToken)>,
+}
+
+impl Service {
+    /// Listens for signals and, where asked to, for probes: these are answered while everything else still starts.
+    pub(crate) async fn begin(options: &AdminOptions) -> Result<Self, Failure> {
+        let shutdown = shutdown::on_signals().context("cannot listen for signals")?;
+        let readiness = Readiness::new();
+        let started = readiness.condition("start");
+        let metrics = Arc::new(OnceLock::<Metrics>::new());
+        let rendered = Arc::clone(&metrics);
+        let render: Metrics = Arc::new(move || rendered.get().map(|metrics| metrics()).unwrap_or_default());
+        let admin = match options.admin_listen {
+            None => None,
+            Some(address) => {
+                let listener = bind("ADMIN_LISTEN", address).await?;
+                tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
+                // Its own token: it answers until the very end.
+                let stop = CancellationToken::new();
+                let serve = admin::serve(listener, readiness.clone(), render, stop.clone());
+                Some((tokio::spawn(serve), stop))
+            }
+        };
+        Ok(Self { shutdown, readiness, started, metrics, admin })
+    }
+
+    /// What /metrics shows from here on.
+    pub(crate) fn show(&self, metrics: Metrics) {
+        // Called once: the process has one gateway.
+        let _ = self.metrics.set(metrics);
+    }
+
+    /// Everything has been opened and bound: work may come. Gives what is cancelled by the first signal.
+    pub(crate) fn ready(&self) -> CancellationToken {
+        self.started.met();
+        let readiness = self.readiness.clone();
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            shutdown.cancelled().await;
+            readiness.drain();
+        });
+        self.shutdown.clone()
+    }
+
+    /// Everything else has drained.
+    pub(crate) async fn end(self) {
+        if let Some((task, stop)) = self.admin {
+            stop.cancel();
+            // Bounded by its own drain.
+            let _ = task.await;
+        }
+        tracing::info!("ended");
+    }
+}
+
+/// Binds a listener, or names the setting that has to change.
+pub(crate) async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| listen(setting, address, &error))
+}
+
+/// Says in the log where a sidecar is to be found.
+pub(crate) fn log_sidecar(sidecar: &oncegate_sidecar::Sidecar) {
+    if let Some(address) = sidecar.local_addr() {
+        tracing::info!(%address, "sidecar listening");
+    }
+}
+
+/// Says in the log where a gateway is to be found, and for whom.
+pub(crate) fn log_gateway(gateway: &oncegate_gateway::Gateway) {
+    tracing::info!(address = %gateway.local_addr(), "gateway listening");
+    for (path, provider) in gateway.routes() {
+        tracing::info!(path, provider, "webhooks taken");
+    }
+}

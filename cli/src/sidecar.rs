@@ -1,0 +1,36 @@
+//! `oncegate sidecar`.
+
+use crate::{
+    failure::Failure,
+    service::{AdminOptions, Service, log_sidecar},
+};
+
+/// Serve the gRPC API: who may process an event, and how it ended
+///
+/// Uses the Postgres database that DATABASE_URL names, or ./oncegate.db where none is named. Serves until SIGTERM or
+/// SIGINT, then finishes the calls under way and exits with 0.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  oncegate sidecar
+  DATABASE_URL=postgres://oncegate@db.example.com/payments ADMIN_LISTEN=0.0.0.0:9090 oncegate sidecar")]
+pub(crate) struct Sidecar {
+    #[command(flatten)]
+    sidecar: oncegate_sidecar::config::Options,
+
+    #[command(flatten)]
+    admin: AdminOptions,
+}
+
+impl Sidecar {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        let settings = self.sidecar.validate()?;
+        let service = Service::begin(&self.admin).await?;
+        let sidecar = oncegate_sidecar::Sidecar::start(settings).await?;
+        log_sidecar(&sidecar);
+        let shutdown = service.ready();
+        sidecar.run(shutdown).await;
+        service.end().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,446 @@
+//! A Postgres server for the tests, and a database in it for each.
+//!
+//! [`Database::create`] is what most tests want. Databases come from a template that was migrated once, so one costs a
+//! copy of a small directory. They are in a cluster of the test process's own, on a free port, in a directory that goes
+//! with it; or in the server that `TEST_DATABASE_URL` names. A test that stops or kills its server starts a [`Cluster`].
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    process::{self, Command},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
+use tokio::{runtime, sync::OnceCell, time::Instant};
+
+use crate::{
+    eventually::DEADLINE,
+    supervised::{Directory, Supervised, User},
+};
+
+/// Whose server to use instead of starting one.
+const GIVEN_SERVER: &str = "TEST_DATABASE_URL";
+
+/// Starting a cluster on two busy cores takes seconds, not one.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+
+const HOW_TO_INSTALL: &str = "PostgreSQL's server programs (initdb, postgres) were not found: looked in `pg_config --bindir`, \
+     /usr/lib/postgresql/*/bin, Homebrew's directories and PATH. Install them (Debian: apt-get install postgresql; \
+     Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name a server in TEST_DATABASE_URL, or \
+     run scripts/test, which installs them";
+
+/// What a cluster is to be like.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Wait for the disk, as a server in service does. Off: a crash of the machine would lose the tests' data, which
+    /// nobody needs, and a commit costs microseconds. (A killed *process* loses nothing either way.)
+    pub fsync: bool,
+    /// Further settings, as in postgresql.conf.
+    pub settings: Vec<(String, String)>,
+}
+
+/// A Postgres server of its own.
+#[derive(Debug)]
+pub struct Cluster {
+    programs: PathBuf,
+    user: Option<User>,
+    options: Options,
+    port: u16,
+    server: Option<Supervised>,
+    // Last, so that it is removed after the server has ended.
+    directory: Directory,
+}
+
+impl Cluster {
+    /// Makes a cluster and starts it.
+    pub async fn start(options: Options) -> Result<Self> {
+        let programs = find_programs()?;
+        let directory = Directory::new("oncegate-postgres-")?;
+        // Whoever owns the directory just made is who runs this.
+        let user = if fs::metadata(directory.path())?.uid() == 0 { Some(unprivileged_user()?) } else { None };
+        if let Some(User { uid, gid }) = user {
+            chown(directory.path(), Some(uid), Some(gid))?;
+        }
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
+        let mut cluster = Self { programs, user, options, port: 0, server: None, directory };
+        cluster.init()?;
+        cluster.restart().await?;
+        Ok(cluster)
+    }
+
+    fn init(&self) -> Result<()> {
+        let mut command = Command::new(self.programs.join("initdb"));
+        command
+            .arg("--pgdata")
+            .arg(self.data())
+            .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
+            .current_dir(self.directory.path())
+            .env("TZ", "UTC");
+        if let Some(user) = self.user {
+            std::os::unix::process::CommandExt::gid(&mut command, user.gid);
+            std::os::unix::process::CommandExt::uid(&mut command, user.uid);
+        }
+        let output = command.output().context("cannot run initdb")?;
+        ensure!(
+            output.status.success(),
+            "initdb failed in {}: {}{}",
+            self.directory.path().display(),
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
+    /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same port and data.
+    pub async fn restart(&mut self) -> Result<()> {
+        let end = Instant::now() + DEADLINE;
+        let fixed_port = self.port != 0;
+        loop {
+            if !fixed_port {
+                self.port = free_port()?;
+            }
+            match self.try_start().await {
+                Ok(()) => return Ok(()),
+                // Somebody else may have taken the port, and the processes of a killed server take a moment to notice.
+                Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_start(&mut self) -> Result<()> {
+        ensure!(self.server.is_none(), "the server is running");
+        let path = |path: &Path| path.to_string_lossy().into_owned();
+        let mut command = vec![
+            path(&self.programs.join("postgres")),
+            "-D".into(),
+            path(&self.data()),
+            "-p".into(),
+            self.port.to_string(),
+            "-h".into(),
+            Ipv4Addr::LOCALHOST.to_string(),
+            "-k".into(),
+            path(self.directory.path()),
+        ];
+        let on_off = if self.options.fsync { "on" } else { "off" };
+        let mut settings = vec![
+            ("fsync".to_owned(), on_off.to_owned()),
+            ("full_page_writes".to_owned(), on_off.to_owned()),
+            ("max_connections".to_owned(), "300".to_owned()),
+            ("log_line_prefix".to_owned(), "%m [%p] %q%d ".to_owned()),
+        ];
+        settings.extend(self.options.settings.iter().cloned());
+        for (name, value) in settings {
+            command.extend(["-c".to_owned(), format!("{name}={value}")]);
+        }
+        let mut server = Supervised::start(&command, &self.directory, &self.log(), "QUIT", self.user)?;
+        let end = Instant::now() + START_DEADLINE;
+        loop {
+            if server.has_exited() {
+                bail!("Postgres did not start:\n{}", self.log_tail());
+            }
+            match connect(&self.url("postgres")).await {
+                Ok(connection) => {
+                    connection.close().await?;
+                    self.server = Some(server);
+                    return Ok(());
+                }
+                Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(error) => {
+                    return Err(error.context(format!(
+                        "Postgres took no connection within {START_DEADLINE:?}:\n{}",
+                        self.log_tail()
+                    )));
+                }
+            }
+        }
+    }
+
+    /// Stops the server at once, as a fail-over does: its connections are cut, what was committed is kept.
+    pub fn stop(&mut self) -> Result<()> {
+        self.server.take().context("the server is not running")?.stop("INT")
+    }
+
+    /// Kills the server. Its processes notice within moments; what was committed is recovered by a restart.
+    pub fn kill(&mut self) -> Result<()> {
+        self.server.take().context("the server is not running")?.stop("KILL")
+    }
+
+    /// How to reach a database of the cluster.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://postgres@{}:{}/{database}", Ipv4Addr::LOCALHOST, self.port)
+    }
+
+    /// A migrated database in this cluster.
+    pub async fn database(&self) -> Result<Database> {
+        let database = Database::create_from(&self.url("postgres"), None).await?;
+        migrate(database.url()).await?;
+        Ok(database)
+    }
+
+    /// The process that everything else of the server descends from.
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Supervised::pid)
+    }
+
+    /// The end of the server's log.
+    pub fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.directory.path().join("log")
+    }
+}
+
+/// A database of a test's own, dropped with the value.
+#[derive(Debug)]
+pub struct Database {
+    name: String,
+    admin_url: String,
+    url: String,
+}
+
+impl Database {
+    /// A migrated database in the server that all tests of this process share.
+    pub async fn create() -> Result<Self> {
+        let shared = Shared::get().await?;
+        Self::create_from(&shared.admin_url, Some(&shared.template)).await
+    }
+
+    /// A database with nothing in it.
+    pub async fn create_empty() -> Result<Self> {
+        Self::create_from(&Shared::get().await?.admin_url, None).await
+    }
+
+    async fn create_from(admin_url: &str, template: Option<&str>) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("oncegate_test_{}_{number}_{:08x}", process::id(), rand::random::<u32>());
+        let template = template.unwrap_or("template0");
+        execute(admin_url, &format!("CREATE DATABASE {name} TEMPLATE {template}")).await?;
+        Ok(Self { url: with_database(admin_url, &name)?, admin_url: admin_url.to_owned(), name })
+    }
+
+    /// What to set `DATABASE_URL` to.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The database's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A connection that the product knows nothing of.
+    pub async fn connect(&self) -> Result<PgConnection> {
+        connect(&self.url).await
+    }
+
+    /// The one value of a query, as text.
+    pub async fn query(&self, sql: &str) -> Result<String> {
+        let mut connection = self.connect().await?;
+        let sql = format!("SELECT ({sql})::text");
+        let value = sqlx::query_scalar::<_, Option<String>>(AssertSqlSafe(sql)).fetch_one(&mut connection).await?;
+        connection.close().await?;
+        Ok(value.unwrap_or_default())
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        let admin_url = self.admin_url.clone();
+        // A runtime cannot be blocked on from within another, and a test must not end before its database has.
+        let dropped = thread::spawn(move || {
+            runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(anyhow::Error::from)
+                .and_then(|runtime| runtime.block_on(execute(&admin_url, &sql)))
+        })
+        .join();
+        if !matches!(dropped, Ok(Ok(()))) {
+            tracing::warn!(database = %self.name, "a test's database was not dropped");
+        }
+    }
+}
+
+/// The server and the template that all tests of a process share.
+struct Shared {
+    admin_url: String,
+    template: String,
+    // Ends with the process: see `supervised`.
+    _cluster: Option<Cluster>,
+}
+
+impl Shared {
+    async fn get() -> Result<&'static Self> {
+        static SHARED: OnceCell<Shared> = OnceCell::const_new();
+        SHARED.get_or_try_init(Self::start).await
+    }
+
+    async fn start() -> Result<Self> {
+        let (admin_url, cluster) = match env::var(GIVEN_SERVER) {
+            Ok(url) if !url.is_empty() => (url, None),
+            _ => {
+                let cluster = Cluster::start(Options::default()).await?;
+                (cluster.url("postgres"), Some(cluster))
+            }
+        };
+        let template = make_template(&admin_url).await.context("cannot make the template of the tests' databases")?;
+        Ok(Self { admin_url, template, _cluster: cluster })
+    }
+}
+
+/// Makes the migrated database that the others are copies of, and names it.
+///
+/// Its name says which migrations it has, so in a server that outlives the tests it is made once per change of them. It
+/// gets that name only when it is complete.
+async fn make_template(admin_url: &str) -> Result<String> {
+    let name = format!("oncegate_template_{}", migrations_digest()?);
+    let mut connection = connect(admin_url).await?;
+    // Held until the connection closes: of several test processes on one server, one makes it.
+    sqlx::query("SELECT pg_advisory_lock(6877416)").execute(&mut connection).await?;
+    let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
+        .bind(&name)
+        .fetch_one(&mut connection)
+        .await?;
+    if !exists {
+        let draft = Database::create_from(admin_url, None).await?;
+        migrate(draft.url()).await?;
+        for sql in [
+            // A connection to the template would make copying it fail.
+            format!("ALTER DATABASE {} ALLOW_CONNECTIONS false", draft.name),
+            format!("ALTER DATABASE {} RENAME TO {name}", draft.name),
+        ] {
+            sqlx::query(AssertSqlSafe(sql)).execute(&mut connection).await?;
+        }
+    }
+    connection.close().await?;
+    Ok(name)
+}
+
+/// Applies the migrations to a database, as `oncegate migrate` does.
+pub async fn migrate(url: &str) -> Result<()> {
+    oncegate_sidecar::ledger::postgres::migrate::run(url).await.context("cannot migrate the database")?;
+    Ok(())
+}
+
+fn migrations() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/postgres")
+}
+
+fn migrations_digest() -> Result<String> {
+    use sha2::Digest as _;
+
+    let mut files: Vec<PathBuf> = fs::read_dir(migrations())
+        .context("cannot list the migrations")?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    files.sort();
+    let mut digest = sha2::Sha256::new();
+    for file in files {
+        digest.update(file.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default());
+        digest.update(fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?);
+    }
+    Ok(hex::encode(&digest.finalize()[..8]))
+}
+
+async fn connect(url: &str) -> Result<PgConnection> {
+    match tokio::time::timeout(DEADLINE, PgConnection::connect(url)).await {
+        Ok(connection) => connection.context("cannot connect to Postgres"),
+        Err(_) => bail!("Postgres did not answer within {DEADLINE:?}"),
+    }
+}
+
+async fn execute(url: &str, sql: &str) -> Result<()> {
+    let mut connection = connect(url).await?;
+    sqlx::query(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.with_context(|| sql.to_owned())?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// The same server, another database.
+fn with_database(url: &str, database: &str) -> Result<String> {
+    let (rest, query) = match url.split_once('?') {
+        Some((rest, query)) => (rest, format!("?{query}")),
+        None => (url, String::new()),
+    };
+    let (scheme, rest) = rest.split_once("://").with_context(|| format!("{GIVEN_SERVER} is not a URL"))?;
+    let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
+    Ok(format!("{scheme}://{authority}/{database}{query}"))
+}
+
+/// The directory with the server's programs, the newest where there are several.
+fn find_programs() -> Result<PathBuf> {
+    let mut candidates = Vec::new();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output()
+        && output.status.success()
+    {
+        candidates.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    candidates.extend(versions("/usr/lib/postgresql", ""));
+    candidates.extend(versions("/usr", "pgsql-"));
+    for homebrew in ["/opt/homebrew/opt", "/usr/local/opt"] {
+        candidates.push(Path::new(homebrew).join("postgresql/bin"));
+        candidates.extend(versions(homebrew, "postgresql@"));
+    }
+    if let Some(path) = env::var_os("PATH") {
+        candidates.extend(env::split_paths(&path));
+    }
+    // pg_config comes with the client library too: its directory alone does not mean that the server is there.
+    candidates
+        .into_iter()
+        .find(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
+        .context(HOW_TO_INSTALL)
+}
+
+/// `directory/{prefix}{number}/bin`, highest number first.
+fn versions(directory: &str, prefix: &str) -> Vec<PathBuf> {
+    let mut found: Vec<(u32, PathBuf)> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let version = name.to_str()?.strip_prefix(prefix)?.parse().ok()?;
+            Some((version, entry.path().join("bin")))
+        })
+        .collect();
+    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
+    found.into_iter().map(|(_, path)| path).collect()
+}
+
+/// Postgres refuses to run as root: whom it runs as instead.
+fn unprivileged_user() -> Result<User> {
+    for name in ["postgres", "nobody"] {
+        let number = |flag| {
+            let output = Command::new("id").args([flag, name]).output().ok()?;
+            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+        };
+        if let (Some(uid), Some(gid)) = (number("-u"), number("-g")) {
+            return Ok(User { uid, gid });
+        }
+    }
+    bail!("Postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
+}
+
+/// A port that was free a moment ago.
+pub(crate) fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
+}

@@ -1,0 +1,161 @@
+//! A Redis server for the tests.
+//!
+//! [`Redis::shared`] is one of the test process's own, or the one that `TEST_REDIS_URL` names: tests keep apart by their
+//! keys. A test that stops, freezes or fills its server starts one with [`Redis::start`].
+
+use std::{env, fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    eventually::DEADLINE,
+    postgres::free_port,
+    supervised::{Directory, Supervised},
+};
+
+/// Whose server to use instead of starting one.
+const GIVEN_SERVER: &str = "TEST_REDIS_URL";
+
+const HOW_TO_INSTALL: &str = "redis-server was not found in PATH. Install it (Debian: apt-get install redis-server; Fedora: \
+     dnf install redis; macOS: brew install redis), or name a server in TEST_REDIS_URL, or run scripts/test, which \
+     installs it";
+
+/// A Redis server of its own, which keeps nothing on disk.
+#[derive(Debug)]
+pub struct Redis {
+    program: PathBuf,
+    port: u16,
+    server: Option<Supervised>,
+    // Last, so that it is removed after the server has ended.
+    directory: Directory,
+}
+
+impl Redis {
+    /// How to reach the server that all tests of this process share.
+    pub async fn shared() -> Result<String> {
+        static SHARED: OnceCell<Redis> = OnceCell::const_new();
+        match env::var(GIVEN_SERVER) {
+            Ok(url) if !url.is_empty() => Ok(url),
+            _ => Ok(SHARED.get_or_try_init(Self::start).await?.url()),
+        }
+    }
+
+    /// Starts a server on a free port.
+    pub async fn start() -> Result<Self> {
+        let program = find_program()?;
+        let directory = Directory::new("oncegate-redis-")?;
+        let mut redis = Self { program, port: 0, server: None, directory };
+        redis.restart().await?;
+        Ok(redis)
+    }
+
+    /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same port, empty.
+    pub async fn restart(&mut self) -> Result<()> {
+        let end = Instant::now() + DEADLINE;
+        let fixed_port = self.port != 0;
+        loop {
+            if !fixed_port {
+                self.port = free_port()?;
+            }
+            match self.try_start().await {
+                Ok(()) => return Ok(()),
+                // Somebody else may have taken the port.
+                Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn try_start(&mut self) -> Result<()> {
+        ensure!(self.server.is_none(), "the server is running");
+        let directory = self.directory.path();
+        let log = directory.join("log");
+        let command: Vec<String> = [
+            self.program.to_string_lossy().as_ref(),
+            "--bind",
+            &Ipv4Addr::LOCALHOST.to_string(),
+            "--port",
+            &self.port.to_string(),
+            "--dir",
+            &directory.to_string_lossy(),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--daemonize",
+            "no",
+        ]
+        .map(str::to_owned)
+        .into();
+        let mut server = Supervised::start(&command, &self.directory, &log, "KILL", None)?;
+        let end = Instant::now() + DEADLINE;
+        while !matches!(self.command("PING").await.as_deref(), Ok("+PONG")) {
+            if server.has_exited() || Instant::now() >= end {
+                bail!("Redis did not start:\n{}", fs::read_to_string(log).unwrap_or_default());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.server = Some(server);
+        Ok(())
+    }
+
+    /// Sends one command in Redis's inline form and returns the first line of the answer.
+    pub async fn command(&self, command: &str) -> Result<String> {
+        let exchange = async {
+            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await?;
+            stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n") {
+                answer.push(stream.read_u8().await?);
+            }
+            anyhow::Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
+        };
+        timeout(DEADLINE, exchange).await.context("Redis did not answer")?
+    }
+
+    /// Stops the server in an orderly way.
+    pub fn stop(&mut self) -> Result<()> {
+        self.server.take().context("the server is not running")?.stop("TERM")
+    }
+
+    /// Kills the server.
+    pub fn kill(&mut self) -> Result<()> {
+        self.server.take().context("the server is not running")?.stop("KILL")
+    }
+
+    /// Makes the server accept connections and say nothing, until [`thaw`](Self::thaw).
+    pub fn freeze(&mut self) -> Result<()> {
+        self.server.as_mut().context("the server is not running")?.signal("STOP")
+    }
+
+    /// Ends what [`freeze`](Self::freeze) began.
+    pub fn thaw(&mut self) -> Result<()> {
+        self.server.as_mut().context("the server is not running")?.signal("CONT")
+    }
+
+    /// What to set `REDIS_URL` to.
+    pub fn url(&self) -> String {
+        format!("redis://{}:{}", Ipv4Addr::LOCALHOST, self.port)
+    }
+}
+
+fn find_program() -> Result<PathBuf> {
+    let mut directories: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+    directories.extend(["/usr/sbin", "/opt/homebrew/bin", "/usr/local/bin"].map(PathBuf::from));
+    for name in ["redis-server", "valkey-server"] {
+        let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
+        if let Some(program) = found
+            // On the search path is not yet runnable: a broken one should be named as such, not as a server that hangs.
+            && Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success())
+        {
+            return Ok(program);
+        }
+    }
+    bail!(HOW_TO_INSTALL)
+}

@@ -1,0 +1,488 @@
+//! The API over real sockets, on each ledger: what a client in any language sees.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use oncegate_api::{
+    reason,
+    v1::{self, Decision, State, idempotency_service_client::IdempotencyServiceClient},
+};
+use oncegate_e2e::eventually;
+use oncegate_sidecar::{
+    Sidecar,
+    config::{Policy, Settings, Store},
+    coordinator::Limits,
+};
+use tempfile::TempDir;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{Code, Request, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+
+use crate::setup::{Ledger, on_each_ledger};
+
+/// A sidecar on a port of its own.
+struct Served {
+    client: IdempotencyServiceClient<Channel>,
+    channel: Channel,
+    service: oncegate_sidecar::grpc::Service,
+    shutdown: CancellationToken,
+    running: AbortOnDropHandle<()>,
+    _ledger: Ledger,
+    _directory: TempDir,
+}
+
+impl Served {
+    async fn start(ledger: Ledger) -> Result<Served> {
+        Served::with_limits(ledger, Limits::default()).await
+    }
+
+    async fn with_limits(ledger: Ledger, limits: Limits) -> Result<Served> {
+        let directory = tempfile::tempdir()?;
+        let store = match &ledger {
+            Ledger::Sqlite => Store::Embedded(directory.path().join("oncegate.db")),
+            Ledger::Postgres(database) => {
+                let source = oncegate_runtime::secret::Source::choose("DATABASE_URL", Some(database.url().parse()?), None);
+                Store::Postgres(source.map_err(|problem| anyhow::anyhow!("{problem}"))?.context("a URL")?)
+            }
+        };
+        let settings = Settings {
+            listen: Some(([127, 0, 0, 1], 0).into()),
+            store,
+            migrate: false,
+            policy: Policy::default(),
+            limits,
+            drain: Duration::from_secs(5),
+        };
+        let sidecar = Sidecar::start(settings).await?;
+        let address = sidecar.local_addr().context("a listener")?;
+        let service = sidecar.service();
+        let shutdown = CancellationToken::new();
+        let running = AbortOnDropHandle::new(tokio::spawn(sidecar.run(shutdown.clone())));
+        let channel = Channel::from_shared(format!("http://{address}"))?.connect().await?;
+        let client = IdempotencyServiceClient::new(channel.clone());
+        Ok(Served { client, channel, service, shutdown, running, _ledger: ledger, _directory: directory })
+    }
+
+    fn client(&self) -> IdempotencyServiceClient<Channel> {
+        self.client.clone()
+    }
+
+    async fn claim(&self, request: v1::CheckAndLockRequest) -> Result<v1::CheckAndLockResponse, Status> {
+        Ok(self.client().check_and_lock(request).await?.into_inner())
+    }
+
+    /// Claims an event that nobody holds.
+    async fn lock(&self, event_id: &str) -> Result<v1::Lock> {
+        self.claim(claim(event_id)).await?.lock.context("the lock")
+    }
+
+    async fn complete(&self, event_id: &str, fencing_token: i64) -> Result<v1::MarkCompletedResponse, Status> {
+        let request = v1::MarkCompletedRequest {
+            key: key(event_id),
+            fencing_token,
+            result: Some(v1::Result {
+                code: 200,
+                body: b"done".as_slice().into(),
+                content_type: "text/plain".into(),
+            }),
+            ..Default::default()
+        };
+        Ok(self.client().mark_completed(request).await?.into_inner())
+    }
+}
+
+fn key(event_id: &str) -> Option<v1::EventKey> {
+    Some(v1::EventKey { tenant: String::new(), provider: "stripe".into(), event_id: event_id.into() })
+}
+
+fn claim(event_id: &str) -> v1::CheckAndLockRequest {
+    v1::CheckAndLockRequest { key: key(event_id), event_type: "charge.succeeded".into(), ..Default::default() }
+}
+
+fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+/// The reason of a status, which has to be the only `ErrorInfo`.
+fn reason_of(status: &Status) -> String {
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+    assert_eq!(info.domain, reason::DOMAIN);
+    assert!(reason::ALL.contains(&info.reason.as_str()), "{} is not documented", info.reason);
+    info.reason
+}
+
+on_each_ledger!(
+    the_whole_life_of_an_event,
+    each_refusal_has_its_code_and_reason,
+    a_waiting_caller_gets_the_outcome_of_the_running_attempt,
+    a_waiting_caller_gets_the_lock_when_the_pause_ends,
+    one_waiting_caller_gets_the_lock_when_the_attempt_fails,
+    a_waiting_call_is_counted_once,
+    an_elapsed_deadline_is_deadline_exceeded,
+    resolve_replays_and_is_on_record,
+    cleanup_streams_totals_and_spares_what_is_young,
+    shutdown_ends_open_watches_and_waits_within_its_bound,
+    metadata_results_and_digests_come_back_as_they_were_given,
+);
+
+async fn the_whole_life_of_an_event(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let granted = served.claim(claim("evt_1")).await?;
+    assert_eq!(granted.decision(), Decision::Acquired);
+    let lock = granted.lock.context("a lock")?;
+    assert_eq!(lock.attempt, 1);
+    assert_eq!(lock.remaining_duration, seconds(300));
+    let event = granted.event.context("an event")?;
+    assert_eq!(event.key.context("a key")?.tenant, "default");
+    assert_eq!(event.state, i32::from(State::Processing));
+
+    let duplicate = served.claim(claim("evt_1")).await?;
+    assert_eq!(duplicate.decision(), Decision::InProgress);
+    assert!(duplicate.lock.is_none());
+    assert!(duplicate.retry_after.context("when to ask again")?.seconds >= 298);
+
+    let extended = served
+        .client()
+        .extend_lock(v1::ExtendLockRequest {
+            key: key("evt_1"),
+            fencing_token: lock.fencing_token,
+            lock_duration: seconds(600),
+            ..Default::default()
+        })
+        .await?
+        .into_inner();
+    assert!(extended.lock.context("a lock")?.remaining_duration.context("a rest")?.seconds >= 599);
+
+    let completed = served.complete("evt_1", lock.fencing_token).await?;
+    assert!(!completed.repeated);
+    assert_eq!(completed.event.context("an event")?.state, i32::from(State::Completed));
+    assert!(served.complete("evt_1", lock.fencing_token).await?.repeated);
+
+    let duplicate = served.claim(claim("evt_1")).await?;
+    assert_eq!(duplicate.decision(), Decision::AlreadyCompleted);
+    assert_eq!(duplicate.result.context("the result")?.body.as_ref(), b"done");
+
+    // Duplicates are written each second.
+    eventually("both duplicates are counted", async || {
+        let request = v1::HistoryRequest { key: key("evt_1"), ..Default::default() };
+        let history = served.client().history(request).await.ok()?.into_inner();
+        let event = history.events.first()?;
+        assert_eq!(event.attempts.len(), 1);
+        (event.event.as_ref()?.duplicate_count == 2).then_some(())
+    })
+    .await;
+    let stats = served.client().stats(v1::StatsRequest::default()).await?.into_inner();
+    let total = stats.total.context("a total")?;
+    assert_eq!((total.total, total.duplicates, total.retries, total.stuck), (1, 2, 0, 0));
+    assert_eq!(total.states.len(), 6);
+    Ok(())
+}
+
+async fn each_refusal_has_its_code_and_reason(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.claim(v1::CheckAndLockRequest {
+        claim_id: "first".into(),
+        fingerprint: vec![1; 32].into(),
+        payload_digest: vec![1; 32].into(),
+        delivery_id: "delivery".into(),
+        ..claim("evt_1")
+    });
+    let lock = lock.await?.lock.context("a lock")?;
+
+    let mismatch = v1::CheckAndLockRequest { fingerprint: vec![2; 32].into(), ..claim("evt_1") };
+    let status = served.claim(mismatch).await.expect_err("another fingerprint");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::FailedPrecondition, reason::FINGERPRINT_MISMATCH));
+
+    // Whatever the event.
+    let forged = v1::CheckAndLockRequest {
+        payload_digest: vec![2; 32].into(),
+        delivery_id: "delivery".into(),
+        ..claim("evt_other")
+    };
+    let status = served.claim(forged).await.expect_err("a known delivery with another payload");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::FailedPrecondition, reason::DELIVERY_MISMATCH));
+    let request = v1::HistoryRequest { key: key("evt_other"), ..Default::default() };
+    let status = served.client().history(request).await.expect_err("no row");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::NotFound, reason::EVENT_NOT_FOUND));
+
+    let status = served.complete("evt_1", lock.fencing_token + 1).await.expect_err("another token");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Aborted, reason::LOCK_LOST));
+    let info = status.get_details_error_info().context("details")?;
+    assert_eq!(info.metadata.get("state").map(String::as_str), Some("STATE_PROCESSING"));
+    assert_eq!(info.metadata.get("fencing_token"), Some(&lock.fencing_token.to_string()));
+
+    served.complete("evt_1", lock.fencing_token).await?;
+    let failed = v1::MarkFailedRequest { key: key("evt_1"), fencing_token: lock.fencing_token, ..Default::default() };
+    let status = served.client().mark_failed(failed).await.expect_err("it was completed");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::FailedPrecondition, reason::OUTCOME_CONFLICT));
+
+    let late = v1::CheckAndLockRequest { claim_id: "first".into(), ..claim("evt_1") };
+    let status = served.claim(late).await.expect_err("a late copy");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::FailedPrecondition, reason::CLAIM_ENDED));
+
+    let status = served.client().resolve(resolve("evt_1", State::Pending, false)).await.expect_err("no force");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::FailedPrecondition, reason::STATE_CONFLICT));
+
+    let status = served.complete("evt_unknown", 1).await.expect_err("no such event");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::NotFound, reason::EVENT_NOT_FOUND));
+
+    let status = served.claim(v1::CheckAndLockRequest::default()).await.expect_err("nothing given");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::InvalidArgument, reason::INVALID_FIELD));
+    let fields = status.get_details_bad_request().context("violations")?.field_violations;
+    assert_eq!(fields.iter().map(|f| f.field.as_str()).collect::<Vec<_>>(), ["key", "event_type"]);
+
+    // Over the message limit, and an unknown method: the framework's errors carry a reason as well.
+    let large = v1::CheckAndLockRequest { holder: "h".repeat(2 << 20), ..claim("evt_1") };
+    let status = served.claim(large).await.expect_err("too large");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::InvalidArgument, reason::INVALID_FIELD));
+    Ok(())
+}
+
+fn resolve(event_id: &str, to: State, force: bool) -> v1::ResolveRequest {
+    v1::ResolveRequest {
+        key: key(event_id),
+        to: to.into(),
+        force,
+        reason: "a test".into(),
+        actor: "ada".into(),
+        ..Default::default()
+    }
+}
+
+/// Starts a claim that waits, and returns once the ledger has seen it.
+async fn waiting(
+    served: &Served,
+    event_id: &str,
+) -> AbortOnDropHandle<Result<(v1::CheckAndLockResponse, Instant), Status>> {
+    let request = v1::CheckAndLockRequest { wait_duration: seconds(20), ..claim(event_id) };
+    let mut client = served.client();
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let response = client.check_and_lock(request).await?.into_inner();
+        Ok((response, Instant::now()))
+    }))
+}
+
+async fn a_waiting_caller_gets_the_outcome_of_the_running_attempt(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let waiter = waiting(&served, "evt_1").await;
+    // A call that was sent after the waiting one and is answered: the waiting one is at the ledger or beyond it.
+    served.claim(claim("evt_1")).await?;
+    let completed = Instant::now();
+    served.complete("evt_1", lock.fencing_token).await?;
+    let (response, answered) = waiter.await??;
+    assert_eq!(response.decision(), Decision::AlreadyCompleted);
+    assert_eq!(response.result.context("the result")?.code, 200);
+    assert!(answered - completed < Duration::from_secs(10), "woken, not timed out");
+    Ok(())
+}
+
+async fn a_waiting_caller_gets_the_lock_when_the_pause_ends(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let failed = v1::MarkFailedRequest {
+        key: key("evt_1"),
+        fencing_token: lock.fencing_token,
+        error: "not yet".into(),
+        retry_after: seconds(1),
+        ..Default::default()
+    };
+    served.client().mark_failed(failed).await?;
+    let paused = served.claim(claim("evt_1")).await?;
+    assert_eq!(paused.decision(), Decision::InProgress);
+    assert!(paused.event.context("an event")?.retry_time.is_some());
+    let (response, _) = waiting(&served, "evt_1").await.await??;
+    assert_eq!(response.decision(), Decision::Acquired);
+    assert_eq!(response.lock.context("a lock")?.attempt, 2);
+    Ok(())
+}
+
+async fn one_waiting_caller_gets_the_lock_when_the_attempt_fails(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let mut waiters = Vec::new();
+    for _ in 0..5 {
+        waiters.push(waiting(&served, "evt_1").await);
+    }
+    served.claim(claim("evt_1")).await?;
+    let failed =
+        v1::MarkFailedRequest { key: key("evt_1"), fencing_token: lock.fencing_token, ..Default::default() };
+    served.client().mark_failed(failed).await?;
+    let mut tokens = Vec::new();
+    // The others learn the outcome of whoever got the lock.
+    let mut waiters = futures::stream::FuturesUnordered::from_iter(waiters);
+    while let Some(answer) = futures::StreamExt::next(&mut waiters).await {
+        let (response, _) = answer??;
+        match response.decision() {
+            Decision::Acquired => {
+                let lock = response.lock.context("a lock")?;
+                tokens.push(lock.fencing_token);
+                served.complete("evt_1", lock.fencing_token).await?;
+            }
+            other => assert_eq!(other, Decision::AlreadyCompleted),
+        }
+    }
+    assert_eq!(tokens.len(), 1);
+    assert!(tokens[0] > lock.fencing_token);
+    Ok(())
+}
+
+async fn a_waiting_call_is_counted_once(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let request = v1::CheckAndLockRequest { wait_duration: seconds(1), ..claim("evt_1") };
+    assert_eq!(served.claim(request).await?.decision(), Decision::InProgress);
+    let waiter = waiting(&served, "evt_1").await;
+    served.claim(claim("evt_1")).await?;
+    served.complete("evt_1", lock.fencing_token).await?;
+    waiter.await??;
+    eventually("three calls are counted, no more", async || {
+        let stats = served.client().stats(v1::StatsRequest::default()).await.ok()?.into_inner();
+        let duplicates = stats.total?.duplicates;
+        assert!(duplicates <= 3, "{duplicates}");
+        (duplicates == 3).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+async fn an_elapsed_deadline_is_deadline_exceeded(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    served.lock("evt_1").await?;
+    // Past tonic's channel, which reads the header itself and gives up with a status of its own.
+    let mut client = IdempotencyServiceClient::new(served.service.clone());
+    let mut request = Request::new(v1::CheckAndLockRequest { wait_duration: seconds(20), ..claim("evt_1") });
+    request.metadata_mut().insert("grpc-timeout", "100m".parse()?);
+    let status = client.check_and_lock(request).await.expect_err("the deadline");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED));
+    Ok(())
+}
+
+async fn resolve_replays_and_is_on_record(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let unknown = v1::MarkFailedRequest {
+        key: key("evt_1"),
+        fencing_token: lock.fencing_token,
+        kind: v1::FailureKind::Unknown.into(),
+        error: "timed out".into(),
+        ..Default::default()
+    };
+    served.client().mark_failed(unknown).await?;
+    assert_eq!(served.claim(claim("evt_1")).await?.decision(), Decision::Refused);
+    let decision = v1::ResolveRequest { fencing_token: lock.fencing_token, ..resolve("evt_1", State::Pending, false) };
+    let resolved = served.client().resolve(decision.clone()).await?.into_inner().event.context("an event")?;
+    assert_eq!(resolved.state, i32::from(State::Pending));
+    assert!(resolved.fencing_token > lock.fencing_token);
+    // A repetition, after a lost reply.
+    let again = served.client().resolve(decision).await?.into_inner().event.context("an event")?;
+    assert_eq!(again.fencing_token, resolved.fencing_token);
+    let second = served.lock("evt_1").await?;
+    assert_eq!(second.attempt, 2);
+    let request = v1::HistoryRequest { key: key("evt_1"), ..Default::default() };
+    let history = served.client().history(request).await?.into_inner().events.remove(0);
+    assert_eq!(history.attempts.len(), 2);
+    assert_eq!(history.attempts[0].error, "timed out");
+    assert_eq!(history.resolutions.len(), 1);
+    assert_eq!(history.resolutions[0].actor, "ada");
+    assert_eq!(history.resolutions[0].from_state, i32::from(State::Unknown));
+    Ok(())
+}
+
+async fn cleanup_streams_totals_and_spares_what_is_young(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    served.complete("evt_1", lock.fencing_token).await?;
+    for dry_run in [true, false] {
+        let mut stream = served
+            .client()
+            .cleanup(v1::CleanupRequest { dry_run, ..Default::default() })
+            .await?
+            .into_inner();
+        let mut last = None;
+        while let Some(message) = stream.message().await? {
+            last = Some(message);
+        }
+        let last = last.context("a message")?;
+        assert!(last.done);
+        assert_eq!((last.matched_count, last.deleted_count), (0, 0));
+    }
+    let young = v1::CleanupRequest { older_than: seconds(3_600), ..Default::default() };
+    let status = served.client().cleanup(young).await.expect_err("below the minimum retention");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::InvalidArgument, reason::INVALID_FIELD));
+    Ok(())
+}
+
+async fn shutdown_ends_open_watches_and_waits_within_its_bound(ledger: Ledger) -> Result<()> {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let served = Served::start(ledger).await?;
+    served.lock("evt_1").await?;
+    let mut health = HealthClient::new(served.channel.clone());
+    let mut watch = health.watch(HealthCheckRequest { service: String::new() }).await?.into_inner();
+    let serving = i32::from(tonic_health::pb::health_check_response::ServingStatus::Serving);
+    while watch.message().await?.context("a status")?.status != serving {}
+    let waiter = waiting(&served, "evt_1").await;
+    served.claim(claim("evt_1")).await?;
+    let began = Instant::now();
+    served.shutdown.cancel();
+    let (response, _) = waiter.await??;
+    assert_eq!(response.decision(), Decision::InProgress);
+    served.running.await?;
+    assert!(began.elapsed() < Duration::from_secs(4), "the watch did not hold up the drain");
+    Ok(())
+}
+
+async fn metadata_results_and_digests_come_back_as_they_were_given(ledger: Ledger) -> Result<()> {
+    use prost_types::{Struct, Value, value::Kind};
+    let served = Served::start(ledger).await?;
+    let text = |text: &str| Value { kind: Some(Kind::StringValue(text.into())) };
+    let metadata = |pairs: &[(&str, Value)]| Struct {
+        fields: pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+    };
+    let first = metadata(&[("order", text("42")), ("amount", Value { kind: Some(Kind::NumberValue(12.5)) })]);
+    let request = v1::CheckAndLockRequest {
+        metadata: Some(first.clone()),
+        payload_digest: vec![7; 32].into(),
+        holder: "pod-1".into(),
+        claim_id: "claim-1".into(),
+        ..claim("evt_1")
+    };
+    let granted = served.claim(request).await?;
+    assert_eq!(granted.event.context("an event")?.metadata, Some(first));
+    let lock = granted.lock.context("a lock")?;
+    assert_eq!(lock.claim_id, "claim-1");
+    let mark = v1::MarkCompletedRequest {
+        key: key("evt_1"),
+        fencing_token: lock.fencing_token,
+        claim_id: "claim-1".into(),
+        metadata: Some(metadata(&[("order", text("43")), ("note", Value { kind: Some(Kind::NullValue(0)) })])),
+        ..Default::default()
+    };
+    let event = served.client().mark_completed(mark).await?.into_inner().event.context("an event")?;
+    let fields = event.metadata.context("metadata")?.fields;
+    assert_eq!(fields.get("order"), Some(&text("43")));
+    assert_eq!(fields.get("note"), Some(&Value { kind: Some(Kind::NullValue(0)) }));
+    assert_eq!(fields.len(), 3);
+    let request = v1::HistoryRequest { key: key("evt_1"), ..Default::default() };
+    let history = served.client().history(request).await?.into_inner().events.remove(0);
+    assert_eq!(history.attempts[0].payload_digest.as_ref(), [7; 32]);
+    assert_eq!(history.attempts[0].holder, "pod-1");
+    assert_eq!(history.attempts[0].outcome, i32::from(v1::Outcome::Completed));
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_beyond_the_bound_are_refused_at_once_as_overloaded() -> Result<()> {
+    let served = Served::with_limits(Ledger::Sqlite, Limits { calls_max: 1, waiting_max: 1 }).await?;
+    let calls = (0..64).map(|number| served.claim(claim(&format!("evt_{number}"))).boxed());
+    let answers = futures::future::join_all(calls).await;
+    let granted = answers.iter().filter(|answer| answer.is_ok()).count();
+    assert!(granted >= 1);
+    for status in answers.into_iter().filter_map(Result::err) {
+        assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Unavailable, reason::OVERLOADED));
+        assert!(status.get_details_retry_info().context("RetryInfo")?.retry_delay.is_some());
+    }
+    Ok(())
+}
+
+use futures::FutureExt as _;

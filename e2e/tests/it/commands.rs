@@ -1,0 +1,136 @@
+//! The commands of the people who run it, and the exit codes that their scripts rely on.
+
+use anyhow::Result;
+use oncegate_e2e::{
+    postgres::Database,
+    program::{Finished, Oncegate},
+    stripe,
+};
+
+use crate::setup::{Everything, Ledger, on_each_ledger, word};
+
+on_each_ledger!(health_tells_what_answers, cleanup_counts_and_is_refused_below_the_minimum);
+
+async fn run(everything: &Everything, arguments: &[&str]) -> Result<Finished> {
+    Oncegate::new(everything.directory.path(), arguments.iter().copied())?
+        .env("SIDECAR_URL", format!("http://{}", everything.sidecar))
+        .run()
+        .await
+}
+
+async fn health_tells_what_answers(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let gateway = format!("http://{}", everything.gateway);
+    let finished = run(&everything, &["health", "--gateway", &gateway]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let finished = run(&everything, &["health", "--json"]).await?;
+    let shown: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+    assert_eq!((&shown[0]["part"], &shown[0]["healthy"]), (&"sidecar".into(), &true.into()), "{finished}");
+    let finished = run(&everything, &["health", "--gateway", "http://127.0.0.1:1"]).await?;
+    assert_eq!(finished.code, Some(3), "{finished}");
+    Ok(())
+}
+
+async fn cleanup_counts_and_is_refused_below_the_minimum(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let body = stripe::event(&stripe::event_id(), "payment_intent.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+
+    let finished =
+        run(&everything, &["cleanup", "--days", "30", "--provider", "stripe", "--dry-run", "--json"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let shown: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+    assert_eq!((&shown["matched"], &shown["deleted"], &shown["dry_run"]), (&0.into(), &0.into(), &true.into()));
+    let finished = run(&everything, &["cleanup", "--days", "30", "--states", "completed,dead"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(finished.stdout.contains("all"), "{finished}");
+
+    let finished = run(&everything, &["cleanup", "--days", "1"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    for expected in ["INVALID_FIELD", "older_than"] {
+        assert!(finished.stderr.contains(expected), "{expected}: {finished}");
+    }
+    assert_eq!(everything.events().await?, 1, "nothing was deleted");
+    Ok(())
+}
+
+#[tokio::test]
+async fn cleanup_deletes_what_is_old_enough() -> Result<()> {
+    let database = Database::create().await?;
+    let mut connection = database.connect().await?;
+    let everything = Everything::start(Ledger::Postgres(database)).await?;
+    let (old, new) = (stripe::event_id(), stripe::event_id());
+    for id in [&old, &new] {
+        let body = stripe::event(id, "payment_intent.succeeded");
+        assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    }
+    sqlx::query(
+        "update payment_webhook_events
+         set create_time = create_time - interval '40 days', end_time = end_time - interval '40 days'
+         where event_id = $1",
+    )
+    .bind(&old)
+    .execute(&mut connection)
+    .await?;
+
+    for (arguments, deleted) in [(&["--dry-run"][..], 0), (&[], 1)] {
+        let arguments = [&["cleanup", "--days", "30", "--provider", "stripe", "--json"], arguments].concat();
+        let finished = run(&everything, &arguments).await?;
+        assert_eq!(finished.code, Some(0), "{finished}");
+        let shown: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+        assert_eq!((&shown["matched"], &shown["deleted"]), (&1.into(), &deleted.into()), "{finished}");
+        assert_eq!(shown["providers"][0]["provider"], "stripe");
+    }
+    assert!(everything.history(&old).await?.is_none());
+    assert!(everything.history(&new).await?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
+async fn nobody_there_is_exit_code_3() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for command in ["health", "cleanup"] {
+        let finished = Oncegate::new(directory.path(), [command, "--sidecar", "http://127.0.0.1:1"])?.run().await?;
+        assert_eq!(finished.code, Some(3), "{finished}");
+        assert!(finished.stderr.contains("http://127.0.0.1:1"), "{finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn migrate_makes_an_empty_database_usable() -> Result<()> {
+    let database = Database::create_empty().await?;
+    let directory = tempfile::tempdir()?;
+    let command = |name| anyhow::Ok(Oncegate::new(directory.path(), [name])?.env("DATABASE_URL", database.url()));
+
+    let refused = command("sidecar")?.env("SIDECAR_LISTEN", "127.0.0.1:0").run().await?;
+    assert_eq!(refused.code, Some(1), "a schema that does not fit is no reason to start: {refused}");
+    assert!(refused.stderr.contains("oncegate migrate"), "{refused}");
+
+    let migrated = command("migrate")?.run().await?;
+    assert_eq!(migrated.code, Some(0), "{migrated}");
+    let again = command("migrate")?.run().await?;
+    assert_eq!(again.code, Some(0), "{again}");
+    assert_ne!(migrated.stdout, again.stdout, "it says what it did");
+
+    let mut sidecar = command("sidecar")?.env("SIDECAR_LISTEN", "127.0.0.1:0").start()?;
+    sidecar.address("sidecar").await?;
+    let finished = sidecar.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_problem_of_the_configuration_is_listed() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let finished = Oncegate::new(directory.path(), ["gateway"])?.env("GATEWAY_LISTEN", "127.0.0.1:0").run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    assert!(finished.stderr.contains("UPSTREAM_URL"), "{finished}");
+
+    let finished = Oncegate::new(directory.path(), ["sidecar", "--no-such-option"])?.run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    let finished = Oncegate::new(directory.path(), ["--help"])?.run().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(finished.stdout.contains("Exit codes"), "{finished}");
+    Ok(())
+}

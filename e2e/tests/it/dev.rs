@@ -1,0 +1,75 @@
+//! `oncegate dev`: the first thing that anybody runs.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use anyhow::{Context as _, Result};
+use oncegate_e2e::program::{Oncegate, Running};
+use tempfile::TempDir;
+
+/// The settings of its listeners.
+const LISTENERS: [&str; 3] = ["GATEWAY_LISTEN", "SIDECAR_LISTEN", "APPLICATION_LISTEN"];
+
+/// The command, on free ports.
+fn dev(directory: &TempDir, arguments: &[&str]) -> Result<Oncegate> {
+    let command = Oncegate::new(directory.path(), ["dev"].iter().chain(arguments).copied())?;
+    Ok(LISTENERS.into_iter().fold(command, |command, listener| command.env(listener, "127.0.0.1:0")))
+}
+
+/// A running `dev` that has shown its table.
+async fn start(directory: &TempDir) -> Result<Running> {
+    let mut running = dev(directory, &[])?.start()?;
+    running.line_where("it says what to try next", |line| line.contains("simulate stripe --duplicates 5")).await?;
+    Ok(running)
+}
+
+#[tokio::test]
+async fn once_shows_one_delivery_and_one_duplicate_and_ends() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let finished = dev(&directory, &["--once"])?.run().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    for expected in ["200", "processed", "already_processed"] {
+        assert!(finished.stdout.contains(expected), "{expected}: {finished}");
+    }
+
+    let file = directory.path().join(".oncegate-dev.json");
+    assert_eq!(fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
+    let made: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let secret = made["secrets"]["stripe"].as_str().context("it has a secret")?;
+    assert!(!finished.stdout.contains(secret) && !finished.stderr.contains(secret), "secrets are not printed");
+
+    // The same store and the same secrets again.
+    let finished = dev(&directory, &["--once"])?.env("DATABASE_URL", "postgres://nowhere/nothing").run().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(finished.stdout.contains("DATABASE_URL"), "it says that it does not use it: {finished}");
+    let again: serde_json::Value = serde_json::from_slice(&fs::read(&file)?)?;
+    assert_eq!(again["secrets"], made["secrets"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn it_serves_until_it_is_told_to_end_and_shows_what_arrives() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut running = start(&directory).await?;
+    let simulated = Oncegate::new(directory.path(), ["simulate", "stripe", "--duplicates", "5"])?.run().await?;
+    assert_eq!(simulated.code, Some(0), "{simulated}");
+    assert!(simulated.stdout.contains("1 processed, 5 already_processed"), "{simulated}");
+    running.signal("INT")?;
+    let finished = running.finish(oncegate_e2e::DEADLINE).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let lines = finished.stdout.lines().filter(|line| line.contains("delivered") && line.contains("evt_"));
+    assert_eq!(lines.count(), 1, "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_with_its_setting() -> Result<()> {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    for listener in LISTENERS {
+        let directory = tempfile::tempdir()?;
+        let finished = dev(&directory, &["--once"])?.env(listener, &address).run().await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(finished.stderr.contains(listener) && finished.stderr.contains(&address), "{finished}");
+    }
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! The main job, by the built program: signed webhooks in, one delivery out, the provider's answer true.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use oncegate_api::v1::{Outcome, State};
+use oncegate_e2e::{eventually, http_client, stripe, upstream::Answer};
+
+use crate::setup::{Everything, Ledger, SECRET, on_each_ledger, send_signed, word};
+
+on_each_ledger!(
+    duplicates_are_answered_and_delivered_once,
+    concurrent_duplicates_are_delivered_once,
+    a_failed_delivery_is_tried_again_as_the_next_attempt,
+    an_unverified_webhook_leaves_nothing_behind,
+    a_delivery_under_way_is_finished_before_the_end,
+    what_is_completed_stays_completed_over_a_restart,
+);
+
+async fn duplicates_are_answered_and_delivered_once(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let id = stripe::event_id();
+    let body = stripe::event(&id, "payment_intent.succeeded");
+
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    for _ in 0..5 {
+        assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+    }
+
+    let deliveries = everything.upstream.requests();
+    assert_eq!(deliveries.len(), 1, "one delivery: {deliveries:#?}");
+    let delivery = &deliveries[0];
+    assert_eq!(&delivery.body[..], &body[..], "the bytes that were signed");
+    assert_eq!(delivery.uri, "/payments");
+    for (name, value) in [
+        ("idempotency-key", format!("default/stripe/{id}").as_str()),
+        ("oncegate-tenant", "default"),
+        ("oncegate-provider", "stripe"),
+        ("oncegate-event-id", &id),
+        ("oncegate-event-type", "payment_intent.succeeded"),
+        ("oncegate-attempt", "1"),
+    ] {
+        assert_eq!(delivery.header(name), value, "{name}");
+    }
+    assert!(delivery.header(stripe::HEADER).contains("v1="), "the application can verify the signature itself");
+
+    let history = everything.history(&id).await?.context("the event is remembered")?;
+    let event = history.event.context("with its state")?;
+    assert_eq!((event.state(), event.attempt_count), (State::Completed, 1));
+    assert_eq!(delivery.header("oncegate-fencing-token"), event.fencing_token.to_string());
+    Ok(())
+}
+
+async fn concurrent_duplicates_are_delivered_once(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    everything.upstream.answer_otherwise(Answer::ok().after(Duration::from_millis(200)));
+    let body = stripe::event(&stripe::event_id(), "charge.succeeded");
+    let answers = futures::future::try_join_all((0..24).map(|_| everything.send(&body))).await?;
+    let mut words: Vec<String> = answers.iter().map(word).collect();
+    words.sort();
+    assert_eq!(words.iter().filter(|word| *word == "200 processed").count(), 1, "{words:?}");
+    assert_eq!(words.iter().filter(|word| *word == "200 already_processed").count(), 23, "{words:?}");
+    assert_eq!(everything.upstream.requests().len(), 1);
+    Ok(())
+}
+
+async fn a_failed_delivery_is_tried_again_as_the_next_attempt(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    everything.upstream.answer_next([Answer::status(500), Answer::reset(), Answer::status(302)]);
+    let id = stripe::event_id();
+    let body = stripe::event(&id, "invoice.paid");
+
+    for _ in 0..3 {
+        assert_eq!(word(&everything.send(&body).await?), "500 failed");
+    }
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+
+    let deliveries = everything.upstream.requests();
+    let attempts: Vec<&str> = deliveries.iter().map(|delivery| delivery.header("oncegate-attempt")).collect();
+    assert_eq!(attempts, ["1", "2", "3", "4"]);
+    let tokens: Vec<i64> = deliveries
+        .iter()
+        .map(|delivery| delivery.header("oncegate-fencing-token").parse())
+        .collect::<Result<_, _>>()?;
+    assert!(tokens.is_sorted_by(|earlier, later| earlier < later), "tokens grow: {tokens:?}");
+
+    let history = everything.history(&id).await?.context("the event is remembered")?;
+    let outcomes: Vec<Outcome> = history.attempts.iter().map(|attempt| attempt.outcome()).collect();
+    let failed = Outcome::FailedRetryable;
+    assert_eq!(outcomes, [failed, failed, failed, Outcome::Completed]);
+    Ok(())
+}
+
+async fn an_unverified_webhook_leaves_nothing_behind(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let body = stripe::event(&stripe::event_id(), "payment_intent.succeeded");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let good = stripe::sign(SECRET, &body);
+    let mut answers = Vec::new();
+    for signature in [
+        stripe::sign("whsec_of_somebody_else", &body),
+        stripe::sign(SECRET, b"another body"),
+        stripe::sign_at(SECRET, &body, now - 3600),
+        stripe::sign_at(SECRET, &body, now + 3600),
+        good.replace("v1=", "v0="),
+        good[..good.len() - 2].to_owned(),
+        "t=,v1=".to_owned(),
+    ] {
+        let answer = send_signed(everything.gateway, &signature, &body).await?;
+        assert_eq!(answer.status, 401, "{signature}");
+        answers.push(answer.body);
+    }
+    let unsigned = http_client::post(everything.gateway, crate::setup::STRIPE, &[], body.clone()).await?;
+    assert_eq!(unsigned.status, 401);
+    answers.push(unsigned.body);
+    answers.dedup();
+    assert_eq!(answers.len(), 1, "the answer does not tell why: {answers:?}");
+    assert_eq!(everything.events().await?, 0, "no row");
+    assert!(everything.upstream.requests().is_empty());
+    Ok(())
+}
+
+async fn a_delivery_under_way_is_finished_before_the_end(ledger: Ledger) -> Result<()> {
+    let mut everything = Everything::start(ledger).await?;
+    assert_eq!(http_client::get(everything.admin, "/livez").await?.status, 200);
+    eventually("it is ready", async || {
+        http_client::get(everything.admin, "/readyz").await.is_ok_and(|answer| answer.status == 200).then_some(())
+    })
+    .await;
+    everything.upstream.answer_otherwise(Answer::ok().after(Duration::from_secs(1)));
+    let body = stripe::event(&stripe::event_id(), "payment_intent.succeeded");
+    let gateway = everything.gateway;
+    let signature = stripe::sign(SECRET, &body);
+    let under_way = tokio::spawn(async move { send_signed(gateway, &signature, &body).await });
+    everything.upstream.wait_for(1).await;
+
+    let finished = everything.program.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert_eq!(word(&under_way.await??), "200 processed");
+    assert!(http_client::get(gateway, "/webhooks/payments/health").await.is_err(), "nobody listens any more");
+    Ok(())
+}
+
+async fn what_is_completed_stays_completed_over_a_restart(ledger: Ledger) -> Result<()> {
+    let mut everything = Everything::start(ledger).await?;
+    let body = stripe::event(&stripe::event_id(), "payment_intent.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    everything.program.kill().await?;
+
+    everything.restart().await?;
+    assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+    assert_eq!(everything.upstream.requests().len(), 1);
+    let health = http_client::get(everything.gateway, "/webhooks/payments/health").await?;
+    assert_eq!(health.status, 200);
+    assert_eq!(health.json()["statistics"]["completed"], 1, "{}", health.json());
+    Ok(())
+}

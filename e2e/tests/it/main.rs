@@ -1,0 +1,12 @@
+//! Everything with everything real, in one test binary.
+
+mod bad_input;
+mod api;
+mod commands;
+mod dev;
+mod end_to_end;
+mod harness;
+mod outage;
+mod python_client;
+mod setup;
+mod simulate;

@@ -1,0 +1,237 @@
+//! What the provider is told: the one table from outcome to status, word and `Retry-After` (G6).
+//!
+//! Success is exactly 200. Nothing of the request is reflected (W16), and every refusal of a signature looks the same.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+
+use crate::config::{HeldStatus, InProgressStatus};
+
+/// The body type of every answer.
+pub(crate) type Body = Full<Bytes>;
+
+/// When asking again is worth it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RetryAfter {
+    /// Rounded up to whole seconds, at least one, at most [`RETRY_AFTER_MAX`].
+    After(Duration),
+    /// The application's own header, checked to be one (G5).
+    Upstream(HeaderValue),
+}
+
+/// Providers that obey the header should not be sent away for longer than their own schedule would.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
+
+impl RetryAfter {
+    /// One second: for what is over by then or will still be so later.
+    pub(crate) const SOON: Self = Self::After(Duration::from_secs(1));
+
+    fn value(&self) -> HeaderValue {
+        match self {
+            Self::After(pause) => {
+                let pause = (*pause).min(RETRY_AFTER_MAX);
+                HeaderValue::from(pause.as_secs() + u64::from(pause.subsec_nanos() > 0 || pause.is_zero()))
+            }
+            Self::Upstream(value) => value.clone(),
+        }
+    }
+}
+
+/// How a request ended, as the provider sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The application took the event just now, and that is recorded.
+    Processed,
+    /// It had taken it before.
+    AlreadyProcessed,
+    /// The attempt failed, and that is recorded.
+    Failed(Option<RetryAfter>),
+    /// Somebody else holds the lock.
+    InProgress(InProgressStatus, RetryAfter),
+    /// The lock was lost, or nobody can say yet how the attempt ends.
+    Unsettled(RetryAfter),
+    /// The delivery goes on, but the provider has waited long enough (G8).
+    Continues,
+    /// A pause after a failure has not passed.
+    Paused(RetryAfter),
+    /// Dead or unknown: a person has to decide.
+    Held(HeldStatus),
+    /// The event was first claimed with something else.
+    Conflict,
+    /// Any verdict on signature, header or certificate.
+    Unauthorized,
+    /// The body is not one JSON object that names its event once.
+    MalformedBody,
+    /// The request says in two ways how long it is, or breaks off.
+    MalformedRequest,
+    /// The body did not arrive in time.
+    TooSlow,
+    /// The body is larger than permitted.
+    TooLarge,
+    /// The body is encoded: signatures are over the bytes as they are.
+    Encoded,
+    /// No such route.
+    NotFound,
+    /// Another method, with those that are permitted.
+    MethodNotAllowed(&'static str),
+    /// Too much is under way.
+    Overloaded,
+    /// The store, the sidecar or a certificate is not to be had.
+    Unavailable(RetryAfter),
+    /// A defect of ours. The log has it.
+    Defect,
+}
+
+impl Answer {
+    /// Status and word. The words are an interface: they never change their meaning.
+    pub(crate) fn status_and_word(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Processed => (StatusCode::OK, "processed"),
+            Self::AlreadyProcessed => (StatusCode::OK, "already_processed"),
+            // Nothing more is known to the provider than that it has to send the event again.
+            Self::Failed(_) | Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+            Self::InProgress(InProgressStatus::Conflict, _) | Self::Unsettled(_) => {
+                (StatusCode::CONFLICT, "in_progress")
+            }
+            Self::InProgress(InProgressStatus::Ok, _) => (StatusCode::OK, "in_progress"),
+            Self::Continues => (StatusCode::SERVICE_UNAVAILABLE, "in_progress"),
+            Self::Paused(_) => (StatusCode::SERVICE_UNAVAILABLE, "paused"),
+            Self::Held(HeldStatus::Unprocessable) => (StatusCode::UNPROCESSABLE_ENTITY, "held"),
+            Self::Held(HeldStatus::Ok) => (StatusCode::OK, "held"),
+            Self::Conflict => (StatusCode::UNPROCESSABLE_ENTITY, "conflict"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed_body"),
+            Self::MalformedRequest => (StatusCode::BAD_REQUEST, "malformed_request"),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        }
+    }
+
+    fn body(&self) -> Bytes {
+        // Written out, so that the common answers allocate nothing.
+        match self.status_and_word().1 {
+            "processed" => Bytes::from_static(br#"{"status":"processed"}"#),
+            "already_processed" => Bytes::from_static(br#"{"status":"already_processed"}"#),
+            "unauthorized" => Bytes::from_static(br#"{"status":"unauthorized"}"#),
+            word => Bytes::from(format!(r#"{{"status":"{word}"}}"#)),
+        }
+    }
+
+    fn retry_after(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Failed(after) => after.as_ref().map(RetryAfter::value),
+            Self::InProgress(InProgressStatus::Conflict, after)
+            | Self::Unsettled(after)
+            | Self::Paused(after)
+            | Self::Unavailable(after) => Some(after.value()),
+            Self::Continues => Some(RetryAfter::After(Duration::from_secs(30)).value()),
+            Self::Overloaded => Some(RetryAfter::SOON.value()),
+            Self::Processed
+            | Self::AlreadyProcessed
+            | Self::InProgress(InProgressStatus::Ok, _)
+            | Self::Held(_)
+            | Self::Conflict
+            | Self::Unauthorized
+            | Self::MalformedBody
+            | Self::MalformedRequest
+            | Self::TooSlow
+            | Self::TooLarge
+            | Self::Encoded
+            | Self::NotFound
+            | Self::MethodNotAllowed(_)
+            | Self::Defect => None,
+        }
+    }
+
+    /// The answer as it goes out.
+    pub(crate) fn response(&self) -> Response<Body> {
+        let mut response = json(self.status_and_word().0, self.body());
+        let headers = response.headers_mut();
+        if let Some(value) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, value);
+        }
+        match self {
+            Self::MethodNotAllowed(methods) => {
+                headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+            }
+            // What follows on the connection cannot be told from the rest of this request (pitfalls 3.4.5).
+            Self::MalformedRequest | Self::TooSlow | Self::TooLarge => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+/// A JSON answer that nobody may keep (W16).
+pub(crate) fn json(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn g6_every_outcome_has_its_status_word_and_retry_after() {
+        let pause = || RetryAfter::After(Duration::from_millis(2_500));
+        for (answer, status, word, retry_after) in [
+            (Answer::Processed, 200, "processed", None),
+            (Answer::AlreadyProcessed, 200, "already_processed", None),
+            (Answer::Failed(None), 500, "failed", None),
+            (Answer::Failed(Some(pause())), 500, "failed", Some("3")),
+            (
+                Answer::Failed(Some(RetryAfter::Upstream(HeaderValue::from_static("120")))),
+                500,
+                "failed",
+                Some("120"),
+            ),
+            (Answer::InProgress(InProgressStatus::Conflict, pause()), 409, "in_progress", Some("3")),
+            (Answer::InProgress(InProgressStatus::Ok, pause()), 200, "in_progress", None),
+            (Answer::Unsettled(RetryAfter::SOON), 409, "in_progress", Some("1")),
+            (Answer::Continues, 503, "in_progress", Some("30")),
+            (Answer::Paused(RetryAfter::After(Duration::from_secs(86_400))), 503, "paused", Some("3600")),
+            (Answer::Held(HeldStatus::Unprocessable), 422, "held", None),
+            (Answer::Held(HeldStatus::Ok), 200, "held", None),
+            (Answer::Conflict, 422, "conflict", None),
+            (Answer::Unauthorized, 401, "unauthorized", None),
+            (Answer::MalformedBody, 400, "malformed_body", None),
+            (Answer::MalformedRequest, 400, "malformed_request", None),
+            (Answer::TooSlow, 408, "too_slow", None),
+            (Answer::TooLarge, 413, "too_large", None),
+            (Answer::Encoded, 415, "encoded", None),
+            (Answer::NotFound, 404, "not_found", None),
+            (Answer::MethodNotAllowed("POST"), 405, "method_not_allowed", None),
+            (Answer::Overloaded, 503, "overloaded", Some("1")),
+            (Answer::Unavailable(RetryAfter::After(Duration::ZERO)), 503, "unavailable", Some("1")),
+            (Answer::Defect, 500, "failed", None),
+        ] {
+            let response = answer.response();
+            assert_eq!(response.status().as_u16(), status, "{answer:?}");
+            assert_eq!(answer.body(), format!(r#"{{"status":"{word}"}}"#), "{answer:?}");
+            let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
+            assert_eq!(header, retry_after, "{answer:?}");
+            assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        }
+    }
+
+    #[test]
+    fn a_refused_method_names_the_permitted_ones() {
+        assert_eq!(Answer::MethodNotAllowed("GET, POST").response().headers()[header::ALLOW], "GET, POST");
+    }
+}

@@ -1,0 +1,345 @@
+//! The gateway's settings: parsed by clap, checked as a whole, all problems reported at once.
+
+mod check;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, builder::Resettable};
+use http::Uri;
+use oncegate_runtime::{
+    config::{Problems, byte_size, duration},
+    secret::SecretText,
+};
+
+use crate::route::Route;
+
+/// What the operator may set. The texts are the manual (`--help`).
+#[derive(clap::Args, Clone, Debug)]
+// A process may take the options of both services: the groups that clap names after the types would clash.
+#[group(skip)]
+#[command(next_help_heading = "Gateway")]
+pub struct Options {
+    /// Address and port of the public HTTP listener
+    ///
+    /// Loopback by default: whoever exposes it decides so.
+    #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    pub gateway_listen: SocketAddr,
+
+    /// The sidecar, as http://host:port
+    ///
+    /// Loopback by default: the sidecar belongs into the gateway's own pod.
+    #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    pub sidecar_url: String,
+
+    /// The application that events are delivered to, as http(s)://host[:port]/path. Required
+    #[arg(long, env = "UPSTREAM_URL", value_name = "URL")]
+    pub upstream_url: Option<String>,
+
+    /// Stripe's signing secret (whsec_...), several separated by commas while one is replaced
+    ///
+    /// A provider without a secret has no route. Each endpoint, and each of test and live mode, has its own.
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub stripe_webhook_secret: Option<SecretText>,
+
+    /// A file with Stripe's signing secrets, read again when it changes
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    pub stripe_webhook_secret_file: Option<PathBuf>,
+
+    /// How old, or how far in the future, Stripe's signature may be, at most 15m
+    ///
+    /// 5 minutes is what Stripe's own libraries permit. A retry is signed anew, so a tight limit costs no event.
+    #[arg(long, env = "STRIPE_TOLERANCE", value_name = "DURATION", default_value = "300s", value_parser = duration)]
+    pub stripe_tolerance: Duration,
+
+    /// Signs what is delivered, so that the application can tell the gateway from others
+    ///
+    /// Standard Webhooks: base64, with or without whsec_; several separated by commas while one is replaced. Adds
+    /// the headers webhook-id, webhook-timestamp and webhook-signature.
+    #[arg(long, env = "UPSTREAM_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub upstream_secret: Option<SecretText>,
+
+    /// A file with the secrets that sign what is delivered, read at start
+    #[arg(long, env = "UPSTREAM_SECRET_FILE", value_name = "FILE")]
+    pub upstream_secret_file: Option<PathBuf>,
+
+    /// The tenant of all events: separates customers, or live from test mode
+    #[arg(long, env = "GATEWAY_TENANT", value_name = "NAME", default_value = "default")]
+    pub gateway_tenant: String,
+
+    /// The name of this instance, kept with each lock for people to see
+    ///
+    /// Kubernetes and Docker set HOSTNAME to the name of the pod or container.
+    #[arg(long, env = "HOSTNAME", value_name = "NAME", default_value = "gateway")]
+    pub gateway_holder: String,
+
+    /// The answer to a duplicate whose first delivery is still under way after the wait: 409 or 200
+    ///
+    /// 409 makes the provider ask again. With 200 the payment is lost when that first delivery then fails.
+    #[arg(long, env = "GATEWAY_IN_PROGRESS_STATUS", value_name = "STATUS", default_value = "409")]
+    pub gateway_in_progress_status: InProgressStatus,
+
+    /// The answer to an event that is held for a person (dead or unknown): 422 or 200
+    ///
+    /// 422 keeps it in the provider's list of failures; 200 ends the provider's retries.
+    #[arg(long, env = "GATEWAY_HELD_STATUS", value_name = "STATUS", default_value = "422")]
+    pub gateway_held_status: HeldStatus,
+
+    /// What a 3xx, or a 4xx other than 408, 425 and 429, from the application means
+    ///
+    /// retryable: a wrong deployment loses nothing. terminal: the event is dead until a person decides.
+    #[arg(long, env = "UPSTREAM_REFUSAL", value_name = "KIND", default_value = "retryable")]
+    pub upstream_refusal: OnRefusal,
+
+    /// What a time-out of the application, or a connection lost after the request was sent, means
+    ///
+    /// retryable: the next attempt has a higher fencing token, which guards the effect. unknown: the event is held
+    /// until a person decides, for applications that look at neither token nor event id.
+    #[arg(long, env = "UPSTREAM_UNCLEAR", value_name = "KIND", default_value = "retryable")]
+    pub upstream_unclear: OnUnclear,
+
+    /// How long the application may take to answer
+    ///
+    /// Less than the lock by the margin, so that no second attempt starts while this one may still be at work.
+    #[arg(long, env = "UPSTREAM_TIMEOUT", value_name = "DURATION", default_value = "240s", value_parser = duration)]
+    pub upstream_timeout: Duration,
+
+    /// How long connecting to the application may take, TLS included
+    ///
+    /// An attempt that fails here has had no effect and is repeated at once.
+    #[arg(long, env = "UPSTREAM_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub upstream_connect_timeout: Duration,
+
+    /// How long an idle connection to the application is kept
+    ///
+    /// Shorter than the keep-alive time of the application (5 s is a common default), which otherwise closes a
+    /// connection just as it is used again.
+    #[arg(long, env = "UPSTREAM_IDLE_TIMEOUT", value_name = "DURATION", default_value = "4s", value_parser = duration)]
+    pub upstream_idle_timeout: Duration,
+
+    /// How much of the application's answer is read
+    ///
+    /// The status line decides; the rest is read only so that the connection can be used again.
+    #[arg(long, env = "UPSTREAM_BODY_BYTES_MAX", value_name = "SIZE", default_value = "64KiB", value_parser = byte_size)]
+    pub upstream_body_bytes_max: u64,
+
+    /// How long reading the application's answer may take after its status line
+    #[arg(long, env = "UPSTREAM_BODY_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub upstream_body_timeout: Duration,
+
+    /// How long the lock on an event lasts, 1s to 24h
+    ///
+    /// When a gateway dies, its events wait for this long. Has to cover the application's time-out and the margin.
+    #[arg(long, env = "GATEWAY_LOCK_DURATION", value_name = "DURATION", default_value = "300s", value_parser = duration)]
+    pub gateway_lock_duration: Duration,
+
+    /// What has to be left of the lock when the application's time-out is over
+    ///
+    /// Covers the calls to the sidecar before and after the delivery, and pauses of the process.
+    #[arg(long, env = "GATEWAY_LOCK_MARGIN", value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    pub gateway_lock_margin: Duration,
+
+    /// How long a duplicate waits for the outcome of the running attempt, at most 30s; 0s not to wait
+    #[arg(long, env = "GATEWAY_WAIT_DURATION", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub gateway_wait_duration: Duration,
+
+    /// When the provider gets an answer at the latest; the delivery goes on without it
+    ///
+    /// Below the time-outs of the providers (30 s and more). The provider's retry then finds the event done.
+    #[arg(long, env = "GATEWAY_ANSWER_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = duration)]
+    pub gateway_answer_timeout: Duration,
+
+    /// How long a call to the sidecar may take, beyond the wait that it asks for
+    ///
+    /// More than twice the sidecar's longest statement (1 s).
+    #[arg(long, env = "SIDECAR_TIMEOUT", value_name = "DURATION", default_value = "2500ms", value_parser = duration)]
+    pub sidecar_timeout: Duration,
+
+    /// How long connecting to the sidecar may take
+    #[arg(long, env = "SIDECAR_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "1s", value_parser = duration)]
+    pub sidecar_connect_timeout: Duration,
+
+    /// The largest body of a webhook
+    ///
+    /// Providers stay far below it (20 kB is typical).
+    #[arg(long, env = "GATEWAY_BODY_BYTES_MAX", value_name = "SIZE", default_value = "256KiB", value_parser = byte_size)]
+    pub gateway_body_bytes_max: u64,
+
+    /// The bytes of all bodies held at once; beyond it requests get 503
+    ///
+    /// The pod's memory limit has to be larger.
+    #[arg(long, env = "GATEWAY_BODY_BUDGET", value_name = "SIZE", default_value = "64MiB", value_parser = byte_size)]
+    pub gateway_body_budget: u64,
+
+    /// How long a whole body may take to arrive
+    #[arg(long, env = "GATEWAY_BODY_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub gateway_body_timeout: Duration,
+
+    /// How long the first byte of a body may take to arrive
+    #[arg(long, env = "GATEWAY_BODY_FIRST_BYTE_TIMEOUT", value_name = "DURATION", default_value = "2s", value_parser = duration)]
+    pub gateway_body_first_byte_timeout: Duration,
+
+    /// How long a connection may take to send a request's head, or to send the next request
+    #[arg(long, env = "GATEWAY_HEADER_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
+    pub gateway_header_timeout: Duration,
+
+    /// How long a new connection may say nothing
+    #[arg(long, env = "GATEWAY_FIRST_BYTE_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub gateway_first_byte_timeout: Duration,
+
+    /// Connections open at once; beyond it new ones wait
+    #[arg(long, env = "GATEWAY_CONNECTIONS_MAX", value_name = "NUMBER", default_value_t = 4_096)]
+    pub gateway_connections_max: usize,
+
+    /// Deliveries under way at once, waiting duplicates included; beyond it requests get 503 before the lock
+    #[arg(long, env = "GATEWAY_DELIVERIES_MAX", value_name = "NUMBER", default_value_t = 1_024)]
+    pub gateway_deliveries_max: usize,
+
+    /// How long shutting down waits for deliveries under way; by default the application's time-out
+    ///
+    /// What is left then is recorded as timed out. The grace period of the pod has to be longer.
+    #[arg(long, env = "GATEWAY_DRAIN", value_name = "DURATION", value_parser = duration)]
+    pub gateway_drain: Option<Duration>,
+
+    /// How long the statistics of the health page are kept
+    #[arg(long, env = "GATEWAY_HEALTH_CACHE", value_name = "DURATION", default_value = "5s", value_parser = duration)]
+    pub gateway_health_cache: Duration,
+
+    /// How often files with secrets are looked at for changes
+    #[arg(long, env = "GATEWAY_SECRET_RELOAD", value_name = "DURATION", default_value = "10s", value_parser = duration)]
+    pub gateway_secret_reload: Duration,
+}
+
+impl Default for Options {
+    /// The defaults of the manual. The environment is not read.
+    fn default() -> Self {
+        let command = Options::augment_args(Command::new("gateway").no_binary_name(true))
+            .mut_args(|argument| argument.env(Resettable::Reset));
+        let matches: ArgMatches = command.get_matches_from(std::iter::empty::<&str>());
+        Options::from_arg_matches(&matches).expect("every required option has a default")
+    }
+}
+
+impl Options {
+    /// Checks everything and reads the files with secrets.
+    ///
+    /// # Errors
+    ///
+    /// All problems: what is missing (an application, a provider with a secret: G3), what does not parse, values
+    /// outside their limits, and time-outs in the wrong order (G8, section 10 of the design; both values are named).
+    pub fn validate(self) -> Result<Settings, Problems> {
+        check::settings(self)
+    }
+}
+
+/// The answer to a duplicate while the first delivery is under way (G6).
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InProgressStatus {
+    /// 409 with Retry-After.
+    #[value(name = "409")]
+    Conflict,
+    /// 200, the answer of the first version: loses the payment when the first delivery then fails.
+    #[value(name = "200")]
+    Ok,
+}
+
+/// The answer to an event that nobody may process (G6).
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeldStatus {
+    /// 422.
+    #[value(name = "422")]
+    Unprocessable,
+    /// 200: the provider stops retrying.
+    #[value(name = "200")]
+    Ok,
+}
+
+/// What a 3xx or other 4xx of the application means (G5).
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnRefusal {
+    /// The next delivery may be tried.
+    Retryable,
+    /// The event is dead.
+    Terminal,
+}
+
+/// What a time-out or a reset after sending means (G5).
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnUnclear {
+    /// The next delivery may be tried: at once after a reset, when the lock would have ended after a time-out.
+    Retryable,
+    /// The event is held.
+    Unknown,
+}
+
+/// The choices that a route has (G5, G6).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) in_progress: InProgressStatus,
+    pub(crate) held: HeldStatus,
+    pub(crate) refusal: OnRefusal,
+    pub(crate) unclear: OnUnclear,
+}
+
+/// Settings that fit together. Made by [`Options::validate`]. `Debug` shows no secret.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where the public listener binds.
+    pub listen: SocketAddr,
+    /// Where [`crate::sidecar::channel`] connects to.
+    pub sidecar_url: Uri,
+    pub(crate) sidecar_connect_timeout: Duration,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) http: HttpLimits,
+    pub(crate) body: BodyLimits,
+    pub(crate) upstream: UpstreamLimits,
+    pub(crate) lock: LockSettings,
+    pub(crate) sidecar_timeout: Duration,
+    pub(crate) wait_duration: Duration,
+    pub(crate) answer_timeout: Duration,
+    pub(crate) deliveries_max: usize,
+    pub(crate) drain: Duration,
+    pub(crate) health_cache: Duration,
+    pub(crate) secret_reload: Duration,
+}
+
+impl Settings {
+    /// How long shutting down may take, marks of what timed out included. A pod's grace period has to be longer.
+    #[must_use]
+    pub fn shutdown_limit(&self) -> Duration {
+        self.drain + 2 * self.sidecar_timeout
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct HttpLimits {
+    pub(crate) connections_max: usize,
+    pub(crate) first_byte_timeout: Duration,
+    pub(crate) header_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyLimits {
+    pub(crate) bytes_max: usize,
+    pub(crate) budget_bytes: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) first_byte_timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UpstreamLimits {
+    pub(crate) timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) body_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct LockSettings {
+    pub(crate) duration: Duration,
+    pub(crate) margin: Duration,
+    pub(crate) holder: String,
+}
+
+#[cfg(test)]
+mod tests;

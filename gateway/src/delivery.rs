@@ -1,0 +1,431 @@
+//! The life of one event behind the gateway: claim, deliver, mark.
+//!
+//! The invariants: nothing is sent without a lock that outlasts the application's time-out (G8); what was sent is marked,
+//! however long that takes (G9); only an acknowledged completion is answered with success. If the process dies between
+//! sending and marking, the lock expires and the provider's next try is a new attempt with a higher fencing token (S3).
+
+mod backoff;
+
+use std::{
+    error::Error as StdError,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use backoff::Backoff;
+use http::HeaderMap;
+use oncegate_api::v1::FailureKind;
+use oncegate_runtime::shutdown::{CancellationToken, Drain};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, timeout_at},
+};
+use uuid::Uuid;
+
+use crate::{
+    answer::{Answer, RetryAfter},
+    body::Received,
+    config::Settings,
+    detach::Detach,
+    key::Identity,
+    metrics::Metrics,
+    route::Route,
+    sidecar::{Attempt, Claim, Failure, Grant, Kind, MarkedFailure, Sidecar},
+    upstream::{Outcome, Parcel, Reply, Upstream, outcome},
+};
+
+/// A verified event.
+pub(crate) struct Event {
+    pub(crate) route: Arc<Route>,
+    pub(crate) identity: Identity,
+    /// As they came in; few of them go on.
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Received,
+    /// SHA-256 of the body.
+    pub(crate) digest: [u8; 32],
+}
+
+/// Takes events to the application, at most so many at once.
+pub(crate) struct Courier {
+    sidecar: Sidecar,
+    upstream: Upstream,
+    metrics: Arc<Metrics>,
+    slots: Arc<Semaphore>,
+    slots_max: usize,
+    lock_duration: Duration,
+    lock_margin: Duration,
+    wait_duration: Duration,
+    sidecar_timeout: Duration,
+    drain: Drain,
+    /// Cancelled when the drain is over: what is still waiting for the application counts as timed out (G9).
+    stop: CancellationToken,
+    /// Attempts that were given up unmarked because of that.
+    unmarked: AtomicUsize,
+}
+
+/// The lock of one attempt.
+struct Lock {
+    claim_id: String,
+    fencing_token: i64,
+    attempt: i32,
+    /// By our own monotonic clock, counted from before the call that granted it was sent (S5).
+    ends: Instant,
+}
+
+impl Lock {
+    fn new(claim_id: String, grant: Grant, asked: Instant) -> Self {
+        Self {
+            claim_id,
+            fencing_token: grant.fencing_token,
+            attempt: grant.attempt,
+            ends: asked + grant.remaining,
+        }
+    }
+
+    fn remaining(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+
+    fn attempt<'a>(&'a self, route: &'a Route, identity: &'a Identity) -> Attempt<'a> {
+        Attempt { route, identity, claim_id: &self.claim_id, fencing_token: self.fencing_token }
+    }
+}
+
+impl Courier {
+    pub(crate) fn new(settings: &Settings, sidecar: Sidecar, upstream: Upstream, metrics: Arc<Metrics>) -> Self {
+        Self {
+            sidecar,
+            upstream,
+            metrics,
+            slots: Arc::new(Semaphore::new(settings.deliveries_max)),
+            slots_max: settings.deliveries_max,
+            lock_duration: settings.lock.duration,
+            lock_margin: settings.lock.margin,
+            wait_duration: settings.wait_duration,
+            sidecar_timeout: settings.sidecar_timeout,
+            drain: Drain::new(),
+            stop: CancellationToken::new(),
+            unmarked: AtomicUsize::new(0),
+        }
+    }
+
+    /// Events between verification and their answer or mark.
+    pub(crate) fn under_way(&self) -> usize {
+        self.slots_max.saturating_sub(self.slots.available_permits())
+    }
+
+    /// Handles an event and answers by `answer_by`. Dropping the future, or the deadline, ends only the waiting: the event
+    /// goes on in the background (G8).
+    pub(crate) async fn handle(self: &Arc<Self>, event: Event, answer_by: Instant) -> Answer {
+        // Before the lock: an event that is refused here is as if it had never come.
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else { return Answer::Overloaded };
+        let life = self.clone().live(event, slot, answer_by);
+        match timeout_at(answer_by, Detach::new(life, &self.drain)).await {
+            Ok(answer) => answer,
+            Err(_) => Answer::Continues,
+        }
+    }
+
+    /// Waits for events in the background. What is left after `limit` is stopped and marked as timed out, for which the
+    /// sidecar gets two more of its time-outs. Says how many could not even be marked.
+    pub(crate) async fn finish(&self, limit: Duration) -> usize {
+        let left = self.drain.within(limit).await;
+        if left == 0 {
+            return 0;
+        }
+        tracing::warn!(deliveries = left, "drain time is over, recording deliveries under way as timed out");
+        self.stop.cancel();
+        self.drain.within(2 * self.sidecar_timeout).await + self.unmarked.load(Relaxed)
+    }
+
+    async fn live(self: Arc<Self>, event: Event, slot: OwnedSemaphorePermit, answer_by: Instant) -> Answer {
+        let mut lock = match self.claim(&event, answer_by).await {
+            Ok(lock) => lock,
+            Err(answer) => return answer,
+        };
+        let started = Instant::now();
+        let outcome = match self.cover(&event, &mut lock).await {
+            Ok(()) => self.send(&event, &lock).await,
+            Err(NotCovered::Unsure(outcome)) => outcome,
+            Err(NotCovered::Lost(answer)) => return answer,
+        };
+        self.metrics.delivered(outcome.label());
+        // The body has been sent or never will be: its share of the budget is somebody else's while we mark.
+        let Event { route, identity, .. } = event;
+        tracing::info!(
+            provider = route.provider.name(),
+            event = short(&route, &identity),
+            fencing_token = lock.fencing_token,
+            attempt = lock.attempt,
+            outcome = outcome.label().name(),
+            elapsed = ?started.elapsed(),
+            "delivered"
+        );
+        let marked = self.mark(&route, &identity, &lock, &outcome).await;
+        drop(slot);
+        marked.map_or_else(|answer| answer, |()| settled(outcome, &lock))
+    }
+
+    /// CheckAndLock until its outcome is known (G9). Anything but a lock is an answer.
+    async fn claim(&self, event: &Event, answer_by: Instant) -> Result<Lock, Answer> {
+        let Event { route, identity, .. } = event;
+        let claim_id = Uuid::new_v4().to_string();
+        let first_asked = Instant::now();
+        let mut unknown = false;
+        let mut backoff = Backoff::claims();
+        loop {
+            let asked = Instant::now();
+            // Nobody waits for the outcome of a repeated claim's rival; and no wait may outlast the provider's.
+            let wait = if unknown {
+                Duration::ZERO
+            } else {
+                let rest = answer_by.saturating_duration_since(asked).saturating_sub(self.sidecar_timeout);
+                self.wait_duration.min(rest)
+            };
+            match self.sidecar.claim(route, identity, &claim_id, &event.digest, wait).await {
+                Ok(claim) => return granted(claim, claim_id, asked, route),
+                Err(failure) => match failure.kind {
+                    Kind::Unknown => {
+                        unknown = true;
+                        tracing::warn!(
+                            event = short(route, identity),
+                            code = ?failure.status.code(),
+                            "outcome of a claim is unknown, repeating it"
+                        );
+                    }
+                    // The earlier call's outcome is as unknown as before.
+                    Kind::Unavailable { .. } if unknown => {}
+                    _ => return Err(self.claim_refused(route, identity, &failure)),
+                },
+            }
+            // A lock granted to the first call has ended by now; nobody is blocked by it any longer.
+            if first_asked.elapsed() >= self.lock_duration {
+                tracing::error!(event = short(route, identity), "giving up a claim whose outcome stayed unknown");
+                return Err(Answer::Unavailable(RetryAfter::SOON));
+            }
+            self.metrics.claims_repeated.fetch_add(1, Relaxed);
+            tokio::select! {
+                () = sleep(backoff.next()) => {}
+                () = self.stop.cancelled() => return Err(Answer::Unavailable(RetryAfter::SOON)),
+            }
+        }
+    }
+
+    fn claim_refused(&self, route: &Route, identity: &Identity, failure: &Failure) -> Answer {
+        let event = short(route, identity);
+        let status = &failure.status as &dyn StdError;
+        match failure.kind {
+            Kind::Unavailable { retry_after } => {
+                tracing::warn!(event, status, "sidecar is unavailable");
+                Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::After))
+            }
+            Kind::Mismatch => {
+                tracing::error!(event, status, "event was first claimed with something else");
+                Answer::Conflict
+            }
+            Kind::LockLost { completed: true } => Answer::AlreadyProcessed,
+            // A repeated claim came so late that its attempt has ended: the next delivery finds out how.
+            Kind::LockLost { completed: false } | Kind::ClaimEnded => Answer::Unsettled(RetryAfter::SOON),
+            Kind::Unknown | Kind::OutcomeConflict | Kind::NotFound | Kind::Rejected => {
+                tracing::error!(event, status, "sidecar refuses the claim");
+                Answer::Defect
+            }
+        }
+    }
+
+    /// Makes sure that the lock outlasts the delivery (G8): one that a repeated claim got back, or that was waited for, has
+    /// less left than it was granted with.
+    async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<(), NotCovered> {
+        let Event { route, identity, .. } = event;
+        let needed = self.upstream.timeout() + self.lock_margin;
+        let mut backoff = Backoff::claims();
+        while lock.remaining() < needed {
+            let asked = Instant::now();
+            match self.sidecar.extend(lock.attempt(route, identity)).await {
+                Ok(grant) => {
+                    lock.ends = asked + grant.remaining;
+                    if lock.remaining() < needed {
+                        tracing::error!(
+                            event = short(route, identity),
+                            remaining = ?lock.remaining(),
+                            needed = ?needed,
+                            "extended lock is still too short"
+                        );
+                        return Err(NotCovered::unsure());
+                    }
+                }
+                Err(failure) => match failure.kind {
+                    Kind::Unknown | Kind::Unavailable { .. } if !lock.remaining().is_zero() => {
+                        tokio::select! {
+                            () = sleep(backoff.next()) => {}
+                            () = self.stop.cancelled() => return Err(NotCovered::unsure()),
+                        }
+                    }
+                    Kind::LockLost { completed } => {
+                        self.metrics.locks_lost.fetch_add(1, Relaxed);
+                        return Err(NotCovered::Lost(lock_lost(completed)));
+                    }
+                    _ => {
+                        let status = &failure.status as &dyn StdError;
+                        tracing::warn!(event = short(route, identity), status, "lock cannot be extended");
+                        return Err(NotCovered::unsure());
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, event: &Event, lock: &Lock) -> Outcome {
+        let parcel = Parcel {
+            route: &event.route,
+            identity: &event.identity,
+            headers: &event.headers,
+            body: &event.body.bytes,
+            attempt: lock.attempt,
+            fencing_token: lock.fencing_token,
+            lock_remaining: lock.remaining(),
+        };
+        let reply = tokio::select! {
+            reply = self.upstream.deliver(&parcel) => reply,
+            () = self.stop.cancelled() => Reply::Stopped,
+        };
+        outcome(reply, event.route.policy, self.upstream.timeout())
+    }
+
+    /// Marks until the mark is answered (G9): late ones are valid (S3), and one that is lost would cost the rest of the
+    /// lock and a second delivery. Ends early only when the process has to. Anything but a recorded mark is an answer.
+    async fn mark(
+        &self,
+        route: &Route,
+        identity: &Identity,
+        lock: &Lock,
+        outcome: &Outcome,
+    ) -> Result<(), Answer> {
+        let mut backoff = Backoff::marks();
+        loop {
+            // Read before the call, so that there is one more try after the stop.
+            let last = self.stop.is_cancelled();
+            let Err(failure) = self.mark_once(lock.attempt(route, identity), lock, outcome).await else {
+                return Ok(());
+            };
+            let advised = self.mark_refused(route, identity, lock, &failure)?;
+            if last {
+                tracing::error!(event = short(route, identity), "ending before the attempt could be marked");
+                self.unmarked.fetch_add(1, Relaxed);
+                return Err(Answer::Unavailable(RetryAfter::SOON));
+            }
+            let pause = backoff.next().max(advised.min(Backoff::MARKS_MAX));
+            tracing::warn!(
+                event = short(route, identity),
+                status = &failure.status as &dyn StdError,
+                ?pause,
+                "mark was not answered, repeating it"
+            );
+            self.metrics.marks_repeated.fetch_add(1, Relaxed);
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// The pause that is advised before the mark is repeated, or the answer when repeating it cannot help.
+    fn mark_refused(
+        &self,
+        route: &Route,
+        identity: &Identity,
+        lock: &Lock,
+        failure: &Failure,
+    ) -> Result<Duration, Answer> {
+        let event = short(route, identity);
+        let status = &failure.status as &dyn StdError;
+        match failure.kind {
+            Kind::Unavailable { retry_after } => Ok(retry_after.unwrap_or_default()),
+            Kind::Unknown => Ok(Duration::ZERO),
+            Kind::LockLost { completed } => {
+                self.metrics.locks_lost.fetch_add(1, Relaxed);
+                tracing::warn!(event, fencing_token = lock.fencing_token, completed, "lock was lost");
+                Err(lock_lost(completed))
+            }
+            // The first result stands (S3).
+            Kind::OutcomeConflict => {
+                tracing::error!(event, status, "another outcome of this attempt was recorded before");
+                Err(Answer::Unsettled(RetryAfter::SOON))
+            }
+            Kind::ClaimEnded | Kind::Mismatch | Kind::NotFound | Kind::Rejected => {
+                tracing::error!(event, status, "sidecar refuses the mark");
+                Err(Answer::Defect)
+            }
+        }
+    }
+
+    async fn mark_once(&self, attempt: Attempt<'_>, lock: &Lock, outcome: &Outcome) -> Result<(), Failure> {
+        match outcome {
+            Outcome::Completed { code } => self.sidecar.mark_completed(attempt, *code).await,
+            Outcome::Failed { kind, error, code, pause, .. } => {
+                let retry_after = if *pause { Some(lock.remaining()).filter(|rest| !rest.is_zero()) } else { None };
+                let failure = MarkedFailure { kind: *kind, error: error.clone(), retry_after, code: *code };
+                self.sidecar.mark_failed(attempt, failure).await
+            }
+        }
+    }
+}
+
+/// Why nothing was sent although a lock was granted.
+enum NotCovered {
+    /// The lock may still be ours: the attempt has to be marked.
+    Unsure(Outcome),
+    /// It is somebody else's.
+    Lost(Answer),
+}
+
+impl NotCovered {
+    fn unsure() -> Self {
+        Self::Unsure(Outcome::Failed {
+            kind: FailureKind::Retryable,
+            error: "lock could not be extended to cover the delivery, nothing was sent".to_owned(),
+            code: None,
+            pause: false,
+            retry_after: None,
+        })
+    }
+}
+
+fn granted(claim: Claim, claim_id: String, asked: Instant, route: &Route) -> Result<Lock, Answer> {
+    match claim {
+        Claim::Acquired(grant) => Ok(Lock::new(claim_id, grant, asked)),
+        Claim::Completed => Err(Answer::AlreadyProcessed),
+        Claim::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::After(after))),
+        Claim::Paused(after) => Err(Answer::Paused(RetryAfter::After(after))),
+        Claim::Refused => Err(Answer::Held(route.policy.held)),
+    }
+}
+
+/// G6: success if somebody completed the event meanwhile, otherwise the provider asks again.
+fn lock_lost(completed: bool) -> Answer {
+    if completed { Answer::AlreadyProcessed } else { Answer::Unsettled(RetryAfter::SOON) }
+}
+
+/// The answer once the mark is recorded.
+fn settled(outcome: Outcome, lock: &Lock) -> Answer {
+    match outcome {
+        Outcome::Completed { .. } => Answer::Processed,
+        Outcome::Failed { pause: true, .. } => Answer::Failed(Some(RetryAfter::After(lock.remaining()))),
+        Outcome::Failed { retry_after, .. } => Answer::Failed(retry_after),
+    }
+}
+
+/// An event in logs: enough to find the lines that belong together, and nothing of the event (W17).
+fn short(route: &Route, identity: &Identity) -> String {
+    let mut hash = Sha256::new();
+    for part in [route.tenant.as_str(), "/", route.provider.name(), "/", &identity.event_id] {
+        hash.update(part);
+    }
+    hex::encode(&hash.finalize()[..6])
+}
+

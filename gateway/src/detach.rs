@@ -1,0 +1,84 @@
+//! Work that outlives whoever waits for it.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use oncegate_runtime::shutdown::Drain;
+use tokio::runtime::Handle;
+
+/// A future that goes on in a task of its own when it is dropped unfinished (G8: a delivery outlives the provider's
+/// request). As long as somebody waits for it, it runs in the waiter's task: the common short one costs no task of its
+/// own and no hop between threads.
+pub(crate) struct Detach<F: Future<Output: Send> + Send + 'static> {
+    /// Empty once finished, or after it panicked.
+    future: Option<Pin<Box<F>>>,
+    drain: Drain,
+    runtime: Handle,
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Detach<F> {
+    /// Has to be called inside a tokio runtime: that one takes the future over. `drain` waits for it then.
+    pub(crate) fn new(future: F, drain: &Drain) -> Self {
+        Self { future: Some(Box::pin(future)), drain: drain.clone(), runtime: Handle::current() }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Future for Detach<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.get_mut();
+        let mut future = this.future.take().expect("a future is not polled after it finished");
+        // Taken out meanwhile, so that one that panics is dropped instead of being started again.
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            this.future = Some(future);
+        }
+        polled
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> Drop for Detach<F> {
+    fn drop(&mut self) {
+        if let Some(future) = self.future.take() {
+            self.drain.spawn_on(future, &self.runtime);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use tokio::{sync::Notify, time::timeout};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_dropped_future_goes_on_and_the_drain_waits_for_it() {
+        let (drain, go, done) = (Drain::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (wait, tell) = (go.clone(), done.clone());
+        let detached = Detach::new(
+            async move {
+                wait.notified().await;
+                tell.notify_one();
+            },
+            &drain,
+        );
+        assert!(timeout(Duration::from_millis(1), detached).await.is_err());
+        assert_eq!(drain.under_way(), 1);
+        go.notify_one();
+        assert_eq!(drain.within(Duration::from_secs(10)).await, 0);
+        done.notified().await;
+    }
+
+    #[tokio::test]
+    async fn a_finished_future_leaves_nothing_behind() {
+        let drain = Drain::new();
+        assert_eq!(Detach::new(async { 7 }, &drain).await, 7);
+        assert_eq!(drain.under_way(), 0);
+    }
+}

@@ -1,0 +1,124 @@
+//! The health page: is the gateway of use, and what has it done (G1).
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use oncegate_api::v1::{self, State};
+use serde::Serialize;
+use tokio::{sync::Mutex, time::Instant};
+
+use crate::{
+    answer::{self, json},
+    sidecar::Sidecar,
+};
+
+/// How long a failure is kept: shorter than a success, so that the page recovers with the sidecar, yet long enough that
+/// those who queue behind a call that timed out do not each wait for another one.
+const FAILURE_KEPT: Duration = Duration::from_secs(1);
+
+/// The page, with the statistics that everybody gets for a while.
+pub(crate) struct Health {
+    sidecar: Sidecar,
+    kept: Duration,
+    /// Held during the call to the sidecar: whoever comes meanwhile waits for the same answer, so that this public page
+    /// causes one call at a time at most.
+    latest: Mutex<Option<Latest>>,
+}
+
+#[derive(Clone, Copy)]
+struct Latest {
+    until: Instant,
+    statistics: Option<Statistics>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Statistics {
+    total: i64,
+    completed: i64,
+    /// Failed, unknown and dead.
+    failed: i64,
+    processing: i64,
+}
+
+#[derive(Serialize)]
+struct Page {
+    status: &'static str,
+    timestamp: String,
+    statistics: Option<Statistics>,
+}
+
+impl Health {
+    pub(crate) fn new(sidecar: Sidecar, kept: Duration) -> Self {
+        Self { sidecar, kept, latest: Mutex::new(None) }
+    }
+
+    /// 200 with statistics, or 503 without when the sidecar does not give any.
+    pub(crate) async fn page(&self) -> Response<answer::Body> {
+        let statistics = self.statistics().await;
+        let (code, status) = match statistics {
+            Some(_) => (StatusCode::OK, "ok"),
+            None => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+        };
+        let timestamp = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+        let page = Page { status, timestamp, statistics };
+        let body = serde_json::to_vec(&page).expect("text and numbers can be written as JSON");
+        json(code, Bytes::from(body))
+    }
+
+    async fn statistics(&self) -> Option<Statistics> {
+        let mut latest = self.latest.lock().await;
+        if let Some(latest) = latest.filter(|latest| Instant::now() < latest.until) {
+            return latest.statistics;
+        }
+        let statistics = match self.sidecar.stats().await {
+            Ok(stats) => Some(summary(&stats.total.unwrap_or_default())),
+            Err(failure) => {
+                let status = &failure.status as &dyn std::error::Error;
+                tracing::warn!(status, "sidecar gives no statistics");
+                None
+            }
+        };
+        let kept = if statistics.is_some() { self.kept } else { FAILURE_KEPT };
+        *latest = Some(Latest { until: Instant::now() + kept, statistics });
+        statistics
+    }
+}
+
+fn summary(counts: &v1::Counts) -> Statistics {
+    let of = |wanted: &[State]| {
+        counts.states.iter().filter(|row| wanted.contains(&row.state())).map(|row| row.count).sum()
+    };
+    Statistics {
+        total: counts.total,
+        completed: of(&[State::Completed]),
+        failed: of(&[State::Failed, State::Unknown, State::Dead]),
+        processing: of(&[State::Processing]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_is_everything_that_ended_badly() {
+        let states = [
+            (State::Pending, 1),
+            (State::Processing, 2),
+            (State::Completed, 4),
+            (State::Failed, 8),
+            (State::Unknown, 16),
+            (State::Dead, 32),
+        ];
+        let counts = v1::Counts {
+            total: 63,
+            states: states
+                .map(|(state, count)| v1::StateCount { state: state.into(), count })
+                .to_vec(),
+            ..v1::Counts::default()
+        };
+        let wanted = Statistics { total: 63, completed: 4, failed: 56, processing: 2 };
+        assert_eq!(summary(&counts), wanted);
+    }
+}

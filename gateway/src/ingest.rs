@@ -1,0 +1,191 @@
+//! From a request to a verified event, the cheap checks first (G2, W11): size, encoding, signature headers, body,
+//! signature, and only then what is in the body. A request that fails here leaves a counter behind and nothing else.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, header, request::Parts};
+use http_body::Body;
+use oncegate_runtime::server::AmbiguousFraming;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    answer::{Answer, RetryAfter},
+    body::{self, Budget, Stopped},
+    config::BodyLimits,
+    delivery::Event,
+    metrics::Metrics,
+    providers::Refusal,
+    route::Route,
+};
+
+/// How long, and how many bytes, the rest of a refused request is read for.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
+const DISCARD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Admits webhooks.
+pub(crate) struct Ingest {
+    limits: BodyLimits,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+    refusals: Throttle,
+}
+
+impl Ingest {
+    pub(crate) fn new(limits: BodyLimits, metrics: Arc<Metrics>) -> Self {
+        Self { limits, budget: Budget::new(limits.budget_bytes), metrics, refusals: Throttle::default() }
+    }
+
+    /// What is left of the budget for bodies, in KiB.
+    pub(crate) fn budget_left_kib(&self) -> usize {
+        self.budget.left_kib()
+    }
+
+    /// Admits a request on `route`, or says what to answer. `now` is the clock for signatures.
+    pub(crate) async fn admit<B>(
+        &self,
+        route: &Arc<Route>,
+        parts: Parts,
+        mut body: B,
+        now: SystemTime,
+    ) -> Result<Event, Answer>
+    where
+        B: Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Send,
+    {
+        let checked = self.check(route, parts, &mut body, now).await;
+        // With Expect: 100-continue nothing was sent yet, and reading would ask for it.
+        if let Err((_, Unread::Rest)) = &checked
+            && !body.is_end_stream()
+        {
+            tokio::spawn(body::discard(body, DISCARD_BYTES_MAX, DISCARD_TIMEOUT));
+        }
+        checked.map_err(|(answer, _)| answer)
+    }
+
+    async fn check<B>(
+        &self,
+        route: &Arc<Route>,
+        parts: Parts,
+        body: &mut B,
+        now: SystemTime,
+    ) -> Result<Event, (Answer, Unread)>
+    where
+        B: Body<Data = Bytes> + Unpin,
+    {
+        let early = if parts.headers.contains_key(header::EXPECT) { Unread::Nothing } else { Unread::Rest };
+        if parts.extensions.get::<AmbiguousFraming>().is_some() {
+            return Err((Answer::MalformedRequest, Unread::Nothing));
+        }
+        // Exact for a Content-Length, nothing for chunks.
+        let announced = body.size_hint().lower();
+        if usize::try_from(announced).unwrap_or(usize::MAX) > self.limits.bytes_max {
+            return Err((Answer::TooLarge, early));
+        }
+        if is_encoded(&parts.headers) {
+            return Err((Answer::Encoded, early));
+        }
+        let verification =
+            route.provider.begin(&parts.headers).map_err(|refusal| (self.refuse(route, refusal), early))?;
+        let received = body::read(body, &self.limits, &self.budget).await.map_err(|stopped| match stopped {
+            Stopped::TooLarge => (Answer::TooLarge, Unread::Rest),
+            Stopped::OverBudget => (Answer::Overloaded, Unread::Rest),
+            Stopped::TimedOut => (Answer::TooSlow, Unread::Nothing),
+            Stopped::Broken => (Answer::MalformedRequest, Unread::Nothing),
+        })?;
+        verification
+            .finish(&received.bytes, now)
+            .await
+            .map_err(|refusal| (self.refuse(route, refusal), Unread::Nothing))?;
+        let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
+        let identity = route.provider.identify(&received.bytes, &digest).map_err(|error| {
+            // Signed by the provider, and still no event: worth a line.
+            tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
+            (Answer::MalformedBody, Unread::Nothing)
+        })?;
+        Ok(Event { route: route.clone(), identity, headers: parts.headers, body: received, digest })
+    }
+
+    fn refuse(&self, route: &Route, refusal: Refusal) -> Answer {
+        self.metrics.refused(refusal);
+        // Providers disable an endpoint that refuses them for days, so somebody has to hear of it; a stranger must not be
+        // able to fill the log.
+        if let Some(unreported) = self.refusals.pass() {
+            tracing::warn!(provider = route.provider.name(), verdict = refusal.name(), unreported, "signature was refused");
+        }
+        match refusal {
+            // The one that is mended by waiting (G6).
+            Refusal::CertUnavailable => Answer::Unavailable(RetryAfter::After(Duration::from_secs(5))),
+            Refusal::MissingHeader
+            | Refusal::MalformedHeader
+            | Refusal::MalformedBody
+            | Refusal::BadSignature
+            | Refusal::TimestampOutOfTolerance
+            | Refusal::MissingSecret
+            | Refusal::UnsupportedAlgorithm
+            | Refusal::UntrustedCertUrl
+            | Refusal::UntrustedCertificate => Answer::Unauthorized,
+        }
+    }
+}
+
+/// What of a refused request is still to be read, so that its sender sees the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    Nothing,
+    Rest,
+}
+
+/// Whether the body is anything but the bytes that were signed. `identity` is no encoding.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
+        let value = value.as_bytes().trim_ascii();
+        !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")
+    })
+}
+
+/// Lets one a second pass and counts the others.
+#[derive(Debug, Default)]
+struct Throttle {
+    second: AtomicU64,
+    held_back: AtomicU64,
+}
+
+impl Throttle {
+    /// How many were held back since the last one that passed, if this one may.
+    fn pass(&self) -> Option<u64> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let last = self.second.load(Relaxed);
+        if now != last && self.second.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+            Some(self.held_back.swap(0, Relaxed))
+        } else {
+            self.held_back.fetch_add(1, Relaxed);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn only_identity_is_no_encoding() {
+        for (value, encoded) in
+            [("identity", false), ("Identity", false), ("", false), ("gzip", true), ("identity, gzip", true), ("x", true)]
+        {
+            let mut headers = HeaderMap::new();
+            headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
+            assert_eq!(is_encoded(&headers), encoded, "{value}");
+        }
+        assert!(!is_encoded(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,276 @@
+//! What an event is called (G4): read from the verified body, made to fit the contract, the same for every delivery.
+//!
+//! The body is parsed once and only as far as needed; everything else in it is checked to be JSON and skipped. It has to
+//! be one JSON object in UTF-8 without a byte order mark and without anything after it, at most [`DEPTH_MAX`] levels
+//! deep.
+
+use std::{borrow::Cow, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+/// Levels of nesting in a body (W13): as many as serde_json permits where it recurses.
+pub const DEPTH_MAX: usize = 128;
+
+/// Bytes of an event id, by the contract.
+const EVENT_ID_BYTES_MAX: usize = 255;
+
+/// Bytes of an event type, by the contract.
+const EVENT_TYPE_BYTES_MAX: usize = 128;
+
+/// The type of an event that names none.
+const TYPE_UNKNOWN: &str = "unknown";
+
+/// Where the parts of the key and the type stand in the body, as paths of member names. No path may lead through the
+/// end of another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Members<const N: usize> {
+    /// The parts of the key, in order.
+    pub(crate) key: [&'static [&'static str]; N],
+    /// The type.
+    pub(crate) event_type: &'static [&'static str],
+}
+
+/// What an event is called in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// 1 to 255 bytes of 0x21 to 0x7E.
+    pub event_id: String,
+    /// 1 to 128 bytes of 0x21 to 0x7E.
+    pub event_type: String,
+}
+
+/// The body names no event: it is not one JSON object, or names it twice. Answered with 400 (G4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not one JSON object that names its event once")]
+pub struct MalformedBody;
+
+/// Names the event. `digest` is the SHA-256 of `body`.
+pub(crate) fn identify<const N: usize>(
+    members: &Members<N>,
+    body: &[u8],
+    digest: &[u8; 32],
+) -> Result<Identity, MalformedBody> {
+    let body = std::str::from_utf8(body).map_err(|_| MalformedBody)?;
+    // serde_json skips what is not asked for without recursion, and so without a limit of its own.
+    if !depth_within(body.as_bytes(), DEPTH_MAX) {
+        return Err(MalformedBody);
+    }
+    let mut found = Found { key: [const { None }; N], event_type: None };
+    let mut json = serde_json::Deserializer::from_str(body);
+    let top = Level { members, path: Path::TOP, found: &mut found };
+    top.deserialize(&mut json).map_err(|_| MalformedBody)?;
+    json.end().map_err(|_| MalformedBody)?;
+    Ok(Identity { event_id: event_id(&found.key, digest), event_type: event_type(found.event_type) })
+}
+
+/// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what is empty
+/// altogether, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
+fn event_id(parts: &[Option<Cow<'_, str>>], digest: &[u8; 32]) -> String {
+    let mut id = String::new();
+    for (index, part) in parts.iter().enumerate() {
+        if index > 0 {
+            id.push(':');
+        }
+        id.push_str(part.as_deref().unwrap_or_default());
+    }
+    let named = parts.iter().flatten().any(|part| !part.is_empty());
+    if named && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest) }
+}
+
+/// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
+/// text, which keeps different types apart.
+fn event_type(sent: Option<Cow<'_, str>>) -> String {
+    match sent {
+        None => TYPE_UNKNOWN.to_owned(),
+        Some(text) if text.is_empty() => TYPE_UNKNOWN.to_owned(),
+        Some(text) if fits(&text, EVENT_TYPE_BYTES_MAX) => text.into_owned(),
+        Some(text) => hashed(&Sha256::digest(text.as_bytes()).into()),
+    }
+}
+
+fn fits(text: &str, bytes_max: usize) -> bool {
+    (1..=bytes_max).contains(&text.len()) && text.bytes().all(|byte| (0x21..=0x7E).contains(&byte))
+}
+
+fn hashed(digest: &[u8; 32]) -> String {
+    format!("sha256:{}", hex::encode(digest))
+}
+
+/// Whether brackets outside strings nest at most `max` deep. Says nothing sensible about what is not JSON.
+fn depth_within(json: &[u8], max: usize) -> bool {
+    let mut depth = 0_usize;
+    let mut rest = json;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match byte {
+            b'{' | b'[' => {
+                depth += 1;
+                if depth > max {
+                    return false;
+                }
+            }
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b'"' => loop {
+                match memchr::memchr2(b'"', b'\\', rest) {
+                    None => return true,
+                    Some(at) if rest[at] == b'"' => {
+                        rest = &rest[at + 1..];
+                        break;
+                    }
+                    // The backslash and what it escapes.
+                    Some(at) => rest = rest.get(at + 2..).unwrap_or_default(),
+                }
+            },
+            _ => {}
+        }
+    }
+    true
+}
+
+/// What was found so far. A member that is there but has no text (null, true, an object, an array) counts as missing.
+struct Found<'a, const N: usize> {
+    key: [Option<Cow<'a, str>>; N],
+    event_type: Option<Cow<'a, str>>,
+}
+
+/// The member names from the top to here.
+#[derive(Clone, Copy)]
+struct Path<'p> {
+    names: &'p [&'static str],
+}
+
+impl Path<'_> {
+    const TOP: Self = Self { names: &[] };
+
+    /// What follows on `path` after the names to here, if it leads through here.
+    fn rest<'m>(&self, path: &'m [&'static str]) -> Option<&'m [&'static str]> {
+        path.strip_prefix(self.names)
+    }
+}
+
+/// One object that paths lead through.
+struct Level<'p, 'f, 'a, const N: usize> {
+    members: &'p Members<N>,
+    path: Path<'p>,
+    found: &'f mut Found<'a, N>,
+}
+
+/// What a member of the object is wanted for.
+enum Wanted {
+    Nothing,
+    KeyPart(usize),
+    EventType,
+    /// Paths lead on through it; the prefix of one of them up to and with this member.
+    Deeper(&'static [&'static str]),
+}
+
+impl<const N: usize> Level<'_, '_, '_, N> {
+    fn wanted(&self, name: &str) -> Wanted {
+        for (index, path) in self.members.key.iter().enumerate() {
+            match self.path.rest(path) {
+                Some([last]) if *last == name => return Wanted::KeyPart(index),
+                Some([next, ..]) if *next == name => return Wanted::Deeper(&path[..=self.path.names.len()]),
+                _ => {}
+            }
+        }
+        let path = self.members.event_type;
+        match self.path.rest(path) {
+            Some([last]) if *last == name => Wanted::EventType,
+            Some([next, ..]) if *next == name => Wanted::Deeper(&path[..=self.path.names.len()]),
+            _ => Wanted::Nothing,
+        }
+    }
+}
+
+impl<'de, const N: usize> DeserializeSeed<'de> for Level<'_, '_, 'de, N> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut key_parts_seen = [false; N];
+        let mut deeper_seen: Vec<&'static [&'static str]> = Vec::new();
+        while let Some(name) = map.next_key::<Name<'de>>()? {
+            match self.wanted(&name.0) {
+                Wanted::Nothing => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                Wanted::KeyPart(index) => {
+                    // Which of two would count differs from parser to parser (W13): an event that the application
+                    // reads as another one must not be locked under this name.
+                    if std::mem::replace(&mut key_parts_seen[index], true) {
+                        return Err(A::Error::custom("duplicate member"));
+                    }
+                    self.found.key[index] = text(map.next_value()?)?;
+                }
+                // Not part of the key: the last one counts, as for nearly every parser behind us.
+                Wanted::EventType => self.found.event_type = text(map.next_value()?)?,
+                Wanted::Deeper(names) => {
+                    if deeper_seen.contains(&names) {
+                        return Err(A::Error::custom("duplicate member"));
+                    }
+                    deeper_seen.push(names);
+                    let value: &'de RawValue = map.next_value()?;
+                    if value.get().starts_with('{') {
+                        let level =
+                            Level { members: self.members, path: Path { names }, found: &mut *self.found };
+                        let mut json = serde_json::Deserializer::from_str(value.get());
+                        level.deserialize(&mut json).map_err(A::Error::custom)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A member name, borrowed unless it is escaped.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de> serde::Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = Name<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a member name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+/// The text of a string, or of a number exactly as it stands in the body: as a floating-point number `1.0` would be `1`
+/// and long ids would be rounded.
+fn text<'a, E: serde::de::Error>(value: &'a RawValue) -> Result<Option<Cow<'a, str>>, E> {
+    let json = value.get();
+    match json.as_bytes().first() {
+        Some(b'"') => serde_json::from_str::<Name<'a>>(json).map(|name| Some(name.0)).map_err(E::custom),
+        Some(b'-' | b'0'..=b'9') => Ok(Some(Cow::Borrowed(json))),
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! Routes: a path, whose webhooks arrive there, and where they go.
+
+use http::Uri;
+use oncegate_runtime::{config::Checks, secret::Source};
+
+use crate::{config::Policy, providers::Provider, signing::Signer};
+
+/// One path for webhooks.
+#[derive(Debug)]
+pub(crate) struct Route {
+    pub(crate) path: Box<str>,
+    pub(crate) tenant: String,
+    pub(crate) provider: Provider,
+    /// Where the provider's secrets come from, to read them again.
+    pub(crate) secrets: Source,
+    pub(crate) target: Target,
+    pub(crate) policy: Policy,
+}
+
+/// The application behind a route.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) url: Uri,
+    /// Signs what is delivered, when the application wants to verify the hop (G7).
+    pub(crate) signer: Option<Signer>,
+}
+
+/// Refuses routes that would starve each other.
+pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
+    for (index, later) in routes.iter().enumerate() {
+        for earlier in &routes[..index] {
+            if earlier.path == later.path {
+                checks.problem("routes", format!("{} stands twice", later.path));
+            }
+            // G10: whichever route an event arrives on first completes it; for the other it is a duplicate.
+            let same_events = earlier.tenant == later.tenant && earlier.provider.name() == later.provider.name();
+            if same_events && earlier.target.url != later.target.url {
+                checks.problem(
+                    "routes",
+                    format!(
+                        "{} and {} share tenant {} and provider {}, but deliver to {} and {}: the second would never get an \
+                         event; give them tenants of their own",
+                        earlier.path,
+                        later.path,
+                        later.tenant,
+                        later.provider.name(),
+                        earlier.target.url,
+                        later.target.url,
+                    ),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{HeldStatus, InProgressStatus, OnRefusal, OnUnclear},
+        providers::stripe::{Stripe, TOLERANCE},
+    };
+
+    fn route(path: &str, tenant: &str, url: &'static str) -> Route {
+        Route {
+            path: path.into(),
+            tenant: tenant.into(),
+            provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
+            secrets: Source::Value("x".into()),
+            target: Target { url: Uri::from_static(url), signer: None },
+            policy: Policy {
+                in_progress: InProgressStatus::Conflict,
+                held: HeldStatus::Unprocessable,
+                refusal: OnRefusal::Retryable,
+                unclear: OnUnclear::Retryable,
+            },
+        }
+    }
+
+    fn problems(routes: &[Route]) -> usize {
+        let mut checks = Checks::new();
+        check(routes, &mut checks);
+        checks.finish().map_or_else(|problems| problems.iter().count(), |()| 0)
+    }
+
+    #[test]
+    fn g10_one_tenant_and_provider_has_one_application() {
+        let first = || route("/a", "t", "http://x/");
+        assert_eq!(problems(&[first(), route("/b", "t", "http://y/")]), 1);
+        assert_eq!(problems(&[first(), route("/b", "t", "http://x/")]), 0);
+        assert_eq!(problems(&[first(), route("/b", "u", "http://y/")]), 0);
+        assert_eq!(problems(&[first(), first()]), 1);
+    }
+}

@@ -1,0 +1,201 @@
+//! The gateway as a server: routes, and the life of the process part.
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
+
+use bytes::Bytes;
+use http::{Method, Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use oncegate_runtime::{
+    admin,
+    server::{self, Http1, Options, Protocol},
+    shutdown::CancellationToken,
+};
+use tokio::{net::TcpListener, time::Instant};
+use tower::Service;
+
+use crate::{
+    answer::{self, Answer},
+    config::{HttpLimits, Settings},
+    delivery::Courier,
+    health::Health,
+    ingest::Ingest,
+    metrics::Metrics,
+    reload,
+    route::Route,
+    sidecar::Sidecar,
+    upstream::Upstream,
+};
+
+/// The page with status and statistics (G1).
+const HEALTH_PATH: &str = "/webhooks/payments/health";
+
+/// A gateway whose socket is bound.
+pub struct Gateway {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    http: HttpLimits,
+    drain: std::time::Duration,
+    secret_reload: std::time::Duration,
+    front: Arc<Front>,
+}
+
+/// Why a gateway did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The public address cannot be had.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// As configured (GATEWAY_LISTEN).
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The application is reached by https, and the system has no usable trust roots.
+    #[error("no trust roots for an application by https; SSL_CERT_FILE may name a file with some")]
+    TrustRoots(#[source] io::Error),
+}
+
+/// Why a gateway did not end well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// Deliveries were under way at the end of the drain and could not be marked. Their locks expire; the provider's next
+    /// try is a new attempt.
+    #[error("{deliveries} deliveries could not be recorded before the end")]
+    Unfinished {
+        /// How many.
+        deliveries: usize,
+    },
+}
+
+impl Gateway {
+    /// Binds the public listener. `sidecar` carries the calls: [`crate::sidecar::channel`], or the sidecar's own service
+    /// in the same process. Has to be called inside a tokio runtime. Nothing is served before [`Gateway::run`].
+    ///
+    /// # Errors
+    ///
+    /// The address cannot be bound, or TLS to the application cannot work.
+    pub async fn bind<S, B>(settings: Settings, sidecar: S) -> Result<Self, StartError>
+    where
+        S: Service<http::Request<tonic::body::Body>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let address = settings.listen;
+        let refused = |source| StartError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(refused)?;
+        let local_addr = listener.local_addr().map_err(refused)?;
+        let metrics = Arc::new(Metrics::default());
+        let sidecar = Sidecar::new(sidecar, settings.sidecar_timeout, &settings.lock);
+        let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
+        let upstream = Upstream::new(settings.upstream, tls).map_err(StartError::TrustRoots)?;
+        let front = Front {
+            health: Health::new(sidecar.clone(), settings.health_cache),
+            ingest: Ingest::new(settings.body, metrics.clone()),
+            courier: Arc::new(Courier::new(&settings, sidecar, upstream, metrics.clone())),
+            answer_timeout: settings.answer_timeout,
+            metrics,
+            routes: settings.routes.into_iter().map(Arc::new).collect(),
+        };
+        Ok(Self {
+            listener,
+            local_addr,
+            http: settings.http,
+            drain: settings.drain,
+            secret_reload: settings.secret_reload,
+            front: Arc::new(front),
+        })
+    }
+
+    /// Where the public listener is bound; the port that was given as 0 is known here.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// The paths that take webhooks, with the names of their providers.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.front.routes.iter().map(|route| (&*route.path, route.provider.name()))
+    }
+
+    /// What the admin listener shows under `/metrics`.
+    #[must_use]
+    pub fn metrics(&self) -> admin::Metrics {
+        let front = self.front.clone();
+        Arc::new(move || front.metrics.render(front.courier.under_way(), front.ingest.budget_left_kib()))
+    }
+
+    /// Serves until `shutdown` is cancelled and what is under way has finished, at most for the drain time and two of
+    /// the sidecar's time-outs. Deliveries that outlast the drain are marked as timed out (G9).
+    ///
+    /// Dropping the future stops accepting and leaves open requests and deliveries running on their own.
+    ///
+    /// # Errors
+    ///
+    /// Deliveries that could not even be marked.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Self { listener, http, drain, secret_reload, front, .. } = self;
+        let options = Options {
+            connections_max: http.connections_max,
+            first_byte_timeout: http.first_byte_timeout,
+            protocol: Protocol::Http1(Http1 { header_read_timeout: http.header_timeout, ..Http1::default() }),
+            ..Options::http1(drain)
+        };
+        let handler = front.clone();
+        let service = service_fn(move |request| handler.clone().handle(request));
+        let serve = server::serve(listener, service, options, shutdown.clone());
+        let begun = async {
+            shutdown.cancelled().await;
+            Instant::now()
+        };
+        let deadline = tokio::select! {
+            (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
+            () = reload::watch(&front.routes, secret_reload) => unreachable!("files are watched for ever"),
+        };
+        match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {
+            0 => Ok(()),
+            deliveries => Err(RunError::Unfinished { deliveries }),
+        }
+    }
+}
+
+/// What every request meets.
+struct Front {
+    routes: Vec<Arc<Route>>,
+    ingest: Ingest,
+    courier: Arc<Courier>,
+    health: Health,
+    metrics: Arc<Metrics>,
+    answer_timeout: std::time::Duration,
+}
+
+impl Front {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<answer::Body>, Infallible> {
+        let started = Instant::now();
+        let path = request.uri().path();
+        if path == HEALTH_PATH {
+            return Ok(match *request.method() {
+                Method::GET | Method::HEAD | Method::POST => self.health.page().await,
+                _ => Answer::MethodNotAllowed("GET, HEAD, POST").response(),
+            });
+        }
+        // A handful: comparing them all costs less than hashing one.
+        let answer = match self.routes.iter().find(|route| *route.path == *path) {
+            None => Answer::NotFound,
+            Some(_) if *request.method() != Method::POST => Answer::MethodNotAllowed("POST"),
+            Some(route) => {
+                let (parts, body) = request.into_parts();
+                match self.ingest.admit(route, parts, body, SystemTime::now()).await {
+                    Ok(event) => self.courier.handle(event, started + self.answer_timeout).await,
+                    Err(answer) => answer,
+                }
+            }
+        };
+        let (status, word) = answer.status_and_word();
+        self.metrics.answered(word);
+        tracing::debug!(status = status.as_u16(), answer = word, elapsed = ?started.elapsed(), "answered");
+        Ok(answer.response())
+    }
+}

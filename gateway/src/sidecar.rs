@@ -1,0 +1,455 @@
+//! The sidecar, as the gateway calls it: a deadline on every call, and errors sorted by what they permit to do next.
+//!
+//! What counts is whether a call may have had an effect. A refusal says that it had none; a time-out, a lost connection
+//! and a cancelled call (which is how tonic reports a deadline, pitfalls 3.3.4) say nothing. Errors are told apart by their
+//! `ErrorInfo` reason and code, never by text.
+
+use std::{error::Error as StdError, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use oncegate_api::{
+    reason,
+    v1::{self, idempotency_service_client::IdempotencyServiceClient},
+};
+use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
+
+use crate::{
+    config::{LockSettings, Settings},
+    key::Identity,
+    route::Route,
+};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// How often an idle connection is asked whether it is alive, and how long that may take: a sidecar that vanished
+/// without a word is noticed before an event waits for it.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the sidecar of `settings`, made when it is first needed and again when it is lost. Has to be called
+/// inside a tokio runtime.
+#[must_use]
+pub fn channel(settings: &Settings) -> Channel {
+    Channel::builder(settings.sidecar_url.clone())
+        // Neither has a default (pitfalls 3.3.4).
+        .connect_timeout(settings.sidecar_connect_timeout)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true)
+        .connect_lazy()
+}
+
+/// What carries calls, its type forgotten: a channel, or the sidecar's own service in the same process.
+type Transport = BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, TransportError>;
+
+/// What a transport failed with. A type of its own, since the compiler cannot prove a boxed error `Send` in futures that
+/// borrow.
+#[derive(Debug, thiserror::Error)]
+#[error("the call was not carried")]
+pub(crate) struct TransportError(#[source] BoxError);
+
+type Client = IdempotencyServiceClient<Transport>;
+
+/// The client.
+#[derive(Clone)]
+pub(crate) struct Sidecar {
+    client: Client,
+    timeout: Duration,
+    lock_duration: Duration,
+    holder: Arc<str>,
+}
+
+/// The answer to CheckAndLock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Claim {
+    Acquired(Grant),
+    /// Somebody else holds the lock.
+    InProgress(Duration),
+    /// The pause after a failure has not passed.
+    Paused(Duration),
+    Completed,
+    /// Dead or unknown.
+    Refused,
+}
+
+/// A lock, as granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) fencing_token: i64,
+    pub(crate) attempt: i32,
+    /// Counts from before the call was sent (S5).
+    pub(crate) remaining: Duration,
+}
+
+/// Which attempt a call is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) identity: &'a Identity,
+    pub(crate) claim_id: &'a str,
+    pub(crate) fencing_token: i64,
+}
+
+/// How an attempt failed, for MarkFailed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MarkedFailure {
+    pub(crate) kind: v1::FailureKind,
+    /// For people; texts of ours only.
+    pub(crate) error: String,
+    pub(crate) retry_after: Option<Duration>,
+    /// The application's status, if it answered.
+    pub(crate) code: Option<i32>,
+}
+
+/// A call that did not succeed.
+#[derive(Debug, thiserror::Error)]
+#[error("the sidecar did not do it")]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    #[source]
+    pub(crate) status: Status,
+}
+
+/// What a failure permits to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing happened; ask again later.
+    Unavailable { retry_after: Option<Duration> },
+    /// It may or may not have happened; repeat it as it is.
+    Unknown,
+    /// The lock is somebody else's by now; whether the event is completed.
+    LockLost { completed: bool },
+    /// The attempt of this claim has ended.
+    ClaimEnded,
+    /// The event was first claimed with something else.
+    Mismatch,
+    /// The attempt's outcome was recorded before, and it was another one.
+    OutcomeConflict,
+    /// No such event.
+    NotFound,
+    /// The call was wrong, and would be again.
+    Rejected,
+}
+
+impl Sidecar {
+    pub(crate) fn new<S, B>(transport: S, timeout: Duration, lock: &LockSettings) -> Self
+    where
+        S: Service<http::Request<tonic::body::Body>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<BoxError>,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let transport = transport
+            .map_response(|response: http::Response<B>| response.map(tonic::body::Body::new))
+            .map_err(|error: S::Error| TransportError(error.into()));
+        Self {
+            client: Client::new(BoxCloneSyncService::new(transport)),
+            timeout,
+            lock_duration: lock.duration,
+            holder: lock.holder.as_str().into(),
+        }
+    }
+
+    /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).
+    pub(crate) async fn claim(
+        &self,
+        route: &Route,
+        identity: &Identity,
+        claim_id: &str,
+        payload_digest: &[u8; 32],
+        wait: Duration,
+    ) -> Result<Claim, Failure> {
+        let message = v1::CheckAndLockRequest {
+            key: Some(key(route, identity)),
+            event_type: identity.event_type.clone(),
+            claim_id: claim_id.to_owned(),
+            holder: (*self.holder).to_owned(),
+            // Always said: the sidecar's default need not cover our upstream time-out (G8).
+            lock_duration: Some(proto_duration(self.lock_duration)),
+            // G4: never a fingerprint, providers change bodies between tries.
+            fingerprint: Bytes::new(),
+            metadata: None,
+            wait_duration: (!wait.is_zero()).then(|| proto_duration(wait)),
+            payload_digest: Bytes::copy_from_slice(payload_digest),
+            delivery_id: String::new(),
+        };
+        let response = self
+            .call(message, self.timeout + wait, async |mut client, request| client.check_and_lock(request).await)
+            .await?;
+        let retry_after = response.retry_after.map_or(Duration::ZERO, std_duration);
+        match response.decision() {
+            v1::Decision::Acquired => response
+                .lock
+                .map(|lock| Claim::Acquired(grant(&lock)))
+                .ok_or_else(|| malformed("acquired without a lock")),
+            v1::Decision::InProgress => {
+                let state = response.event.as_ref().map(v1::Event::state);
+                Ok(match state {
+                    Some(v1::State::Failed) => Claim::Paused(retry_after),
+                    _ => Claim::InProgress(retry_after),
+                })
+            }
+            v1::Decision::AlreadyCompleted => Ok(Claim::Completed),
+            v1::Decision::Refused => Ok(Claim::Refused),
+            v1::Decision::Unspecified => Err(malformed("no decision")),
+        }
+    }
+
+    /// ExtendLock, to the full duration from now.
+    pub(crate) async fn extend(&self, attempt: Attempt<'_>) -> Result<Grant, Failure> {
+        let message = v1::ExtendLockRequest {
+            key: Some(key(attempt.route, attempt.identity)),
+            fencing_token: attempt.fencing_token,
+            lock_duration: Some(proto_duration(self.lock_duration)),
+            claim_id: attempt.claim_id.to_owned(),
+        };
+        let response = self
+            .call(message, self.timeout, async |mut client, request| client.extend_lock(request).await)
+            .await?;
+        response.lock.as_ref().map(grant).ok_or_else(|| malformed("extended without a lock"))
+    }
+
+    /// MarkCompleted, with the application's status as the result's code. Its body is not stored (G5).
+    pub(crate) async fn mark_completed(&self, attempt: Attempt<'_>, code: i32) -> Result<(), Failure> {
+        let message = v1::MarkCompletedRequest {
+            key: Some(key(attempt.route, attempt.identity)),
+            fencing_token: attempt.fencing_token,
+            result: Some(result(code)),
+            metadata: None,
+            claim_id: attempt.claim_id.to_owned(),
+        };
+        self.call(message, self.timeout, async |mut client, request| client.mark_completed(request).await)
+            .await
+            .map(drop)
+    }
+
+    /// MarkFailed.
+    pub(crate) async fn mark_failed(&self, attempt: Attempt<'_>, failure: MarkedFailure) -> Result<(), Failure> {
+        let message = v1::MarkFailedRequest {
+            key: Some(key(attempt.route, attempt.identity)),
+            fencing_token: attempt.fencing_token,
+            kind: failure.kind.into(),
+            error: failure.error,
+            retry_after: failure.retry_after.map(proto_duration),
+            result: failure.code.map(result),
+            claim_id: attempt.claim_id.to_owned(),
+        };
+        self.call(message, self.timeout, async |mut client, request| client.mark_failed(request).await)
+            .await
+            .map(drop)
+    }
+
+    /// Stats over everything that is kept.
+    pub(crate) async fn stats(&self) -> Result<v1::StatsResponse, Failure> {
+        self.call(v1::StatsRequest::default(), self.timeout, async |mut client, request| client.stats(request).await)
+        .await
+    }
+
+    /// Sends a call with its deadline, which is told to the sidecar and enforced here as well.
+    async fn call<M, R>(
+        &self,
+        message: M,
+        deadline: Duration,
+        send: impl AsyncFnOnce(Client, Request<M>) -> Result<Response<R>, Status>,
+    ) -> Result<R, Failure> {
+        let mut request = Request::new(message);
+        request.set_timeout(deadline);
+        match tokio::time::timeout(deadline, send(self.client.clone(), request)).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(Failure { kind: kind(&status), status }),
+            Err(_) => Err(Failure {
+                kind: Kind::Unknown,
+                status: Status::deadline_exceeded("the sidecar did not answer in time"),
+            }),
+        }
+    }
+}
+
+/// Sorts an error by its reason, or by its code where there is none: proxies and tonic itself give no reasons.
+fn kind(status: &Status) -> Kind {
+    let details = status.get_error_details();
+    let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+    let info = details.error_info().filter(|info| info.domain == reason::DOMAIN);
+    if let Some(info) = info {
+        match info.reason.as_str() {
+            reason::STORE_UNAVAILABLE
+            | reason::OVERLOADED
+            | reason::QUOTA_EXCEEDED
+            // Mended by whoever looks after the sidecar, without a restart of ours.
+            | reason::UNAUTHENTICATED
+            | reason::PERMISSION_DENIED
+            | reason::UNIMPLEMENTED => return Kind::Unavailable { retry_after },
+            reason::LOCK_LOST => {
+                let state = info.metadata.get("state").map(String::as_str);
+                return Kind::LockLost { completed: state.is_some_and(is_completed) };
+            }
+            reason::CLAIM_ENDED => return Kind::ClaimEnded,
+            reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => return Kind::Mismatch,
+            reason::OUTCOME_CONFLICT => return Kind::OutcomeConflict,
+            reason::EVENT_NOT_FOUND => return Kind::NotFound,
+            reason::INVALID_FIELD | reason::STATE_CONFLICT => return Kind::Rejected,
+            // A defect may have struck after the commit.
+            reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => return Kind::Unknown,
+            // A reason from a newer sidecar: its code has to do.
+            _ => {}
+        }
+    }
+    match status.code() {
+        Code::Unavailable if never_sent(status) => Kind::Unavailable { retry_after },
+        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => Kind::Unavailable { retry_after },
+        Code::InvalidArgument => Kind::Rejected,
+        _ => Kind::Unknown,
+    }
+}
+
+/// The value of the `state` in LOCK_LOST's metadata, with or without the prefix of the enum.
+fn is_completed(state: &str) -> bool {
+    let name = v1::State::Completed.as_str_name();
+    state.eq_ignore_ascii_case(name) || name.strip_prefix("STATE_").is_some_and(|short| state.eq_ignore_ascii_case(short))
+}
+
+/// Whether the connection could not even be made.
+fn never_sent(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// An answer that breaks the contract. What was done is not known.
+fn malformed(what: &'static str) -> Failure {
+    Failure { kind: Kind::Unknown, status: Status::internal(what) }
+}
+
+fn key(route: &Route, identity: &Identity) -> v1::EventKey {
+    v1::EventKey {
+        tenant: route.tenant.clone(),
+        provider: route.provider.name().to_owned(),
+        event_id: identity.event_id.clone(),
+    }
+}
+
+fn grant(lock: &v1::Lock) -> Grant {
+    Grant {
+        fencing_token: lock.fencing_token,
+        attempt: lock.attempt,
+        remaining: lock.remaining_duration.map_or(Duration::ZERO, std_duration),
+    }
+}
+
+fn result(code: i32) -> v1::Result {
+    v1::Result { code, body: Bytes::new(), content_type: String::new() }
+}
+
+fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).expect("less than a thousand million"),
+    }
+}
+
+/// Negative ones are taken as zero.
+fn std_duration(duration: prost_types::Duration) -> Duration {
+    Duration::try_from(duration).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(code: Code, reason: &str, state: Option<&str>) -> Status {
+        let metadata: HashMap<String, String> =
+            state.map(|state| ("state".to_owned(), state.to_owned())).into_iter().collect();
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, reason::DOMAIN, metadata);
+        details.set_retry_info(Some(Duration::from_secs(3)));
+        Status::with_error_details(code, "some text", details)
+    }
+
+    #[test]
+    fn every_reason_is_sorted() {
+        let unavailable = Kind::Unavailable { retry_after: Some(Duration::from_secs(3)) };
+        for name in reason::ALL {
+            let wanted = match *name {
+                reason::STORE_UNAVAILABLE
+                | reason::OVERLOADED
+                | reason::QUOTA_EXCEEDED
+                | reason::UNAUTHENTICATED
+                | reason::PERMISSION_DENIED
+                | reason::UNIMPLEMENTED => unavailable,
+                reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => Kind::Unknown,
+                reason::LOCK_LOST => Kind::LockLost { completed: false },
+                reason::CLAIM_ENDED => Kind::ClaimEnded,
+                reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => Kind::Mismatch,
+                reason::OUTCOME_CONFLICT => Kind::OutcomeConflict,
+                reason::EVENT_NOT_FOUND => Kind::NotFound,
+                reason::INVALID_FIELD | reason::STATE_CONFLICT => Kind::Rejected,
+                other => panic!("{other} is not sorted"),
+            };
+            assert_eq!(kind(&status(Code::Unknown, name, None)), wanted, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_lost_lock_says_whether_the_event_is_completed() {
+        for (state, completed) in [
+            (Some("STATE_COMPLETED"), true),
+            (Some("COMPLETED"), true),
+            (Some("completed"), true),
+            (Some("STATE_PROCESSING"), false),
+            (None, false),
+        ] {
+            let found = kind(&status(Code::Aborted, reason::LOCK_LOST, state));
+            assert_eq!(found, Kind::LockLost { completed }, "{state:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_reason_only_what_was_never_done_is_taken_for_that() {
+        for (code, wanted) in [
+            (Code::Cancelled, Kind::Unknown),
+            (Code::DeadlineExceeded, Kind::Unknown),
+            (Code::Unavailable, Kind::Unknown),
+            (Code::Unknown, Kind::Unknown),
+            (Code::Internal, Kind::Unknown),
+            (Code::ResourceExhausted, Kind::Unknown),
+            (Code::Aborted, Kind::Unknown),
+            (Code::Unauthenticated, Kind::Unavailable { retry_after: None }),
+            (Code::Unimplemented, Kind::Unavailable { retry_after: None }),
+            (Code::InvalidArgument, Kind::Rejected),
+        ] {
+            assert_eq!(kind(&Status::new(code, "some text")), wanted, "{code:?}");
+        }
+        let mut foreign = ErrorDetails::new();
+        foreign.set_error_info(reason::STORE_UNAVAILABLE, "example.com", HashMap::new());
+        let foreign = Status::with_error_details(Code::Unavailable, "some text", foreign);
+        assert_eq!(kind(&foreign), Kind::Unknown, "somebody else's reasons mean something else");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_cannot_be_made_means_that_nothing_happened() {
+        // Bound and closed again: nobody listens there.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let channel = Channel::builder(format!("http://127.0.0.1:{port}").parse().unwrap()).connect_lazy();
+        let lock = LockSettings {
+            duration: Duration::from_secs(300),
+            margin: Duration::from_secs(15),
+            holder: "test".into(),
+        };
+        let sidecar = Sidecar::new(channel, Duration::from_secs(10), &lock);
+        let failure = sidecar.stats().await.unwrap_err();
+        assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });
+    }
+}

@@ -1,0 +1,290 @@
+//! The application behind the gateway: what is sent to it, and what its answer means (G5, G7).
+
+use std::{
+    error::Error as StdError,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use oncegate_api::v1::FailureKind;
+use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+
+use crate::{
+    answer::RetryAfter,
+    body::discard,
+    config::{OnRefusal, OnUnclear, Policy, UpstreamLimits},
+    key::Identity,
+    metrics::Delivered,
+    route::Route,
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TENANT: HeaderName = HeaderName::from_static("oncegate-tenant");
+const PROVIDER: HeaderName = HeaderName::from_static("oncegate-provider");
+const EVENT_ID: HeaderName = HeaderName::from_static("oncegate-event-id");
+const EVENT_TYPE: HeaderName = HeaderName::from_static("oncegate-event-type");
+const ATTEMPT: HeaderName = HeaderName::from_static("oncegate-attempt");
+const FENCING_TOKEN: HeaderName = HeaderName::from_static("oncegate-fencing-token");
+const LOCK_REMAINING: HeaderName = HeaderName::from_static("oncegate-lock-remaining-ms");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
+const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("oncegate/", env!("CARGO_PKG_VERSION")));
+
+/// The client.
+pub(crate) struct Upstream {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    limits: UpstreamLimits,
+}
+
+/// What one delivery carries.
+pub(crate) struct Parcel<'a> {
+    pub(crate) route: &'a Route,
+    pub(crate) identity: &'a Identity,
+    /// The provider's headers, of which only a few are passed on.
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) body: &'a Bytes,
+    pub(crate) attempt: i32,
+    pub(crate) fencing_token: i64,
+    /// What is left of the lock as this is sent.
+    pub(crate) lock_remaining: Duration,
+}
+
+/// What came back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// A status line, with its Retry-After where it has a usable one.
+    Status(StatusCode, Option<HeaderValue>),
+    /// Nothing was sent: refused, unreachable, no TLS.
+    NotSent,
+    /// The connection was lost after sending.
+    Lost,
+    /// No answer in time.
+    TimedOut,
+    /// No answer before the gateway had to end (G9).
+    Stopped,
+}
+
+/// What a delivery comes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Completed {
+        code: i32,
+    },
+    Failed {
+        kind: FailureKind,
+        /// For people.
+        error: String,
+        code: Option<i32>,
+        /// No other attempt before the lock would have ended: the application may still be at work.
+        pause: bool,
+        /// The application's wish, passed on in the answer only: in the ledger it would use up the provider's tries.
+        retry_after: Option<RetryAfter>,
+    },
+}
+
+impl Outcome {
+    pub(crate) fn label(&self) -> Delivered {
+        match self {
+            Self::Completed { .. } => Delivered::Completed,
+            Self::Failed { kind: FailureKind::Terminal, .. } => Delivered::Terminal,
+            Self::Failed { kind: FailureKind::Unknown, .. } => Delivered::Unknown,
+            Self::Failed { kind: FailureKind::Retryable | FailureKind::Unspecified, .. } => Delivered::Retryable,
+        }
+    }
+}
+
+impl Upstream {
+    /// `tls` says whether any target needs it: the system's trust roots are read only then.
+    ///
+    /// # Errors
+    ///
+    /// TLS is needed and the system has no trust roots.
+    pub(crate) fn new(limits: UpstreamLimits, tls: bool) -> io::Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(limits.connect_timeout));
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        // Named instead of the process default: with two providers in the graph that would panic (pitfalls 3.6.1).
+        let provider = aws_lc_rs::default_provider();
+        let builder = HttpsConnectorBuilder::new();
+        let builder = if tls {
+            builder.with_provider_and_native_roots(provider)?
+        } else {
+            let config = ClientConfig::builder_with_provider(Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .map_err(io::Error::other)?
+                .with_root_certificates(RootCertStore::empty())
+                .with_no_client_auth();
+            builder.with_tls_config(config)
+        };
+        let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(limits.idle_timeout)
+            // Only what was never written to a connection that had gone stale in the pool is sent again; a request that
+            // may have arrived never is: the lock decides about that (pitfalls 3.4.8).
+            .retry_canceled_requests(true)
+            .build(connector);
+        Ok(Self { client, limits })
+    }
+
+    /// How long a delivery may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.limits.timeout
+    }
+
+    /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: 3xx is an answer like any
+    /// other. Dropping the future closes the connection.
+    pub(crate) async fn deliver(&self, parcel: &Parcel<'_>) -> Reply {
+        let request = request(parcel, SystemTime::now());
+        match tokio::time::timeout(self.limits.timeout, self.client.request(request)).await {
+            Err(_) => Reply::TimedOut,
+            Ok(Ok(response)) => {
+                let (parts, body) = response.into_parts();
+                if !body.is_end_stream() {
+                    // Read so that the connection can be used again; nobody waits for it.
+                    tokio::spawn(discard(body, self.limits.body_bytes_max, self.limits.body_timeout));
+                }
+                Reply::Status(parts.status, retry_after(&parts.headers))
+            }
+            Ok(Err(error)) if was_not_sent(&error) => {
+                tracing::debug!(error = &error as &dyn StdError, "upstream cannot be reached");
+                Reply::NotSent
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(error = &error as &dyn StdError, "connection to the upstream was lost");
+                Reply::Lost
+            }
+        }
+    }
+}
+
+fn was_not_sent(error: &hyper_util::client::legacy::Error) -> bool {
+    if error.is_connect() {
+        return true;
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
+}
+
+/// Builds the request (G7). Headers are picked, not filtered: what is not named here does not go on, so no inbound copy of
+/// an internal header ever does (W7).
+fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
+    let Parcel { route, identity, .. } = parcel;
+    let mut request = Request::new(Full::new(parcel.body.clone()));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = route.target.url.clone();
+    let headers = request.headers_mut();
+    headers.reserve(16);
+    for name in std::iter::once(&header::CONTENT_TYPE).chain(route.provider.signature_headers()) {
+        for value in parcel.headers.get_all(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    headers.insert(header::USER_AGENT, USER_AGENT);
+    let id = format!("{}/{}/{}", route.tenant, route.provider.name(), identity.event_id);
+    let mut text = |name: HeaderName, value: &str| {
+        let value = HeaderValue::from_str(value).expect("keys and types are printable ASCII");
+        headers.insert(name, value);
+    };
+    text(IDEMPOTENCY_KEY, &id);
+    text(TENANT, &route.tenant);
+    text(PROVIDER, route.provider.name());
+    text(EVENT_ID, &identity.event_id);
+    text(EVENT_TYPE, &identity.event_type);
+    text(TRACEPARENT, &traceparent());
+    if let Some(signer) = &route.target.signer {
+        let timestamp = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
+        text(WEBHOOK_ID, &id);
+        text(WEBHOOK_TIMESTAMP, &timestamp);
+        text(WEBHOOK_SIGNATURE, &signer.sign(&id, &timestamp, parcel.body));
+    }
+    headers.insert(ATTEMPT, HeaderValue::from(parcel.attempt));
+    headers.insert(FENCING_TOKEN, HeaderValue::from(parcel.fencing_token));
+    let remaining = u64::try_from(parcel.lock_remaining.as_millis()).unwrap_or(u64::MAX);
+    headers.insert(LOCK_REMAINING, HeaderValue::from(remaining));
+    request
+}
+
+/// A new trace: one from the internet is not continued (pitfalls 3.5.6).
+fn traceparent() -> String {
+    // All zeros would be invalid.
+    let trace = rand::random::<u128>().max(1);
+    let span = rand::random::<u64>().max(1);
+    format!("00-{trace:032x}-{span:016x}-01")
+}
+
+/// The header, if it is one: seconds, or a date in the one form that is still written (29 characters).
+fn retry_after(headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get(header::RETRY_AFTER)?;
+    let bytes = value.as_bytes();
+    let seconds = (1..=9).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_digit);
+    let date = bytes.len() == 29
+        && bytes.ends_with(b" GMT")
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b' ' | b',' | b':'));
+    (seconds || date).then(|| value.clone())
+}
+
+/// What a reply comes to by G5.
+pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcome {
+    let failed = |kind, error: String| Outcome::Failed { kind, error, code: None, pause: false, retry_after: None };
+    let unclear = match policy.unclear {
+        OnUnclear::Retryable => FailureKind::Retryable,
+        OnUnclear::Unknown => FailureKind::Unknown,
+    };
+    match reply {
+        Reply::Status(status, _) if status.is_success() => Outcome::Completed { code: i32::from(status.as_u16()) },
+        Reply::Status(status, retry_after) => {
+            let kind = match status.as_u16() {
+                408 | 425 | 429 | 500..=599 => FailureKind::Retryable,
+                300..=499 => match policy.refusal {
+                    OnRefusal::Retryable => FailureKind::Retryable,
+                    OnRefusal::Terminal => FailureKind::Terminal,
+                },
+                // Neither success nor refusal: no policy speaks of it.
+                _ => FailureKind::Retryable,
+            };
+            Outcome::Failed {
+                kind,
+                error: format!("upstream answered {}", status.as_u16()),
+                code: Some(i32::from(status.as_u16())),
+                pause: false,
+                retry_after: retry_after.map(RetryAfter::Upstream),
+            }
+        }
+        Reply::NotSent => failed(FailureKind::Retryable, "upstream cannot be reached".to_owned()),
+        Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned()),
+        Reply::TimedOut => {
+            no_answer(unclear, format!("upstream did not answer in {}", humantime::format_duration(timeout)))
+        }
+        Reply::Stopped => no_answer(unclear, "gateway ended before the upstream answered".to_owned()),
+    }
+}
+
+/// The application may still be at work.
+fn no_answer(kind: FailureKind, error: String) -> Outcome {
+    Outcome::Failed { kind, error, code: None, pause: kind == FailureKind::Retryable, retry_after: None }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! The application: a real HTTP server that records what it gets and answers as told.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use oncegate_runtime::{
+    server::{Options, serve},
+    shutdown::CancellationToken,
+};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::TcpListener,
+    sync::Notify,
+    time::timeout,
+};
+
+use crate::client::PATIENCE;
+
+/// What the application got.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivery {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+/// What it answers.
+#[derive(Debug, Clone)]
+pub(crate) enum Reply {
+    Status(u16),
+    RetryAfter(u16, &'static str),
+    /// 200, but not before [`Application::release`].
+    Held,
+    /// Never.
+    Never,
+}
+
+/// The application.
+#[derive(Clone)]
+pub(crate) struct Application {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    _stop: Arc<tokio_util::sync::DropGuard>,
+}
+
+#[derive(Default)]
+struct Shared {
+    deliveries: Mutex<Vec<Delivery>>,
+    replies: Mutex<VecDeque<Reply>>,
+    arrived: Notify,
+    release: Notify,
+}
+
+impl Application {
+    /// Answers 200, after the replies of [`Application::reply`] are used up.
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let stop = CancellationToken::new();
+        let handler = shared.clone();
+        let service = service_fn(move |request| handle(handler.clone(), request));
+        let options = Options::http1(std::time::Duration::ZERO);
+        tokio::spawn(serve(listener, service, options, stop.clone()));
+        Self { address, shared, _stop: Arc::new(stop.drop_guard()) }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/hook", self.address)
+    }
+
+    /// Queues the next answer.
+    pub(crate) fn reply(&self, reply: Reply) {
+        self.shared.replies.lock().unwrap().push_back(reply);
+    }
+
+    /// Lets one held answer go.
+    pub(crate) fn release(&self) {
+        self.shared.release.notify_one();
+    }
+
+    pub(crate) fn deliveries(&self) -> Vec<Delivery> {
+        self.shared.deliveries.lock().unwrap().clone()
+    }
+
+    /// Waits until so many deliveries have arrived.
+    pub(crate) async fn arrived(&self, count: usize) {
+        let all = async {
+            loop {
+                let arrived = self.shared.arrived.notified();
+                if self.deliveries().len() >= count {
+                    return;
+                }
+                arrived.await;
+            }
+        };
+        timeout(PATIENCE, all).await.expect("deliveries arrive in time");
+    }
+}
+
+async fn handle(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    shared.deliveries.lock().unwrap().push(Delivery { headers: parts.headers, body });
+    let reply = shared.replies.lock().unwrap().pop_front().unwrap_or(Reply::Status(200));
+    shared.arrived.notify_waiters();
+    let mut response = Response::builder();
+    response = match reply {
+        Reply::Status(status) => response.status(status),
+        Reply::RetryAfter(status, after) => response.status(status).header("retry-after", after),
+        Reply::Held => {
+            shared.release.notified().await;
+            response.status(200)
+        }
+        Reply::Never => std::future::pending().await,
+    };
+    Ok(response.body(Full::new(Bytes::from_static(b"thanks"))).unwrap())
+}
+
+/// An application that reads a little of each request and then resets the connection.
+pub(crate) async fn that_resets() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut some = [0; 64];
+            let _ = stream.read(&mut some).await;
+        }
+    });
+    url
+}
+
+/// An address where nobody listens.
+pub(crate) fn that_is_away() -> String {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    format!("http://127.0.0.1:{port}/hook")
+}

@@ -1,0 +1,76 @@
+//! A gateway between an application and a sidecar.
+
+use std::net::SocketAddr;
+
+use oncegate_api::v1::idempotency_service_server::IdempotencyServiceServer;
+use oncegate_gateway::{Gateway, RunError, config::Options};
+use oncegate_runtime::shutdown::CancellationToken;
+use tokio::{task::JoinHandle, time::timeout};
+
+use crate::{
+    application::Application,
+    client::{self, Answer, PATIENCE, SECRET},
+    sidecar::Sidecar,
+};
+
+/// Everything in one process, on ports of its own.
+pub(crate) struct Harness {
+    pub(crate) application: Application,
+    pub(crate) sidecar: Sidecar,
+    pub(crate) address: SocketAddr,
+    pub(crate) shutdown: CancellationToken,
+    metrics: oncegate_runtime::admin::Metrics,
+    run: JoinHandle<Result<(), RunError>>,
+}
+
+/// Options for a gateway on a free port.
+pub(crate) fn options(upstream: &str) -> Options {
+    Options {
+        gateway_listen: "127.0.0.1:0".parse().unwrap(),
+        upstream_url: Some(upstream.to_owned()),
+        stripe_webhook_secret: Some(SECRET.into()),
+        ..Options::default()
+    }
+}
+
+impl Harness {
+    /// With the defaults.
+    pub(crate) async fn start() -> Self {
+        Self::with(|options| options).await
+    }
+
+    /// With options of the test.
+    pub(crate) async fn with(change: impl FnOnce(Options) -> Options) -> Self {
+        let application = Application::start().await;
+        let options = change(options(&application.url()));
+        let sidecar = Sidecar::default();
+        let settings = options.validate().unwrap();
+        let service = IdempotencyServiceServer::new(sidecar.clone());
+        let gateway = Gateway::bind(settings, service).await.unwrap();
+        let (address, metrics, shutdown) = (gateway.local_addr(), gateway.metrics(), CancellationToken::new());
+        let run = tokio::spawn(gateway.run(shutdown.clone()));
+        Self { application, sidecar, address, shutdown, metrics, run }
+    }
+
+    /// Sends the signed webhook of an event.
+    pub(crate) async fn deliver(&self, id: &str) -> Answer {
+        client::deliver(self.address, id).await
+    }
+
+    /// Sends raw bytes.
+    pub(crate) async fn send(&self, bytes: impl AsRef<[u8]>) -> Answer {
+        client::send(self.address, bytes).await
+    }
+
+    /// The value of a metric.
+    pub(crate) fn metric(&self, name: &str) -> u64 {
+        let text = (self.metrics)();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn ended(self) -> Result<(), RunError> {
+        timeout(PATIENCE, self.run).await.expect("the gateway ends in time").unwrap()
+    }
+}

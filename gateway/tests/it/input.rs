@@ -1,0 +1,272 @@
+//! What is refused before anything happens, and what is admitted.
+
+use std::{io::Write as _, time::Duration};
+
+use oncegate_gateway::config::Options;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::{
+    application::Reply,
+    client::{PATIENCE, SECRET, STRIPE, event, request, signature, webhook},
+    harness::Harness,
+    sidecar::Call,
+};
+
+#[tokio::test]
+async fn a_signed_event_is_locked_delivered_marked_and_answered() {
+    let harness = Harness::start().await;
+    let body = event("evt_1");
+    let answer = harness.send(webhook(&body)).await;
+    assert_eq!(answer.said(), (200, r#"{"status":"processed"}"#));
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+
+    let calls = harness.sidecar.calls();
+    let [Call::Claim(claim, deadline), Call::Completed(mark)] = &calls[..] else { panic!("{calls:?}") };
+    let key = claim.key.clone().unwrap();
+    assert_eq!((&*key.tenant, &*key.provider, &*key.event_id), ("default", "stripe", "evt_1"));
+    assert_eq!(claim.event_type, "charge.succeeded");
+    assert_eq!(claim.lock_duration.unwrap().seconds, 300);
+    assert_eq!(claim.wait_duration.unwrap().seconds, 10);
+    // G4: the digest always, a fingerprint never.
+    assert_eq!(claim.payload_digest, Sha256::digest(&body).to_vec());
+    assert!(claim.fingerprint.is_empty());
+    assert_eq!(claim.claim_id.len(), 36);
+    // The deadline that goes along is the call's own and the wait.
+    assert_eq!(deadline.as_deref(), Some("12500000u"));
+    assert_eq!((mark.fencing_token, &mark.claim_id), (1, &claim.claim_id));
+    assert_eq!(mark.result.clone().unwrap().code, 200);
+
+    let deliveries = harness.application.deliveries();
+    assert_eq!(deliveries.len(), 1);
+    assert_eq!(deliveries[0].body, body);
+    let headers = &deliveries[0].headers;
+    assert_eq!(headers["idempotency-key"], "default/stripe/evt_1");
+    assert_eq!(headers["oncegate-fencing-token"], "1");
+    assert_eq!(headers["oncegate-attempt"], "1");
+    assert_eq!(headers["content-type"], "application/json");
+    assert!(headers.contains_key("stripe-signature"));
+    let remaining: u64 = headers["oncegate-lock-remaining-ms"].to_str().unwrap().parse().unwrap();
+    assert!((290_000..=300_000).contains(&remaining), "{remaining}");
+    assert_eq!(harness.metric("oncegate_gateway_answers_total{answer=\"processed\"}"), 1);
+}
+
+#[tokio::test]
+async fn bad_requests_get_their_answer_and_reach_nobody() {
+    let harness = Harness::start().await;
+    let body = event("evt_1");
+    let signed = signature(SECRET, &body);
+    let signed = ("stripe-signature", signed.as_str());
+    let large = "x".repeat(256 * 1024 + 1);
+    let chunked = format!("{:x}\r\n{large}\r\n0\r\n\r\n", large.len());
+    let small_chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let both = [signed, ("content-length", "3"), ("transfer-encoding", "chunked")];
+    let cases = [
+        ("no such path", request("POST", "/webhooks/payments/other", &[signed], &body), 404, "not_found"),
+        ("a longer path", request("POST", &format!("{STRIPE}/"), &[signed], &body), 404, "not_found"),
+        ("another case", request("POST", "/Webhooks/payments/stripe", &[signed], &body), 404, "not_found"),
+        ("a provider without a secret", request("POST", "/webhooks/payments/paypal", &[], &body), 404, "not_found"),
+        ("another method", request("GET", STRIPE, &[], ""), 405, "method_not_allowed"),
+        ("a made-up method", request("BREW", STRIPE, &[signed], &body), 405, "method_not_allowed"),
+        ("a large body", request("POST", STRIPE, &[signed], &large), 413, "too_large"),
+        (
+            "large chunks",
+            request("POST", STRIPE, &[signed, ("transfer-encoding", "chunked")], &chunked),
+            413,
+            "too_large",
+        ),
+        ("gzip", request("POST", STRIPE, &[signed, ("content-encoding", "gzip")], &body), 415, "encoded"),
+        ("two lengths", request("POST", STRIPE, &both, &small_chunks), 400, "malformed_request"),
+        ("no signature", request("POST", STRIPE, &[], &body), 401, "unauthorized"),
+        ("a broken header", request("POST", STRIPE, &[("stripe-signature", "v1=00")], &body), 401, "unauthorized"),
+        ("two headers", request("POST", STRIPE, &[signed, signed], &body), 401, "unauthorized"),
+        ("another body", request("POST", STRIPE, &[signed], &event("evt_2")), 401, "unauthorized"),
+        (
+            "another secret",
+            request("POST", STRIPE, &[("stripe-signature", &signature("whsec_x", &body))], &body),
+            401,
+            "unauthorized",
+        ),
+        ("an empty body", webhook(""), 400, "malformed_body"),
+        ("no JSON", webhook("id=evt_1"), 400, "malformed_body"),
+        ("a JSON array", webhook(r#"[{"id":"evt_1"}]"#), 400, "malformed_body"),
+        ("two ids", webhook(r#"{"id":"evt_1","id":"evt_2"}"#), 400, "malformed_body"),
+        ("a byte order mark", webhook("\u{feff}{\"id\":\"evt_1\"}"), 400, "malformed_body"),
+        ("something after it", webhook(r#"{"id":"evt_1"};"#), 400, "malformed_body"),
+        ("deep nesting", webhook(&format!("{{\"x\":{}{}}}", "[".repeat(200), "]".repeat(200))), 400, "malformed_body"),
+    ];
+    for (name, bytes, status, word) in cases {
+        let answer = harness.send(bytes).await;
+        assert_eq!(answer.said(), (status, &*format!(r#"{{"status":"{word}"}}"#)), "{name}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{name}");
+        if status == 405 {
+            assert_eq!(answer.header("allow"), Some("POST"), "{name}");
+        }
+    }
+    assert!(harness.sidecar.calls().is_empty(), "{:?}", harness.sidecar.calls());
+    assert!(harness.application.deliveries().is_empty());
+    assert_eq!(harness.metric("oncegate_gateway_refusals_total{verdict=\"bad_signature\"}"), 2);
+}
+
+#[tokio::test]
+async fn good_requests_in_unusual_clothes_are_admitted() {
+    let harness = Harness::start().await;
+    let body = event("evt_1");
+    let signed = signature(SECRET, &body);
+    let signed = ("stripe-signature", signed.as_str());
+    let chunks = format!("5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n", &body[..5], body.len() - 5, &body[5..]);
+    for (name, bytes) in [
+        ("chunks", request("POST", STRIPE, &[signed, ("transfer-encoding", "chunked")], &chunks)),
+        ("a query", request("POST", &format!("{STRIPE}?a=b"), &[signed], &body)),
+        ("identity", request("POST", STRIPE, &[signed, ("content-encoding", "identity")], &body)),
+        ("another content type", request("POST", STRIPE, &[signed, ("content-type", "text/plain")], &body)),
+        ("a header in capitals", request("POST", STRIPE, &[("STRIPE-SIGNATURE", signed.1)], &body)),
+    ] {
+        assert_eq!(harness.send(bytes).await.status, 200, "{name}");
+    }
+    for delivery in harness.application.deliveries() {
+        assert_eq!(delivery.body, body, "G3: the same bytes go on");
+    }
+}
+
+#[tokio::test]
+async fn the_largest_body_is_admitted() {
+    let harness = Harness::start().await;
+    let frame = r#"{"id":"evt_1","x":""}"#;
+    let body = frame.replace("\"\"}", &format!("\"{}\"}}", "y".repeat(256 * 1024 - frame.len())));
+    assert_eq!(body.len(), 256 * 1024);
+    assert_eq!(harness.send(webhook(&body)).await.status, 200);
+    assert_eq!(harness.application.deliveries()[0].body, body);
+}
+
+#[tokio::test]
+async fn unknown_types_and_unusable_ids_have_a_name_of_their_own() {
+    let harness = Harness::start().await;
+    let body = r#"{"object":"event"}"#;
+    assert_eq!(harness.send(webhook(body)).await.status, 200);
+    let claim = harness.sidecar.claims().remove(0);
+    assert_eq!(claim.event_type, "unknown");
+    assert_eq!(claim.key.unwrap().event_id, format!("sha256:{}", hex::encode(Sha256::digest(body))));
+}
+
+#[tokio::test]
+async fn a_connection_is_kept_after_a_refusal_that_leaves_nothing_unread() {
+    let harness = Harness::start().await;
+    let body = event("evt_1");
+    let keep = |text: String| text.replace("connection: close\r\n", "");
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
+    let unsigned = keep(request("POST", STRIPE, &[], &body));
+    // Three on one connection, the last one asks for its end.
+    stream.write_all(unsigned.as_bytes()).await.unwrap();
+    read_answer(&mut stream, "401").await;
+    stream.write_all(keep(webhook(&body)).as_bytes()).await.unwrap();
+    read_answer(&mut stream, "200").await;
+    stream.write_all(webhook(&body).as_bytes()).await.unwrap();
+    read_answer(&mut stream, "200").await;
+}
+
+async fn read_answer(stream: &mut TcpStream, status: &str) {
+    let mut answer = Vec::new();
+    timeout(PATIENCE, async {
+        while !answer.ends_with(b"\"}") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed early");
+        }
+    })
+    .await
+    .unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+}
+
+#[tokio::test]
+async fn slow_bodies_are_given_up() {
+    let harness = Harness::with(|options| Options {
+        gateway_body_first_byte_timeout: Duration::from_millis(100),
+        gateway_body_timeout: Duration::from_millis(300),
+        ..options
+    })
+    .await;
+    let body = event("evt_1");
+    let whole = webhook(&body);
+    for sent in [whole.len() - body.len(), whole.len() - 1] {
+        let answer = harness.send(&whole[..sent]).await;
+        assert_eq!(answer.said(), (408, r#"{"status":"too_slow"}"#));
+    }
+    assert!(harness.sidecar.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_used_up_byte_budget_refuses_before_the_lock_and_recovers() {
+    let harness = Harness::with(|options| Options {
+        gateway_body_bytes_max: 4 * 1024,
+        gateway_body_budget: 4 * 1024,
+        ..options
+    })
+    .await;
+    let body = |id: &str| format!(r#"{{"id":"{id}","x":"{}"}}"#, "y".repeat(3 * 1024));
+    harness.application.reply(Reply::Held);
+    let address = harness.address;
+    let held = webhook(&body("evt_1"));
+    let held = tokio::spawn(async move { crate::client::send(address, held).await });
+    harness.application.arrived(1).await;
+    let refused = harness.send(webhook(&body("evt_2"))).await;
+    assert_eq!(refused.said(), (503, r#"{"status":"overloaded"}"#));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(harness.sidecar.claims().len(), 1);
+    harness.application.release();
+    assert_eq!(held.await.unwrap().status, 200);
+    assert_eq!(harness.send(webhook(&body("evt_2"))).await.status, 200);
+}
+
+#[tokio::test]
+async fn too_many_deliveries_are_refused_before_the_lock() {
+    let harness = Harness::with(|options| Options { gateway_deliveries_max: 1, ..options }).await;
+    harness.application.reply(Reply::Held);
+    let address = harness.address;
+    let held = tokio::spawn(async move { crate::client::deliver(address, "evt_1").await });
+    harness.application.arrived(1).await;
+    let refused = harness.deliver("evt_2").await;
+    assert_eq!(refused.said(), (503, r#"{"status":"overloaded"}"#));
+    assert_eq!(harness.sidecar.claims().len(), 1);
+    harness.application.release();
+    assert_eq!(held.await.unwrap().status, 200);
+    assert_eq!(harness.deliver("evt_2").await.status, 200);
+}
+
+#[tokio::test]
+async fn g3_secrets_are_read_again_when_their_file_changes() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"whsec_old\n").unwrap();
+    let path = file.path().to_owned();
+    let harness = Harness::with(|options| Options {
+        stripe_webhook_secret: None,
+        stripe_webhook_secret_file: Some(path.clone()),
+        gateway_secret_reload: Duration::from_millis(20),
+        ..options
+    })
+    .await;
+    let body = event("evt_1");
+    let signed = |secret: &str| request("POST", STRIPE, &[("stripe-signature", &signature(secret, &body))], &body);
+    assert_eq!(harness.send(signed("whsec_old")).await.status, 200);
+    assert_eq!(harness.send(signed("whsec_new")).await.status, 401);
+    // Swapped like Kubernetes does it: another file takes the name.
+    let replace = |text: &str| {
+        let mut next = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+        next.write_all(text.as_bytes()).unwrap();
+        next.persist(&path).unwrap();
+    };
+    replace("whsec_new,whsec_newer\n");
+    timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 200 {} }).await.unwrap();
+    assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);
+    assert_eq!(harness.send(signed("whsec_old")).await.status, 401);
+    // A bad file changes nothing (W5); that it was read shows when a good one follows.
+    replace(" \n");
+    replace("whsec_newer");
+    timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 401 {} }).await.unwrap();
+    assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);
+}

@@ -1,0 +1,14 @@
+//! The gateway over real sockets, between a recording application and a scripted sidecar: for the outcomes that a real
+//! sidecar hardly ever produces.
+
+#![allow(clippy::unwrap_used)]
+
+mod application;
+mod client;
+mod delivery;
+mod harness;
+mod health;
+mod input;
+mod shutdown;
+mod sidecar;
+mod vectors;

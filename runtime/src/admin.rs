@@ -1,0 +1,195 @@
+//! The admin listener: `/livez`, `/readyz` and `/metrics`, apart from the public one.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    convert::Infallible,
+    fmt::Write as _,
+    future::{Ready, ready},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, service::Service};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::server::{self, Options};
+
+/// Whether the process should get new work: ready when every condition is met and no drain has begun.
+///
+/// Readiness asks only whether the process can answer. Being refused by a store that is down is an answer, so a store
+/// is no condition beyond the start: all pods leaving at once would make an outage of it (W23).
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    draining: bool,
+    /// By name, what is wrong; `None` when the condition is met.
+    conditions: BTreeMap<&'static str, Option<Cow<'static, str>>>,
+}
+
+impl Readiness {
+    /// Ready, as long as nobody adds a condition.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a condition, unmet with the reason `starting`. The name appears in `/readyz`.
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.lock().conditions.insert(name, Some("starting".into()));
+        Condition { name, readiness: self.clone() }
+    }
+
+    /// No new work from here on: `/readyz` answers 503 for good.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+    }
+
+    /// Nothing when ready; otherwise what is missing, one `name: reason` a line.
+    #[must_use]
+    pub fn missing(&self) -> Option<String> {
+        let state = self.lock();
+        let mut text = String::new();
+        if state.draining {
+            text.push_str("draining: shutting down\n");
+        }
+        for (name, reason) in &state.conditions {
+            if let Some(reason) = reason {
+                // Writing to a String cannot fail.
+                let _ = writeln!(text, "{name}: {reason}");
+            }
+        }
+        if text.is_empty() { None } else { Some(text) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every update is one assignment, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One condition of a [`Readiness`].
+#[derive(Debug, Clone)]
+pub struct Condition {
+    name: &'static str,
+    readiness: Readiness,
+}
+
+impl Condition {
+    /// The condition is met.
+    pub fn met(&self) {
+        self.readiness.lock().conditions.insert(self.name, None);
+    }
+
+    /// The condition is not met; `reason` is for people and must hold no secret.
+    pub fn unmet(&self, reason: impl Into<Cow<'static, str>>) {
+        self.readiness.lock().conditions.insert(self.name, Some(reason.into()));
+    }
+}
+
+/// Renders the metrics in the Prometheus text format.
+pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Serves the admin endpoints on `listener` until `shutdown` is cancelled. Cancel it last: `/readyz` has to answer 503
+/// while everything else drains.
+pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics, shutdown: CancellationToken) {
+    let mut options = Options::http1(Duration::from_secs(1));
+    // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
+    options.connections_max = 64;
+    server::serve(listener, Endpoints { readiness, metrics }, options, shutdown).await;
+}
+
+#[derive(Clone)]
+struct Endpoints {
+    readiness: Readiness,
+    metrics: Metrics,
+}
+
+impl Endpoints {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return refused;
+        }
+        match path {
+            // Answering at all is what it asks: the event loop turns (W23).
+            "/livez" => text(StatusCode::OK, "alive\n"),
+            "/readyz" => match self.readiness.missing() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing),
+            },
+            "/metrics" => {
+                let mut page = text(StatusCode::OK, (self.metrics)());
+                page.headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+                page
+            }
+            _ => text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+}
+
+impl Service<Request<Incoming>> for Endpoints {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        ready(Ok(self.answer(request.method(), request.uri().path())))
+    }
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(endpoints: &Endpoints, method: Method, path: &str) -> u16 {
+        endpoints.answer(&method, path).status().as_u16()
+    }
+
+    #[test]
+    fn not_ready_until_every_condition_is_met_and_never_again_once_draining() {
+        let readiness = Readiness::new();
+        let endpoints = Endpoints { readiness: readiness.clone(), metrics: Arc::new(String::new) };
+        assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
+        let ledger = readiness.condition("ledger");
+        let listener = readiness.condition("listener");
+        assert_eq!(readiness.missing().unwrap(), "ledger: starting\nlistener: starting\n");
+        ledger.met();
+        listener.unmet("address in use");
+        assert_eq!(readiness.missing().unwrap(), "listener: address in use\n");
+        assert_eq!(status(&endpoints, Method::GET, "/readyz"), 503);
+        listener.met();
+        assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
+        readiness.drain();
+        assert_eq!(status(&endpoints, Method::GET, "/readyz"), 503);
+        assert_eq!(status(&endpoints, Method::GET, "/livez"), 200);
+    }
+
+    #[test]
+    fn unknown_paths_and_methods_are_refused() {
+        let endpoints = Endpoints { readiness: Readiness::new(), metrics: Arc::new(|| "x 1\n".to_owned()) };
+        assert_eq!(status(&endpoints, Method::GET, "/metrics"), 200);
+        assert_eq!(status(&endpoints, Method::GET, "/"), 404);
+        assert_eq!(status(&endpoints, Method::POST, "/livez"), 405);
+        assert_eq!(status(&endpoints, Method::HEAD, "/livez"), 200);
+    }
+}

@@ -1,0 +1,237 @@
+//! Secrets: text that no log, error or `Debug` shows, and where it comes from.
+
+use std::{
+    convert::Infallible,
+    fmt, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use crate::config::Problem;
+
+/// A secret that is not blank. `Debug` prints `Secret(***)`; there is no `Display` and no serialisation.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// Wraps `text` as it stands: blanks inside or around it are part of the secret.
+    ///
+    /// # Errors
+    ///
+    /// [`Blank`] when there is nothing but white space: with an empty key anybody could sign.
+    pub fn new(text: impl Into<Arc<str>>) -> Result<Self, Blank> {
+        let text = text.into();
+        if text.trim().is_empty() { Err(Blank) } else { Ok(Self(text)) }
+    }
+
+    /// The secret itself, for the one place that needs it.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+/// A secret was blank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a secret may not be blank")]
+pub struct Blank;
+
+/// Text of a secret setting as given, possibly blank and possibly a list: what clap parses into, so that a secret is
+/// never held as a plain `String` that `Debug` would show. [`Source`] makes secrets of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(Arc<str>);
+
+impl FromStr for SecretText {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.into()))
+    }
+}
+
+impl From<&str> for SecretText {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(***)")
+    }
+}
+
+/// Why secrets could not be read. Names the file, never its content.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file cannot be read, or is not UTF-8.
+    #[error("cannot read {path}")]
+    Io {
+        /// The file as configured.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Whoever names a file means there to be a secret in it.
+    #[error("{path} holds no secret")]
+    Blank {
+        /// The file as configured.
+        path: PathBuf,
+    },
+}
+
+/// Where secrets come from: the setting `NAME` itself, or the file that `NAME_FILE` names.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Given as a value.
+    Value(SecretText),
+    /// Read from a file, and read again when it changes. The path is opened anew each time, because a projected
+    /// Kubernetes secret is updated by swapping a symbolic link (W5).
+    File(PathBuf),
+}
+
+impl Source {
+    /// Chooses between `NAME` and `NAME_FILE`. Blank text is as good as none, so that `NAME=` in a composed
+    /// environment switches a setting off.
+    ///
+    /// # Errors
+    ///
+    /// Both given: which one holds would be a guess.
+    pub fn choose(
+        name: &'static str,
+        value: Option<SecretText>,
+        file: Option<PathBuf>,
+    ) -> Result<Option<Self>, Problem> {
+        let value = value.filter(|text| !list(&text.0).is_empty());
+        let file = file.filter(|path| !path.as_os_str().is_empty());
+        match (value, file) {
+            (Some(_), Some(path)) => {
+                Err(Problem::new(name, format!("given as a value and as {name}_FILE ({}): keep one", path.display())))
+            }
+            (Some(value), None) => Ok(Some(Self::Value(value))),
+            (None, Some(path)) => Ok(Some(Self::File(path))),
+            (None, None) => Ok(None),
+        }
+    }
+
+    /// The file that may change, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Value(_) => None,
+            Self::File(path) => Some(path),
+        }
+    }
+
+    /// Reads a comma-separated list, several secrets being live at once while one is replaced (W5). Blanks are
+    /// dropped; the list is never empty.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or holds no secret.
+    pub fn read_list(&self) -> Result<Vec<Secret>, ReadError> {
+        let secrets = match self {
+            Self::Value(text) => list(&text.0),
+            Self::File(path) => list(&read(path)?),
+        };
+        match self {
+            Self::File(path) if secrets.is_empty() => Err(ReadError::Blank { path: path.clone() }),
+            _ => Ok(secrets),
+        }
+    }
+
+    /// Reads one secret, commas being part of it.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read or holds no secret.
+    pub fn read_one(&self) -> Result<Secret, ReadError> {
+        match self {
+            Self::Value(text) => Ok(Secret(text.0.clone())),
+            Self::File(path) => {
+                Secret::new(read(path)?).map_err(|Blank| ReadError::Blank { path: path.clone() })
+            }
+        }
+    }
+}
+
+/// The comma-separated secrets in `text`, trimmed, without the blank ones.
+fn list(text: &str) -> Vec<Secret> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| Secret(part.into())).collect()
+}
+
+/// The file's text without the one newline that editors and `echo` leave at its end.
+fn read(path: &Path) -> Result<String, ReadError> {
+    let mut text =
+        std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    if text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn nothing_prints_a_secret() {
+        let secret = Secret::new("whsec_abc").unwrap();
+        let text = SecretText::from("whsec_abc");
+        let source = Source::Value(text.clone());
+        for shown in [format!("{secret:?}"), format!("{text:?}"), format!("{source:?}"), format!("{secret:#?}")] {
+            assert!(!shown.contains("abc"), "{shown}");
+        }
+        assert_eq!(secret.expose(), "whsec_abc");
+    }
+
+    #[test]
+    fn blank_secrets_are_refused() {
+        for text in ["", " ", "\n", "\t "] {
+            assert_eq!(Secret::new(text), Err(Blank), "{text:?}");
+        }
+        for text in ["", "  ", ",", " , ,"] {
+            assert!(Source::choose("X", Some(text.into()), None).unwrap().is_none(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn lists_drop_blanks_and_keep_order() {
+        let source = Source::choose("X", Some(" a, ,b,,c ".into()), None).unwrap().unwrap();
+        let secrets = source.read_list().unwrap();
+        assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_file_loses_one_newline_and_a_blank_one_is_an_error() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        assert!(matches!(source.read_list(), Err(ReadError::Blank { .. })));
+        assert!(matches!(source.read_one(), Err(ReadError::Blank { .. })));
+        file.write_all(b"one,two\r\n").unwrap();
+        assert_eq!(source.read_one().unwrap().expose(), "one,two");
+        assert_eq!(source.read_list().unwrap().len(), 2);
+        drop(file);
+        assert!(matches!(source.read_list(), Err(ReadError::Io { .. })));
+    }
+
+    #[test]
+    fn value_and_file_together_are_a_problem() {
+        let problem = Source::choose("X", Some("s3cret".into()), Some("/run/x".into())).unwrap_err();
+        assert!(problem.to_string().contains("X_FILE"));
+        assert!(!problem.to_string().contains("s3cret"));
+    }
+}

@@ -1,0 +1,377 @@
+//! The accept loop: connections for hyper with every limit set, and a shutdown that ends.
+//!
+//! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which
+//! a peer that connected and said nothing holds up for an hour (pitfalls 3.3.1, 3.4.2, 3.4.7). This module does.
+
+mod framing;
+mod watched;
+
+use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+
+pub use framing::AmbiguousFraming;
+use framing::Framed;
+use http::{Request, Response};
+use hyper::{
+    body::{Body, Incoming},
+    server::conn::{http1, http2},
+    service::Service,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::graceful::GracefulConnection,
+};
+pub use hyper_util::service::TowerToHyperService;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use watched::{Seen, Watched};
+
+/// How connections are served.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Connections open at once; beyond it the accept waits and further ones queue in the kernel. Default 4,096
+    /// (design section 10).
+    pub connections_max: usize,
+    /// How long a connection may take to say anything at all (HTTP/2: to send its preface) before it is closed.
+    /// Default 5 s: nobody connects without having something to say, except health checks of load balancers.
+    pub first_byte_timeout: Duration,
+    /// How long connections may take to finish once shutdown began. What is left is cut.
+    pub drain: Duration,
+    /// What is spoken.
+    pub protocol: Protocol,
+}
+
+impl Options {
+    /// HTTP/1 only, with defaults.
+    #[must_use]
+    pub fn http1(drain: Duration) -> Self {
+        Self::new(Protocol::Http1(Http1::default()), drain)
+    }
+
+    /// HTTP/2 only, with prior knowledge (no upgrade), with defaults.
+    #[must_use]
+    pub fn http2(drain: Duration) -> Self {
+        Self::new(Protocol::Http2(Http2::default()), drain)
+    }
+
+    fn new(protocol: Protocol, drain: Duration) -> Self {
+        Self { connections_max: 4_096, first_byte_timeout: Duration::from_secs(5), drain, protocol }
+    }
+}
+
+/// One protocol a listener: sniffing for both waits for the first bytes without a time-out (pitfalls 3.4.2).
+#[derive(Debug, Clone)]
+pub enum Protocol {
+    /// HTTP/1.0 and 1.1.
+    Http1(Http1),
+    /// HTTP/2 with prior knowledge: gRPC.
+    Http2(Http2),
+}
+
+/// Limits of an HTTP/1 connection.
+#[derive(Debug, Clone)]
+pub struct Http1 {
+    /// From the first wait for a request to the end of its head; also how long an idle connection is kept.
+    /// Default 30 s.
+    pub header_read_timeout: Duration,
+    /// Request line and headers, in bytes. More is answered with 431. Default 16 KiB; together with hyper's own
+    /// limit of 100 headers this bounds the memory of a head (pitfalls 3.4.4). That limit is left as it is: another
+    /// one costs an allocation a request.
+    pub header_bytes_max: usize,
+    /// The read buffer of a connection, in bytes, at least 8,192. Default 32 KiB.
+    pub buffer_bytes_max: usize,
+}
+
+impl Default for Http1 {
+    fn default() -> Self {
+        Self {
+            header_read_timeout: Duration::from_secs(30),
+            header_bytes_max: 16 * 1024,
+            buffer_bytes_max: 32 * 1024,
+        }
+    }
+}
+
+/// Limits of an HTTP/2 connection. Those of hyper against reset and continuation floods stay (pitfalls 3.4.6).
+#[derive(Debug, Clone)]
+pub struct Http2 {
+    /// Requests under way on one connection. Default 256.
+    pub streams_max: u32,
+    /// How often a silent connection is asked whether it is alive. Default 20 s: below the idle time-outs of common
+    /// load balancers and NATs.
+    pub keep_alive_interval: Duration,
+    /// How long the answer to that may take. Default 10 s.
+    pub keep_alive_timeout: Duration,
+    /// Headers of a request, in bytes as HTTP/2 counts them. Default 16 KiB.
+    pub header_bytes_max: u32,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            streams_max: 256,
+            keep_alive_interval: Duration::from_secs(20),
+            keep_alive_timeout: Duration::from_secs(10),
+            header_bytes_max: 16 * 1024,
+        }
+    }
+}
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Served {
+    /// Connections that were still busy at the end of the drain, and were cut.
+    pub cut: usize,
+}
+
+/// Serves `service` on `listener` until `shutdown` is cancelled and every connection has finished, or the drain time is
+/// over. The listener is closed as soon as shutdown begins, so that new connections go elsewhere.
+///
+/// The service is cloned for each connection. A tower service fits through [`TowerToHyperService`]. An HTTP/1 request
+/// whose length is ambiguous carries the extension [`AmbiguousFraming`].
+///
+/// Dropping the future closes the listener and leaves open connections running on their own until they end.
+pub async fn serve<S, B>(listener: TcpListener, service: S, options: Options, shutdown: CancellationToken) -> Served
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let drain = options.drain;
+    let connections = TaskTracker::new();
+    let cut = CancellationToken::new();
+    let worker = Worker { service, options: Arc::new(options), shutdown: shutdown.clone(), cut: cut.clone() };
+    accept(listener, &worker, &connections, &shutdown).await;
+    // The listener is gone; from here on only open connections count.
+    connections.close();
+    if tokio::time::timeout(drain, connections.wait()).await.is_ok() {
+        return Served { cut: 0 };
+    }
+    let left = connections.len();
+    tracing::warn!(connections = left, drain = ?drain, "drain time is over, cutting connections");
+    cut.cancel();
+    connections.wait().await;
+    Served { cut: left }
+}
+
+/// Accepts until shutdown. Takes the listener so that it is closed on return.
+async fn accept<S, B>(
+    listener: TcpListener,
+    worker: &Worker<S>,
+    connections: &TaskTracker,
+    shutdown: &CancellationToken,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let slots = Arc::new(Semaphore::new(worker.options.connections_max));
+    let mut back_off = BackOff::default();
+    loop {
+        let slot = match slots.clone().try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => {
+                tracing::warn!(connections_max = worker.options.connections_max, "connection limit reached, accept waits");
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => return,
+                    slot = slots.clone().acquire_owned() => match slot {
+                        Ok(slot) => slot,
+                        Err(_) => return,
+                    },
+                }
+            }
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                back_off = BackOff::default();
+                connections.spawn(worker.clone().serve(stream, peer, slot));
+            }
+            Err(error) if concerns_one_connection(&error) => {
+                tracing::debug!(%error, "a connection went away before it was accepted");
+            }
+            Err(error) => {
+                // EMFILE and its like persist: without a pause this loop would spin (pitfalls 3.3.8).
+                let pause = back_off.next();
+                tracing::error!(%error, ?pause, "cannot accept connections");
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// Pauses of 10 ms, doubling up to 1 s.
+#[derive(Default)]
+struct BackOff {
+    last: Option<Duration>,
+}
+
+impl BackOff {
+    fn next(&mut self) -> Duration {
+        let pause =
+            self.last.map_or(Duration::from_millis(10), |last| (last * 2).min(Duration::from_secs(1)));
+        self.last = Some(pause);
+        pause
+    }
+}
+
+/// What every connection needs.
+#[derive(Clone)]
+struct Worker<S> {
+    service: S,
+    options: Arc<Options>,
+    shutdown: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl<S, B> Worker<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    async fn serve(self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
+        // Answers are small; waiting to fill a packet would add up to 40 ms to each.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+        }
+        let seen = Arc::new(Seen::default());
+        let Self { service, options, shutdown, cut } = self;
+        match &options.protocol {
+            Protocol::Http1(limits) => {
+                let io = TokioIo::new(Watched::http1(stream, seen.clone()));
+                let service = Framed::new(service, seen.clone());
+                let connection = http1::Builder::new()
+                    // Without a timer the time-out is skipped silently (pitfalls 3.4.1).
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(limits.header_read_timeout)
+                    .max_header_size(limits.header_bytes_max)
+                    .max_buf_size(limits.buffer_bytes_max)
+                    .serve_connection(io, service);
+                let watch = Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout };
+                watch.drive(connection, peer, &shutdown, &cut).await;
+            }
+            Protocol::Http2(limits) => {
+                let io = TokioIo::new(Watched::http2(stream, seen.clone()));
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(limits.streams_max)
+                    .keep_alive_interval(limits.keep_alive_interval)
+                    .keep_alive_timeout(limits.keep_alive_timeout)
+                    .max_header_list_size(limits.header_bytes_max)
+                    .serve_connection(io, service);
+                let watch = Watch {
+                    seen: &seen,
+                    begun_at: HTTP2_PREFACE_BYTES,
+                    first_byte_timeout: options.first_byte_timeout,
+                };
+                watch.drive(connection, peer, &shutdown, &cut).await;
+            }
+        }
+        drop(slot);
+    }
+}
+
+/// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
+const HTTP2_PREFACE_BYTES: usize = 24;
+
+/// When a connection counts as begun. Before that it has nothing to lose, and may be closed without a word.
+struct Watch<'a> {
+    seen: &'a Seen,
+    begun_at: usize,
+    first_byte_timeout: Duration,
+}
+
+impl Watch<'_> {
+    async fn drive<C>(
+        &self,
+        connection: C,
+        peer: SocketAddr,
+        shutdown: &CancellationToken,
+        cut: &CancellationToken,
+    ) where
+        C: GracefulConnection<Error = hyper::Error>,
+    {
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => Some(ended),
+            () = shutdown.cancelled() => None,
+            () = self.silence() => {
+                tracing::debug!(%peer, "connection said nothing, closing it");
+                return;
+            }
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            // hyper would wait for a preface that never comes (pitfalls 3.3.1).
+            None if !self.begun() => return,
+            None => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = cut.cancelled() => return,
+                }
+            }
+        };
+        if let Err(error) = ended {
+            // The peer's doing nearly always: resets, half requests, time-outs.
+            tracing::debug!(%peer, error = %Chain(&error), "connection ended");
+        }
+    }
+
+    fn begun(&self) -> bool {
+        self.seen.bytes() >= self.begun_at
+    }
+
+    /// Resolves when the connection has not begun in time; never when it has.
+    async fn silence(&self) {
+        tokio::time::sleep(self.first_byte_timeout).await;
+        if self.begun() {
+            std::future::pending::<Infallible>().await;
+        }
+    }
+}
+
+/// Prints an error with its sources, hyper keeping the interesting half there.
+struct Chain<'a>(&'a (dyn StdError + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,228 @@
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::service::service_fn;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    sync::Notify,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::*;
+
+/// No wait in these tests should take longer; a failure then says so instead of hanging.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+struct Running {
+    address: SocketAddr,
+    shutdown: CancellationToken,
+    task: JoinHandle<Served>,
+    /// A request for `/slow` has reached the service.
+    slow: Arc<Notify>,
+    /// Lets one of them finish.
+    release: Arc<Notify>,
+}
+
+/// Serves a service that answers `ok`, or 400 to an ambiguous length, and on `/slow` waits for `release`.
+async fn start(options: Options) -> Running {
+    let (slow, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (begun, released) = (slow.clone(), release.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let shutdown = CancellationToken::new();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (begun, released) = (begun.clone(), released.clone());
+        async move {
+            if request.uri().path() == "/slow" {
+                begun.notify_one();
+                released.notified().await;
+            }
+            let ambiguous = request.extensions().get::<AmbiguousFraming>().is_some();
+            let _ = request.into_body().collect().await;
+            let mut response = Response::new(Full::new(Bytes::from_static(b"ok")));
+            if ambiguous {
+                *response.status_mut() = http::StatusCode::BAD_REQUEST;
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let task = tokio::spawn(serve(listener, service, options, shutdown.clone()));
+    Running { address, shutdown, task, slow, release }
+}
+
+async fn connect(running: &Running) -> TcpStream {
+    TcpStream::connect(running.address).await.unwrap()
+}
+
+/// Sends `request` and reads until the answer's body `ok` is there.
+async fn exchange(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, async {
+        while !answer.ends_with(b"ok") {
+            assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0, "closed early");
+        }
+    })
+    .await
+    .unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+async fn ended(running: Running) -> Served {
+    timeout(PATIENCE, running.task).await.expect("serve ends").unwrap()
+}
+
+/// Reads until the peer closes.
+async fn closed(stream: &mut TcpStream) {
+    let mut rest = Vec::new();
+    // A reset is as good as an end here.
+    let _ = timeout(PATIENCE, stream.read_to_end(&mut rest)).await.expect("connection is closed");
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn a_connection_that_says_nothing_is_closed() {
+    for protocol in [Options::http1(PATIENCE), Options::http2(PATIENCE)] {
+        let options = Options { first_byte_timeout: Duration::from_millis(100), ..protocol };
+        let running = start(options).await;
+        let mut silent = connect(&running).await;
+        closed(&mut silent).await;
+        running.shutdown.cancel();
+        assert_eq!(ended(running).await, Served { cut: 0 });
+    }
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_delay_shutdown() {
+    for options in [Options::http1(PATIENCE * 10), Options::http2(PATIENCE * 10)] {
+        let begun_at_shutdown = matches!(options.protocol, Protocol::Http2(_));
+        let running = start(Options { first_byte_timeout: PATIENCE * 10, ..options }).await;
+        let mut silent = connect(&running).await;
+        let mut half = connect(&running).await;
+        if begun_at_shutdown {
+            half.write_all(b"PRI * HT").await.unwrap();
+        }
+        running.shutdown.cancel();
+        assert_eq!(ended(running).await, Served { cut: 0 });
+        closed(&mut silent).await;
+        closed(&mut half).await;
+    }
+}
+
+#[tokio::test]
+async fn shutdown_closes_the_listener_at_once_and_lets_requests_finish() {
+    let running = start(Options::http1(PATIENCE)).await;
+    let mut idle = connect(&running).await;
+    exchange(&mut idle, GET).await;
+    let mut slow = connect(&running).await;
+    slow.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    running.slow.notified().await;
+    running.shutdown.cancel();
+    closed(&mut idle).await;
+    let refused = timeout(PATIENCE, async { while TcpStream::connect(running.address).await.is_ok() {} }).await;
+    assert!(refused.is_ok(), "new connections are refused");
+    running.release.notify_one();
+    let mut answer = String::new();
+    timeout(PATIENCE, slow.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(ended(running).await, Served { cut: 0 });
+}
+
+#[tokio::test]
+async fn what_outlasts_the_drain_is_cut_and_counted() {
+    let running = start(Options::http1(Duration::from_millis(50))).await;
+    let mut slow = connect(&running).await;
+    slow.write_all(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    running.slow.notified().await;
+    running.shutdown.cancel();
+    assert_eq!(ended(running).await, Served { cut: 1 });
+    closed(&mut slow).await;
+}
+
+#[tokio::test]
+async fn beyond_the_cap_connections_wait_for_their_turn() {
+    let options = Options { connections_max: 1, ..Options::http1(PATIENCE) };
+    let running = start(options).await;
+    let mut first = connect(&running).await;
+    exchange(&mut first, GET).await;
+    let mut second = connect(&running).await;
+    second.write_all(GET.as_bytes()).await.unwrap();
+    let mut byte = [0];
+    let early = timeout(Duration::from_millis(100), second.read(&mut byte)).await;
+    assert!(early.is_err(), "the second connection has no slot yet");
+    drop(first);
+    assert_eq!(timeout(PATIENCE, second.read(&mut byte)).await.unwrap().unwrap(), 1);
+    running.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn both_lengths_are_marked_in_either_order_and_nothing_else_is() {
+    let running = start(Options::http1(PATIENCE)).await;
+    let chunked = "2\r\nhi\r\n0\r\n\r\n";
+    for (headers, body, status) in [
+        ("content-length: 2\r\n", "hi", "200"),
+        ("transfer-encoding: chunked\r\n", chunked, "200"),
+        ("transfer-encoding: chunked\r\ncontent-length: 2\r\n", chunked, "400"),
+        ("Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", chunked, "400"),
+    ] {
+        // On one connection, twice each: one request says nothing about the next.
+        let mut stream = connect(&running).await;
+        exchange(&mut stream, "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n").await;
+        let answer = exchange(&mut stream, &format!("POST / HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
+    }
+    let mut stream = connect(&running).await;
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    running.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn large_heads_and_slow_heads_are_refused() {
+    let mut options = Options::http1(PATIENCE);
+    options.protocol =
+        Protocol::Http1(Http1 { header_read_timeout: Duration::from_millis(200), ..Http1::default() });
+    let running = start(options).await;
+    let mut large = connect(&running).await;
+    let head = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(17 * 1024));
+    large.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 12];
+    timeout(PATIENCE, large.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 431");
+    let mut slow = connect(&running).await;
+    let begun = Instant::now();
+    slow.write_all(b"GET / HTTP/1.1\r\nhost").await.unwrap();
+    closed(&mut slow).await;
+    assert!(begun.elapsed() < PATIENCE);
+    running.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn http2_with_prior_knowledge_is_served_and_drained() {
+    let running = start(Options::http2(PATIENCE)).await;
+    let stream = TokioIo::new(connect(&running).await);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let client = tokio::spawn(connection);
+    let get = |path: &str| {
+        Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap()
+    };
+    let answer = sender.send_request(get("/")).await.unwrap();
+    assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
+    let slow = sender.send_request(get("/slow"));
+    let slow = tokio::spawn(slow);
+    running.slow.notified().await;
+    running.shutdown.cancel();
+    running.release.notify_one();
+    assert_eq!(timeout(PATIENCE, slow).await.unwrap().unwrap().unwrap().status(), 200);
+    assert_eq!(ended(running).await, Served { cut: 0 });
+    let _ = timeout(PATIENCE, client).await.expect("the connection is closed");
+}

@@ -1,0 +1,163 @@
+//! A stream that is watched as it is read: whether anything came, and whether a `Content-Length` line went by.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What was seen of a connection's input. Written by the reading side and read by the same task, hence relaxed.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    bytes: AtomicUsize,
+    content_length: AtomicBool,
+}
+
+impl Seen {
+    /// Bytes received, saturating; only small numbers matter.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Whether a `Content-Length` line was received since the last call.
+    pub(super) fn take_content_length(&self) -> bool {
+        self.content_length.swap(false, Relaxed)
+    }
+}
+
+/// The stream.
+pub(super) struct Watched<T> {
+    stream: T,
+    seen: std::sync::Arc<Seen>,
+    scan: Option<LineScan>,
+}
+
+impl<T> Watched<T> {
+    /// Counts bytes and looks for `Content-Length` lines.
+    pub(super) fn http1(stream: T, seen: std::sync::Arc<Seen>) -> Self {
+        Self { stream, seen, scan: Some(LineScan::default()) }
+    }
+
+    /// Counts bytes. In HTTP/2 lengths are framed and headers are not lines.
+    pub(super) fn http2(stream: T, seen: std::sync::Arc<Seen>) -> Self {
+        Self { stream, seen, scan: None }
+    }
+}
+
+/// Finds a line that begins with `content-length:` in a stream that arrives in pieces.
+///
+/// It does not know heads from bodies. That is enough: the finding counts only for a request with
+/// `Transfer-Encoding` (`framing`), and such a line inside a body makes that request suspect as well.
+#[derive(Debug, Default)]
+struct LineScan {
+    /// How much of [`LINE`] has been matched.
+    matched: usize,
+}
+
+/// The first byte occurs only at the start, so a mismatch never has to look back further than one byte.
+const LINE: &[u8] = b"\ncontent-length:";
+
+impl LineScan {
+    fn find(&mut self, mut piece: &[u8]) -> bool {
+        loop {
+            if self.matched == 0 {
+                let Some(newline) = memchr::memchr(LINE[0], piece) else { return false };
+                piece = &piece[newline + 1..];
+                self.matched = 1;
+            }
+            while let Some((&byte, rest)) = piece.split_first() {
+                if byte.to_ascii_lowercase() != LINE[self.matched] {
+                    break;
+                }
+                piece = rest;
+                self.matched += 1;
+                if self.matched == LINE.len() {
+                    self.matched = 0;
+                    return true;
+                }
+            }
+            if piece.is_empty() {
+                return false;
+            }
+            self.matched = 0;
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut this.stream).poll_read(cx, buf);
+        let piece = &buf.filled()[before..];
+        if !piece.is_empty() {
+            this.seen.bytes.store(this.seen.bytes().saturating_add(piece.len()), Relaxed);
+            if let Some(scan) = &mut this.scan
+                && scan.find(piece)
+            {
+                this.seen.content_length.store(true, Relaxed);
+            }
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_length_line_is_found_however_it_is_cut() {
+        let head = b"POST / HTTP/1.1\r\nHost: x\r\n\ncontent\nConTent-Length: 3\r\n\r\nabc";
+        for cut in 0..head.len() {
+            let mut scan = LineScan::default();
+            let found = scan.find(&head[..cut]) | scan.find(&head[cut..]);
+            assert!(found, "cut at {cut}");
+        }
+        let mut scan = LineScan::default();
+        assert!(head.iter().any(|byte| scan.find(std::slice::from_ref(byte))));
+    }
+
+    #[test]
+    fn other_lines_are_not_found() {
+        for text in [
+            "POST / HTTP/1.1\r\nX-Content-Length: 3\r\n\r\n",
+            "content-length: 3",
+            "\nContent-Lengths: 3",
+            "\n\n\ncontent-lengt",
+            "\n\"content-length\": 3",
+            "",
+        ] {
+            assert!(!LineScan::default().find(text.as_bytes()), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! From a signal to the end of the process: a token that says stop, and a bounded wait for what is under way.
+
+use std::{future::Future, io, time::Duration};
+
+use tokio::{runtime::Handle, task::JoinHandle};
+pub use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Turns signals into a token. SIGTERM or SIGINT cancels it: stop taking work, finish what is under way. A second
+/// signal ends the process at once, with status 143 or 130, for whoever does not want to wait.
+///
+/// Has to be called inside a tokio runtime.
+///
+/// # Errors
+///
+/// The signal handlers cannot be installed.
+pub fn on_signals() -> io::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let mut signals = Signals::install()?;
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        let first = signals.next().await;
+        tracing::info!(signal = first.name, "shutting down, a second signal ends the process at once");
+        cancelled.cancel();
+        let second = signals.next().await;
+        tracing::warn!(signal = second.name, "second signal, ending at once");
+        std::process::exit(second.exit_code);
+    });
+    Ok(token)
+}
+
+struct Signal {
+    name: &'static str,
+    exit_code: i32,
+}
+
+const INTERRUPT: Signal = Signal { name: "SIGINT", exit_code: 130 };
+
+#[cfg(unix)]
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn install() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => INTERRUPT,
+            _ = self.terminate.recv() => Signal { name: "SIGTERM", exit_code: 143 },
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn install() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> Signal {
+        // An error means that the handler could not be installed; then nothing ever asks us to stop.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        INTERRUPT
+    }
+}
+
+/// Tasks that have to be waited for at the end, for a bounded time.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    tasks: TaskTracker,
+}
+
+impl Drain {
+    /// No tasks yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Spawns a task that [`Drain::within`] waits for.
+    pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tasks.spawn(task)
+    }
+
+    /// Like [`Drain::spawn`], on the runtime of `handle`, for callers outside of one (a destructor, say).
+    pub fn spawn_on<F>(&self, task: F, handle: &Handle) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.tasks.spawn_on(task, handle)
+    }
+
+    /// How many tasks are under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Waits until no task is under way, at most for `limit`, and says how many were left. They are not aborted.
+    /// Tasks spawned meanwhile are waited for as well. Dropping the future loses nothing.
+    pub async fn within(&self, limit: Duration) -> usize {
+        self.tasks.close();
+        // A time-out is an answer here: the count says whether anything was left.
+        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
+        self.tasks.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_waits_for_tasks_and_counts_what_is_left() {
+        let drain = Drain::new();
+        drain.spawn(tokio::time::sleep(Duration::from_secs(1)));
+        drain.spawn(std::future::pending::<()>());
+        assert_eq!(drain.under_way(), 2);
+        let begun = tokio::time::Instant::now();
+        assert_eq!(drain.within(Duration::from_secs(5)).await, 1);
+        assert_eq!(begun.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn drain_ends_early_when_nothing_is_left() {
+        let drain = Drain::new();
+        drain.spawn(tokio::time::sleep(Duration::from_secs(1)));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(drain.within(Duration::from_secs(60)).await, 0);
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,238 @@
+//! The coordinator: what a call goes through between the API and the ledger. It bounds the calls under way, and lets
+//! callers wait for the outcome of a running attempt. It grants nothing itself (S1).
+
+mod waiters;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
+    ledger::{
+        Error, EventHistory, Ledger,
+        filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+    },
+};
+use waiters::Waiters;
+
+/// How often the events that somebody waits for are looked up, in one read for all: the net for changes that another
+/// process made, and for a wake-up that was lost (L9).
+const NET_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Bounds (design section 10).
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Calls on the ledger at once; beyond it they are refused as overloaded. A waiting call does not count.
+    pub calls_max: usize,
+    /// Calls waiting for an outcome; beyond it "in progress" is answered at once (L9).
+    pub waiting_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits { calls_max: 1_024, waiting_max: 4_096 }
+    }
+}
+
+/// See the module.
+pub struct Coordinator {
+    ledger: Arc<dyn Ledger>,
+    calls: Semaphore,
+    waiters: Arc<Waiters>,
+    /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
+    tasks: TaskTracker,
+    closing: CancellationToken,
+}
+
+impl Coordinator {
+    /// A coordinator over a ledger. Its net for waiters works until [`Coordinator::close`].
+    pub fn new(ledger: Arc<dyn Ledger>, limits: Limits) -> Arc<Coordinator> {
+        let coordinator = Arc::new(Coordinator {
+            ledger,
+            calls: Semaphore::new(limits.calls_max),
+            waiters: Arc::new(Waiters::new(limits.waiting_max)),
+            tasks: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        });
+        tokio::spawn(cast_net(
+            coordinator.ledger.clone(),
+            coordinator.waiters.clone(),
+            coordinator.closing.clone(),
+        ));
+        coordinator
+    }
+
+    fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
+        // Refused rather than queued: a call that waits here until its deadline helps nobody (pitfalls 3.3.3).
+        self.calls.try_acquire().map_err(|_| Error::Overloaded { retry_after: Duration::from_millis(250) })
+    }
+
+    /// CheckAndLock, waiting at most for `wait` while the answer is "in progress". Cancel-safe: a lock that was granted
+    /// to a caller who has gone away is found again by its `claim_id`, or expires.
+    ///
+    /// # Errors
+    /// As the ledger's, and [`Error::Overloaded`].
+    pub async fn claim(&self, mut claim: Claim, wait: Duration) -> Result<Claimed, Error> {
+        // A deadline on the monotonic clock; the ledger's clock is not ours to compare with (S5).
+        let until = Instant::now() + wait;
+        // Before asking, so that an outcome between the answer and the wait is not missed.
+        let seat = if wait.is_zero() { None } else { self.waiters.enter(&claim.key) };
+        let Some(seat) = seat else {
+            let _permit = self.admit()?;
+            return self.ledger.claim(claim).await;
+        };
+        loop {
+            let woken = seat.woken();
+            let left = until.saturating_duration_since(Instant::now());
+            claim.waiting = !left.is_zero();
+            let answer = {
+                let _permit = self.admit()?;
+                self.ledger.claim(claim.clone()).await?
+            };
+            let Decision::InProgress { retry_after } = answer.decision else { return Ok(answer) };
+            if !claim.waiting {
+                return Ok(answer);
+            }
+            seat.saw(&answer.event);
+            // The lock's expiry and the end of a pause are known times; an outcome wakes us.
+            let pause = retry_after.to_std().max(Duration::from_millis(1)).min(left);
+            tokio::select! {
+                () = woken => {}
+                () = tokio::time::sleep(pause) => {}
+                () = self.closing.cancelled() => {
+                    claim.waiting = false;
+                    let _permit = self.admit()?;
+                    return self.ledger.claim(claim).await;
+                }
+            }
+        }
+    }
+
+    /// MarkCompleted and MarkFailed. Goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As the ledger's, and [`Error::Overloaded`].
+    pub async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
+        let _permit = self.admit()?;
+        let (ledger, waiters, key) = (self.ledger.clone(), self.waiters.clone(), mark.key.clone());
+        // A task of its own: whoever waits for the outcome is woken though the caller has gone away.
+        let task = self.tasks.spawn(async move {
+            let answer = ledger.mark(mark).await;
+            waiters.wake(&key);
+            answer
+        });
+        task.await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+
+    /// ExtendLock.
+    ///
+    /// # Errors
+    /// As the ledger's, and [`Error::Overloaded`].
+    pub async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
+        let _permit = self.admit()?;
+        self.ledger.extend(extend).await
+    }
+
+    /// Resolve. Goes on when the caller goes away.
+    ///
+    /// # Errors
+    /// As the ledger's, and [`Error::Overloaded`].
+    pub async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
+        let _permit = self.admit()?;
+        let (ledger, waiters, key) = (self.ledger.clone(), self.waiters.clone(), resolve.key.clone());
+        let task = self.tasks.spawn(async move {
+            let answer = ledger.resolve(resolve).await;
+            waiters.wake(&key);
+            answer
+        });
+        task.await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+
+    /// History of one event.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
+        self.ledger.history_of(key).await
+    }
+
+    /// A page of events.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
+        self.ledger.history(filter).await
+    }
+
+    /// Counts.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
+        self.ledger.stats(filter).await
+    }
+
+    /// The database's clock.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn now(&self) -> Result<Time, Error> {
+        self.ledger.now().await
+    }
+
+    /// One step of a Cleanup.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        self.ledger.cleanup_step(scope, progress).await
+    }
+
+    /// Whether the ledger answers.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn check(&self) -> Result<(), Error> {
+        self.ledger.check().await
+    }
+
+    /// Sends waiting callers away with what is known, lets marks under way finish, and closes the ledger.
+    pub async fn close(&self) {
+        self.closing.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.ledger.close().await;
+    }
+
+    /// Lets callers that wait for an outcome go, with what is known now: the first step of a drain.
+    pub fn stop_waiting(&self) {
+        self.closing.cancel();
+    }
+}
+
+/// Looks up what is waited for, all at once, and wakes those whose event has changed (L9).
+async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: CancellationToken) {
+    let mut interval = tokio::time::interval(NET_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => return,
+        }
+        let keys = waiters.keys();
+        if keys.is_empty() {
+            continue;
+        }
+        // An unreachable ledger is told by the callers' own next ask.
+        if let Ok(found) = ledger.peek(keys).await {
+            for (key, state, fencing_token) in found {
+                waiters.compare(&key, state, fencing_token);
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Callers that wait for the outcome of a running attempt, by event. Losing a wake-up costs one net interval, never an
+//! answer.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{Notify, futures::OwnedNotified};
+
+use crate::event::{Event, Key, State};
+
+pub(super) struct Waiters {
+    events: Mutex<Events>,
+    max: usize,
+}
+
+#[derive(Default)]
+struct Events {
+    by_key: HashMap<Key, Waited>,
+    /// Over all events.
+    waiting: usize,
+}
+
+/// An event that somebody waits for.
+struct Waited {
+    changed: Arc<Notify>,
+    count: usize,
+    /// What the waiters know of it: the net compares with it.
+    seen: Option<(State, i64)>,
+}
+
+impl Waiters {
+    pub(super) fn new(max: usize) -> Waiters {
+        Waiters { events: Mutex::new(Events::default()), max }
+    }
+
+    /// A seat among the waiters, or none when all are taken. Given back when dropped.
+    pub(super) fn enter(self: &Arc<Self>, key: &Key) -> Option<Seat> {
+        let mut events = self.lock();
+        if events.waiting >= self.max {
+            return None;
+        }
+        events.waiting += 1;
+        let waited = events.by_key.entry(key.clone()).or_insert_with(|| Waited {
+            changed: Arc::new(Notify::new()),
+            count: 0,
+            seen: None,
+        });
+        waited.count += 1;
+        Some(Seat { waiters: self.clone(), key: key.clone(), changed: waited.changed.clone() })
+    }
+
+    /// Something has happened to the event.
+    pub(super) fn wake(&self, key: &Key) {
+        if let Some(waited) = self.lock().by_key.get(key) {
+            waited.changed.notify_waiters();
+        }
+    }
+
+    /// What is waited for and was seen running.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        self.lock().by_key.iter().filter(|(_, waited)| waited.seen.is_some()).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Wakes the waiters of an event that is not as they saw it.
+    pub(super) fn compare(&self, key: &Key, state: State, fencing_token: i64) {
+        if let Some(waited) = self.lock().by_key.get(key)
+            && waited.seen.is_some_and(|seen| seen != (state, fencing_token))
+        {
+            waited.changed.notify_waiters();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Events> {
+        // No code that holds the lock can panic half-way through a change.
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A caller's place among the waiters.
+pub(super) struct Seat {
+    waiters: Arc<Waiters>,
+    key: Key,
+    changed: Arc<Notify>,
+}
+
+impl Seat {
+    /// Completes at the next change after this call, also one before it is first polled.
+    pub(super) fn woken(&self) -> OwnedNotified {
+        // `notify_waiters` reaches every future that was made before it, polled or not.
+        self.changed.clone().notified_owned()
+    }
+
+    /// Tells what the caller knows of the event.
+    pub(super) fn saw(&self, event: &Event) {
+        if let Some(waited) = self.waiters.lock().by_key.get_mut(&self.key) {
+            waited.seen = Some((event.state, event.fencing_token));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut events = self.waiters.lock();
+        events.waiting -= 1;
+        if let Some(waited) = events.by_key.get_mut(&self.key) {
+            waited.count -= 1;
+            if waited.count == 0 {
+                events.by_key.remove(&self.key);
+            }
+        }
+    }
+}

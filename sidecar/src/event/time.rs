@@ -1,0 +1,52 @@
+//! Times and durations in whole microseconds, the resolution of both ledgers.
+
+use std::time::Duration;
+
+/// A length of time in microseconds, at least zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Micros(pub i64);
+
+impl Micros {
+    /// No time at all.
+    pub const ZERO: Micros = Micros(0);
+
+    /// As the standard library has it.
+    pub fn to_std(self) -> Duration {
+        Duration::from_micros(self.0.max(0).unsigned_abs())
+    }
+}
+
+impl From<Duration> for Micros {
+    /// Rounds up to the next microsecond, so that a lock or pause is never shorter than asked for.
+    fn from(duration: Duration) -> Self {
+        let micros = duration.as_nanos().div_ceil(1_000);
+        Micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+}
+
+/// A moment of the database's clock (S5), in microseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Time(pub i64);
+
+impl Time {
+    /// This much later.
+    pub fn plus(self, duration: Micros) -> Time {
+        Time(self.0.saturating_add(duration.0))
+    }
+
+    /// This much earlier.
+    pub fn minus(self, duration: Micros) -> Time {
+        Time(self.0.saturating_sub(duration.0))
+    }
+
+    /// How long from `earlier` until this moment; zero if it is not after it.
+    pub fn since(self, earlier: Time) -> Micros {
+        Micros(self.0.saturating_sub(earlier.0).max(0))
+    }
+
+    /// Lowered to the full hour, as counts are kept (L5).
+    pub fn hour(self) -> Time {
+        const HOUR: i64 = 3_600_000_000;
+        Time(self.0.div_euclid(HOUR) * HOUR)
+    }
+}

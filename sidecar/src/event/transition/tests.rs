@@ -1,0 +1,581 @@
+//! Every state and every request that can meet it, as tables written by hand beside the rules they check.
+
+use super::*;
+use crate::event::{Digest, Key, Latest, Resolved, StoredResult};
+
+const NOW: Time = Time(1_700_000_000_000_000);
+const MINUTE: Micros = Micros(60_000_000);
+/// What lies ahead or behind by the least there is: the edges count.
+const TICK: Micros = Micros(1);
+
+const TOKEN: i64 = 4_711;
+const EARLIER_TOKEN: i64 = 4_700;
+const ATTEMPTS: i32 = 3;
+
+const FINGERPRINTS: [Option<Digest>; 3] = [None, Some([1; 32]), Some([2; 32])];
+
+/// An event in one of the forms that the ledger can hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shape {
+    /// An operator asked for another attempt; all earlier ones are in the archive.
+    Pending,
+    ProcessingLive,
+    /// The lock ends at this very moment.
+    ProcessingExpired,
+    Completed,
+    /// By an operator.
+    CompletedByHand,
+    /// The next attempt may be granted at once.
+    Failed,
+    /// The pause has a microsecond to go.
+    FailedPaused,
+    /// The pause ends at this very moment.
+    FailedPausePassed,
+    Unknown,
+    /// MarkFailed, terminal.
+    DeadTerminal,
+    /// MarkFailed, retryable, at the cap.
+    DeadUsedUp,
+    /// The lock expired at the cap.
+    DeadBuried,
+    /// By an operator.
+    DeadByHand,
+}
+
+use Shape::*;
+
+impl Shape {
+    const ALL: [Shape; 13] = [
+        Pending,
+        ProcessingLive,
+        ProcessingExpired,
+        Completed,
+        CompletedByHand,
+        Failed,
+        FailedPaused,
+        FailedPausePassed,
+        Unknown,
+        DeadTerminal,
+        DeadUsedUp,
+        DeadBuried,
+        DeadByHand,
+    ];
+
+    fn state(self) -> State {
+        match self {
+            Pending => State::Pending,
+            ProcessingLive | ProcessingExpired => State::Processing,
+            Completed | CompletedByHand => State::Completed,
+            Failed | FailedPaused | FailedPausePassed => State::Failed,
+            Unknown => State::Unknown,
+            DeadTerminal | DeadUsedUp | DeadBuried | DeadByHand => State::Dead,
+        }
+    }
+
+    /// The outcome of the attempt on the event's row, unless a resolution has closed it.
+    fn outcome(self) -> Option<Outcome> {
+        match self {
+            Pending | CompletedByHand | DeadByHand => None,
+            ProcessingLive | ProcessingExpired => Some(Outcome::Running),
+            Completed => Some(Outcome::Completed),
+            Failed | FailedPaused | FailedPausePassed | DeadUsedUp => Some(Outcome::FailedRetryable),
+            Unknown => Some(Outcome::FailedUnknown),
+            DeadTerminal => Some(Outcome::FailedTerminal),
+            DeadBuried => Some(Outcome::LockExpired),
+        }
+    }
+
+    fn event(self) -> Event {
+        let state = self.state();
+        let lock_expire_time = if self == ProcessingLive { NOW.plus(MINUTE) } else { NOW };
+        Event {
+            row: 1,
+            key: key(),
+            event_type: "payment.succeeded".into(),
+            state,
+            attempt_count: ATTEMPTS,
+            attempts_forgiven: 0,
+            duplicate_count: 0,
+            mismatch_count: 0,
+            last_mismatch_time: None,
+            fencing_token: TOKEN,
+            create_time: NOW.minus(MINUTE),
+            update_time: NOW.minus(TICK),
+            end_time: matches!(state, State::Completed | State::Unknown | State::Dead).then(|| NOW.minus(TICK)),
+            retry_time: match self {
+                FailedPaused => Some(NOW.plus(TICK)),
+                FailedPausePassed => Some(NOW),
+                _ => None,
+            },
+            fingerprint: None,
+            metadata: None,
+            completion_metadata: None,
+            result: None,
+            last_error: None,
+            latest: self.outcome().map(|outcome| Latest {
+                claim_id: "own".into(),
+                holder: "pod".into(),
+                start_time: NOW.minus(MINUTE),
+                lock_expire_time,
+                outcome,
+                payload_digest: None,
+            }),
+        }
+    }
+}
+
+fn key() -> Key {
+    Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() }
+}
+
+fn claim_by(claim_id: &str) -> Claim {
+    Claim {
+        key: key(),
+        event_type: "payment.succeeded".into(),
+        claim_id: claim_id.into(),
+        holder: "pod".into(),
+        lock_duration: MINUTE,
+        fingerprint: None,
+        metadata: None,
+        payload_digest: None,
+        delivery_id: None,
+        attempts_max: 0,
+        waiting: false,
+    }
+}
+
+#[test]
+fn the_shapes_cover_every_state_and_every_outcome() {
+    for state in State::ALL {
+        assert!(Shape::ALL.iter().any(|shape| shape.state() == state), "{state}");
+    }
+    for outcome in Outcome::ALL {
+        assert!(Shape::ALL.iter().any(|shape| shape.outcome() == Some(outcome)), "{outcome}");
+    }
+}
+
+// === CheckAndLock ===
+
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Grant,
+    Bury,
+    SameLock,
+    Wait(Micros),
+    Done,
+    Held,
+    Ended,
+}
+
+use Answer::*;
+
+impl Answer {
+    fn step(self, event: &Event) -> ClaimStep {
+        match self {
+            Grant => ClaimStep::Grant,
+            Bury => ClaimStep::Bury,
+            SameLock => ClaimStep::Keep(Decision::Acquired(Lock {
+                fencing_token: event.fencing_token,
+                attempt: event.attempt_count,
+                expire_time: NOW.plus(MINUTE),
+                remaining: MINUTE,
+                claim_id: "own".into(),
+            })),
+            Wait(retry_after) => ClaimStep::Keep(Decision::InProgress { retry_after }),
+            Done => ClaimStep::Keep(Decision::AlreadyCompleted),
+            Held => ClaimStep::Keep(Decision::Refused),
+            Ended => ClaimStep::Refuse(Refusal::ClaimEnded),
+        }
+    }
+}
+
+/// By the claim id of the event's latest attempt and by another one, each below the cap and at it.
+const CLAIMS: [(Shape, [Answer; 2], [Answer; 2]); 13] = [
+    //                  own claim id          another claim id
+    // No attempt is on the row, so that no claim id is its own.
+    (Pending, [Grant, Grant], [Grant, Grant]),
+    (ProcessingLive, [SameLock, SameLock], [Wait(MINUTE), Wait(MINUTE)]),
+    (ProcessingExpired, [Grant, Bury], [Grant, Bury]),
+    (Completed, [Ended, Ended], [Done, Done]),
+    (CompletedByHand, [Done, Done], [Done, Done]),
+    (Failed, [Ended, Ended], [Grant, Bury]),
+    (FailedPaused, [Ended, Ended], [Wait(TICK), Bury]),
+    (FailedPausePassed, [Ended, Ended], [Grant, Bury]),
+    (Unknown, [Ended, Ended], [Held, Held]),
+    (DeadTerminal, [Ended, Ended], [Held, Held]),
+    (DeadUsedUp, [Ended, Ended], [Held, Held]),
+    (DeadBuried, [Ended, Ended], [Held, Held]),
+    (DeadByHand, [Held, Held], [Held, Held]),
+];
+
+/// Caps and forgiven attempts that leave room for another attempt, and that do not.
+const BELOW_THE_CAP: [(i32, i32); 5] =
+    [(0, 0), (ATTEMPTS + 1, 0), (ATTEMPTS, 1), (1, ATTEMPTS), (i32::MAX, 0)];
+const AT_THE_CAP: [(i32, i32); 4] = [(ATTEMPTS, 0), (1, 0), (1, ATTEMPTS - 1), (ATTEMPTS - 1, 1)];
+
+#[test]
+fn claims_of_an_absent_event_insert_it() {
+    for claim_ended in [false, true] {
+        for fingerprint in FINGERPRINTS {
+            let request = Claim { fingerprint, attempts_max: 1, ..claim_by("own") };
+            assert_eq!(claim(None, claim_ended, &request, NOW), ClaimStep::Insert);
+        }
+    }
+}
+
+#[test]
+fn claims_follow_the_table() {
+    assert_eq!(CLAIMS.map(|(shape, ..)| shape), Shape::ALL);
+    for (shape, own, other) in CLAIMS {
+        for (claim_id, [below, at]) in [("own", own), ("other", other)] {
+            for (answer, caps) in [(below, &BELOW_THE_CAP[..]), (at, &AT_THE_CAP[..])] {
+                for &(attempts_max, attempts_forgiven) in caps {
+                    let event = Event { attempts_forgiven, ..shape.event() };
+                    let request = Claim { attempts_max, ..claim_by(claim_id) };
+                    let step = claim(Some(&event), false, &request, NOW);
+                    // Nothing but Resolve makes an event pending, and it forgives what went before; the cap is looked
+                    // at where a lock expired or an attempt failed.
+                    assert_eq!(
+                        step,
+                        answer.step(&event),
+                        "{shape:?} claimed by {claim_id}, cap {attempts_max}, forgiven {attempts_forgiven}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_claim_id_in_the_archive_has_ended_unless_it_runs_again() {
+    for (shape, own, _) in CLAIMS {
+        let event = shape.event();
+        // S4: expired, not taken over, granted again to the same claim: the archive and the row both have it, and the
+        // row decides.
+        if shape.outcome().is_some() {
+            assert_eq!(claim(Some(&event), true, &claim_by("own"), NOW), own[0].step(&event), "{shape:?}");
+        }
+        let step = claim(Some(&event), true, &claim_by("archived"), NOW);
+        assert_eq!(step, ClaimStep::Refuse(Refusal::ClaimEnded), "{shape:?}");
+    }
+}
+
+#[test]
+fn another_fingerprint_is_refused_before_anything_else_is_said() {
+    for (shape, own, other) in CLAIMS {
+        for known in FINGERPRINTS {
+            for given in FINGERPRINTS {
+                for (claim_id, answers) in [("own", own), ("other", other)] {
+                    for claim_ended in [false, true] {
+                        let event = Event { fingerprint: known, ..shape.event() };
+                        let request = Claim { fingerprint: given, ..claim_by(claim_id) };
+                        let step = claim(Some(&event), claim_ended, &request, NOW);
+                        let mismatch = ClaimStep::Refuse(Refusal::FingerprintMismatch);
+                        let case = format!("{shape:?}, {known:?} claimed with {given:?} by {claim_id}");
+                        if known.is_some() && given.is_some() && known != given {
+                            assert_eq!(step, mismatch, "{case}");
+                        } else if !claim_ended {
+                            assert_eq!(step, answers[0].step(&event), "{case}");
+                        } else {
+                            assert_ne!(step, mismatch, "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_processing_event_without_its_attempt_is_not_granted() {
+    let event = Event { latest: None, ..ProcessingExpired.event() };
+    assert_eq!(claim(Some(&event), false, &claim_by("other"), NOW), ClaimStep::Keep(Decision::Refused));
+}
+
+// === MarkCompleted, MarkFailed ===
+
+fn endings() -> [Ending; 4] {
+    let failed = |kind| Ending::Failed { kind, error: None, retry_after: None };
+    [
+        Ending::Completed { metadata: None },
+        failed(FailureKind::Retryable),
+        failed(FailureKind::Terminal),
+        failed(FailureKind::Unknown),
+    ]
+}
+
+fn mark_of(fencing_token: i64, ending: Ending) -> Mark {
+    Mark { key: key(), fencing_token, claim_id: None, ending, result: None, attempts_max: 0 }
+}
+
+/// What a Mark with the event's own token meets.
+#[derive(Clone, Copy, Debug)]
+enum Met {
+    /// The attempt has not ended: the Mark decides.
+    Open,
+    /// This outcome stands.
+    Recorded(Outcome),
+    /// The token belongs to no attempt that could end.
+    Lost,
+}
+
+use Met::*;
+
+const MARKS: [(Shape, Met); 13] = [
+    (Pending, Lost),
+    (ProcessingLive, Open),
+    // S3: expiry does not revoke.
+    (ProcessingExpired, Open),
+    (Completed, Recorded(Outcome::Completed)),
+    (CompletedByHand, Lost),
+    (Failed, Recorded(Outcome::FailedRetryable)),
+    (FailedPaused, Recorded(Outcome::FailedRetryable)),
+    (FailedPausePassed, Recorded(Outcome::FailedRetryable)),
+    (Unknown, Recorded(Outcome::FailedUnknown)),
+    (DeadTerminal, Recorded(Outcome::FailedTerminal)),
+    (DeadUsedUp, Recorded(Outcome::FailedRetryable)),
+    // S3: so is the Mark of the token that an expiry at the cap made dead.
+    (DeadBuried, Open),
+    (DeadByHand, Lost),
+];
+
+/// In the order of [`endings`], below the cap and at it.
+const ENDED: [[State; 4]; 2] = [
+    [State::Completed, State::Failed, State::Dead, State::Unknown],
+    [State::Completed, State::Dead, State::Dead, State::Unknown],
+];
+
+#[test]
+fn marks_of_an_absent_event_find_nothing() {
+    for ending in endings() {
+        assert_eq!(mark(None, None, &mark_of(TOKEN, ending)), MarkStep::Refuse(Refusal::NotFound));
+    }
+}
+
+#[test]
+fn marks_with_the_current_token_follow_the_table() {
+    assert_eq!(MARKS.map(|(shape, _)| shape), Shape::ALL);
+    for (shape, met) in MARKS {
+        for (ended, caps) in [(ENDED[0], &BELOW_THE_CAP[..]), (ENDED[1], &AT_THE_CAP[..])] {
+            for &(attempts_max, attempts_forgiven) in caps {
+                let event = Event { attempts_forgiven, ..shape.event() };
+                for (ending, state) in endings().into_iter().zip(ended) {
+                    let outcome = ending.outcome();
+                    let expected = match met {
+                        Open => MarkStep::Apply(state),
+                        Recorded(recorded) if recorded == outcome => MarkStep::Repeated,
+                        Recorded(recorded) => MarkStep::Refuse(Refusal::OutcomeConflict { recorded }),
+                        Lost => lost(shape),
+                    };
+                    for claim_id in [None, Some("own".to_owned())] {
+                        let request = Mark { claim_id, attempts_max, ..mark_of(TOKEN, ending.clone()) };
+                        assert_eq!(mark(Some(&event), None, &request), expected, "{shape:?}, {request:?}");
+                    }
+                    let claim_id = Some("other".to_owned());
+                    let request = Mark { claim_id, attempts_max, ..mark_of(TOKEN, ending) };
+                    assert_eq!(mark(Some(&event), None, &request), lost(shape), "{shape:?}, {request:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn marks_with_an_earlier_token_are_judged_by_that_attempts_own_record() {
+    for shape in Shape::ALL {
+        let event = shape.event();
+        for recorded in Outcome::ALL {
+            let archived = Attempt {
+                attempt: 1,
+                fencing_token: EARLIER_TOKEN,
+                claim_id: "earlier".into(),
+                holder: "pod".into(),
+                start_time: NOW.minus(MINUTE),
+                end_time: Some(NOW.minus(TICK)),
+                outcome: recorded,
+                error: None,
+                payload_digest: None,
+                result: None,
+            };
+            for ending in endings() {
+                let repeated = recorded == ending.outcome();
+                for (claim_id, matches) in [(None, true), (Some("earlier"), true), (Some("own"), false)] {
+                    let request = Mark {
+                        claim_id: claim_id.map(str::to_owned),
+                        ..mark_of(EARLIER_TOKEN, ending.clone())
+                    };
+                    let expected = if repeated && matches { MarkStep::Repeated } else { lost(shape) };
+                    assert_eq!(mark(Some(&event), Some(&archived), &request), expected, "{shape:?}, {request:?}");
+                }
+            }
+        }
+        for ending in endings() {
+            assert_eq!(mark(Some(&event), None, &mark_of(TOKEN + 1, ending)), lost(shape), "{shape:?}");
+        }
+    }
+}
+
+fn lost(shape: Shape) -> MarkStep {
+    MarkStep::Refuse(Refusal::LockLost { state: shape.state(), fencing_token: TOKEN })
+}
+
+#[test]
+fn only_a_failed_event_pauses() {
+    for state in State::ALL {
+        for pause in [None, Some(Micros::ZERO), Some(MINUTE)] {
+            let expected = (state == State::Failed && pause == Some(MINUTE)).then(|| NOW.plus(MINUTE));
+            assert_eq!(retry_time(state, pause, NOW), expected, "{state}, {pause:?}");
+        }
+    }
+}
+
+// === ExtendLock ===
+
+#[test]
+fn only_a_running_attempt_is_extended_by_its_own_token_and_claim() {
+    let request = |fencing_token, claim_id: Option<&str>| Extend {
+        key: key(),
+        fencing_token,
+        claim_id: claim_id.map(str::to_owned),
+        lock_duration: MINUTE,
+    };
+    assert_eq!(extend(None, &request(TOKEN, None)), ExtendStep::Refuse(Refusal::NotFound));
+    for shape in Shape::ALL {
+        let event = shape.event();
+        for token in [EARLIER_TOKEN, TOKEN, TOKEN + 1] {
+            for claim_id in [None, Some("own"), Some("other")] {
+                let held = matches!(shape, ProcessingLive | ProcessingExpired)
+                    && token == TOKEN
+                    && claim_id != Some("other");
+                let expected = if held {
+                    ExtendStep::Apply
+                } else {
+                    ExtendStep::Refuse(Refusal::LockLost { state: shape.state(), fencing_token: TOKEN })
+                };
+                let case = format!("{shape:?}, {token}, {claim_id:?}");
+                assert_eq!(extend(Some(&event), &request(token, claim_id)), expected, "{case}");
+            }
+        }
+    }
+}
+
+// === Resolve ===
+
+fn resolve_to(to: Resolved, force: bool, fencing_token: Option<i64>) -> Resolve {
+    Resolve {
+        key: key(),
+        fencing_token,
+        to,
+        force,
+        reason: "checked by hand".into(),
+        actor: "amara".into(),
+        result: Some(StoredResult { code: 200, body: Default::default(), content_type: String::new() }),
+    }
+}
+
+const TARGETS: [Resolved; 3] = [Resolved::Pending, Resolved::Completed, Resolved::Dead];
+
+/// Whether a resolution to pending, completed and dead applies: without force, and with it.
+const RESOLUTIONS: [(Shape, [bool; 3], [bool; 3]); 13] = [
+    (Pending, [true; 3], [true; 3]),
+    (ProcessingLive, [false; 3], [false; 3]),
+    (ProcessingExpired, [true; 3], [true; 3]),
+    (Completed, [false; 3], [true, false, false]),
+    (CompletedByHand, [false; 3], [true, false, false]),
+    (Failed, [true; 3], [true; 3]),
+    (FailedPaused, [true; 3], [true; 3]),
+    (FailedPausePassed, [true; 3], [true; 3]),
+    (Unknown, [true; 3], [true; 3]),
+    (DeadTerminal, [true; 3], [true; 3]),
+    (DeadUsedUp, [true; 3], [true; 3]),
+    (DeadBuried, [true; 3], [true; 3]),
+    (DeadByHand, [true; 3], [true; 3]),
+];
+
+#[test]
+fn resolutions_of_an_absent_event_find_nothing() {
+    for to in TARGETS {
+        let step = resolve(None, None, &resolve_to(to, true, None), NOW);
+        assert_eq!(step, ResolveStep::Refuse(Refusal::NotFound));
+    }
+}
+
+#[test]
+fn resolutions_follow_the_table() {
+    assert_eq!(RESOLUTIONS.map(|(shape, ..)| shape), Shape::ALL);
+    for (shape, plain, forced) in RESOLUTIONS {
+        let event = shape.event();
+        for (force, applies) in [(false, plain), (true, forced)] {
+            for (to, applies) in TARGETS.into_iter().zip(applies) {
+                for token in [None, Some(TOKEN)] {
+                    let request = resolve_to(to, force, token);
+                    // A resolution that another token followed does not stand.
+                    for last in [None, Some(resolution(EARLIER_TOKEN - 1, EARLIER_TOKEN, to))] {
+                        let step = resolve(Some(&event), last.as_ref(), &request, NOW);
+                        let case = format!("{shape:?}, {request:?}: {step:?}");
+                        match step {
+                            ResolveStep::Apply => assert!(applies, "{case}"),
+                            ResolveStep::Refuse(Refusal::StateConflict { from, to: asked, .. }) => {
+                                assert!(!applies, "{case}");
+                                assert_eq!((from, asked), (shape.state(), to.state()), "{case}");
+                            }
+                            ResolveStep::Repeated | ResolveStep::Refuse(_) => panic!("{case}"),
+                        }
+                    }
+                }
+                let step = resolve(Some(&event), None, &resolve_to(to, force, Some(EARLIER_TOKEN)), NOW);
+                let lost = Refusal::LockLost { state: shape.state(), fencing_token: TOKEN };
+                assert_eq!(step, ResolveStep::Refuse(lost), "{shape:?}: made on another token");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
+    for (shape, made) in
+        [(Pending, Resolved::Pending), (CompletedByHand, Resolved::Completed), (DeadByHand, Resolved::Dead)]
+    {
+        let event = shape.event();
+        let last = resolution(EARLIER_TOKEN, TOKEN, made);
+        for force in [false, true] {
+            for to in TARGETS {
+                for token in [None, Some(EARLIER_TOKEN), Some(TOKEN), Some(EARLIER_TOKEN - 1)] {
+                    let step = resolve(Some(&event), Some(&last), &resolve_to(to, force, token), NOW);
+                    let case = format!("{shape:?} to {to:?}, token {token:?}, force {force}: {step:?}");
+                    let known = token != Some(EARLIER_TOKEN - 1);
+                    if to == made && known {
+                        assert_eq!(step, ResolveStep::Repeated, "{case}");
+                    } else {
+                        // Another decision must name the token that stands now.
+                        assert_ne!(step, ResolveStep::Repeated, "{case}");
+                        if token.is_some_and(|token| token != TOKEN) {
+                            assert!(matches!(step, ResolveStep::Refuse(Refusal::LockLost { .. })), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_decision_that_was_overtaken_is_made_again() {
+    // Resolved to pending, granted, failed: to pending again is another decision, though the state was left by a token
+    // that came after the resolution's.
+    let last = resolution(EARLIER_TOKEN - 1, EARLIER_TOKEN, Resolved::Pending);
+    let step = resolve(Some(&Failed.event()), Some(&last), &resolve_to(Resolved::Pending, false, None), NOW);
+    assert_eq!(step, ResolveStep::Apply);
+}
+
+fn resolution(from_fencing_token: i64, fencing_token: i64, to: Resolved) -> Resolution {
+    Resolution {
+        from_state: State::Unknown,
+        to_state: to.state(),
+        from_fencing_token,
+        fencing_token,
+        reason: "checked by hand".into(),
+        actor: "amara".into(),
+        time: NOW.minus(MINUTE),
+    }
+}

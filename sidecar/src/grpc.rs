@@ -1,0 +1,84 @@
+//! The API: `oncegate.v1.IdempotencyService`, health and reflection, over any HTTP/2 listener or in one process with
+//! the gateway.
+
+mod convert;
+mod layer;
+mod page_token;
+mod service;
+mod status;
+mod validate;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
+use tonic::{
+    body::Body,
+    codegen::{Service as TowerService, http},
+    service::Routes,
+};
+use tonic_health::server::HealthReporter;
+
+use self::{layer::Outermost, service::Api};
+use crate::{config::Policy, coordinator::Coordinator};
+
+/// The largest message that is accepted (design section 7).
+const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The name that health checks ask for; the empty one means the whole server.
+pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
+
+/// All of the sidecar's gRPC services as one tower service. Cloning is cheap; clones share everything.
+#[derive(Clone)]
+pub struct Service {
+    routes: Outermost<Routes>,
+}
+
+impl Service {
+    /// The services over a coordinator, and what reports their health.
+    pub(crate) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>) -> (Service, HealthReporter) {
+        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            // A page of 500 events with results is larger than a request may be.
+            .max_encoding_message_size(usize::MAX);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let mut routes = Routes::new(api).add_service(health);
+        // Reflection fails to build only on descriptors that do not parse, and these were made by our own build.
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        if let Ok(v1) = reflection().build_v1() {
+            routes = routes.add_service(v1);
+        }
+        if let Ok(v1alpha) = reflection().build_v1alpha() {
+            routes = routes.add_service(v1alpha);
+        }
+        (Service { routes: Outermost::new(routes.prepare()) }, reporter)
+    }
+}
+
+impl<B> TowerService<http::Request<B>> for Service
+where
+    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Always: calls beyond the bounds are refused with a status, not kept waiting.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        self.routes.call(request.map(Body::new))
+    }
+}

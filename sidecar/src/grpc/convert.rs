@@ -1,0 +1,284 @@
+//! From the domain to the API's messages.
+
+use bytes::Bytes;
+use oncegate_api::v1;
+use prost_types::{Duration, ListValue, Struct, Timestamp, Value, value::Kind};
+use serde_json::{Map, Number};
+
+use crate::{
+    event::{
+        Attempt, Claimed, Decision, Digest, Event, Key, Lock, Micros, Outcome, Resolution, State, StoredResult, Time,
+        metadata,
+    },
+    ledger::{
+        EventHistory,
+        filter::{Counts, StatsReport},
+    },
+};
+
+pub(super) fn timestamp(time: Time) -> Timestamp {
+    Timestamp {
+        seconds: time.0.div_euclid(1_000_000),
+        // The remainder is below a million, and a thousand times that fits.
+        nanos: i32::try_from(time.0.rem_euclid(1_000_000) * 1_000).unwrap_or_default(),
+    }
+}
+
+pub(super) fn duration(micros: Micros) -> Duration {
+    Duration {
+        seconds: micros.0.div_euclid(1_000_000),
+        nanos: i32::try_from(micros.0.rem_euclid(1_000_000) * 1_000).unwrap_or_default(),
+    }
+}
+
+pub(super) fn state(state: State) -> v1::State {
+    match state {
+        State::Pending => v1::State::Pending,
+        State::Processing => v1::State::Processing,
+        State::Completed => v1::State::Completed,
+        State::Failed => v1::State::Failed,
+        State::Unknown => v1::State::Unknown,
+        State::Dead => v1::State::Dead,
+    }
+}
+
+fn outcome(outcome: Outcome) -> v1::Outcome {
+    match outcome {
+        Outcome::Running => v1::Outcome::Running,
+        Outcome::Completed => v1::Outcome::Completed,
+        Outcome::FailedRetryable => v1::Outcome::FailedRetryable,
+        Outcome::FailedTerminal => v1::Outcome::FailedTerminal,
+        Outcome::FailedUnknown => v1::Outcome::FailedUnknown,
+        Outcome::LockExpired => v1::Outcome::LockExpired,
+    }
+}
+
+fn key(key: Key) -> v1::EventKey {
+    v1::EventKey { tenant: key.tenant, provider: key.provider, event_id: key.event_id }
+}
+
+pub(super) fn lock(lock: Lock) -> v1::Lock {
+    v1::Lock {
+        fencing_token: lock.fencing_token,
+        attempt: lock.attempt,
+        expire_time: Some(timestamp(lock.expire_time)),
+        remaining_duration: Some(duration(lock.remaining)),
+        claim_id: lock.claim_id,
+    }
+}
+
+fn result(result: StoredResult) -> v1::Result {
+    v1::Result { code: result.code, body: result.body, content_type: result.content_type }
+}
+
+/// The event, and how many keys of its metadata passed the limit and are left out.
+pub(super) fn event(event: Event) -> (v1::Event, usize) {
+    let (metadata, left_out) = if event.metadata.is_none() && event.completion_metadata.is_none() {
+        (None, 0)
+    } else {
+        let merged = metadata::merged(event.metadata.as_deref(), event.completion_metadata.as_deref());
+        (Some(structure(merged.metadata)), merged.left_out)
+    };
+    let (holder, lock_expire_time) = match event.latest {
+        Some(latest) => (latest.holder, Some(timestamp(latest.lock_expire_time))),
+        None => (String::new(), None),
+    };
+    let event = v1::Event {
+        key: Some(key(event.key)),
+        event_type: event.event_type,
+        state: state(event.state).into(),
+        attempt_count: event.attempt_count,
+        duplicate_count: event.duplicate_count,
+        holder,
+        lock_expire_time,
+        create_time: Some(timestamp(event.create_time)),
+        update_time: Some(timestamp(event.update_time)),
+        end_time: event.end_time.map(timestamp),
+        last_error: event.last_error.unwrap_or_default(),
+        metadata,
+        fencing_token: event.fencing_token,
+        retry_time: event.retry_time.map(timestamp),
+        result: event.result.map(result),
+    };
+    (event, left_out)
+}
+
+fn digest(digest: Option<Digest>) -> Bytes {
+    digest.map(|digest| Bytes::copy_from_slice(&digest)).unwrap_or_default()
+}
+
+fn attempt(attempt: Attempt) -> v1::Attempt {
+    v1::Attempt {
+        attempt: attempt.attempt,
+        fencing_token: attempt.fencing_token,
+        holder: attempt.holder,
+        start_time: Some(timestamp(attempt.start_time)),
+        end_time: attempt.end_time.map(timestamp),
+        outcome: outcome(attempt.outcome).into(),
+        error: attempt.error.unwrap_or_default(),
+        claim_id: attempt.claim_id,
+        payload_digest: digest(attempt.payload_digest),
+        result: attempt.result.map(result),
+    }
+}
+
+fn resolution(resolution: Resolution) -> v1::Resolution {
+    v1::Resolution {
+        from_state: state(resolution.from_state).into(),
+        to_state: state(resolution.to_state).into(),
+        reason: resolution.reason,
+        actor: resolution.actor,
+        time: Some(timestamp(resolution.time)),
+    }
+}
+
+pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
+    let mismatch_count = history.event.mismatch_count;
+    let last_mismatch_time = history.event.last_mismatch_time.map(timestamp);
+    v1::EventHistory {
+        event: Some(event(history.event).0),
+        attempts: history.attempts.into_iter().map(attempt).collect(),
+        mismatch_count,
+        last_mismatch_time,
+        resolutions: history.resolutions.into_iter().map(resolution).collect(),
+    }
+}
+
+/// An event of a listing, without its attempts.
+pub(super) fn listed(of: Event) -> v1::EventHistory {
+    event_history(EventHistory { event: of, attempts: Vec::new(), resolutions: Vec::new() })
+}
+
+pub(super) fn claimed(claimed: Claimed) -> v1::CheckAndLockResponse {
+    let (event, _) = event(claimed.event);
+    let mut response = v1::CheckAndLockResponse::default();
+    match claimed.decision {
+        Decision::Acquired(granted) => {
+            response.set_decision(v1::Decision::Acquired);
+            response.lock = Some(lock(granted));
+        }
+        Decision::InProgress { retry_after } => {
+            response.set_decision(v1::Decision::InProgress);
+            response.retry_after = Some(duration(retry_after));
+        }
+        Decision::AlreadyCompleted => {
+            response.set_decision(v1::Decision::AlreadyCompleted);
+            response.result.clone_from(&event.result);
+        }
+        Decision::Refused => response.set_decision(v1::Decision::Refused),
+    }
+    response.event = Some(event);
+    response
+}
+
+fn counts(counts: &Counts) -> v1::Counts {
+    v1::Counts {
+        total: counts.total(),
+        states: State::ALL
+            .into_iter()
+            .zip(counts.states)
+            .map(|(at, count)| v1::StateCount { state: state(at).into(), count })
+            .collect(),
+        duplicates: counts.duplicates,
+        retries: counts.retries,
+        stuck: counts.stuck,
+        processing_p50: None,
+        processing_p95: None,
+        processing_p99: None,
+    }
+}
+
+/// The report, with buckets where they were asked for.
+pub(super) fn stats(report: StatsReport, bucketed: bool) -> v1::StatsResponse {
+    let mut total = Counts::default();
+    let mut providers: std::collections::BTreeMap<String, Counts> = std::collections::BTreeMap::new();
+    let mut buckets: Vec<v1::Bucket> = Vec::new();
+    for ((start, provider), found) in report.counts {
+        total.add(&found);
+        if bucketed {
+            let start_time = Some(timestamp(start));
+            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found)) };
+            // In the order of their start.
+            match buckets.last_mut().filter(|last| last.start_time == start_time) {
+                Some(last) => last.providers.push(of_provider),
+                None => buckets.push(v1::Bucket { start_time, providers: vec![of_provider] }),
+            }
+        }
+        providers.entry(provider).or_default().add(&found);
+    }
+    v1::StatsResponse {
+        total: Some(counts(&total)),
+        providers: providers
+            .into_iter()
+            .map(|(provider, found)| v1::ProviderCounts { provider, counts: Some(counts(&found)) })
+            .collect(),
+        buckets,
+        as_of_time: Some(timestamp(report.as_of)),
+    }
+}
+
+/// A JSON object as the API has it. Numbers become doubles, as they were when they came.
+fn structure(object: Map<String, serde_json::Value>) -> Struct {
+    Struct { fields: object.into_iter().map(|(key, value)| (key, protobuf_value(value))).collect() }
+}
+
+fn protobuf_value(value: serde_json::Value) -> Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(value),
+        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        serde_json::Value::String(value) => Kind::StringValue(value),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(ListValue { values: values.into_iter().map(protobuf_value).collect() })
+        }
+        serde_json::Value::Object(object) => Kind::StructValue(structure(object)),
+    };
+    Value { kind: Some(kind) }
+}
+
+/// Why a value of the API is no JSON, or none that the ledgers can hold.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NotJson {
+    /// NaN or an infinity.
+    Number,
+    /// A control character in a string or key; NUL among them, which Postgres refuses.
+    Control,
+    /// A value without a kind.
+    Empty,
+}
+
+/// The JSON object of an API structure. Whole numbers are written without a fraction.
+pub(super) fn json_object(structure: Struct) -> Result<Map<String, serde_json::Value>, NotJson> {
+    structure
+        .fields
+        .into_iter()
+        .map(|(key, value)| {
+            if key.chars().any(char::is_control) {
+                return Err(NotJson::Control);
+            }
+            Ok((key, json_value(value)?))
+        })
+        .collect()
+}
+
+fn json_value(value: Value) -> Result<serde_json::Value, NotJson> {
+    // Beyond 2^53 a double no longer holds every whole number; those stay in the notation of doubles.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    Ok(match value.kind.ok_or(NotJson::Empty)? {
+        Kind::NullValue(_) => serde_json::Value::Null,
+        Kind::BoolValue(value) => serde_json::Value::Bool(value),
+        Kind::NumberValue(value) if value.fract() == 0.0 && value.abs() < EXACT => {
+            // Exact: a whole number within the range that doubles hold.
+            #[allow(clippy::cast_possible_truncation)]
+            let whole = value as i64;
+            serde_json::Value::Number(whole.into())
+        }
+        Kind::NumberValue(value) => serde_json::Value::Number(Number::from_f64(value).ok_or(NotJson::Number)?),
+        Kind::StringValue(value) if value.chars().any(char::is_control) => return Err(NotJson::Control),
+        Kind::StringValue(value) => serde_json::Value::String(value),
+        Kind::ListValue(list) => {
+            serde_json::Value::Array(list.values.into_iter().map(json_value).collect::<Result<_, _>>()?)
+        }
+        Kind::StructValue(object) => serde_json::Value::Object(json_object(object)?),
+    })
+}

@@ -1,0 +1,131 @@
+//! Around every call: the caller's deadline, and an `ErrorInfo` on errors that were made by the framework.
+//!
+//! tonic's own server answers an elapsed `grpc-timeout` with CANCELLED (pitfalls 3.3.4). Here it is DEADLINE_EXCEEDED,
+//! and dropping the handler is harmless: the ledger's writer owns the work (L3).
+
+use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
+
+use oncegate_api::reason;
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::{Service, http},
+};
+
+use super::status::{retryable, status};
+
+/// See the module.
+#[derive(Clone)]
+pub(super) struct Outermost<S> {
+    inner: S,
+}
+
+impl<S> Outermost<S> {
+    pub(super) fn new(inner: S) -> Self {
+        Outermost { inner }
+    }
+}
+
+impl<S> Outermost<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    /// Serves one call.
+    pub(super) fn call(
+        &self,
+        request: http::Request<Body>,
+    ) -> Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>> {
+        let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
+            None => None,
+            Some(Some(timeout)) => Some(timeout),
+            Some(None) => {
+                let refused = status(Code::InvalidArgument, reason::INVALID_FIELD, "grpc-timeout is malformed");
+                return Box::pin(async move { Ok(refused.into_http()) });
+            }
+        };
+        let mut inner = self.inner.clone();
+        Box::pin(async move {
+            let answer = inner.call(request);
+            let response = match deadline {
+                None => answer.await?,
+                Some(timeout) => match tokio::time::timeout(timeout, answer).await {
+                    Ok(response) => response?,
+                    Err(_elapsed) => retryable(
+                        Code::DeadlineExceeded,
+                        reason::DEADLINE_EXCEEDED,
+                        "the deadline passed; the call may or may not have happened",
+                        Duration::from_secs(1),
+                    )
+                    .into_http(),
+                },
+            };
+            Ok(explained(response))
+        })
+    }
+}
+
+/// `grpc-timeout`: at most eight digits and a unit (gRPC over HTTP/2, "Requests").
+fn parse_timeout(value: &http::HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count.saturating_mul(3_600)),
+        "M" => Duration::from_secs(count.saturating_mul(60)),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+/// Gives an error that has no details the `ErrorInfo` that clients branch on: those of the framework, for a message that
+/// is too large or does not decode, or an unknown method.
+fn explained(response: http::Response<Body>) -> http::Response<Body> {
+    // An error without a body has its status in the headers; others were made by our own code.
+    let headers = response.headers();
+    if !headers.contains_key("grpc-status") || headers.contains_key("grpc-status-details-bin") {
+        return response;
+    }
+    let Some(plain) = Status::from_header_map(headers).filter(|plain| plain.code() != Code::Ok) else {
+        return response;
+    };
+    let message = plain.message().to_owned();
+    match plain.code() {
+        // tonic's word for a message over the limit.
+        Code::OutOfRange => status(
+            Code::InvalidArgument,
+            reason::INVALID_FIELD,
+            format!("the message may have at most {} bytes: {message}", super::MESSAGE_BYTES_MAX),
+        ),
+        Code::Internal => {
+            // What does not decode is the caller's mistake; our own internal errors carry details.
+            status(Code::InvalidArgument, reason::INVALID_FIELD, format!("the message does not decode: {message}"))
+        }
+        Code::Unimplemented => status(Code::Unimplemented, reason::UNIMPLEMENTED, "there is no such method"),
+        code => status(code, reason::INTERNAL, message),
+    }
+    .into_http()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_the_protocol_has_them() {
+        let parsed = |text: &str| parse_timeout(&http::HeaderValue::from_str(text).expect("a header"));
+        assert_eq!(parsed("2500m"), Some(Duration::from_millis(2_500)));
+        assert_eq!(parsed("1H"), Some(Duration::from_secs(3_600)));
+        assert_eq!(parsed("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(parsed("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        for malformed in ["", "m", "5", "-5m", "5x", "999999999S", "1.5S", " 5S", "5 S"] {
+            assert_eq!(parsed(malformed), None, "{malformed}");
+        }
+    }
+}

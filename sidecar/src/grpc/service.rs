@@ -1,0 +1,183 @@
+//! The eight RPCs: validate, ask the coordinator, convert.
+
+use std::sync::Arc;
+
+use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{convert, page_token, validate};
+use crate::{
+    config::Policy,
+    coordinator::Coordinator,
+    event::Refusal,
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope},
+    },
+    maintenance::cleanup,
+};
+
+pub(super) struct Api {
+    coordinator: Arc<Coordinator>,
+    policy: Arc<Policy>,
+}
+
+impl Api {
+    pub(super) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>) -> Api {
+        Api { coordinator, policy }
+    }
+}
+
+/// Logs what a completion's metadata lost to the limit.
+fn marked_event(event: crate::event::Event) -> v1::Event {
+    let (event, left_out) = convert::event(event);
+    if left_out > 0 {
+        tracing::warn!(left_out, fencing_token = event.fencing_token, "metadata of a completion passes the limit");
+    }
+    event
+}
+
+#[tonic::async_trait]
+impl IdempotencyService for Api {
+    async fn check_and_lock(
+        &self,
+        request: Request<v1::CheckAndLockRequest>,
+    ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
+        let (claim, wait) = validate::check_and_lock(request.into_inner(), &self.policy)?;
+        let claimed = self.coordinator.claim(claim, wait).await?;
+        if claimed.payload_changed {
+            tracing::info!(
+                provider = claimed.event.key.provider,
+                fencing_token = claimed.event.fencing_token,
+                "a known event came with another payload"
+            );
+        }
+        Ok(Response::new(convert::claimed(claimed)))
+    }
+
+    async fn extend_lock(
+        &self,
+        request: Request<v1::ExtendLockRequest>,
+    ) -> Result<Response<v1::ExtendLockResponse>, Status> {
+        let extend = validate::extend_lock(request.into_inner(), &self.policy)?;
+        let lock = self.coordinator.extend(extend).await?;
+        Ok(Response::new(v1::ExtendLockResponse { lock: Some(convert::lock(lock)) }))
+    }
+
+    async fn mark_completed(
+        &self,
+        request: Request<v1::MarkCompletedRequest>,
+    ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
+        let mark = validate::mark_completed(request.into_inner(), &self.policy)?;
+        let marked = self.coordinator.mark(mark).await?;
+        Ok(Response::new(v1::MarkCompletedResponse {
+            event: Some(marked_event(marked.event)),
+            repeated: marked.repeated,
+        }))
+    }
+
+    async fn mark_failed(
+        &self,
+        request: Request<v1::MarkFailedRequest>,
+    ) -> Result<Response<v1::MarkFailedResponse>, Status> {
+        let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
+        let marked = self.coordinator.mark(mark).await?;
+        Ok(Response::new(v1::MarkFailedResponse { event: Some(marked_event(marked.event)), repeated: marked.repeated }))
+    }
+
+    async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        match validate::history(request.into_inner())? {
+            validate::History::Event(key) => {
+                let history = self.coordinator.history_of(key).await?.ok_or(Error::Refused(Refusal::NotFound))?;
+                Ok(Response::new(v1::HistoryResponse {
+                    events: vec![convert::event_history(history)],
+                    next_page_token: String::new(),
+                }))
+            }
+            validate::History::Page(filter) => {
+                let page = self.coordinator.history(filter.clone()).await?;
+                let next_page_token =
+                    page.next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
+                Ok(Response::new(v1::HistoryResponse {
+                    events: page.events.into_iter().map(convert::listed).collect(),
+                    next_page_token,
+                }))
+            }
+        }
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
+        let resolve = validate::resolve(request.into_inner())?;
+        let (to, actor) = (resolve.to, resolve.actor.clone());
+        let event = self.coordinator.resolve(resolve).await?;
+        tracing::info!(
+            provider = event.key.provider,
+            fencing_token = event.fencing_token,
+            to = to.state().as_str(),
+            actor,
+            "an event was resolved by hand"
+        );
+        Ok(Response::new(v1::ResolveResponse { event: Some(convert::event(event).0) }))
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        let filter = validate::stats(request.into_inner())?;
+        let bucket = filter.bucket;
+        let report = self.coordinator.stats(filter).await?;
+        if let Some(bucket) = bucket
+            && let (Some((first, _)), Some((last, _))) =
+                (report.counts.keys().next(), report.counts.keys().next_back())
+        {
+            validate::buckets_within_limit(*first, *last, bucket)?;
+        }
+        Ok(Response::new(convert::stats(report, bucket.is_some())))
+    }
+
+    type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;
+
+    async fn cleanup(&self, request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
+        let wanted = validate::cleanup(request.into_inner(), &self.policy)?;
+        let now = self.coordinator.now().await?;
+        let scope = CleanupScope {
+            tenant: wanted.tenant,
+            provider: wanted.provider,
+            before: now.minus(wanted.older_than),
+            states: wanted.states,
+            dry_run: wanted.dry_run,
+            batch_size: wanted.batch_size,
+        };
+        // One message in hand: a client that reads slowly slows the Cleanup down, one that goes away ends it.
+        let (progress, stream) = mpsc::channel(1);
+        let coordinator = self.coordinator.clone();
+        tokio::spawn(cleanup::run(coordinator, scope, move |update: cleanup::Update<'_>| {
+            let message = match update {
+                cleanup::Update::Progress(totals) => Ok(cleanup_response(totals)),
+                cleanup::Update::Failed(error) => Err(Status::from(error)),
+            };
+            let progress = progress.clone();
+            async move { progress.send(message).await.is_ok() }
+        }));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+fn cleanup_response(progress: &CleanupProgress) -> v1::CleanupResponse {
+    let providers: Vec<v1::ProviderCleanup> = progress
+        .providers
+        .iter()
+        .map(|(provider, totals)| v1::ProviderCleanup {
+            provider: provider.clone(),
+            matched_count: totals.matched,
+            deleted_count: totals.deleted,
+            oldest_end_time: totals.oldest_end_time.map(convert::timestamp),
+        })
+        .collect();
+    v1::CleanupResponse {
+        matched_count: providers.iter().map(|provider| provider.matched_count).sum(),
+        deleted_count: providers.iter().map(|provider| provider.deleted_count).sum(),
+        providers,
+        done: progress.done,
+    }
+}

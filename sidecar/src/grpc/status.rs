@@ -1,0 +1,76 @@
+//! From errors to gRPC statuses: one table (design section 7). Each status carries exactly one `ErrorInfo`.
+
+use std::{collections::HashMap, time::Duration};
+
+use oncegate_api::reason;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+
+use crate::{event::Refusal, ledger::Error};
+
+/// A status with its reason.
+pub(super) fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, reason::DOMAIN, HashMap::new()))
+}
+
+/// A status that says when to ask again.
+pub(super) fn retryable(code: Code, reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, reason::DOMAIN, HashMap::new());
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(code, message, details)
+}
+
+/// INVALID_ARGUMENT with every violation at once.
+pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
+    let message = match violations.as_slice() {
+        [one] => format!("{}: {}", one.field, one.description),
+        many => format!(
+            "{} fields are invalid: {}",
+            many.len(),
+            many.iter().map(|violation| violation.field.as_str()).collect::<Vec<_>>().join(", ")
+        ),
+    };
+    let mut details = ErrorDetails::with_error_info(reason::INVALID_FIELD, reason::DOMAIN, HashMap::new());
+    details.set_bad_request(violations);
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        let message = error.to_string();
+        match error {
+            Error::Refused(refusal) => refused(&refusal),
+            Error::Unavailable { retry_after } => {
+                retryable(Code::Unavailable, reason::STORE_UNAVAILABLE, message, retry_after)
+            }
+            Error::Overloaded { retry_after } => retryable(Code::Unavailable, reason::OVERLOADED, message, retry_after),
+            Error::OutcomeUnknown => {
+                retryable(Code::Unavailable, reason::OUTCOME_UNKNOWN, message, Duration::from_secs(1))
+            }
+            Error::Internal(_) => status(Code::Internal, reason::INTERNAL, message),
+        }
+    }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let message = refusal.to_string();
+    match refusal {
+        Refusal::FingerprintMismatch => status(Code::FailedPrecondition, reason::FINGERPRINT_MISMATCH, message),
+        Refusal::DeliveryMismatch => status(Code::FailedPrecondition, reason::DELIVERY_MISMATCH, message),
+        Refusal::ClaimEnded => status(Code::FailedPrecondition, reason::CLAIM_ENDED, message),
+        Refusal::OutcomeConflict { .. } => status(Code::FailedPrecondition, reason::OUTCOME_CONFLICT, message),
+        Refusal::StateConflict { .. } => status(Code::FailedPrecondition, reason::STATE_CONFLICT, message),
+        Refusal::NotFound => status(Code::NotFound, reason::EVENT_NOT_FOUND, message),
+        Refusal::LockLost { state, fencing_token } => {
+            let metadata = HashMap::from([
+                ("state".to_owned(), super::convert::state(*state).as_str_name().to_owned()),
+                ("fencing_token".to_owned(), fencing_token.to_string()),
+            ]);
+            Status::with_error_details(
+                Code::Aborted,
+                message,
+                ErrorDetails::with_error_info(reason::LOCK_LOST, reason::DOMAIN, metadata),
+            )
+        }
+    }
+}

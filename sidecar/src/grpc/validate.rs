@@ -1,0 +1,435 @@
+//! From the API's messages to the domain, with every limit of the contract checked here and nowhere else. All violations
+//! of a request are reported at once, each naming the field, the limit, and what was given (never a whole value: it may
+//! be large or private).
+
+mod fields;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use oncegate_api::v1;
+use oncegate_runtime::config::Span;
+use tonic::Status;
+
+use self::fields::{Charset, Fields};
+use super::page_token;
+use crate::{
+    config::Policy,
+    event::{
+        Claim, Ending, Extend, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, StoredResult, Time,
+    },
+    ledger::filter::{HistoryFilter, StatsFilter},
+};
+
+const LOCK_DURATION_MIN: Duration = Duration::from_secs(1);
+const LOCK_DURATION_MAX: Duration = Duration::from_secs(24 * 3_600);
+const WAIT_DURATION_MAX: Duration = Duration::from_secs(30);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+const RESULT_BODY_BYTES_MAX: usize = 64 * 1_024;
+const PAGE_SIZE_DEFAULT: usize = 50;
+const PAGE_SIZE_MAX: usize = 500;
+const BUCKETS_MAX: i64 = 1_000;
+const BATCH_SIZE_DEFAULT: usize = 1_000;
+const BATCH_SIZE_MAX: i32 = 10_000;
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+const CLEANUP_AGE_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3_600);
+/// Beyond this an age is a mistake in the unit.
+const CLEANUP_AGE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+
+/// What is used where a key is too broken to be used; never leaves this module, for the request is refused.
+fn no_key() -> Key {
+    Key { tenant: String::new(), provider: String::new(), event_id: String::new() }
+}
+
+fn key(fields: &mut Fields, given: Option<v1::EventKey>) -> Key {
+    let Some(given) = given else {
+        fields.violation("key", "is required");
+        return no_key();
+    };
+    fields.text("key.tenant", &given.tenant, 0..=64, Charset::Name);
+    fields.text("key.provider", &given.provider, 1..=64, Charset::LowerName);
+    fields.text("key.event_id", &given.event_id, 1..=255, Charset::Visible);
+    let tenant = if given.tenant.is_empty() { "default".to_owned() } else { given.tenant };
+    Key { tenant, provider: given.provider, event_id: given.event_id }
+}
+
+fn optional_text(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn claim_id(fields: &mut Fields, given: String) -> Option<String> {
+    fields.text("claim_id", &given, 0..=64, Charset::Visible);
+    optional_text(given)
+}
+
+fn fencing_token(fields: &mut Fields, given: i64) -> i64 {
+    match given {
+        0 => fields.violation("fencing_token", "is required"),
+        i64::MIN..0 => fields.violation("fencing_token", format!("must be positive, not {given}")),
+        1.. => {}
+    }
+    given
+}
+
+fn result(fields: &mut Fields, given: Option<v1::Result>) -> Option<StoredResult> {
+    let given = given?;
+    fields.bytes_max("result.body", given.body.len(), RESULT_BODY_BYTES_MAX);
+    fields.text("result.content_type", &given.content_type, 0..=128, Charset::Printable);
+    Some(StoredResult { code: given.code, body: given.body, content_type: given.content_type })
+}
+
+fn lock_duration(fields: &mut Fields, given: Option<prost_types::Duration>, policy: &Policy) -> Micros {
+    fields
+        .duration("lock_duration", given, LOCK_DURATION_MIN..=LOCK_DURATION_MAX)
+        .map_or(policy.lock_duration, Micros::from)
+}
+
+/// CheckAndLock: the claim, and how long to wait.
+pub(super) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
+    let mut fields = Fields::default();
+    let key = key(&mut fields, request.key);
+    fields.text("event_type", &request.event_type, 1..=128, Charset::Visible);
+    let claim_id = claim_id(&mut fields, request.claim_id);
+    fields.text("holder", &request.holder, 0..=128, Charset::Printable);
+    let lock_duration = lock_duration(&mut fields, request.lock_duration, policy);
+    let fingerprint = fields.digest("fingerprint", &request.fingerprint);
+    let metadata = fields.metadata("metadata", request.metadata, true);
+    let wait = fields.duration("wait_duration", request.wait_duration, Duration::ZERO..=WAIT_DURATION_MAX);
+    let payload_digest = fields.digest("payload_digest", &request.payload_digest);
+    fields.text("delivery_id", &request.delivery_id, 0..=128, Charset::Visible);
+    fields.finish()?;
+    let attempts_max = policy.attempts_max(&key.provider);
+    let claim = Claim {
+        key,
+        event_type: request.event_type,
+        claim_id: claim_id.unwrap_or_else(|| uuid::Uuid::new_v4().to_string()),
+        holder: request.holder,
+        lock_duration,
+        fingerprint,
+        metadata,
+        payload_digest,
+        delivery_id: optional_text(request.delivery_id),
+        attempts_max,
+        waiting: false,
+    };
+    Ok((claim, wait.unwrap_or_default()))
+}
+
+/// ExtendLock.
+pub(super) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Result<Extend, Status> {
+    let mut fields = Fields::default();
+    let extend = Extend {
+        key: key(&mut fields, request.key),
+        fencing_token: fencing_token(&mut fields, request.fencing_token),
+        claim_id: claim_id(&mut fields, request.claim_id),
+        lock_duration: lock_duration(&mut fields, request.lock_duration, policy),
+    };
+    fields.finish()?;
+    Ok(extend)
+}
+
+/// MarkCompleted. Metadata over the limit is no violation: it never refuses a completion.
+pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<Mark, Status> {
+    let mut fields = Fields::default();
+    let key = key(&mut fields, request.key);
+    let attempts_max = policy.attempts_max(&key.provider);
+    let mark = Mark {
+        key,
+        fencing_token: fencing_token(&mut fields, request.fencing_token),
+        claim_id: claim_id(&mut fields, request.claim_id),
+        ending: Ending::Completed { metadata: fields.metadata("metadata", request.metadata, false) },
+        result: result(&mut fields, request.result),
+        attempts_max,
+    };
+    fields.finish()?;
+    Ok(mark)
+}
+
+/// MarkFailed.
+pub(super) fn mark_failed(request: v1::MarkFailedRequest, policy: &Policy) -> Result<Mark, Status> {
+    let mut fields = Fields::default();
+    let key = key(&mut fields, request.key);
+    let fencing_token = fencing_token(&mut fields, request.fencing_token);
+    let kind = match v1::FailureKind::try_from(request.kind) {
+        Ok(v1::FailureKind::Unspecified | v1::FailureKind::Retryable) => FailureKind::Retryable,
+        Ok(v1::FailureKind::Terminal) => FailureKind::Terminal,
+        Ok(v1::FailureKind::Unknown) => FailureKind::Unknown,
+        Err(_) => {
+            fields.violation("kind", format!("{} is no FailureKind", request.kind));
+            FailureKind::Retryable
+        }
+    };
+    fields.text("error", &request.error, 0..=2_048, Charset::Printable);
+    let retry_after = fields.duration("retry_after", request.retry_after, Duration::ZERO..=RETRY_AFTER_MAX);
+    let result = result(&mut fields, request.result);
+    let claim_id = claim_id(&mut fields, request.claim_id);
+    fields.finish()?;
+    let attempts_max = policy.attempts_max(&key.provider);
+    Ok(Mark {
+        key,
+        fencing_token,
+        claim_id,
+        ending: Ending::Failed {
+            kind,
+            error: optional_text(request.error),
+            retry_after: retry_after.map(Micros::from),
+        },
+        result,
+        attempts_max,
+    })
+}
+
+/// Resolve.
+pub(super) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
+    let mut fields = Fields::default();
+    let key = key(&mut fields, request.key);
+    if request.fencing_token < 0 {
+        fields.violation("fencing_token", format!("must not be negative, not {}", request.fencing_token));
+    }
+    let to = match v1::State::try_from(request.to) {
+        Ok(v1::State::Pending) => Resolved::Pending,
+        Ok(v1::State::Completed) => Resolved::Completed,
+        Ok(v1::State::Dead) => Resolved::Dead,
+        Ok(v1::State::Unspecified) => {
+            fields.violation("to", "is required: STATE_PENDING, STATE_COMPLETED or STATE_DEAD");
+            Resolved::Pending
+        }
+        Ok(other) => {
+            fields.violation(
+                "to",
+                format!("must be STATE_PENDING, STATE_COMPLETED or STATE_DEAD, not {}", other.as_str_name()),
+            );
+            Resolved::Pending
+        }
+        Err(_) => {
+            fields.violation("to", format!("{} is no State", request.to));
+            Resolved::Pending
+        }
+    };
+    fields.text("reason", &request.reason, 1..=512, Charset::Printable);
+    fields.text("actor", &request.actor, 1..=128, Charset::Printable);
+    let result = result(&mut fields, request.result);
+    fields.finish()?;
+    Ok(Resolve {
+        key,
+        fencing_token: (request.fencing_token != 0).then_some(request.fencing_token),
+        to,
+        force: request.force,
+        reason: request.reason,
+        actor: request.actor,
+        result,
+    })
+}
+
+/// What History is asked for.
+pub(super) enum History {
+    /// One event.
+    Event(Key),
+    /// A listing.
+    Page(HistoryFilter),
+}
+
+/// History.
+pub(super) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
+    let mut fields = Fields::default();
+    if let Some(given) = request.key {
+        let key = key(&mut fields, Some(given));
+        for (field, given) in [
+            ("tenant", !request.tenant.is_empty()),
+            ("provider", !request.provider.is_empty()),
+            ("event_type", !request.event_type.is_empty()),
+            ("states", !request.states.is_empty()),
+            ("start_time", request.start_time.is_some()),
+            ("end_time", request.end_time.is_some()),
+            ("page_token", !request.page_token.is_empty()),
+        ] {
+            if given {
+                fields.violation(field, "must not be set together with key");
+            }
+        }
+        fields.finish()?;
+        return Ok(History::Event(key));
+    }
+    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
+    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
+    fields.text("event_type", &request.event_type, 0..=128, Charset::Visible);
+    let states = states(&mut fields, &request.states);
+    let start_time = fields.time("start_time", request.start_time);
+    let end_time = fields.time("end_time", request.end_time);
+    ordered(&mut fields, start_time, end_time);
+    let page_size = match usize::try_from(request.page_size) {
+        Ok(0) => PAGE_SIZE_DEFAULT,
+        Ok(size) => size.min(PAGE_SIZE_MAX),
+        Err(_) => {
+            fields.violation("page_size", format!("must not be negative, not {}", request.page_size));
+            PAGE_SIZE_DEFAULT
+        }
+    };
+    let mut filter = HistoryFilter {
+        tenant: optional_text(request.tenant),
+        provider: optional_text(request.provider),
+        event_type: optional_text(request.event_type),
+        states,
+        start_time,
+        end_time,
+        page_size,
+        after: None,
+    };
+    if !request.page_token.is_empty() {
+        match page_token::decode(&request.page_token, &filter) {
+            Ok(after) => filter.after = Some(after),
+            Err(error) => fields.violation("page_token", error.to_string()),
+        }
+    }
+    fields.finish()?;
+    Ok(History::Page(filter))
+}
+
+fn states(fields: &mut Fields, given: &[i32]) -> Vec<State> {
+    let mut states = Vec::new();
+    for (place, number) in given.iter().enumerate() {
+        let state = match v1::State::try_from(*number) {
+            Ok(v1::State::Pending) => State::Pending,
+            Ok(v1::State::Processing) => State::Processing,
+            Ok(v1::State::Completed) => State::Completed,
+            Ok(v1::State::Failed) => State::Failed,
+            Ok(v1::State::Unknown) => State::Unknown,
+            Ok(v1::State::Dead) => State::Dead,
+            Ok(v1::State::Unspecified) => {
+                fields.violation(format!("states[{place}]"), "must not be STATE_UNSPECIFIED");
+                continue;
+            }
+            Err(_) => {
+                fields.violation(format!("states[{place}]"), format!("{number} is no State"));
+                continue;
+            }
+        };
+        if !states.contains(&state) {
+            states.push(state);
+        }
+    }
+    states
+}
+
+fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>) {
+    if let (Some(start), Some(end)) = (start_time, end_time)
+        && start > end
+    {
+        fields.violation("end_time", "must not be before start_time");
+    }
+}
+
+/// Stats. Buckets over an open range are counted when the answer is known, by [`buckets_within_limit`].
+pub(super) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
+    let mut fields = Fields::default();
+    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
+    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
+    let start_time = fields.time("start_time", request.start_time);
+    let end_time = fields.time("end_time", request.end_time);
+    ordered(&mut fields, start_time, end_time);
+    let start_time = start_time.map(Time::hour);
+    let end_time = end_time.map(Time::hour);
+    let bucket = fields.duration("bucket_duration", request.bucket_duration, HOUR..=CLEANUP_AGE_MAX);
+    if let Some(bucket) = bucket {
+        if bucket.subsec_nanos() != 0 || bucket.as_secs() % HOUR.as_secs() != 0 {
+            fields.violation(
+                "bucket_duration",
+                format!("must be a multiple of 1 h, not {}", Span(bucket)),
+            );
+        } else if let (Some(start), Some(end)) = (start_time, end_time) {
+            check_buckets(&mut fields, start, end, Micros::from(bucket));
+        }
+    }
+    fields.finish()?;
+    Ok(StatsFilter {
+        tenant: optional_text(request.tenant),
+        provider: optional_text(request.provider),
+        start_time,
+        end_time,
+        bucket: bucket.map(Micros::from),
+    })
+}
+
+fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
+    let buckets = (end.since(start).0 + bucket.0 - 1) / bucket.0.max(1);
+    if buckets > BUCKETS_MAX {
+        fields.violation(
+            "bucket_duration",
+            format!("gives {buckets} buckets in the time asked for, and at most {BUCKETS_MAX} are permitted"),
+        );
+    }
+}
+
+/// Whether an answer whose range was open has no more buckets than permitted.
+pub(super) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
+    let mut fields = Fields::default();
+    check_buckets(&mut fields, first, last.plus(bucket), bucket);
+    fields.finish()
+}
+
+/// What Cleanup is asked for. The moment is computed from the database's clock.
+pub(super) struct Cleanup {
+    pub(super) tenant: Option<String>,
+    pub(super) provider: Option<String>,
+    pub(super) older_than: Micros,
+    pub(super) states: Vec<State>,
+    pub(super) dry_run: bool,
+    pub(super) batch_size: usize,
+}
+
+/// Cleanup.
+pub(super) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cleanup, Status> {
+    let mut fields = Fields::default();
+    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
+    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
+    let older_than =
+        fields.duration("older_than", request.older_than, policy.retention_min..=CLEANUP_AGE_MAX);
+    let mut wanted = states(&mut fields, &request.states);
+    for state in &wanted {
+        if matches!(state, State::Processing | State::Pending) {
+            fields.violation(
+                "states",
+                format!("{} is never deleted", super::convert::state(*state).as_str_name()),
+            );
+        }
+    }
+    if wanted.is_empty() {
+        wanted.push(State::Completed);
+    }
+    let batch_size = match request.batch_size {
+        0 => BATCH_SIZE_DEFAULT,
+        1..=BATCH_SIZE_MAX => usize::try_from(request.batch_size).unwrap_or(BATCH_SIZE_DEFAULT),
+        given => {
+            fields.violation("batch_size", format!("must be between 1 and {BATCH_SIZE_MAX}, not {given}"));
+            BATCH_SIZE_DEFAULT
+        }
+    };
+    fields.finish()?;
+    Ok(Cleanup {
+        tenant: optional_text(request.tenant),
+        provider: optional_text(request.provider),
+        // The default never undercuts the minimum.
+        older_than: older_than.unwrap_or(CLEANUP_AGE_DEFAULT.max(policy.retention_min)).into(),
+        states: wanted,
+        dry_run: request.dry_run,
+        batch_size,
+    })
+}
+
+/// A digest that a field holds, for [`Fields::digest`].
+fn digest_of(given: &Bytes) -> Option<[u8; 32]> {
+    given.as_ref().try_into().ok()
+}
+
+/// A span in the unit that people would use, for messages.
+fn people(span: Duration) -> String {
+    if span >= DAY * 2 && span.as_secs() % DAY.as_secs() == 0 && span.subsec_nanos() == 0 {
+        format!("{} days", span.as_secs() / DAY.as_secs())
+    } else {
+        Span(span).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,107 @@
+//! The ledger: the store that decides. One trait, two implementations, one conformance suite that both pass.
+
+pub mod filter;
+pub mod postgres;
+pub mod queue;
+pub mod sqlite;
+pub mod tally;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::event::{
+    Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution, Resolve, State, Time,
+};
+use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
+
+/// Why the ledger did not answer. Classified by SQLSTATE or error kind, never by text.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The ledger is well and refuses the call.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The ledger cannot be reached or cannot write; nothing happened.
+    #[error("the ledger is unavailable")]
+    Unavailable {
+        /// When asking again is worth it.
+        retry_after: Duration,
+    },
+    /// Too many calls are under way; nothing happened.
+    #[error("too many calls are under way")]
+    Overloaded {
+        /// When asking again is worth it.
+        retry_after: Duration,
+    },
+    /// The ledger went away while the call was under way; it may or may not have happened.
+    #[error("the ledger went away while the call was under way, and it may or may not have happened")]
+    OutcomeUnknown,
+    /// A defect: the ledger refused a statement that it should have taken.
+    #[error("the ledger failed: {0}")]
+    Internal(String),
+}
+
+/// The store that decides who may process an event.
+///
+/// Every method is safe to cancel: the work is done by a task of the ledger's own. A cancelled claim that has not
+/// begun is dropped; everything else goes on and takes effect (L3).
+#[async_trait]
+pub trait Ledger: Send + Sync + 'static {
+    /// CheckAndLock, without waiting.
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error>;
+    /// MarkCompleted and MarkFailed.
+    async fn mark(&self, mark: Mark) -> Result<Marked, Error>;
+    /// ExtendLock.
+    async fn extend(&self, extend: Extend) -> Result<Lock, Error>;
+    /// Resolve.
+    async fn resolve(&self, resolve: Resolve) -> Result<Event, Error>;
+    /// Where these events are now, for waiters on what other processes do (L9). Absent ones are left out.
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error>;
+    /// One event with its attempts and resolutions, oldest first.
+    async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error>;
+    /// Events, newest first.
+    async fn history(&self, filter: HistoryFilter) -> Result<Page, Error>;
+    /// Counts (L5).
+    async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error>;
+    /// The database's clock.
+    async fn now(&self) -> Result<Time, Error>;
+    /// One bounded step of Cleanup: deletes (or counts) within the next `batch_size` rows after the cursor that
+    /// `progress` holds, adds to its totals, and says by `progress.done` whether that was all.
+    async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error>;
+    /// Whether the ledger answers. Used by readiness; bounded by the ledger's own time-outs.
+    async fn check(&self) -> Result<(), Error>;
+    /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.
+    async fn close(&self);
+}
+
+/// One event with all that was done on it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventHistory {
+    /// The event.
+    pub event: Event,
+    /// Every attempt, oldest first, the latest included.
+    pub attempts: Vec<Attempt>,
+    /// Every resolution, oldest first.
+    pub resolutions: Vec<Resolution>,
+}
+
+/// A delivery id that was given with a payload digest: what DELIVERY_MISMATCH is decided on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Delivery {
+    pub(crate) tenant: String,
+    pub(crate) provider: String,
+    pub(crate) delivery_id: String,
+    pub(crate) payload_digest: Digest,
+}
+
+impl Delivery {
+    /// The delivery that a claim names, if it can be compared at all.
+    pub(crate) fn of(claim: &Claim) -> Option<Delivery> {
+        Some(Delivery {
+            tenant: claim.key.tenant.clone(),
+            provider: claim.key.provider.clone(),
+            delivery_id: claim.delivery_id.clone()?,
+            payload_digest: claim.payload_digest?,
+        })
+    }
+}

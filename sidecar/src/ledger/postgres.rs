@@ -1,0 +1,165 @@
+//! The Postgres ledger: one connection that writes, in batches, and a small pool that reads.
+//!
+//! Safe under concurrency because every transition is one conditional statement (S1), whatever the batches around it:
+//! a batch is a way to share round trips and commits, never a transaction that others have to reckon with.
+
+mod cold;
+mod connect;
+mod failure;
+mod hot;
+pub mod migrate;
+mod read;
+mod row;
+mod statement;
+mod writer;
+
+use std::{str::FromStr as _, time::Duration};
+
+use async_trait::async_trait;
+use sqlx::postgres::PgConnectOptions;
+use tokio::sync::watch;
+
+pub use connect::{ConnectError, Node};
+
+use self::{read::Reader, statement::Link, writer::Writer};
+use super::{
+    Error, EventHistory, Ledger,
+    filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+    queue::{Op, Queue},
+};
+use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time};
+
+/// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
+const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
+
+/// How the ledger works.
+#[derive(Clone, Debug)]
+pub struct PostgresSettings {
+    /// Calls that may wait for the writer; beyond it they are refused as overloaded.
+    pub queue_max: usize,
+    /// Operations in one batch.
+    pub batch_max: usize,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        PostgresSettings { queue_max: 4_096, batch_max: 512 }
+    }
+}
+
+/// Why the ledger cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL is none. The message leaves out the URL: it may hold a password.
+    #[error("DATABASE_URL is not a Postgres URL")]
+    Url(#[source] sqlx::Error),
+    /// The database cannot be reached or may not be used.
+    #[error("the database cannot be used")]
+    Connect(#[from] ConnectError),
+    /// Its schema does not fit.
+    #[error(transparent)]
+    Schema(#[from] migrate::SchemaError),
+}
+
+/// The Postgres ledger.
+pub struct PostgresLedger {
+    queue: Queue,
+    reader: Reader,
+    node: watch::Receiver<Option<Node>>,
+}
+
+impl PostgresLedger {
+    /// Connects, checks the schema, and starts the writer.
+    ///
+    /// # Errors
+    /// When the URL is none, the database cannot be reached, is read-only, or its schema does not fit.
+    pub async fn connect(url: &str, settings: &PostgresSettings) -> Result<PostgresLedger, OpenError> {
+        let options = options(url)?;
+        // Before anything of the schema is used.
+        migrate::check(&options).await?;
+        let (connection, node, slot) = connect::writer(&options).await?;
+        tracing::info!(
+            identity = node.identity,
+            synchronous_commit = node.synchronous_commit,
+            synchronous_standby_names = node.synchronous_standby_names,
+            slot,
+            "the ledger is connected"
+        );
+        let (queue, ops) = Queue::bounded(settings.queue_max);
+        let (node_sender, node) = watch::channel(Some(node));
+        let link = Link::new(options.clone().application_name("oncegate-writer"), connection, slot, node_sender);
+        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1)).run());
+        Ok(PostgresLedger { queue, reader: Reader::new(options), node })
+    }
+
+    /// What the writer's connection stands on; None while it is down.
+    pub fn node(&self) -> Option<Node> {
+        self.node.borrow().clone()
+    }
+
+    async fn ask<T>(&self, op: impl FnOnce(super::queue::Reply<T>) -> Op) -> Result<T, Error> {
+        // The call stays queued and may still happen: that is what the error says.
+        tokio::time::timeout(CALL_TIME_MAX, self.queue.ask(op)).await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+}
+
+/// Parses a URL.
+pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    Ok(PgConnectOptions::from_str(url).map_err(OpenError::Url)?.application_name("oncegate"))
+}
+
+#[async_trait]
+impl Ledger for PostgresLedger {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
+        self.ask(|reply| Op::Claim(claim, reply)).await
+    }
+
+    async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
+        self.ask(|reply| Op::Mark(mark, reply)).await
+    }
+
+    async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
+        self.ask(|reply| Op::Extend(extend, reply)).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
+        self.ask(|reply| Op::Resolve(resolve, reply)).await
+    }
+
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+        self.reader.peek(keys).await
+    }
+
+    async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
+        self.reader.history_of(key).await
+    }
+
+    async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
+        self.reader.history(filter).await
+    }
+
+    async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
+        self.reader.stats(filter).await
+    }
+
+    async fn now(&self) -> Result<Time, Error> {
+        self.reader.now().await
+    }
+
+    async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        self.reader.cleanup_step(scope, progress).await
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        if self.node.borrow().is_none() {
+            // Somebody has to try: a writer without calls does not connect by itself.
+            self.queue.flush();
+        }
+        self.reader.check().await
+    }
+
+    async fn close(&self) {
+        self.queue.close().await;
+        self.reader.close().await;
+    }
+}

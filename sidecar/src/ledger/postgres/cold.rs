@@ -1,0 +1,311 @@
+//! The cold statements: everything that an event which completes at once never meets.
+
+use std::{collections::HashMap, marker::PhantomData};
+
+use sqlx::{
+    PgConnection, Row as _,
+    postgres::{PgBindIterExt as _, PgRow},
+};
+
+use super::{hot::Pending, row, statement::Statement};
+use crate::{
+    event::{Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Resolution, Resolve, Time},
+    ledger::{Delivery, tally::Count},
+};
+
+/// A claim on an event that may be granted again or must be buried, as it was read.
+pub(super) struct Candidate {
+    pub(super) event: Event,
+    pub(super) claim: Pending<Claim, Claimed>,
+}
+
+/// What a conditional statement did to the event of an item: nothing, or this.
+pub(super) type Applied = Option<(Event, Time)>;
+
+/// Where the event's columns begin in rows that have the item's place and the time in front.
+const EVENT_COLUMN: usize = 2;
+
+fn places(count: usize) -> impl Iterator<Item = i32> {
+    (0_i32..).take(count)
+}
+
+/// Rows of (place, now, event...), by place.
+fn applied(rows: &[PgRow], count: usize) -> Result<Vec<Applied>, sqlx::Error> {
+    let mut found: Vec<Applied> = (0..count).map(|_| None).collect();
+    for row in rows {
+        let place: i32 = row.try_get(0)?;
+        if let Some(slot) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
+            *slot = Some((row::event(row, EVENT_COLUMN)?, row.try_get(1)?));
+        }
+    }
+    Ok(found)
+}
+
+/// Grants another attempt. Items sorted by row.
+pub(super) struct GrantAgain;
+
+impl Statement for GrantAgain {
+    type Item = Candidate;
+    type Output = Vec<Applied>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[Candidate],
+    ) -> Result<Vec<Applied>, sqlx::Error> {
+        let claims = || items.iter().map(|item| &item.claim.request);
+        let rows = sqlx::query(include_str!("grant_again.sql"))
+            .bind(items.iter().map(|item| item.event.row).bind_iter())
+            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
+            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind(claims().map(|claim| claim.claim_id.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.holder.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.lock_duration.0).bind_iter())
+            .bind(claims().map(|claim| claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+            .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+            .bind(places(items.len()).bind_iter())
+            .bind(slot)
+            .fetch_all(connection)
+            .await?;
+        applied(&rows, items.len())
+    }
+}
+
+/// Makes events dead whose attempts are used up. Items sorted by row.
+pub(super) struct Bury;
+
+impl Statement for Bury {
+    type Item = Candidate;
+    type Output = Vec<Applied>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[Candidate],
+    ) -> Result<Vec<Applied>, sqlx::Error> {
+        let rows = sqlx::query(include_str!("bury.sql"))
+            .bind(items.iter().map(|item| item.event.row).bind_iter())
+            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
+            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind(items.iter().map(|item| item.claim.request.attempts_max).bind_iter())
+            .bind(places(items.len()).bind_iter())
+            .bind(slot)
+            .fetch_all(connection)
+            .await?;
+        applied(&rows, items.len())
+    }
+}
+
+/// An event with what the pure rules need to know besides.
+pub(super) struct Classified {
+    pub(super) event: Event,
+    pub(super) archived: Option<Attempt>,
+    pub(super) resolution: Option<Resolution>,
+    pub(super) now: Time,
+}
+
+/// A request that names an event and a token.
+pub(super) trait Tokened: Send + Sync {
+    /// The event.
+    fn key(&self) -> &Key;
+    /// The token, whose archived attempt is wanted.
+    fn fencing_token(&self) -> i64;
+}
+
+impl Tokened for Mark {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn fencing_token(&self) -> i64 {
+        self.fencing_token
+    }
+}
+
+impl Tokened for Extend {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn fencing_token(&self) -> i64 {
+        self.fencing_token
+    }
+}
+
+impl Tokened for Resolve {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn fencing_token(&self) -> i64 {
+        self.fencing_token.unwrap_or_default()
+    }
+}
+
+/// Reads the events of requests that name a token.
+pub(super) struct Classify<R, A>(PhantomData<fn(R, A)>);
+
+impl<R, A> Default for Classify<R, A> {
+    fn default() -> Self {
+        Classify(PhantomData)
+    }
+}
+
+impl<R: Tokened, A: Send> Statement for Classify<R, A> {
+    type Item = Pending<R, A>;
+    type Output = Vec<Option<Classified>>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        _slot: i32,
+        items: &[Pending<R, A>],
+    ) -> Result<Vec<Option<Classified>>, sqlx::Error> {
+        let requests = || items.iter().map(|item| &item.request);
+        let rows = sqlx::query(include_str!("classify.sql"))
+            .bind(requests().map(|request| request.key().tenant.as_str()).bind_iter())
+            .bind(requests().map(|request| request.key().provider.as_str()).bind_iter())
+            .bind(requests().map(|request| request.key().event_id.as_str()).bind_iter())
+            .bind(requests().map(Tokened::fencing_token).bind_iter())
+            .bind(places(items.len()).bind_iter())
+            .fetch_all(connection)
+            .await?;
+        let mut found: Vec<Option<Classified>> = items.iter().map(|_| None).collect();
+        for row in &rows {
+            let place: i32 = row.try_get(0)?;
+            if let Some(slot) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
+                *slot = Some(Classified {
+                    event: row::event(row, EVENT_COLUMN)?,
+                    archived: row::archived(row)?,
+                    resolution: row::resolution(row)?,
+                    now: row.try_get(1)?,
+                });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Extends locks. Items sorted by key.
+pub(super) struct ExtendLocks;
+
+impl Statement for ExtendLocks {
+    type Item = Pending<Extend, Lock>;
+    type Output = Vec<Applied>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        _slot: i32,
+        items: &[Pending<Extend, Lock>],
+    ) -> Result<Vec<Applied>, sqlx::Error> {
+        let requests = || items.iter().map(|item| &item.request);
+        let rows = sqlx::query(include_str!("extend.sql"))
+            .bind(requests().map(|extend| extend.key.tenant.as_str()).bind_iter())
+            .bind(requests().map(|extend| extend.key.provider.as_str()).bind_iter())
+            .bind(requests().map(|extend| extend.key.event_id.as_str()).bind_iter())
+            .bind(requests().map(|extend| extend.fencing_token).bind_iter())
+            .bind(requests().map(|extend| extend.claim_id.as_deref()).bind_iter())
+            .bind(requests().map(|extend| extend.lock_duration.0).bind_iter())
+            .bind(places(items.len()).bind_iter())
+            .fetch_all(connection)
+            .await?;
+        applied(&rows, items.len())
+    }
+}
+
+/// A resolution that the event permits, as it was read.
+pub(super) struct Decided {
+    pub(super) event: Event,
+    pub(super) resolve: Pending<Resolve, Event>,
+}
+
+/// Applies resolutions. Items sorted by row.
+pub(super) struct ApplyResolutions;
+
+impl Statement for ApplyResolutions {
+    type Item = Decided;
+    type Output = Vec<Applied>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[Decided],
+    ) -> Result<Vec<Applied>, sqlx::Error> {
+        let requests = || items.iter().map(|item| &item.resolve.request);
+        let rows = sqlx::query(include_str!("resolve.sql"))
+            .bind(items.iter().map(|item| item.event.row).bind_iter())
+            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
+            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind(requests().map(|resolve| resolve.to.state().as_str()).bind_iter())
+            .bind(requests().map(|resolve| resolve.reason.as_str()).bind_iter())
+            .bind(requests().map(|resolve| resolve.actor.as_str()).bind_iter())
+            .bind(requests().map(|resolve| resolve.result.as_ref().map(|result| result.code)).bind_iter())
+            .bind(requests().map(|resolve| resolve.result.as_ref().map(|result| result.body.as_ref())).bind_iter())
+            .bind(
+                requests()
+                    .map(|resolve| resolve.result.as_ref().map(|result| result.content_type.as_str()))
+                    .bind_iter(),
+            )
+            .bind(places(items.len()).bind_iter())
+            .bind(slot)
+            .fetch_all(connection)
+            .await?;
+        applied(&rows, items.len())
+    }
+}
+
+/// Records delivery ids and tells the digest that stands. Items in any order: they are sorted here.
+pub(super) struct RecordDeliveries;
+
+impl Statement for RecordDeliveries {
+    type Item = Delivery;
+    type Output = HashMap<(String, String, String), Digest>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        _slot: i32,
+        items: &[Delivery],
+    ) -> Result<Self::Output, sqlx::Error> {
+        let rows = sqlx::query(include_str!("deliveries.sql"))
+            .bind(items.iter().map(|delivery| delivery.tenant.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.provider.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.delivery_id.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.payload_digest.as_slice()).bind_iter())
+            .bind(places(items.len()).bind_iter())
+            .fetch_all(connection)
+            .await?;
+        let mut digests = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let digest: &[u8] = row.try_get(3)?;
+            if let Ok(digest) = digest.try_into() {
+                digests.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), digest);
+            }
+        }
+        Ok(digests)
+    }
+}
+
+/// Adds counts to their events. Not repeatable: it adds.
+pub(super) struct Flush;
+
+impl Statement for Flush {
+    type Item = (Key, Count);
+    type Output = ();
+    const REPEATABLE: bool = false;
+
+    async fn run(&self, connection: &mut PgConnection, slot: i32, items: &[(Key, Count)]) -> Result<(), sqlx::Error> {
+        sqlx::query(include_str!("flush.sql"))
+            .bind(items.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
+            .bind(items.iter().map(|(key, _)| key.provider.as_str()).bind_iter())
+            .bind(items.iter().map(|(key, _)| key.event_id.as_str()).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.duplicates).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())
+            .bind(slot)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,157 @@
+//! Connections: session settings, the checks that a node must pass before it may decide anything, and its identity.
+
+use std::time::Duration;
+
+use sqlx::{
+    Connection as _, Executor as _, PgConnection, Row as _,
+    postgres::PgConnectOptions,
+};
+
+/// How long a connection may take, from the first packet to the last check.
+pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_000);
+/// How long the service waits for the answer of one statement. The server gives up after its own statement time-out (1 s);
+/// this is for a server that has vanished without a word.
+pub(super) const STATEMENT_TIME_MAX: Duration = Duration::from_millis(1_500);
+
+/// Settings of every session.
+///
+/// The planner's: a table that was never analyzed, or was analyzed in a quiet moment, must not lead a prepared statement
+/// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop.
+/// The time-outs are the server's own, because dropping a query does not cancel it (L6).
+const SESSION: &str = "
+    set enable_seqscan = off;
+    set enable_hashjoin = off;
+    set enable_mergejoin = off;
+    set enable_bitmapscan = off;
+    set jit = off;
+    set statement_timeout = '1s';
+    set lock_timeout = '500ms';
+    set idle_in_transaction_session_timeout = '5s';
+    set timezone = 'UTC';
+";
+
+/// Settings of a session that reads lists and counts: more time, and the planner as it is.
+pub(super) const READING_SESSION: &str = "
+    set jit = off;
+    set statement_timeout = '5s';
+    set lock_timeout = '500ms';
+    set idle_in_transaction_session_timeout = '5s';
+    set timezone = 'UTC';
+";
+
+/// Why a node may not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It did not answer in time.
+    #[error("the database did not answer within {} ms", CONNECT_TIME_MAX.as_millis())]
+    TimedOut,
+    /// It answered with an error.
+    #[error("the database refused the connection")]
+    Refused(#[source] sqlx::Error),
+    /// It is a standby, or read-only: it cannot decide (PG6).
+    #[error("the database node is read-only: a standby, or told to refuse writes")]
+    ReadOnly,
+}
+
+/// What a node is, read on every connection of the writer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// System identifier and timeline: another one after a restore or a promotion.
+    pub identity: String,
+    /// What an acknowledged commit survives, as the node is set for this session.
+    pub synchronous_commit: String,
+    /// Standbys that commits wait for; empty: none.
+    pub synchronous_standby_names: String,
+}
+
+/// Opens the writer's connection. Not cancel-safe in what it leaves on the server, so it runs in the writer's own task.
+pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, Node, i32), ConnectError> {
+    tokio::time::timeout(CONNECT_TIME_MAX, async {
+        let mut connection = PgConnection::connect_with(options).await?;
+        connection.execute(SESSION).await?;
+        let row = sqlx::query(
+            // pg_control_checkpoint() still tells the old timeline after a promotion; the name of the current WAL file
+            // tells the new one. On a standby it cannot be asked for.
+            "select
+                pg_is_in_recovery() or current_setting('transaction_read_only')::boolean as read_only,
+                (select system_identifier from pg_control_system())::text as system_identifier,
+                case when pg_is_in_recovery() then '' else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
+                    as timeline,
+                current_setting('synchronous_commit') as synchronous_commit,
+                current_setting('synchronous_standby_names') as synchronous_standby_names",
+        )
+        .fetch_one(&mut connection)
+        .await?;
+        if row.try_get::<bool, _>("read_only")? {
+            return Ok(None);
+        }
+        let mut node = Node {
+            identity: format!(
+                "{}:{}",
+                row.try_get::<&str, _>("system_identifier")?,
+                row.try_get::<&str, _>("timeline")?
+            ),
+            synchronous_commit: row.try_get("synchronous_commit")?,
+            synchronous_standby_names: row.try_get("synchronous_standby_names")?,
+        };
+        if matches!(node.synchronous_commit.as_str(), "off" | "local") {
+            // An acknowledged completion must be durable, whatever the database's default is (L4).
+            connection.execute("set synchronous_commit = on").await?;
+            tracing::warn!(
+                was = node.synchronous_commit,
+                "synchronous_commit is raised to on for the ledger's own connection"
+            );
+            node.synchronous_commit = "on".into();
+        }
+        advance_token(&mut connection, &node.identity).await?;
+        let slot = take_slot(&mut connection).await?;
+        Ok(Some((connection, node, slot)))
+    })
+    .await
+    .map_err(|_| ConnectError::TimedOut)?
+    .map_err(ConnectError::Refused)?
+    .ok_or(ConnectError::ReadOnly)
+}
+
+/// Moves the token to at least now when the database has another identity than the one it was last checked against: a
+/// restore or a promotion may have lost tokens that were issued (S2). One statement; the row's lock lets one session do
+/// it. Never moves it back: `nextval` is compared first, and the margin of a second covers what others draw meanwhile.
+async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<(), sqlx::Error> {
+    let moved = sqlx::query(
+        "with changed as (
+            update oncegate_meta set value = $1 where key = 'database_identity' and value <> $1
+            returning nextval('oncegate_fencing_token') as token,
+                (extract(epoch from clock_timestamp()) * 1000000)::bigint + 1000000 as floor
+        )
+        select setval('oncegate_fencing_token', floor) from changed where token < floor - 1000000",
+    )
+    .bind(identity)
+    .fetch_optional(&mut *connection)
+    .await?;
+    if moved.is_some() {
+        tracing::info!(identity, "the database has a new identity; fencing tokens continue from the present time");
+    }
+    Ok(())
+}
+
+/// Takes the first free slot for the counts, so that no two sidecars write the same row (L5). A slot is a session-level
+/// advisory lock: it is free again when the connection ends. Two writers on one slot (behind a transaction
+/// pooler, say) would be slower, not wrong.
+async fn take_slot(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+    const SLOTS: i32 = 64;
+    // "once" as a number: the namespace of these locks.
+    const CLASS: i32 = 0x6f6e_6365;
+    let slot: Option<i32> = sqlx::query_scalar(
+        "with recursive taken (slot, free) as (
+            select 1, pg_try_advisory_lock($1, 1)
+            union all
+            select slot + 1, pg_try_advisory_lock($1, slot + 1) from taken where not free and slot < $2
+        )
+        select slot from taken where free",
+    )
+    .bind(CLASS)
+    .bind(SLOTS)
+    .fetch_optional(&mut *connection)
+    .await?;
+    Ok(slot.unwrap_or(SLOTS + 1))
+}

@@ -1,0 +1,87 @@
+//! What an error of the database means for the items of a statement. SQLSTATE and error kind decide, never text (L6).
+
+/// What to do about a statement that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The connection died or the statement was given up with the answer outstanding: it may have taken effect. Connect
+    /// anew and run it again; every statement of the ledger is safe to repeat.
+    Broken,
+    /// The server refuses to write, or to serve: wrong node after a failover, shutting down, out of resources. The
+    /// statement did not take effect. Discard the connection and tell the caller to come back.
+    Refusing,
+    /// The server cancelled the statement for taking too long. It did not take effect; the connection is good.
+    TooSlow,
+    /// Another session holds a row. It did not take effect; halve and retry.
+    Contended,
+    /// One of the items is bad. It did not take effect; find the item by halving.
+    BadItem,
+    /// A defect of ours.
+    Defect,
+}
+
+/// Classifies an error.
+pub(super) fn classify(error: &sqlx::Error) -> Failure {
+    match error {
+        sqlx::Error::Database(error) => match error.code() {
+            Some(code) => sqlstate(&code),
+            None => Failure::Defect,
+        },
+        sqlx::Error::Io(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::WorkerCrashed
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::PoolTimedOut => Failure::Broken,
+        _ => Failure::Defect,
+    }
+}
+
+fn sqlstate(code: &str) -> Failure {
+    match code {
+        // lock_not_available, deadlock_detected, serialization_failure
+        "55P03" | "40P01" | "40001" => Failure::Contended,
+        // query_canceled: statement_timeout
+        "57014" => Failure::TooSlow,
+        // read_only_sql_transaction: a standby, or a server that was told to refuse
+        "25006" => Failure::Refusing,
+        // A statement planned before a migration: the plan dies with the connection.
+        "0A000" => Failure::Refusing,
+        _ => match code.get(..2) {
+            // data exception, integrity constraint violation
+            Some("22" | "23") => Failure::BadItem,
+            // connection exception; insufficient resources; operator intervention; system error (disk); internal error
+            // (corruption): whatever it is, this connection is no good
+            Some("08" | "53" | "57" | "58" | "XX") => Failure::Refusing,
+            // invalid transaction state: somebody left a transaction open on the session
+            Some("25") => Failure::Refusing,
+            // invalid authorization, or a privilege that was taken away
+            Some("28" | "42") if code == "42501" || code.starts_with("28") => Failure::Refusing,
+            Some(_) | None => Failure::Defect,
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sqlstate_decides_what_an_error_means() {
+        for (code, meaning) in [
+            ("55P03", Failure::Contended),
+            ("40P01", Failure::Contended),
+            ("57014", Failure::TooSlow),
+            ("57P01", Failure::Refusing),
+            ("25006", Failure::Refusing),
+            ("53300", Failure::Refusing),
+            ("08006", Failure::Refusing),
+            ("42501", Failure::Refusing),
+            ("28P01", Failure::Refusing),
+            ("22P05", Failure::BadItem),
+            ("23514", Failure::BadItem),
+            ("42703", Failure::Defect),
+        ] {
+            assert_eq!(sqlstate(code), meaning, "{code}");
+        }
+    }
+}

@@ -1,0 +1,30 @@
+-- Adds the duplicates and mismatches that were counted in memory to their events, and the duplicates to the counts.
+--
+-- In:  keys and counts as arrays, sorted by key; $7 is the writer's slot. Events deleted meanwhile are passed over.
+-- Out: nothing.
+-- Index: payment_webhook_events_key, then the primary key. The update is heap-only.
+with held as materialized (
+    select q.duplicates, q.mismatches, q.last_mismatch_time, e.id
+    from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[])
+        as q (tenant, provider, event_id, duplicates, mismatches, last_mismatch_time)
+    cross join lateral (
+        select v.id from payment_webhook_events v
+        where v.tenant = q.tenant and v.provider = q.provider and v.event_id = q.event_id
+        for no key update
+    ) e
+),
+flushed as (
+    update payment_webhook_events e set
+        duplicate_count = e.duplicate_count + h.duplicates,
+        mismatch_count = e.mismatch_count + h.mismatches,
+        last_mismatch_time = greatest(e.last_mismatch_time, h.last_mismatch_time)
+    from held h
+    where e.id = h.id
+    returning e.tenant, e.provider, e.create_time, h.duplicates
+)
+insert into payment_webhook_counts as c (slot, tenant, provider, hour, duplicates)
+select $7::integer, f.tenant, f.provider, date_trunc('hour', f.create_time, 'UTC') as hour, sum(f.duplicates)
+from flushed f
+group by f.tenant, f.provider, date_trunc('hour', f.create_time, 'UTC')
+order by 2, 3, 4
+on conflict (slot, tenant, provider, hour) do update set duplicates = c.duplicates + excluded.duplicates

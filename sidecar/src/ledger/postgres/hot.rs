@@ -1,0 +1,170 @@
+//! The hot statement: new claims, duplicates, and marks of events that are being processed.
+
+use sqlx::{PgConnection, Row as _, postgres::PgBindIterExt as _};
+
+use super::{row, statement::Statement};
+use crate::{
+    event::{Claim, Claimed, Ending, Event, Key, Mark, Marked, Time},
+    ledger::queue::Reply,
+};
+
+/// A claim or a mark, with the caller that waits for its answer.
+pub(super) enum HotItem {
+    Claim(Pending<Claim, Claimed>),
+    Mark(Pending<Mark, Marked>),
+}
+
+impl HotItem {
+    pub(super) fn key(&self) -> &Key {
+        match self {
+            HotItem::Claim(claim) => &claim.request.key,
+            HotItem::Mark(mark) => &mark.request.key,
+        }
+    }
+}
+
+/// A request on its way.
+pub(super) struct Pending<R, A> {
+    pub(super) request: R,
+    pub(super) reply: Reply<A>,
+    /// How often it found the event changed under its feet.
+    pub(super) tries: u32,
+}
+
+/// What the statement says about one item.
+pub(super) enum HotRow {
+    /// The claim's event, as the snapshot has it.
+    Seen { event: Event, claim_ended: bool, now: Time },
+    /// The claim's event was inserted and granted.
+    Fresh { row: i64, fencing_token: i64, now: Time, lock_expire_time: Time },
+    /// The mark was applied.
+    Marked { event: Event, now: Time },
+    /// A claim that met an invisible insert, or a mark that was not applied.
+    Nothing,
+}
+
+/// Items must be sorted by key, at most one per key.
+pub(super) struct Hot;
+
+impl Statement for Hot {
+    type Item = HotItem;
+    type Output = Vec<HotRow>;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[HotItem],
+    ) -> Result<Vec<HotRow>, sqlx::Error> {
+        let claims = || {
+            items.iter().filter_map(|item| match item {
+                HotItem::Claim(claim) => Some(&claim.request),
+                HotItem::Mark(_) => None,
+            })
+        };
+        let marks = || {
+            items.iter().zip(0_i32..).filter_map(|(item, place)| match item {
+                HotItem::Mark(mark) => Some((&mark.request, place)),
+                HotItem::Claim(_) => None,
+            })
+        };
+        let rows = sqlx::query(include_str!("hot.sql"))
+            .bind(claims().map(|claim| claim.key.tenant.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.key.provider.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.key.event_id.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.event_type.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.claim_id.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.holder.as_str()).bind_iter())
+            .bind(claims().map(|claim| claim.lock_duration.0).bind_iter())
+            .bind(claims().map(|claim| claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+            .bind(claims().map(|claim| claim.metadata.as_deref()).bind_iter())
+            .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.key.tenant.as_str()).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.key.provider.as_str()).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.key.event_id.as_str()).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.fencing_token).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.claim_id.as_deref()).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.ending.outcome().as_str()).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.attempts_max).bind_iter())
+            .bind(marks().map(|(mark, _)| error_of(&mark.ending)).bind_iter())
+            .bind(marks().map(|(mark, _)| retry_of(&mark.ending)).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.result.as_ref().map(|result| result.code)).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.result.as_ref().map(|result| result.body.as_ref())).bind_iter())
+            .bind(marks().map(|(mark, _)| mark.result.as_ref().map(|result| result.content_type.as_str())).bind_iter())
+            .bind(marks().map(|(mark, _)| metadata_of(&mark.ending)).bind_iter())
+            .bind(marks().map(|(_, place)| place).bind_iter())
+            .bind(slot)
+            .fetch_all(connection)
+            .await?;
+        let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
+        for row in &rows {
+            let source: &str = row.try_get(0)?;
+            let now: Time = row.try_get(2)?;
+            let (place, hot_row) = match source {
+                "marked" => {
+                    let place: i32 = row.try_get(1)?;
+                    let place = usize::try_from(place).ok();
+                    (place, HotRow::Marked { event: row::event(row, EVENT_COLUMN)?, now })
+                }
+                "fresh" => (
+                    place_of(items, row)?,
+                    HotRow::Fresh {
+                        row: row.try_get(EVENT_COLUMN)?,
+                        fencing_token: row.try_get("fencing_token")?,
+                        now,
+                        lock_expire_time: row.try_get("lock_expire_time")?,
+                    },
+                ),
+                _ => (
+                    place_of(items, row)?,
+                    HotRow::Seen {
+                        claim_ended: row.try_get("claim_ended")?,
+                        event: row::event(row, EVENT_COLUMN)?,
+                        now,
+                    },
+                ),
+            };
+            if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
+                *slot = hot_row;
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Where the event's columns begin.
+const EVENT_COLUMN: usize = 4;
+
+/// The place of the item that a row belongs to, by its key.
+fn place_of(items: &[HotItem], row: &sqlx::postgres::PgRow) -> Result<Option<usize>, sqlx::Error> {
+    let tenant: &str = row.try_get(EVENT_COLUMN + 1)?;
+    let provider: &str = row.try_get(EVENT_COLUMN + 2)?;
+    let event_id: &str = row.try_get(EVENT_COLUMN + 3)?;
+    Ok(items
+        .binary_search_by(|item| {
+            let key = item.key();
+            (key.tenant.as_str(), key.provider.as_str(), key.event_id.as_str()).cmp(&(tenant, provider, event_id))
+        })
+        .ok())
+}
+
+fn error_of(ending: &Ending) -> Option<&str> {
+    match ending {
+        Ending::Completed { .. } => None,
+        Ending::Failed { error, .. } => error.as_deref(),
+    }
+}
+
+fn retry_of(ending: &Ending) -> Option<i64> {
+    match ending {
+        Ending::Completed { .. } => None,
+        Ending::Failed { retry_after, .. } => retry_after.filter(|pause| pause.0 > 0).map(|pause| pause.0),
+    }
+}
+
+fn metadata_of(ending: &Ending) -> Option<&str> {
+    match ending {
+        Ending::Completed { metadata } => metadata.as_deref(),
+        Ending::Failed { .. } => None,
+    }
+}

@@ -1,0 +1,149 @@
+//! Between rows and the domain: times as the protocol has them, events, attempts and resolutions by column.
+
+use bytes::Bytes;
+use sqlx::{
+    Decode, Encode, Postgres, Row as _, Type,
+    encode::IsNull,
+    error::BoxDynError,
+    postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueRef},
+};
+
+use crate::event::{Attempt, Digest, Event, Key, Latest, Outcome, Resolution, State, StoredResult, Time};
+
+/// `timestamptz` counts from 2000-01-01, in microseconds.
+const EPOCH_2000_MICROS: i64 = 946_684_800_000_000;
+
+impl Type<Postgres> for Time {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz")
+    }
+}
+
+impl PgHasArrayType for Time {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("timestamptz[]")
+    }
+}
+
+impl Encode<'_, Postgres> for Time {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        let micros = self.0.saturating_sub(EPOCH_2000_MICROS);
+        <i64 as Encode<'_, Postgres>>::encode_by_ref(&micros, buffer)
+    }
+}
+
+impl<'r> Decode<'r, Postgres> for Time {
+    fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+        // Binary: every statement is prepared, and sqlx asks for binary results of prepared statements.
+        let micros: [u8; 8] = value.as_bytes()?.try_into()?;
+        Ok(Time(i64::from_be_bytes(micros).saturating_add(EPOCH_2000_MICROS)))
+    }
+}
+
+/// A word that is no state or outcome: the row was written by a newer version or by hand.
+#[derive(Debug, thiserror::Error)]
+#[error("column {column} has an unknown word")]
+struct UnknownWord {
+    column: &'static str,
+}
+
+fn digest(bytes: Option<&[u8]>) -> Option<Digest> {
+    bytes.and_then(|bytes| bytes.try_into().ok())
+}
+
+fn word<T>(column: &'static str, parsed: Option<T>) -> Result<T, sqlx::Error> {
+    parsed.ok_or_else(|| sqlx::Error::Decode(Box::new(UnknownWord { column })))
+}
+
+/// The event whose columns begin at `first`, in the order that every statement of this folder selects them in.
+pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
+    let at = |column: usize| first + column;
+    let state: &str = row.try_get(at(5))?;
+    let claim_id: Option<String> = row.try_get(at(23))?;
+    let latest = match claim_id {
+        None => None,
+        Some(claim_id) => {
+            let outcome: &str = row.try_get(at(27))?;
+            Some(Latest {
+                claim_id,
+                holder: row.try_get::<Option<String>, _>(at(24))?.unwrap_or_default(),
+                start_time: row.try_get(at(25))?,
+                lock_expire_time: row.try_get(at(26))?,
+                outcome: word("outcome", Outcome::parse(outcome))?,
+                payload_digest: digest(row.try_get(at(28))?),
+            })
+        }
+    };
+    Ok(Event {
+        row: row.try_get(at(0))?,
+        key: Key { tenant: row.try_get(at(1))?, provider: row.try_get(at(2))?, event_id: row.try_get(at(3))? },
+        event_type: row.try_get(at(4))?,
+        state: word("state", State::parse(state))?,
+        attempt_count: row.try_get(at(6))?,
+        attempts_forgiven: row.try_get(at(7))?,
+        duplicate_count: row.try_get(at(8))?,
+        mismatch_count: row.try_get(at(9))?,
+        last_mismatch_time: row.try_get(at(10))?,
+        fencing_token: row.try_get(at(11))?,
+        create_time: row.try_get(at(12))?,
+        update_time: row.try_get(at(13))?,
+        end_time: row.try_get(at(14))?,
+        retry_time: row.try_get(at(15))?,
+        fingerprint: digest(row.try_get(at(16))?),
+        metadata: row.try_get(at(17))?,
+        completion_metadata: row.try_get(at(18))?,
+        result: result(row.try_get(at(19))?, row.try_get(at(20))?, row.try_get(at(21))?),
+        last_error: row.try_get(at(22))?,
+        latest,
+    })
+}
+
+fn result(code: Option<i32>, body: Option<&[u8]>, content_type: Option<String>) -> Option<StoredResult> {
+    Some(StoredResult {
+        code: code?,
+        body: body.map(Bytes::copy_from_slice).unwrap_or_default(),
+        content_type: content_type.unwrap_or_default(),
+    })
+}
+
+/// The archived attempt in a row, if there is one.
+pub(super) fn archived(row: &PgRow) -> Result<Option<Attempt>, sqlx::Error> {
+    let Some(attempt) = row.try_get::<Option<i32>, _>("archived_attempt")? else { return Ok(None) };
+    let outcome: &str = row.try_get("archived_outcome")?;
+    Ok(Some(Attempt {
+        attempt,
+        fencing_token: row.try_get("archived_fencing_token")?,
+        claim_id: row.try_get("archived_claim_id")?,
+        holder: row.try_get("archived_holder")?,
+        start_time: row.try_get("archived_start_time")?,
+        end_time: row.try_get("archived_end_time")?,
+        outcome: word("outcome", Outcome::parse(outcome))?,
+        error: row.try_get("archived_error")?,
+        payload_digest: digest(row.try_get("archived_payload_digest")?),
+        result: result(
+            row.try_get("archived_result_code")?,
+            row.try_get("archived_result_body")?,
+            row.try_get("archived_result_content_type")?,
+        ),
+    }))
+}
+
+/// The resolution in a row, if there is one.
+pub(super) fn resolution(row: &PgRow) -> Result<Option<Resolution>, sqlx::Error> {
+    let Some(from_state) = row.try_get::<Option<&str>, _>("resolved_from_state")? else { return Ok(None) };
+    let to_state: &str = row.try_get("resolved_to_state")?;
+    Ok(Some(Resolution {
+        from_state: word("from_state", State::parse(from_state))?,
+        to_state: word("to_state", State::parse(to_state))?,
+        from_fencing_token: row.try_get("resolved_from_fencing_token")?,
+        fencing_token: row.try_get("resolved_fencing_token")?,
+        reason: row.try_get("resolved_reason")?,
+        actor: row.try_get("resolved_actor")?,
+        time: row.try_get("resolved_time")?,
+    }))
+}
+
+/// The state that a word of a row names.
+pub(super) fn state(text: &str) -> Result<State, sqlx::Error> {
+    word("state", State::parse(text))
+}

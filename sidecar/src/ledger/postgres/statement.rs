@@ -1,0 +1,171 @@
+//! Statements over many items, and what happens when one fails: run again after a broken connection, halved where
+//! something stands in the way, until each item has its answer (L3).
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use sqlx::{PgConnection, postgres::PgConnectOptions};
+
+use super::{
+    connect::{self, Node, STATEMENT_TIME_MAX},
+    failure::{self, Failure},
+};
+use crate::ledger::Error;
+
+/// A statement that takes many items at once.
+pub(super) trait Statement: Sync {
+    /// What one item is.
+    type Item: Send + Sync;
+    /// What the statement gives back.
+    type Output: Send;
+    /// Whether it may run again when nobody knows if it took effect.
+    const REPEATABLE: bool = true;
+
+    /// Runs it once over the items.
+    fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[Self::Item],
+    ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
+}
+
+/// Some items, and what the statement over them came to.
+pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>::Output, Error>);
+
+/// How often a single item may find its row locked, or the connection broken, before its caller is told.
+const TRIES_MAX: u32 = 3;
+/// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
+const CONNECT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The writer's connection: there, or to be made anew.
+pub(super) struct Link {
+    options: PgConnectOptions,
+    open: Option<(PgConnection, i32)>,
+    failed_at: Option<Instant>,
+    node: tokio::sync::watch::Sender<Option<Node>>,
+}
+
+impl Link {
+    /// A link over a connection that was just made. `node` tells others what it stands on; None while it is down.
+    pub(super) fn new(
+        options: PgConnectOptions,
+        connection: PgConnection,
+        slot: i32,
+        node: tokio::sync::watch::Sender<Option<Node>>,
+    ) -> Link {
+        Link { options, open: Some((connection, slot)), failed_at: None, node }
+    }
+
+    /// Runs a statement over items. Every item comes back in exactly one part, in no particular order.
+    pub(super) async fn run<S: Statement>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<Part<S>> {
+        let mut parts = Vec::new();
+        // Halves that wait, with how often they were tried. A stack: the first half goes first.
+        let mut waiting = vec![(items, 0)];
+        while let Some((mut items, tries)) = waiting.pop() {
+            if items.is_empty() {
+                continue;
+            }
+            let (connection, slot) = match self.connection().await {
+                Ok(open) => open,
+                Err(retry_after) => {
+                    // Tried before: it may have taken effect.
+                    let error =
+                        if tries > 0 { Error::OutcomeUnknown } else { Error::Unavailable { retry_after } };
+                    parts.push((items, Err(error)));
+                    continue;
+                }
+            };
+            let answer = tokio::time::timeout(STATEMENT_TIME_MAX, statement.run(connection, slot, &items)).await;
+            let error = match answer {
+                Ok(Ok(output)) => {
+                    parts.push((items, Ok(output)));
+                    continue;
+                }
+                Ok(Err(error)) => error,
+                Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+            };
+            let failure = failure::classify(&error);
+            tracing::debug!(?failure, error = %error, items = items.len(), "a ledger statement failed");
+            match failure {
+                Failure::Broken => {
+                    self.discard().await;
+                    if S::REPEATABLE && tries + 1 < TRIES_MAX {
+                        waiting.push((items, tries + 1));
+                    } else {
+                        parts.push((items, Err(Error::OutcomeUnknown)));
+                    }
+                }
+                Failure::Refusing => {
+                    self.discard().await;
+                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_secs(1) })));
+                }
+                Failure::TooSlow => {
+                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_secs(1) })));
+                }
+                Failure::Contended | Failure::BadItem if items.len() > 1 => {
+                    let second = items.split_off(items.len() / 2);
+                    waiting.push((second, tries));
+                    waiting.push((items, tries));
+                }
+                Failure::Contended if tries + 1 < TRIES_MAX => waiting.push((items, tries + 1)),
+                Failure::Contended => {
+                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_millis(500) })));
+                }
+                Failure::BadItem | Failure::Defect => {
+                    tracing::error!(error = %error, "the ledger refused a statement that it should have taken");
+                    let message = match error.as_database_error().and_then(|error| error.code()) {
+                        Some(code) => format!("sqlstate {code}"),
+                        None => "the answer could not be read".into(),
+                    };
+                    parts.push((items, Err(Error::Internal(message))));
+                }
+            }
+        }
+        parts
+    }
+
+    /// Whether the connection is there; connects if it is not, no more often than the pause permits.
+    pub(super) async fn connection(&mut self) -> Result<(&mut PgConnection, i32), Duration> {
+        if self.open.is_none() {
+            if self.failed_at.is_some_and(|failed_at| failed_at.elapsed() < CONNECT_PAUSE) {
+                return Err(Duration::from_secs(1));
+            }
+            match connect::writer(&self.options).await {
+                Ok((connection, node, slot)) => {
+                    tracing::info!(identity = node.identity, slot, "the ledger is connected");
+                    self.node.send_replace(Some(node));
+                    self.failed_at = None;
+                    self.open = Some((connection, slot));
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "the ledger cannot be reached");
+                    self.failed_at = Some(Instant::now());
+                    return Err(Duration::from_secs(1));
+                }
+            }
+        }
+        match &mut self.open {
+            Some((connection, slot)) => Ok((connection, *slot)),
+            None => Err(Duration::from_secs(1)),
+        }
+    }
+
+    /// Gives the connection up. Its socket is closed, not returned to anybody: what it still owes is unknown.
+    async fn discard(&mut self) {
+        if self.open.take().is_some() {
+            tracing::warn!("the ledger's connection is given up");
+            self.node.send_replace(None);
+        }
+    }
+
+    /// Closes the connection in good order.
+    pub(super) async fn close(&mut self) {
+        if let Some((connection, _)) = self.open.take() {
+            drop(tokio::time::timeout(Duration::from_millis(500), sqlx::Connection::close(connection)).await);
+        }
+        self.node.send_replace(None);
+    }
+}

@@ -1,0 +1,582 @@
+//! The writer: one task that owns the connection and takes whatever has queued up as one batch (L3). While a batch is
+//! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    cold::{
+        ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, Flush, GrantAgain,
+        RecordDeliveries, Tokened,
+    },
+    hot::{Hot, HotItem, HotRow, Pending},
+    statement::{Link, Part},
+};
+use crate::{
+    event::{
+        Claim, Claimed, Decision, Event, Extend, Key, Latest, Lock, Mark, Marked, Micros, Outcome, Refusal, Resolve,
+        State, Time,
+        transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
+    },
+    ledger::{Delivery, Error, queue::Op, tally::Tally},
+};
+
+/// How often a request may find its event changed between two statements, before its caller is told to come back.
+const TRIES_MAX: u32 = 3;
+/// How often duplicate counts are written.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// An operation, and how often it found its event changed under its feet.
+struct Queued {
+    op: Op,
+    tries: u32,
+}
+
+/// The events that this batch has dealt with, as they stand: what further callers of the same keys are judged against.
+type Standing = HashMap<Key, (Event, Time)>;
+
+pub(super) struct Writer {
+    link: Link,
+    ops: mpsc::Receiver<Op>,
+    batch_max: usize,
+    /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
+    deferred: VecDeque<Queued>,
+    tally: Tally,
+}
+
+impl Writer {
+    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize) -> Writer {
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally: Tally::default() }
+    }
+
+    /// Works until the ledger is closed or dropped.
+    pub(super) async fn run(mut self) {
+        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
+        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
+        loop {
+            if self.deferred.is_empty() {
+                tokio::select! {
+                    op = self.ops.recv() => match op {
+                        Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
+                        None => break,
+                    },
+                    _ = flush.tick() => {
+                        self.flush().await;
+                        continue;
+                    }
+                }
+            }
+            let (batch, flush_asked) = self.gather(&mut closing);
+            self.process(batch).await;
+            if flush_asked || self.tally.is_full() {
+                self.flush().await;
+            }
+            if !closing.is_empty() {
+                // What was queued before the close is answered first.
+                self.ops.close();
+                while let Ok(op) = self.ops.try_recv() {
+                    self.deferred.push_back(Queued { op, tries: 0 });
+                }
+                if self.deferred.is_empty() {
+                    break;
+                }
+            }
+        }
+        self.flush().await;
+        self.link.close().await;
+        for reply in closing {
+            // Whoever asked may have gone away.
+            let _gone = reply.send(());
+        }
+    }
+
+    /// Takes what waits, up to the bound, without waiting.
+    fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> (Vec<Queued>, bool) {
+        let mut batch = Vec::new();
+        let mut flush_asked = false;
+        while batch.len() < self.batch_max {
+            let queued = match self.deferred.pop_front() {
+                Some(queued) => queued,
+                None => match self.ops.try_recv() {
+                    Ok(op) => Queued { op, tries: 0 },
+                    Err(_) => break,
+                },
+            };
+            match queued.op {
+                Op::Flush => flush_asked = true,
+                Op::Close(reply) => closing.push(reply),
+                _ if queued.op.is_abandoned() => {}
+                _ => batch.push(queued),
+            }
+        }
+        (batch, flush_asked)
+    }
+
+    async fn process(&mut self, batch: Vec<Queued>) {
+        // The first operation of each key leads; the others of that key follow in their order.
+        let mut leaders: Vec<Queued> = Vec::with_capacity(batch.len());
+        let mut followers: Vec<Queued> = Vec::new();
+        {
+            let mut led = std::collections::HashSet::with_capacity(batch.len());
+            for queued in batch {
+                let Some(key) = queued.op.key() else { continue };
+                if led.contains(key) {
+                    followers.push(queued);
+                } else {
+                    led.insert(key.clone());
+                    leaders.push(queued);
+                }
+            }
+        }
+        leaders.sort_unstable_by(|a, b| a.op.key().cmp(&b.op.key()));
+
+        let mut hot = Vec::new();
+        let mut extends = Vec::new();
+        let mut resolves = Vec::new();
+        for Queued { op, tries } in leaders {
+            if tries >= TRIES_MAX {
+                op.refuse(Error::Unavailable { retry_after: Duration::from_millis(100) });
+                continue;
+            }
+            match op {
+                Op::Claim(request, reply) => hot.push(HotItem::Claim(Pending { request, reply, tries })),
+                Op::Mark(request, reply) => hot.push(HotItem::Mark(Pending { request, reply, tries })),
+                Op::Extend(request, reply) => extends.push(Pending { request, reply, tries }),
+                Op::Resolve(request, reply) => resolves.push(Pending { request, reply, tries }),
+                Op::Flush | Op::Close(_) => {}
+            }
+        }
+
+        let mut standing = Standing::new();
+        // Only the keys that somebody follows are worth keeping.
+        let followed: std::collections::HashSet<Key> =
+            followers.iter().filter_map(|queued| queued.op.key().cloned()).collect();
+        let hot = self.admit_deliveries(hot).await;
+        self.hot(hot, &mut standing, &followed).await;
+        self.extend(extends).await;
+        self.resolve(resolves).await;
+        self.follow(followers, &standing);
+    }
+
+    // === Claims and marks ===
+
+    /// Refuses claims whose delivery id came before with another payload, whatever the event.
+    async fn admit_deliveries(&mut self, items: Vec<HotItem>) -> Vec<HotItem> {
+        let mut deliveries: Vec<Delivery> = items
+            .iter()
+            .filter_map(|item| match item {
+                HotItem::Claim(claim) => Delivery::of(&claim.request),
+                HotItem::Mark(_) => None,
+            })
+            .collect();
+        if deliveries.is_empty() {
+            return items;
+        }
+        deliveries.sort_unstable_by(|a, b| {
+            (&a.tenant, &a.provider, &a.delivery_id).cmp(&(&b.tenant, &b.provider, &b.delivery_id))
+        });
+        let mut standing = HashMap::new();
+        let mut failed: HashMap<(String, String, String), Error> = HashMap::new();
+        for (deliveries, result) in self.link.run(&RecordDeliveries, deliveries).await {
+            match result {
+                Ok(digests) => standing.extend(digests),
+                Err(error) => failed.extend(
+                    deliveries
+                        .into_iter()
+                        .map(|delivery| ((delivery.tenant, delivery.provider, delivery.delivery_id), error.clone())),
+                ),
+            }
+        }
+        let mut admitted = Vec::with_capacity(items.len());
+        for item in items {
+            let claim = match item {
+                HotItem::Mark(_) => {
+                    admitted.push(item);
+                    continue;
+                }
+                HotItem::Claim(claim) => claim,
+            };
+            let Some(delivery) = Delivery::of(&claim.request) else {
+                admitted.push(HotItem::Claim(claim));
+                continue;
+            };
+            let name = (delivery.tenant, delivery.provider, delivery.delivery_id);
+            match (standing.get(&name), failed.remove(&name)) {
+                (Some(known), _) if *known == delivery.payload_digest => admitted.push(HotItem::Claim(claim)),
+                (Some(_), _) => {
+                    self.tally.duplicate(&claim.request.key);
+                    self.tally.mismatch(&claim.request.key, clock_hint());
+                    send(claim, Err(Refusal::DeliveryMismatch.into()));
+                }
+                (None, Some(error)) => send(claim, Err(error)),
+                // It met an insert that the snapshot cannot see.
+                (None, None) => self.again(claim, Op::Claim),
+            }
+        }
+        admitted
+    }
+
+    async fn hot(
+        &mut self,
+        items: Vec<HotItem>,
+        standing: &mut Standing,
+        followed: &std::collections::HashSet<Key>,
+    ) {
+        let mut grants: Vec<Candidate> = Vec::new();
+        let mut burials: Vec<Candidate> = Vec::new();
+        let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
+        let keep = |standing: &mut Standing, event: &Event, now: Time| {
+            if followed.contains(&event.key) {
+                standing.insert(event.key.clone(), (event.clone(), now));
+            }
+        };
+        for (items, result) in self.link.run(&Hot, items).await {
+            let rows = match result {
+                Ok(rows) => rows,
+                Err(error) => {
+                    for item in items {
+                        match item {
+                            HotItem::Claim(claim) => send(claim, Err(error.clone())),
+                            HotItem::Mark(mark) => send(mark, Err(error.clone())),
+                        }
+                    }
+                    continue;
+                }
+            };
+            for (item, row) in items.into_iter().zip(rows) {
+                match (item, row) {
+                    (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now, lock_expire_time }) => {
+                        let event = granted_event(&claim.request, row, fencing_token, now, lock_expire_time);
+                        keep(standing, &event, now);
+                        acquired(claim, event, now, false);
+                    }
+                    (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
+                        match transition::claim(Some(&event), claim_ended, &claim.request, now) {
+                            ClaimStep::Grant => grants.push(Candidate { event, claim }),
+                            ClaimStep::Bury => burials.push(Candidate { event, claim }),
+                            ClaimStep::Keep(decision) => {
+                                keep(standing, &event, now);
+                                self.answer(claim, decision, event, now);
+                            }
+                            ClaimStep::Refuse(refusal) => {
+                                keep(standing, &event, now);
+                                self.refuse(claim, refusal, now);
+                            }
+                            ClaimStep::Insert => self.again(claim, Op::Claim),
+                        }
+                    }
+                    (HotItem::Mark(mark), HotRow::Marked { event, now }) => {
+                        keep(standing, &event, now);
+                        send(mark, Ok(Marked { event, repeated: false }));
+                    }
+                    (HotItem::Claim(claim), HotRow::Nothing | HotRow::Marked { .. }) => self.again(claim, Op::Claim),
+                    (HotItem::Mark(mark), _) => unapplied.push(mark),
+                }
+            }
+        }
+        self.grant_again(grants, standing).await;
+        self.bury(burials, standing).await;
+        self.classify_marks(unapplied).await;
+    }
+
+    async fn grant_again(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
+        candidates.sort_unstable_by_key(|candidate| candidate.event.row);
+        for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
+            self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
+                let changed = payload_changed(&candidate.event, &candidate.claim.request);
+                if changed {
+                    writer.tally.mismatch(&event.key, now);
+                }
+                standing.insert(event.key.clone(), (event.clone(), now));
+                acquired(candidate.claim, event, now, changed);
+            });
+        }
+    }
+
+    async fn bury(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
+        candidates.sort_unstable_by_key(|candidate| candidate.event.row);
+        for (candidates, result) in self.link.run(&Bury, candidates).await {
+            self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
+                standing.insert(event.key.clone(), (event.clone(), now));
+                writer.answer(candidate.claim, Decision::Refused, event, now);
+            });
+        }
+    }
+
+    /// Answers the candidates of a conditional statement: those that it changed by `done`, the others ask again.
+    fn apply(
+        &mut self,
+        candidates: Vec<Candidate>,
+        result: Result<Vec<Option<(Event, Time)>>, Error>,
+        mut done: impl FnMut(&mut Writer, Candidate, Event, Time),
+    ) {
+        match result {
+            Ok(rows) => {
+                for (candidate, row) in candidates.into_iter().zip(rows) {
+                    match row {
+                        Some((event, now)) => done(self, candidate, event, now),
+                        None => self.again(candidate.claim, Op::Claim),
+                    }
+                }
+            }
+            Err(error) => {
+                for candidate in candidates {
+                    send(candidate.claim, Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Says of marks that changed nothing why (S3).
+    async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>) {
+        for (mark, found) in self.classify(marks).await {
+            let (event, archived) = match found {
+                Some(found) => (Some(found.event), found.archived),
+                None => (None, None),
+            };
+            match (transition::mark(event.as_ref(), archived.as_ref(), &mark.request), event) {
+                (MarkStep::Repeated, Some(event)) => send(mark, Ok(Marked { event, repeated: true })),
+                (MarkStep::Refuse(refusal), _) => send(mark, Err(refusal.into())),
+                // The event has changed between the two statements, and would take the mark now.
+                (MarkStep::Apply(_), _) | (MarkStep::Repeated, None) => self.again(mark, Op::Mark),
+            }
+        }
+    }
+
+    /// Reads the events of requests; answers those that could not be read.
+    async fn classify<R: Tokened, A: Send>(
+        &mut self,
+        requests: Vec<Pending<R, A>>,
+    ) -> Vec<(Pending<R, A>, Option<Classified>)> {
+        let mut classified = Vec::with_capacity(requests.len());
+        for (requests, result) in self.link.run(&Classify::default(), requests).await {
+            match result {
+                Ok(found) => classified.extend(requests.into_iter().zip(found)),
+                Err(error) => {
+                    for request in requests {
+                        send(request, Err(error.clone()));
+                    }
+                }
+            }
+        }
+        classified
+    }
+
+    // === Extensions and resolutions ===
+
+    async fn extend(&mut self, extends: Vec<Pending<Extend, Lock>>) {
+        let mut unapplied = Vec::new();
+        for (extends, result) in self.link.run(&ExtendLocks, extends).await {
+            match result {
+                Ok(rows) => {
+                    for (extend, row) in extends.into_iter().zip(rows) {
+                        match row.as_ref().and_then(|(event, now)| Some((event, event.latest.as_ref()?, *now))) {
+                            Some((event, latest, now)) => {
+                                let lock = transition::lock_of(event, latest, now);
+                                send(extend, Ok(lock));
+                            }
+                            None => unapplied.push(extend),
+                        }
+                    }
+                }
+                Err(error) => {
+                    for extend in extends {
+                        send(extend, Err(error.clone()));
+                    }
+                }
+            }
+        }
+        for (extend, found) in self.classify(unapplied).await {
+            let event = found.map(|found| found.event);
+            match transition::extend(event.as_ref(), &extend.request) {
+                ExtendStep::Refuse(refusal) => send(extend, Err(refusal.into())),
+                ExtendStep::Apply => self.again(extend, Op::Extend),
+            }
+        }
+    }
+
+    async fn resolve(&mut self, resolves: Vec<Pending<Resolve, Event>>) {
+        let mut decided = Vec::new();
+        for (resolve, found) in self.classify(resolves).await {
+            let Some(found) = found else {
+                send(resolve, Err(Refusal::NotFound.into()));
+                continue;
+            };
+            let last = found.resolution.as_ref();
+            match transition::resolve(Some(&found.event), last, &resolve.request, found.now) {
+                ResolveStep::Apply => decided.push(Decided { event: found.event, resolve }),
+                ResolveStep::Repeated => send(resolve, Ok(found.event)),
+                ResolveStep::Refuse(refusal) => send(resolve, Err(refusal.into())),
+            }
+        }
+        decided.sort_unstable_by_key(|decided| decided.event.row);
+        let parts: Vec<Part<ApplyResolutions>> = self.link.run(&ApplyResolutions, decided).await;
+        for (decided, result) in parts {
+            match result {
+                Ok(rows) => {
+                    for (Decided { resolve, .. }, row) in decided.into_iter().zip(rows) {
+                        match row {
+                            Some((event, _)) => send(resolve, Ok(event)),
+                            None => self.again(resolve, Op::Resolve),
+                        }
+                    }
+                }
+                Err(error) => {
+                    for Decided { resolve, .. } in decided {
+                        send(resolve, Err(error.clone()));
+                    }
+                }
+            }
+        }
+    }
+
+    // === Further callers of a key ===
+
+    /// Judges further claims of a key against the event as this batch left it, as long as that changes nothing; the
+    /// first operation that might, and all of its key after it, go into the next batch, in their order.
+    fn follow(&mut self, followers: Vec<Queued>, standing: &Standing) {
+        let mut held: std::collections::HashSet<Key> = std::collections::HashSet::new();
+        for queued in followers {
+            let Queued { op, tries } = queued;
+            let key = match op.key() {
+                Some(key) if !held.contains(key) => key.clone(),
+                _ => {
+                    self.deferred.push_back(Queued { op, tries });
+                    continue;
+                }
+            };
+            let judged = standing.get(&key).filter(|(event, _)| event.archived_count() == 0);
+            let (op, (event, now)) = match (op, judged) {
+                (Op::Claim(claim, reply), Some(judged)) if claim.delivery_id.is_none() => ((claim, reply), judged),
+                (op, _) => {
+                    held.insert(key);
+                    self.deferred.push_back(Queued { op, tries });
+                    continue;
+                }
+            };
+            let claim = Pending { request: op.0, reply: op.1, tries };
+            match transition::claim(Some(event), false, &claim.request, *now) {
+                ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), *now),
+                ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
+                ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => {
+                    held.insert(key);
+                    self.deferred.push_back(Queued { op: Op::Claim(claim.request, claim.reply), tries });
+                }
+            }
+        }
+    }
+
+    // === Answers ===
+
+    /// Answers a claim that changed nothing.
+    fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
+        let payload_changed = payload_changed(&event, &claim.request);
+        // A waiting caller asks again, and is counted then.
+        let last = !(claim.request.waiting && matches!(decision, Decision::InProgress { .. }));
+        if payload_changed && last {
+            self.tally.mismatch(&event.key, now);
+        }
+        if !matches!(decision, Decision::Acquired(_)) && last {
+            self.tally.duplicate(&event.key);
+        }
+        send(claim, Ok(Claimed { decision, event, payload_changed }));
+    }
+
+    /// Refuses a claim of an event that exists.
+    fn refuse(&mut self, claim: Pending<Claim, Claimed>, refusal: Refusal, now: Time) {
+        self.tally.duplicate(&claim.request.key);
+        if refusal == Refusal::FingerprintMismatch {
+            self.tally.mismatch(&claim.request.key, now);
+        }
+        send(claim, Err(refusal.into()));
+    }
+
+    /// Puts a request back whose event changed between two statements.
+    fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
+        let Pending { request, reply, tries } = pending;
+        self.deferred.push_back(Queued { op: op(request, reply), tries: tries + 1 });
+    }
+
+    /// Writes the duplicates and mismatches that were counted. What cannot be written now is kept for the next time,
+    /// unless nobody knows whether it was written: counting twice would be worse than losing a second.
+    async fn flush(&mut self) {
+        if self.tally.is_empty() {
+            return;
+        }
+        let counts = self.tally.take();
+        for (counts, result) in self.link.run(&Flush, counts).await {
+            match result {
+                Ok(()) => {}
+                Err(Error::Unavailable { .. }) if counts.len() < Tally::KEYS_MAX => self.tally.restore(counts),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    keys = counts.len(),
+                    "duplicate counts are lost"
+                ),
+            }
+        }
+    }
+}
+
+fn send<R, A>(pending: Pending<R, A>, answer: Result<A, Error>) {
+    // A caller that has gone away does not want the answer.
+    drop(pending.reply.send(answer));
+}
+
+fn acquired(claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_changed: bool) {
+    let decision = match &event.latest {
+        Some(latest) => Decision::Acquired(transition::lock_of(&event, latest, now)),
+        // A granted event has its attempt on the row: a CHECK constraint.
+        None => Decision::InProgress { retry_after: Micros::ZERO },
+    };
+    send(claim, Ok(Claimed { decision, event, payload_changed }));
+}
+
+fn payload_changed(event: &Event, claim: &Claim) -> bool {
+    let known = event.latest.as_ref().and_then(|latest| latest.payload_digest);
+    matches!((known, claim.payload_digest), (Some(known), Some(given)) if known != given)
+}
+
+/// The event that an insert made.
+fn granted_event(claim: &Claim, row: i64, fencing_token: i64, now: Time, lock_expire_time: Time) -> Event {
+    Event {
+        row,
+        key: claim.key.clone(),
+        event_type: claim.event_type.clone(),
+        state: State::Processing,
+        attempt_count: 1,
+        attempts_forgiven: 0,
+        duplicate_count: 0,
+        mismatch_count: 0,
+        last_mismatch_time: None,
+        fencing_token,
+        create_time: now,
+        update_time: now,
+        end_time: None,
+        retry_time: None,
+        fingerprint: claim.fingerprint,
+        metadata: claim.metadata.clone(),
+        completion_metadata: None,
+        result: None,
+        last_error: None,
+        latest: Some(Latest {
+            claim_id: claim.claim_id.clone(),
+            holder: claim.holder.clone(),
+            start_time: now,
+            lock_expire_time,
+            outcome: Outcome::Running,
+            payload_digest: claim.payload_digest,
+        }),
+    }
+}
+
+/// The process's own clock, for the time of a mismatch that no statement dates. For people only; nothing is decided on it.
+fn clock_hint() -> Time {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Time(Micros::from(since).0)
+}

@@ -1,0 +1,107 @@
+//! The bounded queue in front of a ledger's writer (L3). Calls that arrive while a batch is under way wait here and go
+//! into the next one; beyond the bound they are refused at once, for a call that waits until its deadline helps nobody.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::Error;
+use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve};
+
+/// Where an answer goes. Dropped by a caller that has gone away.
+pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+pub enum Op {
+    /// CheckAndLock. Dropped when its caller is gone before the batch is built.
+    Claim(Claim, Reply<Claimed>),
+    /// MarkCompleted or MarkFailed. Never dropped: it may be the only record of an effect.
+    Mark(Mark, Reply<Marked>),
+    /// ExtendLock.
+    Extend(Extend, Reply<Lock>),
+    /// Resolve.
+    Resolve(Resolve, Reply<Event>),
+    /// Write the counts that are kept in memory.
+    Flush,
+    /// Write what is kept in memory, close the connection, and end.
+    Close(oneshot::Sender<()>),
+}
+
+impl Op {
+    /// The event that the call is about.
+    pub fn key(&self) -> Option<&Key> {
+        match self {
+            Op::Claim(claim, _) => Some(&claim.key),
+            Op::Mark(mark, _) => Some(&mark.key),
+            Op::Extend(extend, _) => Some(&extend.key),
+            Op::Resolve(resolve, _) => Some(&resolve.key),
+            Op::Flush | Op::Close(_) => None,
+        }
+    }
+
+    /// Whether nobody waits for the answer and nothing is lost by not doing it: only a claim that has not begun.
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self, Op::Claim(_, reply) if reply.is_closed())
+    }
+
+    /// Answers with an error, whatever was asked.
+    pub fn refuse(self, error: Error) {
+        // A caller that has gone away does not want the answer.
+        match self {
+            Op::Claim(_, reply) => drop(reply.send(Err(error))),
+            Op::Mark(_, reply) => drop(reply.send(Err(error))),
+            Op::Extend(_, reply) => drop(reply.send(Err(error))),
+            Op::Resolve(_, reply) => drop(reply.send(Err(error))),
+            Op::Flush => {}
+            Op::Close(reply) => drop(reply.send(())),
+        }
+    }
+}
+
+/// The callers' end.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    ops: mpsc::Sender<Op>,
+}
+
+impl Queue {
+    /// A queue of at most `capacity` calls, and the writer's end of it.
+    pub fn bounded(capacity: usize) -> (Queue, mpsc::Receiver<Op>) {
+        let (ops, receiver) = mpsc::channel(capacity);
+        (Queue { ops }, receiver)
+    }
+
+    /// Queues a call and waits for its answer. Cancel-safe: what was queued is done (or, for a claim that has not
+    /// begun, dropped) without the caller.
+    ///
+    /// # Errors
+    /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when the writer has ended, and
+    /// [`Error::OutcomeUnknown`] when it ended with the call under way.
+    pub async fn ask<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        match self.ops.try_send(op(reply)) {
+            Ok(()) => answer.await.unwrap_or(Err(Error::OutcomeUnknown)),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                Err(Error::Overloaded { retry_after: Duration::from_millis(250) })
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => {
+                Err(Error::Unavailable { retry_after: Duration::from_secs(1) })
+            }
+        }
+    }
+
+    /// Asks for a flush, unless the queue is too full to take it: then the next second's will do.
+    pub fn flush(&self) {
+        drop(self.ops.try_send(Op::Flush));
+    }
+
+    /// Waits until the writer has written everything queued before this call, and ended.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.ops.send(Op::Close(done)).await.is_ok() {
+            // An error means that the writer ended by itself.
+            drop(closed.await);
+        }
+    }
+}

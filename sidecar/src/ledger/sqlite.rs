@@ -1,0 +1,401 @@
+//! The SQLite ledger: one file, one process, no server (L7).
+//!
+//! A thread of its own holds the one connection that writes ([`writer`]); queries have connections beside it ([`read`]).
+//! Write-ahead logging with `synchronous = full`: what was answered is on the disk. The pure rules of
+//! [`transition`](crate::event::transition) decide within the transaction that applies them, and since nobody else
+//! writes, what they were told is true until its commit.
+
+mod apply;
+mod clock;
+mod counts;
+mod error;
+mod migrate;
+mod read;
+mod rows;
+mod transaction;
+mod writer;
+
+use std::{
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OpenFlags};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+pub use self::migrate::Migrated;
+use self::{
+    clock::Clock,
+    error::unavailable,
+    read::Readers,
+    writer::{CleanupStep, Writer},
+};
+use super::{
+    Error, EventHistory, Ledger,
+    filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+    queue::{Op, Queue, Reply},
+    tally::Tally,
+};
+use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time};
+
+/// The first release of the library without the write-ahead log's race between a writer and a checkpoint, which loses
+/// committed transactions (SQ1).
+const LIBRARY_VERSION_MIN: i32 = 3_051_003;
+
+/// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
+const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
+
+/// The longest that readiness waits for an answer.
+const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Counts that are kept in memory are written as often (L2).
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Pages of the log after which they are brought into the database, 16 MiB: at the default of 4 MiB a busy writer
+/// does that several times a second, and each takes two waits for the disk.
+const CHECKPOINT_PAGES: i32 = 4_096;
+
+/// The most that a connection keeps of the database in memory. The index of keys is read at random places.
+const CACHE_KIB: i32 = 32 * 1_024;
+
+/// There are some thirty statements, and none is to be prepared twice.
+const STATEMENTS_MAX: usize = 64;
+
+/// How the ledger works.
+#[derive(Clone, Debug)]
+pub struct SqliteSettings {
+    /// Creates the file, and brings an older schema up to date; otherwise what does not fit is refused (L8).
+    pub migrate: bool,
+    /// Calls that may wait for the writer; beyond it they are refused as overloaded.
+    pub queue_max: usize,
+    /// Calls in one transaction.
+    pub batch_max: usize,
+    /// Queries at once.
+    pub readers_max: usize,
+    /// How long to wait for another program that has locked the file: a backup, somebody's shell.
+    pub busy_timeout: Duration,
+}
+
+impl Default for SqliteSettings {
+    fn default() -> Self {
+        Self {
+            migrate: false,
+            queue_max: 4_096,
+            batch_max: 512,
+            readers_max: 2,
+            busy_timeout: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Why the ledger cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The library that was linked can lose committed transactions.
+    #[error("SQLite {found} is linked, and releases before 3.51.3 can lose committed transactions")]
+    Library {
+        /// Its version.
+        found: &'static str,
+    },
+    /// Another process works on the file.
+    #[error("{} is in use by another process, which holds {}: only one process can work on it", path.display(), lock.display())]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// The file that is locked.
+        lock: PathBuf,
+    },
+    /// The file that keeps other processes out cannot be made or locked.
+    #[error("cannot lock {}", lock.display())]
+    Lock {
+        /// That file.
+        lock: PathBuf,
+        /// What was met.
+        source: io::Error,
+    },
+    /// The database cannot be opened or read.
+    #[error("cannot open {} as a SQLite database", path.display())]
+    Open {
+        /// The database.
+        path: PathBuf,
+        /// What was met.
+        source: rusqlite::Error,
+    },
+    /// The file belongs to something else.
+    #[error("{} is a SQLite database, but not one of oncegate", path.display())]
+    Foreign {
+        /// The database.
+        path: PathBuf,
+    },
+    /// The schema is older than this version needs.
+    #[error(
+        "the schema of {} is at version {found} and this version of oncegate needs {needed}: run `oncegate migrate`",
+        path.display()
+    )]
+    Behind {
+        /// The database.
+        path: PathBuf,
+        /// The newest migration that was applied; 0: none.
+        found: i64,
+        /// The newest migration of this version.
+        needed: i64,
+    },
+    /// The schema is newer than this version knows.
+    #[error(
+        "the schema of {} is at version {found}, newer than the {known} that this version of oncegate knows",
+        path.display()
+    )]
+    Ahead {
+        /// The database.
+        path: PathBuf,
+        /// The newest migration that was applied.
+        found: i64,
+        /// The newest migration of this version.
+        known: i64,
+    },
+    /// A migration failed; nothing of it stays.
+    #[error("migration {number} of {} failed", path.display())]
+    Migrate {
+        /// The database.
+        path: PathBuf,
+        /// Which one.
+        number: i64,
+        /// What was met.
+        source: rusqlite::Error,
+    },
+    /// The thread that writes cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] io::Error),
+}
+
+/// The SQLite ledger. Dropped without [`Ledger::close`], it still writes what was queued, a moment later.
+pub struct SqliteLedger {
+    queue: Queue,
+    cleanups: mpsc::Sender<CleanupStep>,
+    readers: Arc<Readers>,
+    clock: Arc<Clock>,
+    writer: JoinHandle<()>,
+    // It holds the queue open until it is dropped.
+    _ticker: AbortOnDropHandle<()>,
+}
+
+impl SqliteLedger {
+    /// Opens the database, checks that nobody else works on it and that its schema fits, and starts the writer. Blocks for
+    /// as long as that takes, milliseconds as a rule. The directory must exist.
+    ///
+    /// # Errors
+    /// When the library is too old, another process works on the file, it cannot be read or is another application's, or
+    /// its schema does not fit.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime.
+    pub fn open(path: &Path, settings: &SqliteSettings) -> Result<SqliteLedger, OpenError> {
+        let database = Database::open(path, settings.migrate, settings.busy_timeout)?;
+        let clock = Arc::new(Clock::from(database.clock_time));
+        let readers =
+            Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
+        let (queue, ops) = Queue::bounded(settings.queue_max.max(1));
+        // Steps of one Cleanup follow one another; few run at once.
+        let (cleanups, cleanup_steps) = mpsc::channel(16);
+        let writer = Writer {
+            clock: Arc::clone(&clock),
+            // S2: a file that was brought back from a backup has an older counter than what it issued since, and nothing
+            // tells. No ledger issues a million tokens a second for long, so that now is ahead of all it ever did.
+            token: database.fencing_token.max(clock.now().0),
+            conn: database.conn,
+            tally: Tally::default(),
+            batch_max: settings.batch_max.max(1),
+            ops,
+            cleanups: cleanup_steps,
+            _lock: database.lock,
+        };
+        let writer = thread::Builder::new()
+            .name("oncegate-sqlite".into())
+            .spawn(move || writer.run())
+            .map_err(OpenError::Thread)?;
+        let ticker = AbortOnDropHandle::new(tokio::spawn(tick(queue.clone())));
+        tracing::info!(path = %database.path.display(), "the embedded ledger is open");
+        Ok(SqliteLedger { queue, cleanups, readers, clock, writer, _ticker: ticker })
+    }
+
+    /// Creates the file if there is none, and brings its schema up to date.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn migrate(path: &Path) -> Result<Migrated, OpenError> {
+        Ok(Database::open(path, true, SqliteSettings::default().busy_timeout)?.migrated)
+    }
+
+    async fn ask<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
+        // The call stays queued and may still happen: that is what the error says.
+        timeout(CALL_TIME_MAX, self.queue.ask(op)).await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+}
+
+/// Asks for a flush each second. One that comes late is not made up for.
+async fn tick(queue: Queue) {
+    let mut ticks = interval(FLUSH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        queue.flush();
+    }
+}
+
+#[async_trait]
+impl Ledger for SqliteLedger {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
+        self.ask(|reply| Op::Claim(claim, reply)).await
+    }
+
+    async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
+        self.ask(|reply| Op::Mark(mark, reply)).await
+    }
+
+    async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
+        self.ask(|reply| Op::Extend(extend, reply)).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
+        self.ask(|reply| Op::Resolve(resolve, reply)).await
+    }
+
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+        self.readers.read(|conn| read::peek(conn, keys)).await
+    }
+
+    async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
+        self.readers.read(move |conn| read::history_of(conn, &key)).await
+    }
+
+    async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
+        self.readers.read(move |conn| read::history(conn, &filter)).await
+    }
+
+    async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
+        let clock = Arc::clone(&self.clock);
+        self.readers.read(move |conn| read::stats(conn, &filter, &clock)).await
+    }
+
+    async fn now(&self) -> Result<Time, Error> {
+        if self.readers.is_closed() { Err(unavailable()) } else { Ok(self.clock.now()) }
+    }
+
+    async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        let step = CleanupStep { scope: scope.clone(), progress: progress.clone(), reply };
+        self.cleanups.send(step).await.map_err(|_ended| unavailable())?;
+        // The writer looks for steps between two batches. Where none is to come, this makes one; where the queue is
+        // full, there is one.
+        self.queue.flush();
+        *progress = answer.await.map_err(|_ended| Error::OutcomeUnknown)??;
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        if self.writer.is_finished() {
+            return Err(unavailable());
+        }
+        timeout(CHECK_TIME_MAX, self.readers.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
+    }
+
+    async fn close(&self) {
+        self.queue.close().await;
+        self.readers.close();
+    }
+}
+
+/// An open database that nobody else works on.
+struct Database {
+    conn: Connection,
+    lock: File,
+    path: PathBuf,
+    migrated: Migrated,
+    fencing_token: i64,
+    clock_time: Time,
+}
+
+impl Database {
+    fn open(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<Self, OpenError> {
+        if rusqlite::version_number() < LIBRARY_VERSION_MIN {
+            return Err(OpenError::Library { found: rusqlite::version() });
+        }
+        let path = canonical(path);
+        if !migrate && !path.exists() {
+            return Err(OpenError::Behind { path, found: 0, needed: migrate::needed() });
+        }
+        let lock = lock(&path)?;
+        let (conn, migrated, fencing_token, clock_time) = connect(&path, migrate, busy_timeout)?;
+        Ok(Self { conn, lock, path, migrated, fencing_token, clock_time })
+    }
+}
+
+/// One name for one file: two ways to it must not lead to two locks.
+fn canonical(path: &Path) -> PathBuf {
+    if let Ok(path) = path.canonicalize() {
+        return path;
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (parent.canonicalize(), path.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        // Opening it will say what is wrong.
+        (Err(_), _) | (_, None) => path.to_owned(),
+    }
+}
+
+/// Keeps other processes out (SQ5). The operating system lets go of it when the process ends, however it ends; the file
+/// stays, because removing it would let in one who has it open and one who makes it anew.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock = PathBuf::from(name);
+    let file = match File::options().create(true).truncate(false).write(true).open(&lock) {
+        Ok(file) => file,
+        Err(source) => return Err(OpenError::Lock { lock, source }),
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned(), lock }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Lock { lock, source }),
+    }
+}
+
+fn connect(
+    path: &Path,
+    migrate: bool,
+    busy_timeout: Duration,
+) -> Result<(Connection, Migrated, i64, Time), OpenError> {
+    let open = |source| OpenError::Open { path: path.to_owned(), source };
+    let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    flags.set(OpenFlags::SQLITE_OPEN_CREATE, migrate);
+    let mut conn = Connection::open_with_flags(path, flags).map_err(open)?;
+    conn.busy_timeout(busy_timeout).map_err(open)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    if let Ok(n) = std::env::var("ZZ_PAGE") { conn.pragma_update(None, "page_size", n.parse::<i64>().expect("n")).map_err(open)?; }
+    // Only after this is it ours to change.
+    let migrated = migrate::ensure(&mut conn, path, migrate)?;
+    conn.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(open)?;
+    conn.pragma_update(None, "synchronous", "full").map_err(open)?;
+    conn.pragma_update(None, "wal_autocheckpoint", std::env::var("ZZ_CKPT").ok().and_then(|v| v.parse().ok()).unwrap_or(CHECKPOINT_PAGES)).map_err(open)?;
+    conn.pragma_update(None, "cache_size", -CACHE_KIB).map_err(open)?;
+    conn.pragma_update(None, "temp_store", "memory").map_err(open)?;
+    if let Ok(n) = std::env::var("ZZ_SQL") { conn.execute_batch(&n).map_err(open)?; }
+    let (fencing_token, clock_time) = conn
+        .query_row("select fencing_token, clock_time from oncegate_counter where id = 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })
+        .map_err(open)?;
+    Ok((conn, migrated, fencing_token, clock_time))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The counts that Stats answers from (L5): what a transaction changes is added up in memory and written once, before
+//! its commit, so that they always equal a recount of the rows.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, params};
+
+use crate::{
+    event::{Event, State, Time},
+    ledger::filter::Counts,
+};
+
+/// Where an event is counted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) tenant: String,
+    pub(super) provider: String,
+    pub(super) hour: Time,
+}
+
+/// What a transaction adds to the counts.
+#[derive(Debug, Default)]
+pub(super) struct Deltas {
+    places: BTreeMap<Place, Counts>,
+}
+
+impl Deltas {
+    /// What is added where events of this tenant and provider are counted that were created at `create_time`.
+    pub(super) fn at(&mut self, tenant: &str, provider: &str, create_time: Time) -> &mut Counts {
+        let place = Place { tenant: tenant.to_owned(), provider: provider.to_owned(), hour: create_time.hour() };
+        self.places.entry(place).or_default()
+    }
+
+    /// An event was created, or came from one state into another by way of a grant or without one.
+    pub(super) fn changed(&mut self, before: Option<&Event>, after: &Event) {
+        let counts = self.at(&after.key.tenant, &after.key.provider, after.create_time);
+        if let Some(before) = before {
+            counts.states[index(before.state)] -= 1;
+            counts.retries += retries(after.attempt_count) - retries(before.attempt_count);
+        }
+        counts.states[index(after.state)] += 1;
+    }
+
+    /// Whether there is anything to write.
+    pub(super) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Writes them.
+    pub(super) fn write(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut statement = conn.prepare_cached(include_str!("count.sql"))?;
+        for (place, counts) in &self.places {
+            let [pending, processing, completed, failed, unknown, dead] = counts.states;
+            statement.execute(params![
+                place.tenant,
+                place.provider,
+                place.hour,
+                pending,
+                processing,
+                completed,
+                failed,
+                unknown,
+                dead,
+                counts.duplicates,
+                counts.retries,
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// Removes what counts nothing any more, after [`Self::write`].
+    pub(super) fn prune(&self, conn: &Connection) -> rusqlite::Result<()> {
+        let mut statement = conn.prepare_cached(include_str!("count_prune.sql"))?;
+        for place in self.places.keys() {
+            statement.execute(params![place.tenant, place.provider, place.hour])?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a state stands in [`Counts::states`].
+pub(super) fn index(state: State) -> usize {
+    State::ALL.iter().position(|other| *other == state).expect("ALL has every state")
+}
+
+/// The attempts of an event beyond the first.
+pub(super) fn retries(attempt_count: i32) -> i64 {
+    i64::from(attempt_count.saturating_sub(1).max(0))
+}

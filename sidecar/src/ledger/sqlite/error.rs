@@ -1,0 +1,71 @@
+//! What an error of SQLite means: by its code, never by its text.
+
+use std::time::Duration;
+
+use rusqlite::ErrorCode;
+
+use crate::ledger::Error;
+
+/// Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The answer to a call that nothing was done for.
+pub(super) fn unavailable() -> Error {
+    Error::Unavailable { retry_after: RETRY_AFTER }
+}
+
+/// Why a transaction was given up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// The file cannot be read or written now. No item is to blame, and nothing happened.
+    #[error("the database cannot be used")]
+    Environment(#[source] rusqlite::Error),
+    /// A statement was refused for what was in it: the other items of the batch are not to blame.
+    #[error("a statement was refused")]
+    Item(#[source] rusqlite::Error),
+    /// What was read does not fit what was written: a defect.
+    #[error("{0}")]
+    Defect(&'static str),
+    /// COMMIT failed. What it would have made durable may be in the log of the file and come back after a crash.
+    #[error("the commit failed")]
+    Commit(#[source] rusqlite::Error),
+    /// A transaction that was begun for reading has come to an item that writes. Nothing happened.
+    #[error("a transaction for reading has to write")]
+    NeedsWrite,
+}
+
+impl Fault {
+    /// What a caller is told whose item was in the transaction.
+    pub(super) fn answer(&self) -> Error {
+        match self {
+            Fault::Environment(_) => unavailable(),
+            Fault::Commit(_) => Error::OutcomeUnknown,
+            Fault::Item(error) => Error::Internal(error.to_string()),
+            Fault::Defect(_) | Fault::NeedsWrite => Error::Internal(self.to_string()),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        let environment = error.sqlite_error_code().is_some_and(|code| {
+            matches!(
+                code,
+                ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::PermissionDenied
+                    | ErrorCode::OutOfMemory
+                    | ErrorCode::ReadOnly
+                    | ErrorCode::OperationInterrupted
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DatabaseCorrupt
+                    | ErrorCode::DiskFull
+                    | ErrorCode::CannotOpen
+                    | ErrorCode::FileLockingProtocolFailed
+                    | ErrorCode::NoLargeFileSupport
+                    | ErrorCode::NotADatabase
+            )
+        });
+        if environment { Fault::Environment(error) } else { Fault::Item(error) }
+    }
+}

@@ -1,0 +1,64 @@
+//! The schema of the SQLite ledger, by steps that are numbered in `PRAGMA user_version` (L8).
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior, types::FromSql};
+
+use super::OpenError;
+
+/// In order; never edited after a release.
+const MIGRATIONS: &[&str] = &[include_str!("../../../../migrations/sqlite/0001_events.sql")];
+
+/// Tells a database of oncegate from another application's file.
+const APPLICATION_ID: i32 = i32::from_be_bytes(*b"1gat");
+
+/// What a migration run did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// The version before; 0: an empty database.
+    pub from: i64,
+    /// The version after.
+    pub to: i64,
+}
+
+/// The version of the schema that this build works on.
+pub(super) fn needed() -> i64 {
+    i64::try_from(MIGRATIONS.len()).expect("there are a few migrations")
+}
+
+/// Brings the schema up to date if `migrate` permits it, and refuses what does not fit.
+pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Result<Migrated, OpenError> {
+    let open = |source| OpenError::Open { path: path.to_owned(), source };
+    // All of it or nothing; another program that is at the file is waited for here and not half-way.
+    let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
+    let found: i64 = pragma(&transaction, "user_version").map_err(open)?;
+    let application_id: i32 = pragma(&transaction, "application_id").map_err(open)?;
+    let tables: i64 =
+        transaction.query_row("select count(*) from sqlite_schema", [], |row| row.get(0)).map_err(open)?;
+    let empty = application_id == 0 && found == 0 && tables == 0;
+    if !empty && application_id != APPLICATION_ID {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    let needed = needed();
+    if found > needed {
+        return Err(OpenError::Ahead { path: path.to_owned(), found, known: needed });
+    }
+    if found < needed && !migrate {
+        return Err(OpenError::Behind { path: path.to_owned(), found, needed });
+    }
+    for (number, migration) in (1..).zip(MIGRATIONS).filter(|(number, _)| *number > found) {
+        transaction
+            .execute_batch(migration)
+            .map_err(|source| OpenError::Migrate { path: path.to_owned(), number, source })?;
+    }
+    if found < needed {
+        transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(open)?;
+        transaction.pragma_update(None, "user_version", needed).map_err(open)?;
+    }
+    transaction.commit().map_err(open)?;
+    Ok(Migrated { from: found, to: needed })
+}
+
+fn pragma<T: FromSql>(conn: &Connection, name: &str) -> rusqlite::Result<T> {
+    conn.pragma_query_value(None, name, |row| row.get(0))
+}

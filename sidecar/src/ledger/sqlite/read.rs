@@ -1,0 +1,210 @@
+//! Reading beside the writer: connections of their own, each query on one snapshot, off the async runtime's threads.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
+use tokio::{sync::Semaphore, task::spawn_blocking};
+
+use super::{
+    clock::Clock,
+    counts::index,
+    error::{Fault, unavailable},
+    rows,
+};
+use crate::{
+    event::{Key, State, Time},
+    ledger::{
+        Error, EventHistory,
+        filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
+    },
+};
+
+/// The readers' connections, opened as they are needed and kept.
+#[derive(Debug)]
+pub(super) struct Readers {
+    path: PathBuf,
+    busy_timeout: Duration,
+    idle: Mutex<Vec<Connection>>,
+    /// As many queries at once; closed with the ledger.
+    permits: Arc<Semaphore>,
+}
+
+impl Readers {
+    pub(super) fn new(path: PathBuf, busy_timeout: Duration, connections: usize) -> Self {
+        Self {
+            path,
+            busy_timeout,
+            idle: Mutex::default(),
+            permits: Arc::new(Semaphore::new(connections.max(1))),
+        }
+    }
+
+    /// Runs a query on one snapshot. Cancelled, it goes on to its end and is forgotten.
+    pub(super) async fn read<T: Send + 'static>(
+        self: &Arc<Self>,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_closed| unavailable())?;
+        let readers = Arc::clone(self);
+        let done = spawn_blocking(move || {
+            let done = readers.snapshot(query);
+            drop(permit);
+            done
+        });
+        match done.await {
+            Ok(done) => done.map_err(|error| Fault::from(error).answer()),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is shutting down.
+            Err(_) => Err(unavailable()),
+        }
+    }
+
+    fn snapshot<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let idle = self.idle().pop();
+        let conn = match idle {
+            Some(conn) => conn,
+            None => self.open()?,
+        };
+        // Deferred: the first query takes the snapshot that the others see as well. Dropped, it is rolled back.
+        let transaction = conn.unchecked_transaction()?;
+        let answer = query(&transaction)?;
+        transaction.commit()?;
+        // One that met an error is not kept.
+        if !self.permits.is_closed() {
+            self.idle().push(conn);
+        }
+        Ok(answer)
+    }
+
+    fn open(&self) -> rusqlite::Result<Connection> {
+        // Not the read-only flag: a reader of a write-ahead log has its part in the log's index.
+        let conn = Connection::open_with_flags(
+            &self.path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        conn.busy_timeout(self.busy_timeout)?;
+        conn.pragma_update(None, "query_only", true)?;
+        Ok(conn)
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
+        // Nothing can panic while it is held.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether [`Self::close`] was called.
+    pub(super) fn is_closed(&self) -> bool {
+        self.permits.is_closed()
+    }
+
+    /// Refuses further queries and closes the connections; those under way end first.
+    pub(super) fn close(&self) {
+        self.permits.close();
+        self.idle().clear();
+    }
+}
+
+/// Where these events are now; absent ones are left out.
+pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(Key, State, i64)>> {
+    let mut statement = conn.prepare_cached(include_str!("peek.sql"))?;
+    let mut found = Vec::new();
+    for key in keys {
+        let row = statement
+            .query_row(params![key.tenant, key.provider, key.event_id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        if let Some((state, fencing_token)) = row {
+            found.push((key, state, fencing_token));
+        }
+    }
+    Ok(found)
+}
+
+/// One event with all that was done on it.
+pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Option<EventHistory>> {
+    let event = conn
+        .prepare_cached(include_str!("event.sql"))?
+        .query_row(params![key.tenant, key.provider, key.event_id], rows::event)
+        .optional()?;
+    let Some(event) = event else { return Ok(None) };
+    let mut attempts = conn
+        .prepare_cached(include_str!("attempts.sql"))?
+        .query_map(params![event.row], rows::attempt)?
+        .collect::<Result<Vec<_>, _>>()?;
+    attempts.extend(event.latest_attempt());
+    let resolutions = conn
+        .prepare_cached(include_str!("resolutions.sql"))?
+        .query_map(params![event.row], rows::resolution)?
+        .collect::<Result<_, _>>()?;
+    Ok(Some(EventHistory { event, attempts, resolutions }))
+}
+
+/// Events, newest first.
+pub(super) fn history(conn: &Connection, filter: &HistoryFilter) -> rusqlite::Result<Page> {
+    let after = filter.after.unwrap_or(Cursor { create_time: Time(i64::MAX), row: i64::MAX });
+    let states = (!filter.states.is_empty())
+        .then(|| serde_json::Value::from_iter(filter.states.iter().map(|state| state.as_str())).to_string());
+    let page_size = filter.page_size.max(1);
+    let mut events = conn
+        .prepare_cached(include_str!("history_page.sql"))?
+        .query_map(
+            params![
+                after.create_time,
+                after.row,
+                filter.end_time.unwrap_or(Time(i64::MAX)),
+                filter.start_time.unwrap_or(Time(i64::MIN)),
+                filter.tenant,
+                filter.provider,
+                filter.event_type,
+                states,
+                // One more tells whether there is another page.
+                i64::try_from(page_size.saturating_add(1)).unwrap_or(i64::MAX),
+            ],
+            rows::event,
+        )?
+        .collect::<Result<Vec<_>, _>>()?;
+    let more = events.len() > page_size;
+    events.truncate(page_size);
+    let next = events.last().filter(|_| more).map(Cursor::of);
+    Ok(Page { events, next })
+}
+
+/// Counts, and what is stuck.
+pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> rusqlite::Result<StatsReport> {
+    // Buckets are counted from the bound, or from the epoch.
+    let origin = filter.start_time.unwrap_or(Time(0));
+    let bucket_of = |time: Time| match filter.bucket {
+        Some(bucket) if bucket.0 > 0 => Time(origin.0 + (time.0 - origin.0).div_euclid(bucket.0) * bucket.0),
+        Some(_) | None => origin,
+    };
+    let start_time = filter.start_time.unwrap_or(Time(i64::MIN));
+    let end_time = filter.end_time.unwrap_or(Time(i64::MAX));
+    let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
+    let mut statement = conn.prepare_cached(include_str!("stats.sql"))?;
+    let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time])?;
+    while let Some(row) = rows.next()? {
+        let mut found = Counts { duplicates: row.get(8)?, retries: row.get(9)?, ..Counts::default() };
+        for (column, state) in (2..).zip(State::ALL) {
+            found.states[index(state)] = row.get(column)?;
+        }
+        counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
+    }
+    // After the first query, which took the snapshot: nothing in it is later than this.
+    let now = clock.now();
+    let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
+    let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
+    while let Some(row) = rows.next()? {
+        counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
+    }
+    counts.retain(|_, found| *found != Counts::default());
+    Ok(StatsReport { counts, as_of: now })
+}
+
+/// Whether the database can be read at all.
+pub(super) fn check(conn: &Connection) -> rusqlite::Result<()> {
+    conn.prepare_cached("select 1 from oncegate_counter where id = 1")?.query_row([], |_| Ok(()))
+}

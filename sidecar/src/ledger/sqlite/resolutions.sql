@@ -1,0 +1,7 @@
+-- What operators decided about one event, oldest first.
+--
+-- In:  the event's row. Out: its resolutions. Index: the primary key.
+select fencing_token, from_fencing_token, from_state, to_state, reason, actor, time
+from payment_webhook_resolutions
+where event_row = ?1
+order by fencing_token

@@ -1,0 +1,122 @@
+//! One bounded step of Cleanup.
+
+use rusqlite::{Row, params};
+
+use super::{Fault, Transaction};
+use crate::{
+    event::{State, Time},
+    ledger::{
+        filter::{CleanupProgress, CleanupScope, Cursor},
+        sqlite::counts::{index, retries},
+    },
+};
+
+/// What decides whether an event goes.
+struct Candidate {
+    row: i64,
+    create_time: Time,
+    tenant: String,
+    provider: String,
+    state: State,
+    /// When it ended; of a failed one, when it was last changed.
+    end_time: Time,
+    duplicate_count: i64,
+    attempt_count: i32,
+    /// There may be attempts in the archive, or resolutions.
+    more_rows: bool,
+}
+
+impl Candidate {
+    fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            row: row.get(0)?,
+            create_time: row.get(1)?,
+            tenant: row.get(2)?,
+            provider: row.get(3)?,
+            state: row.get(4)?,
+            end_time: row.get(5)?,
+            duplicate_count: row.get(6)?,
+            attempt_count: row.get(7)?,
+            more_rows: row.get(8)?,
+        })
+    }
+
+    fn is_in(&self, scope: &CleanupScope) -> bool {
+        let ended = match self.state {
+            // Never, whatever the scope says: somebody is at work on them, or an operator wants somebody to be.
+            State::Pending | State::Processing => false,
+            State::Completed | State::Failed | State::Unknown | State::Dead => true,
+        };
+        ended
+            && scope.states.contains(&self.state)
+            && self.end_time < scope.before
+            && scope.tenant.as_ref().is_none_or(|tenant| *tenant == self.tenant)
+            && scope.provider.as_ref().is_none_or(|provider| *provider == self.provider)
+    }
+}
+
+impl Transaction<'_> {
+    /// Looks at the next rows after the cursor and deletes, or counts, those that the scope covers. Past the last row it
+    /// goes on to the delivery ids, as many at a time.
+    pub(in crate::ledger::sqlite) fn cleanup(
+        &mut self,
+        scope: &CleanupScope,
+        progress: &mut CleanupProgress,
+    ) -> Result<(), Fault> {
+        // A step that looks at nothing would never end.
+        let limit = scope.batch_size.max(1);
+        let span = self.span(scope, progress.cursor, limit)?;
+        let last_span = span.len() < limit;
+        if let Some(last) = span.last() {
+            progress.cursor = Some(Cursor { create_time: last.create_time, row: last.row });
+        }
+        for candidate in span.iter().filter(|candidate| candidate.is_in(scope)) {
+            if !scope.dry_run {
+                self.delete(candidate)?;
+            }
+            let totals = progress.providers.entry(candidate.provider.clone()).or_default();
+            totals.count(candidate.end_time, !scope.dry_run);
+        }
+        progress.done = last_span && (scope.dry_run || self.delete_deliveries(scope, limit)? < limit);
+        Ok(())
+    }
+
+    fn span(&self, scope: &CleanupScope, after: Option<Cursor>, limit: usize) -> Result<Vec<Candidate>, Fault> {
+        let after = after.unwrap_or(Cursor { create_time: Time(i64::MIN), row: i64::MIN });
+        let mut statement = self.prepare(include_str!("../cleanup_span.sql"))?;
+        let rows = statement.query_map(
+            params![after.create_time, after.row, scope.before, sql_limit(limit)],
+            Candidate::from_row,
+        )?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    fn delete(&mut self, candidate: &Candidate) -> Result<(), Fault> {
+        self.writes()?;
+        self.deleted = true;
+        if candidate.more_rows {
+            self.prepare(include_str!("../cleanup_attempts.sql"))?.execute(params![candidate.row])?;
+            self.prepare(include_str!("../cleanup_resolutions.sql"))?.execute(params![candidate.row])?;
+        }
+        self.prepare(include_str!("../cleanup_event.sql"))?.execute(params![candidate.row])?;
+        let counts = self.deltas.at(&candidate.tenant, &candidate.provider, candidate.create_time);
+        counts.states[index(candidate.state)] -= 1;
+        counts.duplicates -= candidate.duplicate_count;
+        counts.retries -= retries(candidate.attempt_count);
+        Ok(())
+    }
+
+    fn delete_deliveries(&mut self, scope: &CleanupScope, limit: usize) -> Result<usize, Fault> {
+        self.writes()?;
+        Ok(self.prepare(include_str!("../cleanup_deliveries.sql"))?.execute(params![
+            scope.before,
+            scope.tenant,
+            scope.provider,
+            sql_limit(limit)
+        ])?)
+    }
+}
+
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}

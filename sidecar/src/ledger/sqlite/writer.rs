@@ -1,0 +1,246 @@
+//! The one thread that writes (L3, L7). It takes what has queued up, does it in one transaction, and answers only when
+//! the commit is durable: calls that arrive while the disk is waited for go into the next transaction together.
+//!
+//! It is a thread of its own, not a task: it waits for the disk, and a caller that is cancelled must not take
+//! a transaction along.
+
+use std::{fs::File, sync::Arc};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    clock::Clock,
+    error::{Fault, unavailable},
+    transaction::{ClaimOutcome, Transaction},
+};
+use crate::{
+    event::{Event, Lock, Marked, Refusal},
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope},
+        queue::Op,
+        tally::Tally,
+    },
+};
+
+/// A step of Cleanup, with its answer's way back. Steps have a way of their own, one between two batches, so that a
+/// long Cleanup does not take the places of calls.
+#[derive(Debug)]
+pub(super) struct CleanupStep {
+    pub(super) scope: CleanupScope,
+    pub(super) progress: CleanupProgress,
+    pub(super) reply: oneshot::Sender<Result<CleanupProgress, Error>>,
+}
+
+/// The thread's own.
+pub(super) struct Writer {
+    pub(super) conn: Connection,
+    pub(super) clock: Arc<Clock>,
+    /// The last fencing token that was given out.
+    pub(super) token: i64,
+    pub(super) tally: Tally,
+    pub(super) batch_max: usize,
+    pub(super) ops: mpsc::Receiver<Op>,
+    pub(super) cleanups: mpsc::Receiver<CleanupStep>,
+    /// Held for as long as the connection is open. Declared after it, and so released after it.
+    pub(super) _lock: File,
+}
+
+/// What the thread is to do next.
+#[derive(Default)]
+struct Batch {
+    calls: Vec<Op>,
+    flush: bool,
+    close: Option<oneshot::Sender<()>>,
+}
+
+/// How a call ended.
+enum Outcome {
+    Claim(Box<ClaimOutcome>),
+    Mark(Result<Marked, Refusal>),
+    Extend(Result<Lock, Refusal>),
+    Resolve(Result<Event, Refusal>),
+}
+
+impl Writer {
+    /// Works until it is told to close, or nobody can ask any more.
+    pub(super) fn run(mut self) {
+        let mut closing = None;
+        while closing.is_none() {
+            let Some(first) = self.ops.blocking_recv() else { break };
+            let batch = self.batch(first);
+            closing = batch.close;
+            self.calls(batch.calls);
+            if batch.flush || self.tally.is_full() {
+                self.flush();
+            }
+            if let Ok(step) = self.cleanups.try_recv() {
+                self.cleanup(step);
+            }
+        }
+        self.flush();
+        // Whoever asks from here on, or is asking, is told; then the file is free, and only then is it said to be.
+        self.ops.close();
+        while let Ok(op) = self.ops.try_recv() {
+            op.refuse(unavailable());
+        }
+        drop(self);
+        if let Some(closed) = closing {
+            // A caller that has gone away does not want to know.
+            let _ = closed.send(());
+        }
+    }
+
+    /// The first call and those that came in while the last batch was under way, up to the bound.
+    fn batch(&mut self, first: Op) -> Batch {
+        let mut batch = Batch::default();
+        let mut next = Some(first);
+        while let Some(op) = next {
+            match op {
+                Op::Flush => batch.flush = true,
+                Op::Close(reply) => {
+                    batch.close = Some(reply);
+                    break;
+                }
+                // Its caller would not use the lock, and everybody else would wait for it to expire.
+                op if op.is_abandoned() => {}
+                op => batch.calls.push(op),
+            }
+            next = if batch.calls.len() < self.batch_max { self.ops.try_recv().ok() } else { None };
+        }
+        batch
+    }
+
+    fn calls(&mut self, calls: Vec<Op>) {
+        if calls.is_empty() {
+            return;
+        }
+        match self.transact(&calls) {
+            Ok(outcomes) => {
+                for (call, outcome) in calls.into_iter().zip(outcomes) {
+                    self.answer(call, outcome);
+                }
+            }
+            // One bad item does not fail the others. The fault may also be a defect that shows only in their company:
+            // then each is done as well.
+            Err(Fault::Item(_) | Fault::Defect(_)) if calls.len() > 1 => {
+                for call in calls {
+                    self.calls(vec![call]);
+                }
+            }
+            Err(fault) => {
+                report(&fault, calls.len());
+                for call in calls {
+                    call.refuse(fault.answer());
+                }
+            }
+        }
+    }
+
+    /// All of them in one transaction, or none.
+    fn transact(&mut self, calls: &[Op]) -> Result<Vec<Outcome>, Fault> {
+        // Claims are mostly duplicates when a provider repeats itself: looked at without the right to write first, a
+        // batch of nothing else takes no write lock (L2).
+        if calls.iter().all(|call| matches!(call, Op::Claim(..))) {
+            match self.within(false, |transaction| each(transaction, calls)) {
+                Err(Fault::NeedsWrite) => {}
+                done => return done,
+            }
+        }
+        self.within(true, |transaction| each(transaction, calls))
+    }
+
+    /// Runs a transaction to its commit, or leaves nothing of it.
+    fn within<T>(
+        &mut self,
+        immediate: bool,
+        work: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
+    ) -> Result<T, Fault> {
+        let done = Transaction::begin(&self.conn, &self.clock, &mut self.token, immediate).and_then(|mut transaction| {
+            let done = work(&mut transaction)?;
+            transaction.commit()?;
+            Ok(done)
+        });
+        if done.is_err() && !self.conn.is_autocommit() {
+            // Were this to fail, the next BEGIN would, and say so to its callers.
+            if let Err(error) = self.conn.execute_batch("rollback") {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot roll back");
+            }
+        }
+        done
+    }
+
+    fn answer(&mut self, call: Op, outcome: Outcome) {
+        // A caller that has gone away does not want the answer.
+        match (call, outcome) {
+            (Op::Claim(claim, reply), Outcome::Claim(outcome)) => {
+                if outcome.duplicate {
+                    self.tally.duplicate(&claim.key);
+                }
+                if let Some(time) = outcome.mismatch {
+                    self.tally.mismatch(&claim.key, time);
+                }
+                drop(reply.send(outcome.answer.map_err(Error::from)));
+            }
+            (Op::Mark(_, reply), Outcome::Mark(answer)) => drop(reply.send(answer.map_err(Error::from))),
+            (Op::Extend(_, reply), Outcome::Extend(answer)) => drop(reply.send(answer.map_err(Error::from))),
+            (Op::Resolve(_, reply), Outcome::Resolve(answer)) => drop(reply.send(answer.map_err(Error::from))),
+            (call, _) => call.refuse(Error::Internal("a call was answered with another's outcome".into())),
+        }
+    }
+
+    /// Writes the counts that are kept in memory.
+    fn flush(&mut self) {
+        if self.tally.is_empty() {
+            return;
+        }
+        let counts = self.tally.take();
+        let written = self.within(true, |transaction| {
+            counts.iter().try_for_each(|(key, count)| transaction.flush(key, count))
+        });
+        match written {
+            Ok(()) => {}
+            // Whether they were written is unknown. Counted once too little rather than twice.
+            Err(fault @ Fault::Commit(_)) => report(&fault, counts.len()),
+            Err(fault) => {
+                report(&fault, counts.len());
+                self.tally.restore(counts);
+            }
+        }
+    }
+
+    fn cleanup(&mut self, step: CleanupStep) {
+        let CleanupStep { scope, mut progress, reply } = step;
+        if reply.is_closed() {
+            return;
+        }
+        let done = self.within(!scope.dry_run, |transaction| transaction.cleanup(&scope, &mut progress));
+        let answer = match done {
+            Ok(()) => Ok(progress),
+            Err(fault) => {
+                report(&fault, 1);
+                Err(fault.answer())
+            }
+        };
+        drop(reply.send(answer));
+    }
+}
+
+fn each(transaction: &mut Transaction<'_>, calls: &[Op]) -> Result<Vec<Outcome>, Fault> {
+    let mut outcomes = Vec::with_capacity(calls.len());
+    for call in calls {
+        outcomes.push(match call {
+            Op::Claim(claim, _) => Outcome::Claim(Box::new(transaction.claim(claim)?)),
+            Op::Mark(mark, _) => Outcome::Mark(transaction.mark(mark)?),
+            Op::Extend(extend, _) => Outcome::Extend(transaction.extend(extend)?),
+            Op::Resolve(resolve, _) => Outcome::Resolve(transaction.resolve(resolve)?),
+            Op::Flush | Op::Close(_) => return Err(Fault::Defect("a batch of calls has something else in it")),
+        });
+    }
+    Ok(outcomes)
+}
+
+fn report(fault: &Fault, items: usize) {
+    tracing::error!(error = fault as &dyn std::error::Error, items, "a transaction of the embedded database failed");
+}

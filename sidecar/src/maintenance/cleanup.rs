@@ -1,0 +1,74 @@
+//! Cleanup: bounded steps over the events in order of creation. Safe when two run at once and when one is killed: each
+//! step is one transaction, and what it left the next run finds.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    coordinator::Coordinator,
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope},
+    },
+};
+
+/// Progress is reported no more often than this.
+const REPORT_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a step is tried again when the ledger does not answer, before the run ends.
+const TRIES_MAX: u32 = 5;
+
+/// What a run tells.
+pub enum Update<'a> {
+    /// Totals so far; `done` on the last.
+    Progress(&'a CleanupProgress),
+    /// The run ended early. What was deleted stays deleted.
+    Failed(Error),
+}
+
+/// Runs a Cleanup to its end, or until `tell` says that nobody listens.
+pub async fn run<F, T>(coordinator: Arc<Coordinator>, scope: CleanupScope, mut tell: F)
+where
+    F: FnMut(Update<'_>) -> T,
+    T: Future<Output = bool>,
+{
+    let mut progress = CleanupProgress::default();
+    let mut told = Instant::now();
+    let mut tries = 0;
+    loop {
+        match coordinator.cleanup_step(&scope, &mut progress).await {
+            Ok(()) => tries = 0,
+            Err(error @ (Error::Unavailable { .. } | Error::Overloaded { .. } | Error::OutcomeUnknown))
+                if tries < TRIES_MAX =>
+            {
+                tries += 1;
+                tracing::warn!(error = &error as &dyn std::error::Error, tries, "a step of the cleanup is tried again");
+                tokio::time::sleep(Duration::from_millis(200) * tries).await;
+                continue;
+            }
+            Err(error) => {
+                tell(Update::Failed(error)).await;
+                return;
+            }
+        }
+        if progress.done || told.elapsed() >= REPORT_INTERVAL {
+            told = Instant::now();
+            if !tell(Update::Progress(&progress)).await {
+                tracing::info!("the cleanup ends early: its caller has gone away");
+                return;
+            }
+        }
+        if progress.done {
+            let (matched, deleted) = progress
+                .providers
+                .values()
+                .fold((0, 0), |(matched, deleted), totals| (matched + totals.matched, deleted + totals.deleted));
+            tracing::info!(matched, deleted, dry_run = scope.dry_run, "the cleanup is done");
+            return;
+        }
+        // The foreground goes first.
+        tokio::task::yield_now().await;
+    }
+}
