@@ -28,9 +28,11 @@ use self::failure::{EXIT_CODES, Failure};
 ///
 /// Payment providers deliver every webhook at least once. Oncegate grants each event to one caller at a time, remembers
 /// how it ended, and answers the duplicates. Start with `oncegate dev`.
+///
+/// Every option with a name in brackets is also read from the environment. The commands that serve log from info up, the
+/// others from warn up, unless told otherwise.
 #[derive(clap::Parser, Debug)]
 #[command(name = "oncegate", version, max_term_width = 120, arg_required_else_help = true)]
-#[command(after_long_help = EXIT_CODES)]
 struct Oncegate {
     #[command(subcommand)]
     command: Command,
@@ -65,7 +67,7 @@ fn main() -> ExitCode {
     // Before anything that might speak TLS: with two providers in a process, rustls refuses to choose. An error means
     // that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let matches = Oncegate::command().get_matches();
+    let matches = command_line().get_matches();
     let mut oncegate = match Oncegate::from_arg_matches(&matches) {
         Ok(oncegate) => oncegate,
         Err(error) => error.exit(),
@@ -78,6 +80,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The command line, with the exit codes at the end of every command's manual.
+fn command_line() -> clap::Command {
+    fn with_exit_codes(command: clap::Command) -> clap::Command {
+        let text = match command.get_after_long_help() {
+            Some(text) => format!("{text}\n\n{EXIT_CODES}"),
+            None => EXIT_CODES.to_owned(),
+        };
+        command.after_long_help(text).mut_subcommands(with_exit_codes)
+    }
+    with_exit_codes(Oncegate::command())
 }
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
@@ -106,7 +120,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Oncegate::command().debug_assert();
+        command_line().debug_assert();
     }
 
     #[test]
@@ -116,7 +130,7 @@ mod tests {
             (&["oncegate", "health", "--log-level", "debug"], ValueSource::CommandLine),
             (&["oncegate", "--log-level", "debug", "health"], ValueSource::CommandLine),
         ] {
-            let matches = Oncegate::command().get_matches_from(arguments);
+            let matches = command_line().get_matches_from(arguments);
             assert_eq!(matches.value_source("log_level"), Some(source), "{arguments:?}");
         }
     }

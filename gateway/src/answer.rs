@@ -194,12 +194,7 @@ mod tests {
             (Answer::AlreadyProcessed, 200, "already_processed", None),
             (Answer::Failed(None), 500, "failed", None),
             (Answer::Failed(Some(pause())), 500, "failed", Some("3")),
-            (
-                Answer::Failed(Some(RetryAfter::Upstream(HeaderValue::from_static("120")))),
-                500,
-                "failed",
-                Some("120"),
-            ),
+            (Answer::Failed(Some(RetryAfter::Upstream(HeaderValue::from_static("120")))), 500, "failed", Some("120")),
             (Answer::InProgress(InProgressStatus::Conflict, pause()), 409, "in_progress", Some("3")),
             (Answer::InProgress(InProgressStatus::Ok, pause()), 200, "in_progress", None),
             (Answer::Unsettled(RetryAfter::SOON), 409, "in_progress", Some("1")),

@@ -78,12 +78,7 @@ struct Lock {
 
 impl Lock {
     fn new(claim_id: String, grant: Grant, asked: Instant) -> Self {
-        Self {
-            claim_id,
-            fencing_token: grant.fencing_token,
-            attempt: grant.attempt,
-            ends: asked + grant.remaining,
-        }
+        Self { claim_id, fencing_token: grant.fencing_token, attempt: grant.attempt, ends: asked + grant.remaining }
     }
 
     fn remaining(&self) -> Duration {
@@ -299,13 +294,7 @@ impl Courier {
 
     /// Marks until the mark is answered (G9): late ones are valid (S3), and one that is lost would cost the rest of the
     /// lock and a second delivery. Ends early only when the process has to. Anything but a recorded mark is an answer.
-    async fn mark(
-        &self,
-        route: &Route,
-        identity: &Identity,
-        lock: &Lock,
-        outcome: &Outcome,
-    ) -> Result<(), Answer> {
+    async fn mark(&self, route: &Route, identity: &Identity, lock: &Lock, outcome: &Outcome) -> Result<(), Answer> {
         let mut backoff = Backoff::marks();
         loop {
             // Read before the call, so that there is one more try after the stop.
@@ -428,4 +417,3 @@ fn short(route: &Route, identity: &Identity) -> String {
     }
     hex::encode(&hash.finalize()[..6])
 }
-

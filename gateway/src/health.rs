@@ -86,9 +86,8 @@ impl Health {
 }
 
 fn summary(counts: &v1::Counts) -> Statistics {
-    let of = |wanted: &[State]| {
-        counts.states.iter().filter(|row| wanted.contains(&row.state())).map(|row| row.count).sum()
-    };
+    let of =
+        |wanted: &[State]| counts.states.iter().filter(|row| wanted.contains(&row.state())).map(|row| row.count).sum();
     Statistics {
         total: counts.total,
         completed: of(&[State::Completed]),
@@ -113,9 +112,7 @@ mod tests {
         ];
         let counts = v1::Counts {
             total: 63,
-            states: states
-                .map(|(state, count)| v1::StateCount { state: state.into(), count })
-                .to_vec(),
+            states: states.map(|(state, count)| v1::StateCount { state: state.into(), count }).to_vec(),
             ..v1::Counts::default()
         };
         let wanted = Statistics { total: 63, completed: 4, failed: 56, processing: 2 };

@@ -117,7 +117,12 @@ impl Ingest {
         // Providers disable an endpoint that refuses them for days, so somebody has to hear of it; a stranger must not be
         // able to fill the log.
         if let Some(unreported) = self.refusals.pass() {
-            tracing::warn!(provider = route.provider.name(), verdict = refusal.name(), unreported, "signature was refused");
+            tracing::warn!(
+                provider = route.provider.name(),
+                verdict = refusal.name(),
+                unreported,
+                "signature was refused"
+            );
         }
         match refusal {
             // The one that is mended by waiting (G6).
@@ -179,9 +184,14 @@ mod tests {
 
     #[test]
     fn only_identity_is_no_encoding() {
-        for (value, encoded) in
-            [("identity", false), ("Identity", false), ("", false), ("gzip", true), ("identity, gzip", true), ("x", true)]
-        {
+        for (value, encoded) in [
+            ("identity", false),
+            ("Identity", false),
+            ("", false),
+            ("gzip", true),
+            ("identity, gzip", true),
+            ("x", true),
+        ] {
             let mut headers = HeaderMap::new();
             headers.append(header::CONTENT_ENCODING, HeaderValue::from_static(value));
             assert_eq!(is_encoded(&headers), encoded, "{value}");

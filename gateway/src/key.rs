@@ -224,8 +224,7 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
                     deeper_seen.push(names);
                     let value: &'de RawValue = map.next_value()?;
                     if value.get().starts_with('{') {
-                        let level =
-                            Level { members: self.members, path: Path { names }, found: &mut *self.found };
+                        let level = Level { members: self.members, path: Path { names }, found: &mut *self.found };
                         let mut json = serde_json::Deserializer::from_str(value.get());
                         level.deserialize(&mut json).map_err(A::Error::custom)?;
                     }

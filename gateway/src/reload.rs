@@ -55,7 +55,11 @@ impl Watched {
             }
             Err(error) if !self.reported => {
                 self.reported = true;
-                tracing::error!(provider, error = &error as &dyn StdError, "secrets cannot be read again, keeping the old ones");
+                tracing::error!(
+                    provider,
+                    error = &error as &dyn StdError,
+                    "secrets cannot be read again, keeping the old ones"
+                );
             }
             Err(_) => {}
         }

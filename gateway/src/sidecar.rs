@@ -43,7 +43,8 @@ pub fn channel(settings: &Settings) -> Channel {
 }
 
 /// What carries calls, its type forgotten: a channel, or the sidecar's own service in the same process.
-type Transport = BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, TransportError>;
+type Transport =
+    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, TransportError>;
 
 /// What a transport failed with. A type of its own, since the compiler cannot prove a boxed error `Send` in futures that
 /// borrow.
@@ -207,9 +208,8 @@ impl Sidecar {
             lock_duration: Some(proto_duration(self.lock_duration)),
             claim_id: attempt.claim_id.to_owned(),
         };
-        let response = self
-            .call(message, self.timeout, async |mut client, request| client.extend_lock(request).await)
-            .await?;
+        let response =
+            self.call(message, self.timeout, async |mut client, request| client.extend_lock(request).await).await?;
         response.lock.as_ref().map(grant).ok_or_else(|| malformed("extended without a lock"))
     }
 
@@ -238,15 +238,13 @@ impl Sidecar {
             result: failure.code.map(result),
             claim_id: attempt.claim_id.to_owned(),
         };
-        self.call(message, self.timeout, async |mut client, request| client.mark_failed(request).await)
-            .await
-            .map(drop)
+        self.call(message, self.timeout, async |mut client, request| client.mark_failed(request).await).await.map(drop)
     }
 
     /// Stats over everything that is kept.
     pub(crate) async fn stats(&self) -> Result<v1::StatsResponse, Failure> {
         self.call(v1::StatsRequest::default(), self.timeout, async |mut client, request| client.stats(request).await)
-        .await
+            .await
     }
 
     /// Sends a call with its deadline, which is told to the sidecar and enforced here as well.
@@ -309,7 +307,8 @@ fn kind(status: &Status) -> Kind {
 /// The value of the `state` in LOCK_LOST's metadata, with or without the prefix of the enum.
 fn is_completed(state: &str) -> bool {
     let name = v1::State::Completed.as_str_name();
-    state.eq_ignore_ascii_case(name) || name.strip_prefix("STATE_").is_some_and(|short| state.eq_ignore_ascii_case(short))
+    state.eq_ignore_ascii_case(name)
+        || name.strip_prefix("STATE_").is_some_and(|short| state.eq_ignore_ascii_case(short))
 }
 
 /// Whether the connection could not even be made.
@@ -443,11 +442,8 @@ mod tests {
         // Bound and closed again: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let channel = Channel::builder(format!("http://127.0.0.1:{port}").parse().unwrap()).connect_lazy();
-        let lock = LockSettings {
-            duration: Duration::from_secs(300),
-            margin: Duration::from_secs(15),
-            holder: "test".into(),
-        };
+        let lock =
+            LockSettings { duration: Duration::from_secs(300), margin: Duration::from_secs(15), holder: "test".into() };
         let sidecar = Sidecar::new(channel, Duration::from_secs(10), &lock);
         let failure = sidecar.stats().await.unwrap_err();
         assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });

@@ -35,9 +35,8 @@ impl Signer {
             .iter()
             .map(|secret| {
                 let text = secret.expose().trim();
-                let key = STANDARD
-                    .decode(text.strip_prefix("whsec_").unwrap_or(text))
-                    .map_err(|_| SignerError::NotBase64)?;
+                let key =
+                    STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| SignerError::NotBase64)?;
                 if key.is_empty() {
                     return Err(SignerError::Empty);
                 }

@@ -102,7 +102,12 @@ impl Checks {
 
     /// `smaller` has to be less than `larger` (the order of the time and size budgets). The message names both
     /// settings and both values, because either may be the one to change.
-    pub fn less<T: PartialOrd + fmt::Display>(&mut self, smaller: (&'static str, T), larger: (&'static str, T), why: &str) {
+    pub fn less<T: PartialOrd + fmt::Display>(
+        &mut self,
+        smaller: (&'static str, T),
+        larger: (&'static str, T),
+        why: &str,
+    ) {
         if smaller.1 >= larger.1 {
             let (name, value) = larger;
             self.problem(

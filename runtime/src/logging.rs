@@ -65,8 +65,7 @@ pub enum InitError {
 /// Logging was started before.
 pub fn init(options: &Options) -> Result<(), InitError> {
     // What the operator wrote comes last: it replaces ours for the same module.
-    let filter =
-        EnvFilter::builder().parse(format!("{QUIET},{}", options.log_level.0)).map_err(FilterError)?;
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", options.log_level.0)).map_err(FilterError)?;
     let registry = tracing_subscriber::registry().with(filter);
     // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
     let started = match options.log_format {

@@ -156,9 +156,7 @@ impl Source {
     pub fn read_one(&self) -> Result<Secret, ReadError> {
         match self {
             Self::Value(text) => Ok(Secret(text.0.clone())),
-            Self::File(path) => {
-                Secret::new(read(path)?).map_err(|Blank| ReadError::Blank { path: path.clone() })
-            }
+            Self::File(path) => Secret::new(read(path)?).map_err(|Blank| ReadError::Blank { path: path.clone() }),
         }
     }
 }
@@ -170,8 +168,7 @@ fn list(text: &str) -> Vec<Secret> {
 
 /// The file's text without the one newline that editors and `echo` leave at its end.
 fn read(path: &Path) -> Result<String, ReadError> {
-    let mut text =
-        std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    let mut text = std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {

@@ -16,11 +16,11 @@ use hyper::{
     server::conn::{http1, http2},
     service::Service,
 };
+pub use hyper_util::service::TowerToHyperService;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
-pub use hyper_util::service::TowerToHyperService;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -86,11 +86,7 @@ pub struct Http1 {
 
 impl Default for Http1 {
     fn default() -> Self {
-        Self {
-            header_read_timeout: Duration::from_secs(30),
-            header_bytes_max: 16 * 1024,
-            buffer_bytes_max: 32 * 1024,
-        }
+        Self { header_read_timeout: Duration::from_secs(30), header_bytes_max: 16 * 1024, buffer_bytes_max: 32 * 1024 }
     }
 }
 
@@ -179,7 +175,10 @@ async fn accept<S, B>(
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {
-                tracing::warn!(connections_max = worker.options.connections_max, "connection limit reached, accept waits");
+                tracing::warn!(
+                    connections_max = worker.options.connections_max,
+                    "connection limit reached, accept waits"
+                );
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
@@ -231,8 +230,7 @@ struct BackOff {
 
 impl BackOff {
     fn next(&mut self) -> Duration {
-        let pause =
-            self.last.map_or(Duration::from_millis(10), |last| (last * 2).min(Duration::from_secs(1)));
+        let pause = self.last.map_or(Duration::from_millis(10), |last| (last * 2).min(Duration::from_secs(1)));
         self.last = Some(pause);
         pause
     }
@@ -309,13 +307,8 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    async fn drive<C>(
-        &self,
-        connection: C,
-        peer: SocketAddr,
-        shutdown: &CancellationToken,
-        cut: &CancellationToken,
-    ) where
+    async fn drive<C>(&self, connection: C, peer: SocketAddr, shutdown: &CancellationToken, cut: &CancellationToken)
+    where
         C: GracefulConnection<Error = hyper::Error>,
     {
         let mut connection = pin!(connection);

@@ -1,7 +1,7 @@
 //! Everything with everything real, in one test binary.
 
-mod bad_input;
 mod api;
+mod bad_input;
 mod commands;
 mod dev;
 mod end_to_end;

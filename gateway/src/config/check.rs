@@ -256,9 +256,10 @@ fn target(options: &Options, checks: &mut Checks) -> Option<Target> {
         None => None,
         Some(source) => {
             let secrets = checks.take(read("UPSTREAM_SECRET", &source))?;
-            Some(checks.take(Signer::new(&secrets).map_err(|error| {
-                Problem::new("UPSTREAM_SECRET", error.to_string())
-            }))?)
+            Some(
+                checks
+                    .take(Signer::new(&secrets).map_err(|error| Problem::new("UPSTREAM_SECRET", error.to_string())))?,
+            )
         }
     };
     Some(Target { url: url?, signer })

@@ -30,11 +30,8 @@ fn the_defaults_with_an_application_and_a_secret_are_usable() {
 #[test]
 fn without_an_application_or_a_secret_it_does_not_start_and_says_both() {
     assert_eq!(complaints(Options::default()), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
-    let blank = Options {
-        upstream_url: Some(" ".into()),
-        stripe_webhook_secret: Some(" , ".into()),
-        ..Options::default()
-    };
+    let blank =
+        Options { upstream_url: Some(" ".into()), stripe_webhook_secret: Some(" , ".into()), ..Options::default() };
     assert_eq!(complaints(blank), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
 }
 
@@ -118,8 +115,7 @@ fn secrets_come_from_a_value_or_a_file_but_not_from_both() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"whsec_a,whsec_b\n").unwrap();
     let path = Some(file.path().to_owned());
-    let from_file =
-        Options { stripe_webhook_secret: None, stripe_webhook_secret_file: path.clone(), ..usable() };
+    let from_file = Options { stripe_webhook_secret: None, stripe_webhook_secret_file: path.clone(), ..usable() };
     assert!(from_file.validate().is_ok());
     let both = Options { stripe_webhook_secret_file: path, ..usable() };
     assert_eq!(complaints(both), ["STRIPE_WEBHOOK_SECRET"]);

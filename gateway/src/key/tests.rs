@@ -1,17 +1,16 @@
 use super::*;
 
 const ID_ONLY: Members<1> = Members { key: [&["id"]], event_type: &["type"] };
-const NESTED: Members<3> =
-    Members { key: [&["event"], &["data", "id"], &["data", "status"]], event_type: &["event"] };
-const NESTED_TYPE: Members<2> =
-    Members { key: [&["data", "id"], &["data", "status"]], event_type: &["meta", "type"] };
+const NESTED: Members<3> = Members { key: [&["event"], &["data", "id"], &["data", "status"]], event_type: &["event"] };
+const NESTED_TYPE: Members<2> = Members { key: [&["data", "id"], &["data", "status"]], event_type: &["meta", "type"] };
 
 fn digest(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
 fn named<const N: usize>(members: &Members<N>, body: &str) -> Result<(String, String), MalformedBody> {
-    identify(members, body.as_bytes(), &digest(body.as_bytes())).map(|identity| (identity.event_id, identity.event_type))
+    identify(members, body.as_bytes(), &digest(body.as_bytes()))
+        .map(|identity| (identity.event_id, identity.event_type))
 }
 
 /// The id is the body's digest.
@@ -106,11 +105,7 @@ fn what_is_not_one_json_object_is_malformed() {
 
 #[test]
 fn a_key_member_that_stands_twice_is_malformed() {
-    for body in [
-        r#"{"id":"a","id":"a"}"#,
-        r#"{"id":"a","\u0069d":"b"}"#,
-        r#"{"id":null,"id":"b"}"#,
-    ] {
+    for body in [r#"{"id":"a","id":"a"}"#, r#"{"id":"a","\u0069d":"b"}"#, r#"{"id":null,"id":"b"}"#] {
         assert_eq!(named(&ID_ONLY, body), Err(MalformedBody), "{body}");
     }
     for body in [

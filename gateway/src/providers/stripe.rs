@@ -84,9 +84,7 @@ impl fmt::Debug for Stripe {
 fn key_states(secrets: &[Secret]) -> Arc<[KeyState]> {
     secrets
         .iter()
-        .map(|secret| {
-            KeyState::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length")
-        })
+        .map(|secret| KeyState::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length"))
         .collect()
 }
 
@@ -107,11 +105,8 @@ impl Signature {
             let Some(equals) = item.iter().position(|&byte| byte == b'=') else { continue };
             let (scheme, value) = (&item[..equals], &item[equals + 1..]);
             match scheme {
-                b"t" => {
-                    if timestamp_text.replace(value).is_some() {
-                        return Err(Refusal::MalformedHeader);
-                    }
-                }
+                b"t" if timestamp_text.is_none() => timestamp_text = Some(value),
+                b"t" => return Err(Refusal::MalformedHeader),
                 b"v1" => {
                     signatures += 1;
                     if signatures > SIGNATURES_MAX {

@@ -15,12 +15,7 @@ use oncegate_runtime::{
     server::{Options, serve},
     shutdown::CancellationToken,
 };
-use tokio::{
-    io::AsyncReadExt as _,
-    net::TcpListener,
-    sync::Notify,
-    time::timeout,
-};
+use tokio::{io::AsyncReadExt as _, net::TcpListener, sync::Notify, time::timeout};
 
 use crate::client::PATIENCE;
 
@@ -105,10 +100,7 @@ impl Application {
     }
 }
 
-async fn handle(
-    shared: Arc<Shared>,
-    request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     shared.deliveries.lock().unwrap().push(Delivery { headers: parts.headers, body });

@@ -52,12 +52,7 @@ async fn g6_without_a_lock_nothing_is_delivered_and_the_answer_says_why() {
         (scripted(Code::FailedPrecondition, reason::DELIVERY_MISMATCH, None), 422, "conflict", None),
         (scripted(Code::Unavailable, reason::STORE_UNAVAILABLE, Some(SECONDS(4))), 503, "unavailable", Some("4")),
         (scripted(Code::Unavailable, reason::OVERLOADED, None), 503, "unavailable", Some("1")),
-        (
-            scripted(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, Some(SECONDS(9))),
-            503,
-            "unavailable",
-            Some("9"),
-        ),
+        (scripted(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, Some(SECONDS(9))), 503, "unavailable", Some("9")),
         (scripted(Code::PermissionDenied, reason::PERMISSION_DENIED, None), 503, "unavailable", Some("1")),
         (scripted(Code::InvalidArgument, reason::INVALID_FIELD, None), 500, "failed", None),
         (scripted(Code::FailedPrecondition, reason::CLAIM_ENDED, None), 409, "in_progress", Some("1")),
@@ -105,8 +100,7 @@ async fn g5_the_applications_status_decides_and_is_recorded() {
         assert_eq!(answer.said(), (status, &*said(word)), "{reply:?}");
         assert_eq!(answer.header("retry-after"), retry_after, "{reply:?}");
     }
-    let codes: Vec<i32> =
-        harness.sidecar.failures().iter().map(|mark| mark.result.as_ref().unwrap().code).collect();
+    let codes: Vec<i32> = harness.sidecar.failures().iter().map(|mark| mark.result.as_ref().unwrap().code).collect();
     assert_eq!(codes, [302, 404, 500, 503, 429]);
     for mark in harness.sidecar.failures() {
         assert_eq!(mark.kind(), FailureKind::Retryable);
@@ -121,8 +115,7 @@ async fn g5_the_applications_status_decides_and_is_recorded() {
 
 #[tokio::test]
 async fn g5_by_policy_a_refusal_is_terminal() {
-    let harness =
-        Harness::with(|options| Options { upstream_refusal: OnRefusal::Terminal, ..options }).await;
+    let harness = Harness::with(|options| Options { upstream_refusal: OnRefusal::Terminal, ..options }).await;
     for (code, kind) in [
         (400, FailureKind::Terminal),
         (410, FailureKind::Terminal),
@@ -153,15 +146,10 @@ async fn g5_an_application_that_is_away_is_retryable_at_once() {
 #[tokio::test]
 async fn g5_a_reset_after_sending_is_retryable_or_unknown() {
     let url = application::that_resets().await;
-    for (policy, kind) in
-        [(OnUnclear::Retryable, FailureKind::Retryable), (OnUnclear::Unknown, FailureKind::Unknown)]
-    {
-        let harness = Harness::with(|options| Options {
-            upstream_url: Some(url.clone()),
-            upstream_unclear: policy,
-            ..options
-        })
-        .await;
+    for (policy, kind) in [(OnUnclear::Retryable, FailureKind::Retryable), (OnUnclear::Unknown, FailureKind::Unknown)] {
+        let harness =
+            Harness::with(|options| Options { upstream_url: Some(url.clone()), upstream_unclear: policy, ..options })
+                .await;
         assert_said(&harness.deliver("evt_1").await, 500, "failed", None);
         let mark = harness.sidecar.failures().remove(0);
         assert_eq!((mark.kind(), mark.retry_after), (kind, None));
@@ -193,10 +181,8 @@ async fn g5_after_a_time_out_the_next_attempt_waits_for_the_end_of_the_lock() {
 
 #[tokio::test]
 async fn g5_by_policy_a_time_out_is_unknown() {
-    let harness = Harness::with(|options| {
-        with_short_timeout(Options { upstream_unclear: OnUnclear::Unknown, ..options })
-    })
-    .await;
+    let harness =
+        Harness::with(|options| with_short_timeout(Options { upstream_unclear: OnUnclear::Unknown, ..options })).await;
     harness.application.reply(Reply::Never);
     assert_said(&harness.deliver("evt_1").await, 500, "failed", None);
     let mark = harness.sidecar.failures().remove(0);

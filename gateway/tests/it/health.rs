@@ -14,7 +14,8 @@ use crate::{
 const PATH: &str = "/webhooks/payments/health";
 
 fn stats() -> StatsResponse {
-    let states = [(State::Completed, 5), (State::Failed, 1), (State::Unknown, 2), (State::Dead, 3), (State::Processing, 4)];
+    let states =
+        [(State::Completed, 5), (State::Failed, 1), (State::Unknown, 2), (State::Dead, 3), (State::Processing, 4)];
     let states = states.map(|(state, count)| StateCount { state: state.into(), count }).to_vec();
     StatsResponse { total: Some(Counts { total: 15, states, ..Counts::default() }), ..StatsResponse::default() }
 }
@@ -46,9 +47,8 @@ async fn g1_status_timestamp_and_statistics() {
 async fn many_readers_cause_one_call() {
     let harness = Harness::start().await;
     harness.sidecar.stats(Scripted::Answer(stats()));
-    let readers: Vec<_> = (0..20)
-        .map(|_| tokio::spawn(crate::client::send(harness.address, request("GET", PATH, &[], ""))))
-        .collect();
+    let readers: Vec<_> =
+        (0..20).map(|_| tokio::spawn(crate::client::send(harness.address, request("GET", PATH, &[], "")))).collect();
     for reader in readers {
         assert_eq!(reader.await.unwrap().status, 200);
     }

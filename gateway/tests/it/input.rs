@@ -202,12 +202,9 @@ async fn slow_bodies_are_given_up() {
 
 #[tokio::test]
 async fn a_used_up_byte_budget_refuses_before_the_lock_and_recovers() {
-    let harness = Harness::with(|options| Options {
-        gateway_body_bytes_max: 4 * 1024,
-        gateway_body_budget: 4 * 1024,
-        ..options
-    })
-    .await;
+    let harness =
+        Harness::with(|options| Options { gateway_body_bytes_max: 4 * 1024, gateway_body_budget: 4 * 1024, ..options })
+            .await;
     let body = |id: &str| format!(r#"{{"id":"{id}","x":"{}"}}"#, "y".repeat(3 * 1024));
     harness.application.reply(Reply::Held);
     let address = harness.address;

@@ -75,15 +75,24 @@ impl Sidecar {
     }
 
     pub(crate) fn claims(&self) -> Vec<v1::CheckAndLockRequest> {
-        self.calls().into_iter().filter_map(|call| if let Call::Claim(claim, _) = call { Some(claim) } else { None }).collect()
+        self.calls()
+            .into_iter()
+            .filter_map(|call| if let Call::Claim(claim, _) = call { Some(claim) } else { None })
+            .collect()
     }
 
     pub(crate) fn completions(&self) -> Vec<v1::MarkCompletedRequest> {
-        self.calls().into_iter().filter_map(|call| if let Call::Completed(mark) = call { Some(mark) } else { None }).collect()
+        self.calls()
+            .into_iter()
+            .filter_map(|call| if let Call::Completed(mark) = call { Some(mark) } else { None })
+            .collect()
     }
 
     pub(crate) fn failures(&self) -> Vec<v1::MarkFailedRequest> {
-        self.calls().into_iter().filter_map(|call| if let Call::Failed(mark) = call { Some(mark) } else { None }).collect()
+        self.calls()
+            .into_iter()
+            .filter_map(|call| if let Call::Failed(mark) = call { Some(mark) } else { None })
+            .collect()
     }
 
     /// Waits until the calls received fulfil a condition.
@@ -180,8 +189,7 @@ impl IdempotencyService for Sidecar {
         &self,
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
-        let deadline =
-            request.metadata().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned());
+        let deadline = request.metadata().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned());
         let call = Call::Claim(request.into_inner(), deadline);
         self.play(call, &self.shared.claims, || acquired(1, Duration::from_secs(300))).await
     }
@@ -211,17 +219,11 @@ impl IdempotencyService for Sidecar {
         Ok(Response::new(v1::MarkFailedResponse::default()))
     }
 
-    async fn history(
-        &self,
-        _: Request<v1::HistoryRequest>,
-    ) -> Result<Response<v1::HistoryResponse>, Status> {
+    async fn history(&self, _: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
         Err(Status::unimplemented("the gateway has no use for it"))
     }
 
-    async fn resolve(
-        &self,
-        _: Request<v1::ResolveRequest>,
-    ) -> Result<Response<v1::ResolveResponse>, Status> {
+    async fn resolve(&self, _: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
         Err(Status::unimplemented("the gateway has no use for it"))
     }
 
@@ -231,10 +233,7 @@ impl IdempotencyService for Sidecar {
 
     type CleanupStream = tonic::codegen::BoxStream<v1::CleanupResponse>;
 
-    async fn cleanup(
-        &self,
-        _: Request<v1::CleanupRequest>,
-    ) -> Result<Response<Self::CleanupStream>, Status> {
+    async fn cleanup(&self, _: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
         Err(Status::unimplemented("the gateway has no use for it"))
     }
 }

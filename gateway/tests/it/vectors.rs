@@ -53,8 +53,7 @@ async fn every_stripe_case_gets_its_verdict() {
         assert_eq!((case.provider.as_str(), case.tier), ("stripe", 1));
         seen += 1;
         // Blank secrets never get as far as a provider: they are dropped where configuration is read.
-        let secrets: Vec<Secret> =
-            case.secrets.iter().filter_map(|text| Secret::new(text.as_str()).ok()).collect();
+        let secrets: Vec<Secret> = case.secrets.iter().filter_map(|text| Secret::new(text.as_str()).ok()).collect();
         let tolerance = case.tolerance_secs.map_or(stripe::TOLERANCE, Duration::from_secs);
         let provider = Provider::Stripe(stripe::Stripe::new(&secrets, tolerance));
         let body = STANDARD.decode(&case.body_base64).unwrap();

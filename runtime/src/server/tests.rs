@@ -175,10 +175,7 @@ async fn both_lengths_are_marked_in_either_order_and_nothing_else_is() {
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
     }
     let mut stream = connect(&running).await;
-    stream
-        .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi")
-        .await
-        .unwrap();
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi").await.unwrap();
     let mut answer = String::new();
     timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
@@ -188,8 +185,7 @@ async fn both_lengths_are_marked_in_either_order_and_nothing_else_is() {
 #[tokio::test]
 async fn large_heads_and_slow_heads_are_refused() {
     let mut options = Options::http1(PATIENCE);
-    options.protocol =
-        Protocol::Http1(Http1 { header_read_timeout: Duration::from_millis(200), ..Http1::default() });
+    options.protocol = Protocol::Http1(Http1 { header_read_timeout: Duration::from_millis(200), ..Http1::default() });
     let running = start(options).await;
     let mut large = connect(&running).await;
     let head = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(17 * 1024));
@@ -209,12 +205,9 @@ async fn large_heads_and_slow_heads_are_refused() {
 async fn http2_with_prior_knowledge_is_served_and_drained() {
     let running = start(Options::http2(PATIENCE)).await;
     let stream = TokioIo::new(connect(&running).await);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     let client = tokio::spawn(connection);
-    let get = |path: &str| {
-        Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap()
-    };
+    let get = |path: &str| Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap();
     let answer = sender.send_request(get("/")).await.unwrap();
     assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "ok");
     let slow = sender.send_request(get("/slow"));

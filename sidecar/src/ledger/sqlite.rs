@@ -380,15 +380,13 @@ fn connect(
     let mut conn = Connection::open_with_flags(path, flags).map_err(open)?;
     conn.busy_timeout(busy_timeout).map_err(open)?;
     conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
-    if let Ok(n) = std::env::var("ZZ_PAGE") { conn.pragma_update(None, "page_size", n.parse::<i64>().expect("n")).map_err(open)?; }
     // Only after this is it ours to change.
     let migrated = migrate::ensure(&mut conn, path, migrate)?;
     conn.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get::<_, String>(0)).map_err(open)?;
     conn.pragma_update(None, "synchronous", "full").map_err(open)?;
-    conn.pragma_update(None, "wal_autocheckpoint", std::env::var("ZZ_CKPT").ok().and_then(|v| v.parse().ok()).unwrap_or(CHECKPOINT_PAGES)).map_err(open)?;
+    conn.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES).map_err(open)?;
     conn.pragma_update(None, "cache_size", -CACHE_KIB).map_err(open)?;
     conn.pragma_update(None, "temp_store", "memory").map_err(open)?;
-    if let Ok(n) = std::env::var("ZZ_SQL") { conn.execute_batch(&n).map_err(open)?; }
     let (fencing_token, clock_time) = conn
         .query_row("select fencing_token, clock_time from oncegate_counter where id = 1", [], |row| {
             Ok((row.get(0)?, row.get(1)?))
