@@ -13,6 +13,9 @@ use crate::{
     sidecar_client::Sidecar,
 };
 
+/// How the bar looks once its end is known.
+const BAR: &str = "{msg} {wide_bar} {human_pos}/{human_len} {eta}";
+
 const DAY: i64 = 24 * 60 * 60;
 
 /// Delete old events
@@ -86,9 +89,11 @@ impl Cleanup {
         let bar = self.progress_bar();
         if !self.dry_run && !bar.is_hidden() {
             // Counted first, where somebody watches: a bar without an end tells them nothing.
-            bar.set_message("counting");
-            let count = self.follow(&mut client, true, |_| bar.tick()).await?;
+            let count =
+                self.follow(&mut client, true, |totals| bar.set_position(count_of(totals.matched_count))).await?;
+            bar.set_position(0);
             bar.set_length(count_of(count.matched_count));
+            bar.set_style(style(BAR));
             bar.set_message("deleting");
         }
         let dry_run = self.dry_run;
@@ -138,11 +143,8 @@ impl Cleanup {
         if self.json {
             return ProgressBar::hidden();
         }
-        let bar = ProgressBar::no_length();
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {eta}");
-        bar.set_style(style.expect("the template is a constant that a test has parsed"));
-        bar.set_message("counting");
-        bar.enable_steady_tick(Duration::from_millis(200));
+        let bar = ProgressBar::no_length().with_style(style("{spinner} {msg} {human_pos}")).with_message("counting");
+        bar.enable_steady_tick(Duration::from_millis(100));
         bar
     }
 
@@ -214,6 +216,10 @@ impl Report {
     }
 }
 
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates are constants that a test has parsed")
+}
+
 /// Counts are never negative; if one were, the bar would be empty rather than the command wrong.
 fn count_of(count: i64) -> u64 {
     count.try_into().unwrap_or_default()
@@ -234,7 +240,9 @@ mod tests {
     #[test]
     fn the_progress_bar_can_be_made() {
         let cleanup = Command::parse_from(["cleanup"]).cleanup;
-        cleanup.progress_bar().finish_and_clear();
+        let bar = cleanup.progress_bar();
+        bar.set_style(style(BAR));
+        bar.finish_and_clear();
         let states: Vec<State> = cleanup.states.iter().copied().map(State::from).collect();
         assert_eq!(states, [State::Completed]);
     }

@@ -16,7 +16,7 @@ mod sidecar;
 mod sidecar_client;
 mod simulate;
 
-use std::process::ExitCode;
+use std::{num::NonZero, process::ExitCode, thread, time::Duration};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
@@ -44,9 +44,10 @@ struct Oncegate {
 #[derive(clap::Subcommand, Debug)]
 enum Command {
     Dev(dev::Dev),
-    All(all::All),
+    // Boxed: they have many options.
+    All(Box<all::All>),
     Sidecar(sidecar::Sidecar),
-    Gateway(gateway::Gateway),
+    Gateway(Box<gateway::Gateway>),
     Migrate(migrate::Migrate),
     Cleanup(cleanup::Cleanup),
     Health(health::Health),
@@ -96,9 +97,17 @@ fn command_line() -> clap::Command {
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     logging::init(&oncegate.logging).context("cannot start logging")?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")?;
-    runtime.block_on(run(oncegate.command))
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // On one core too: with a single worker, a task that holds it up holds up the probes as well.
+        .worker_threads(threads.max(2))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let ended = runtime.block_on(run(oncegate.command));
+    // Everything that matters has been waited for; what is left must not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
 }
 
 async fn run(command: Command) -> Result<(), Failure> {

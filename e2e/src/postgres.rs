@@ -169,9 +169,17 @@ impl Cluster {
         self.server.take().context("the server is not running")?.stop("INT")
     }
 
-    /// Kills the server. Its processes notice within moments; what was committed is recovered by a restart.
+    /// Kills the server, and returns when its processes have gone; what was committed is recovered by a restart.
     pub fn kill(&mut self) -> Result<()> {
-        self.server.take().context("the server is not running")?.stop("KILL")
+        self.server.take().context("the server is not running")?.stop("KILL")?;
+        // The sessions' processes outlive their parent for a moment, and may even end the statement that they are at.
+        let data = self.data().canonicalize()?;
+        let end = std::time::Instant::now() + DEADLINE;
+        while works_in(&data) {
+            ensure!(std::time::Instant::now() < end, "processes of the killed server are left");
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     /// How to reach a database of the cluster.
@@ -438,6 +446,12 @@ fn unprivileged_user() -> Result<User> {
         }
     }
     bail!("Postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
+}
+
+/// Whether a process has this directory as its own, where the system tells (Linux).
+fn works_in(directory: &Path) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    processes.flatten().any(|process| fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory))
 }
 
 /// A port that was free a moment ago.

@@ -218,6 +218,7 @@ mod tests {
             let response = answer.response();
             assert_eq!(response.status().as_u16(), status, "{answer:?}");
             assert_eq!(answer.body(), format!(r#"{{"status":"{word}"}}"#), "{answer:?}");
+            assert!(crate::metrics::WORDS.contains(&word), "{word} is not counted");
             let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
             assert_eq!(header, retry_after, "{answer:?}");
             assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");

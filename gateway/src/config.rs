@@ -8,7 +8,7 @@ use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, build
 use http::Uri;
 use oncegate_runtime::{
     config::{Problems, byte_size, duration},
-    secret::SecretText,
+    secret::{SecretText, file as secret_file},
 };
 
 use crate::route::Route;
@@ -31,7 +31,7 @@ pub struct Options {
     #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     pub sidecar_url: String,
 
-    /// The application that events are delivered to, as http(s)://host[:port]/path. Required
+    /// The application that events are delivered to, as http(s)://host:port/path. Required
     #[arg(long, env = "UPSTREAM_URL", value_name = "URL")]
     pub upstream_url: Option<String>,
 
@@ -42,7 +42,7 @@ pub struct Options {
     pub stripe_webhook_secret: Option<SecretText>,
 
     /// A file with Stripe's signing secrets, read again when it changes
-    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
     pub stripe_webhook_secret_file: Option<PathBuf>,
 
     /// How old, or how far in the future, Stripe's signature may be, at most 15m
@@ -59,7 +59,7 @@ pub struct Options {
     pub upstream_secret: Option<SecretText>,
 
     /// A file with the secrets that sign what is delivered, read at start
-    #[arg(long, env = "UPSTREAM_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "UPSTREAM_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
     pub upstream_secret_file: Option<PathBuf>,
 
     /// The tenant of all events: separates customers, or live from test mode

@@ -17,7 +17,6 @@ use std::{
 
 use backoff::Backoff;
 use http::HeaderMap;
-use oncegate_api::v1::FailureKind;
 use oncegate_runtime::shutdown::{CancellationToken, Drain};
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -35,7 +34,8 @@ use crate::{
     metrics::Metrics,
     route::Route,
     sidecar::{Attempt, Claim, Failure, Grant, Kind, MarkedFailure, Sidecar},
-    upstream::{Outcome, Parcel, Reply, Upstream, outcome},
+    throttle::Throttle,
+    upstream::{Outcome, Parcel, Reply, Upstream, nothing_sent, outcome},
 };
 
 /// A verified event.
@@ -65,6 +65,7 @@ pub(crate) struct Courier {
     stop: CancellationToken,
     /// Attempts that were given up unmarked because of that.
     unmarked: AtomicUsize,
+    unavailable: Throttle,
 }
 
 /// The lock of one attempt.
@@ -105,6 +106,7 @@ impl Courier {
             drain: Drain::new(),
             stop: CancellationToken::new(),
             unmarked: AtomicUsize::new(0),
+            unavailable: Throttle::default(),
         }
     }
 
@@ -118,11 +120,21 @@ impl Courier {
     pub(crate) async fn handle(self: &Arc<Self>, event: Event, answer_by: Instant) -> Answer {
         // Before the lock: an event that is refused here is as if it had never come.
         let Ok(slot) = self.slots.clone().try_acquire_owned() else { return Answer::Overloaded };
-        let life = self.clone().live(event, slot, answer_by);
-        match timeout_at(answer_by, Detach::new(life, &self.drain)).await {
+        match timeout_at(answer_by, self.start(event, slot, answer_by)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Continues,
         }
+    }
+
+    /// Not a part of `handle`, whose future would then have room for the whole life of an event beside the box that it is
+    /// in: several kilobytes that are moved with every request.
+    fn start(
+        self: &Arc<Self>,
+        event: Event,
+        slot: OwnedSemaphorePermit,
+        answer_by: Instant,
+    ) -> Detach<impl Future<Output = Answer> + Send + use<>> {
+        Detach::new(self.clone().live(event, slot, answer_by), &self.drain)
     }
 
     /// Waits for events in the background. What is left after `limit` is stopped and marked as timed out, for which the
@@ -150,7 +162,8 @@ impl Courier {
         };
         self.metrics.delivered(outcome.label());
         // The body has been sent or never will be: its share of the budget is somebody else's while we mark.
-        let Event { route, identity, .. } = event;
+        let Event { route, identity, headers, body, digest: _ } = event;
+        drop((headers, body));
         tracing::info!(
             provider = route.provider.name(),
             event = short(&route, &identity),
@@ -158,7 +171,7 @@ impl Courier {
             attempt = lock.attempt,
             outcome = outcome.label().name(),
             elapsed = ?started.elapsed(),
-            "delivered"
+            "attempt ended"
         );
         let marked = self.mark(&route, &identity, &lock, &outcome).await;
         drop(slot);
@@ -215,7 +228,9 @@ impl Courier {
         let status = &failure.status as &dyn StdError;
         match failure.kind {
             Kind::Unavailable { retry_after } => {
-                tracing::warn!(event, status, "sidecar is unavailable");
+                if let Some(unreported) = self.unavailable.pass() {
+                    tracing::warn!(event, status, unreported, "sidecar is unavailable");
+                }
                 Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::After))
             }
             Kind::Mismatch => {
@@ -276,6 +291,9 @@ impl Courier {
     }
 
     async fn send(&self, event: &Event, lock: &Lock) -> Outcome {
+        if self.stop.is_cancelled() {
+            return nothing_sent("gateway ended before anything was sent");
+        }
         let parcel = Parcel {
             route: &event.route,
             identity: &event.identity,
@@ -375,13 +393,7 @@ enum NotCovered {
 
 impl NotCovered {
     fn unsure() -> Self {
-        Self::Unsure(Outcome::Failed {
-            kind: FailureKind::Retryable,
-            error: "lock could not be extended to cover the delivery, nothing was sent".to_owned(),
-            code: None,
-            pause: false,
-            retry_after: None,
-        })
+        Self::Unsure(nothing_sent("lock could not be extended to cover the delivery, nothing was sent"))
     }
 }
 

@@ -2,17 +2,13 @@
 //! signature, and only then what is in the body. A request that fails here leaves a counter behind and nothing else.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, header, request::Parts};
 use http_body::Body;
-use oncegate_runtime::server::AmbiguousFraming;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -23,6 +19,7 @@ use crate::{
     metrics::Metrics,
     providers::Refusal,
     route::Route,
+    throttle::Throttle,
 };
 
 /// How long, and how many bytes, the rest of a refused request is read for.
@@ -60,13 +57,12 @@ impl Ingest {
         B::Error: Send,
     {
         let checked = self.check(route, parts, &mut body, now).await;
-        // With Expect: 100-continue nothing was sent yet, and reading would ask for it.
-        if let Err((_, Unread::Rest)) = &checked
-            && !body.is_end_stream()
-        {
-            tokio::spawn(body::discard(body, DISCARD_BYTES_MAX, DISCARD_TIMEOUT));
-        }
-        checked.map_err(|(answer, _)| answer)
+        checked.map_err(|(answer, unread)| {
+            if unread == Unread::Rest {
+                forget(body);
+            }
+            answer
+        })
     }
 
     async fn check<B>(
@@ -79,10 +75,7 @@ impl Ingest {
     where
         B: Body<Data = Bytes> + Unpin,
     {
-        let early = if parts.headers.contains_key(header::EXPECT) { Unread::Nothing } else { Unread::Rest };
-        if parts.extensions.get::<AmbiguousFraming>().is_some() {
-            return Err((Answer::MalformedRequest, Unread::Nothing));
-        }
+        let early = unread(&parts.headers);
         // Exact for a Content-Length, nothing for chunks.
         let announced = body.size_hint().lower();
         if usize::try_from(announced).unwrap_or(usize::MAX) > self.limits.bytes_max {
@@ -147,33 +140,41 @@ enum Unread {
     Rest,
 }
 
+/// What of a request is unread as long as nobody has begun to read it.
+fn unread(headers: &HeaderMap) -> Unread {
+    // Its sender waits for a 100: nothing was sent yet, and reading would ask for it.
+    if headers.contains_key(header::EXPECT) { Unread::Nothing } else { Unread::Rest }
+}
+
+/// Refuses a request that was looked at no further than its path and method.
+pub(crate) fn refuse_unread<B>(answer: Answer, headers: &HeaderMap, body: B) -> Answer
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
+    if unread(headers) == Unread::Rest {
+        forget(body);
+    }
+    answer
+}
+
+/// Reads the rest in the background.
+fn forget<B>(body: B)
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Send,
+{
+    if !body.is_end_stream() {
+        tokio::spawn(body::discard(body, DISCARD_BYTES_MAX, DISCARD_TIMEOUT));
+    }
+}
+
 /// Whether the body is anything but the bytes that were signed. `identity` is no encoding.
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();
         !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")
     })
-}
-
-/// Lets one a second pass and counts the others.
-#[derive(Debug, Default)]
-struct Throttle {
-    second: AtomicU64,
-    held_back: AtomicU64,
-}
-
-impl Throttle {
-    /// How many were held back since the last one that passed, if this one may.
-    fn pass(&self) -> Option<u64> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let last = self.second.load(Relaxed);
-        if now != last && self.second.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
-            Some(self.held_back.swap(0, Relaxed))
-        } else {
-            self.held_back.fetch_add(1, Relaxed);
-            None
-        }
-    }
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ mod route;
 mod server;
 pub mod sidecar;
 mod signing;
+mod throttle;
 mod upstream;
 
 pub use server::{Gateway, RunError, StartError};

@@ -30,7 +30,7 @@ impl Delivered {
 }
 
 /// The words of the answers, as labels: a closed list, so that no request can make a series (pitfalls 3.5.4).
-const WORDS: [&str; 17] = [
+pub(crate) const WORDS: [&str; 17] = [
     "processed",
     "already_processed",
     "failed",

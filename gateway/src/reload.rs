@@ -1,6 +1,6 @@
 //! Reads secrets from files again when they change (G3, W5).
 
-use std::{error::Error as StdError, future::pending, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error as StdError, future::pending, sync::Arc, time::Duration};
 
 use oncegate_runtime::secret::{ReadError, Secret};
 use tokio::time::{MissedTickBehavior, interval};
@@ -10,7 +10,7 @@ use crate::route::Route;
 /// Looks at the files of `routes` every `pause`, for ever. A path is opened anew each time, since Kubernetes swaps a
 /// symbolic link. Content is compared and not times, which such a swap does not move reliably. A file that cannot be read,
 /// or is blank, leaves the old secrets in place and is reported once until it is mended.
-pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration) {
+pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration) -> Infallible {
     let mut files: Vec<Watched> = routes
         .iter()
         .filter(|route| route.secrets.path().is_some())

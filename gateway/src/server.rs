@@ -7,7 +7,7 @@ use http::{Method, Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
-    server::{self, Http1, Options, Protocol},
+    server::{self, AmbiguousFraming, Http1, Options, Protocol},
     shutdown::CancellationToken,
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -18,7 +18,7 @@ use crate::{
     config::{HttpLimits, Settings},
     delivery::Courier,
     health::Health,
-    ingest::Ingest,
+    ingest::{Ingest, refuse_unread},
     metrics::Metrics,
     reload,
     route::Route,
@@ -152,7 +152,7 @@ impl Gateway {
         };
         let deadline = tokio::select! {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
-            () = reload::watch(&front.routes, secret_reload) => unreachable!("files are watched for ever"),
+            never = reload::watch(&front.routes, secret_reload) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {
             0 => Ok(()),
@@ -174,23 +174,27 @@ struct Front {
 impl Front {
     async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<answer::Body>, Infallible> {
         let started = Instant::now();
-        let path = request.uri().path();
-        if path == HEALTH_PATH {
-            return Ok(match *request.method() {
-                Method::GET | Method::HEAD | Method::POST => self.health.page().await,
-                _ => Answer::MethodNotAllowed("GET, HEAD, POST").response(),
-            });
-        }
-        // A handful: comparing them all costs less than hashing one.
-        let answer = match self.routes.iter().find(|route| *route.path == *path) {
-            None => Answer::NotFound,
-            Some(_) if *request.method() != Method::POST => Answer::MethodNotAllowed("POST"),
-            Some(route) => {
-                let (parts, body) = request.into_parts();
-                match self.ingest.admit(route, parts, body, SystemTime::now()).await {
+        let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
+            // Whatever the path: where this request ends is a guess.
+            Answer::MalformedRequest
+        } else if request.uri().path() == HEALTH_PATH {
+            match *request.method() {
+                // Boxed, so that webhooks do not move room for it.
+                Method::GET | Method::HEAD | Method::POST => return Ok(Box::pin(self.health.page()).await),
+                _ => Answer::MethodNotAllowed("GET, HEAD, POST"),
+            }
+        } else {
+            let (parts, body) = request.into_parts();
+            // A handful: comparing them all costs less than hashing one.
+            match self.routes.iter().find(|route| *route.path == *parts.uri.path()) {
+                None => refuse_unread(Answer::NotFound, &parts.headers, body),
+                Some(_) if parts.method != Method::POST => {
+                    refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
+                }
+                Some(route) => match self.ingest.admit(route, parts, body, SystemTime::now()).await {
                     Ok(event) => self.courier.handle(event, started + self.answer_timeout).await,
                     Err(answer) => answer,
-                }
+                },
             }
         };
         let (status, word) = answer.status_and_word();

@@ -1,5 +1,7 @@
 //! The application behind the gateway: what is sent to it, and what its answer means (G5, G7).
 
+mod connect;
+
 use std::{
     error::Error as StdError,
     io,
@@ -8,10 +10,11 @@ use std::{
 };
 
 use bytes::Bytes;
+use connect::Connector;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::Full;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -44,7 +47,7 @@ const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("oncegate/", en
 
 /// The client.
 pub(crate) struct Upstream {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     limits: UpstreamLimits,
 }
 
@@ -115,7 +118,6 @@ impl Upstream {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(limits.connect_timeout));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         // Named instead of the process default: with two providers in the graph that would panic (pitfalls 3.6.1).
         let provider = aws_lc_rs::default_provider();
@@ -131,6 +133,7 @@ impl Upstream {
             builder.with_tls_config(config)
         };
         let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let connector = Connector::new(connector, limits.connect_timeout);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
@@ -247,7 +250,6 @@ fn retry_after(headers: &HeaderMap) -> Option<HeaderValue> {
 
 /// What a reply comes to by G5.
 pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcome {
-    let failed = |kind, error: String| Outcome::Failed { kind, error, code: None, pause: false, retry_after: None };
     let unclear = match policy.unclear {
         OnUnclear::Retryable => FailureKind::Retryable,
         OnUnclear::Unknown => FailureKind::Unknown,
@@ -272,8 +274,8 @@ pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcom
                 retry_after: retry_after.map(RetryAfter::Upstream),
             }
         }
-        Reply::NotSent => failed(FailureKind::Retryable, "upstream cannot be reached".to_owned()),
-        Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned()),
+        Reply::NotSent => nothing_sent("upstream cannot be reached"),
+        Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned(), false),
         Reply::TimedOut => {
             no_answer(unclear, format!("upstream did not answer in {}", humantime::format_duration(timeout)))
         }
@@ -281,9 +283,19 @@ pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcom
     }
 }
 
+/// The attempt has had no effect: the next one need not wait.
+pub(crate) fn nothing_sent(error: &str) -> Outcome {
+    failed(FailureKind::Retryable, error.to_owned(), false)
+}
+
+/// No status line came. `pause` until the lock would have ended?
+fn failed(kind: FailureKind, error: String, pause: bool) -> Outcome {
+    Outcome::Failed { kind, error, code: None, pause, retry_after: None }
+}
+
 /// The application may still be at work.
 fn no_answer(kind: FailureKind, error: String) -> Outcome {
-    Outcome::Failed { kind, error, code: None, pause: kind == FailureKind::Retryable, retry_after: None }
+    failed(kind, error, kind == FailureKind::Retryable)
 }
 
 #[cfg(test)]

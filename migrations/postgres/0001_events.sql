@@ -145,3 +145,7 @@ create table oncegate_meta (
 );
 -- System identifier and timeline that the tokens were last checked against. Filled in by the first connection.
 insert into oncegate_meta (key, value) values ('database_identity', '');
+-- What values in the cache are authenticated with (C3): whoever can write to Redis must not be able to make the service
+-- believe that a payment was processed. 244 random bits.
+insert into oncegate_meta (key, value)
+values ('cache_key', replace(gen_random_uuid()::text || gen_random_uuid()::text, '-', ''));

@@ -161,6 +161,16 @@ impl Source {
     }
 }
 
+/// Parses the path of a `NAME_FILE` setting; an empty one counts as not set, like a blank `NAME`. For clap's
+/// `value_parser`, whose own parser of paths refuses it.
+///
+/// # Errors
+///
+/// None.
+pub fn file(text: &str) -> Result<PathBuf, Infallible> {
+    Ok(PathBuf::from(text))
+}
+
 /// The comma-separated secrets in `text`, trimmed, without the blank ones.
 fn list(text: &str) -> Vec<Secret> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| Secret(part.into())).collect()

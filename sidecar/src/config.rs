@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use oncegate_runtime::{
-    config::{Checks, Problems, Span, duration},
+    config::{Checks, Problem, Problems, Span, byte_size, duration},
     secret::{SecretText, Source},
 };
 
-use crate::{coordinator::Limits, event::Micros};
+use crate::{
+    cache::{CacheSettings, RedisOptions},
+    coordinator::Limits,
+    event::Micros,
+};
 
 /// Options of the sidecar. Every one is also an environment variable.
 #[derive(clap::Args, Clone, Debug)]
@@ -35,6 +39,36 @@ pub struct Options {
     /// The embedded store's file, where no database is given. One process at a time.
     #[arg(long, env = "ONCEGATE_STORE", default_value = "./oncegate.db", value_name = "FILE")]
     pub store: PathBuf,
+
+    /// Redis, which makes duplicates cheap and can do nothing else: redis://[user:password@]host[:port][/database], rediss://
+    /// for TLS, redis-cluster://host:port?node=host:port, redis-sentinel://host:port?sentinelServiceName=name. Without
+    /// it, and without REDIS_HOST, none is used. The embedded store needs none.
+    #[arg(long, env = "REDIS_URL", value_name = "URL", hide_env_values = true)]
+    pub redis_url: Option<SecretText>,
+
+    /// A file that holds the URL of Redis.
+    #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE")]
+    pub redis_url_file: Option<PathBuf>,
+
+    /// Redis by its host, as the first version was configured.
+    #[arg(long, env = "REDIS_HOST", value_name = "HOST")]
+    pub redis_host: Option<String>,
+
+    /// The port that goes with REDIS_HOST.
+    #[arg(long, env = "REDIS_PORT", default_value_t = 6_379, value_name = "PORT")]
+    pub redis_port: u16,
+
+    /// The password that goes with REDIS_HOST.
+    #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
+    pub redis_password: Option<SecretText>,
+
+    /// A file that holds the password.
+    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE")]
+    pub redis_password_file: Option<PathBuf>,
+
+    /// The most memory that the process's own cache of completed events takes. 0B: none is cached.
+    #[arg(long, env = "CACHE_SIZE", default_value = "32MiB", value_parser = byte_size, value_name = "SIZE")]
+    pub cache_size: u64,
 
     /// Applies missing migrations to DATABASE_URL at start. The embedded store always does.
     #[arg(long, env = "ONCEGATE_MIGRATE")]
@@ -121,6 +155,8 @@ pub struct Settings {
     pub migrate: bool,
     /// Defaults for callers.
     pub policy: Policy,
+    /// The cache of completed events.
+    pub cache: CacheSettings,
     /// Bounds on calls.
     pub limits: Limits,
     /// How long calls under way may take after the signal to stop.
@@ -152,6 +188,13 @@ impl Options {
             Span(self.lock_duration),
             Span(Duration::from_secs(1))..=Span(Duration::from_secs(86_400)),
         );
+        let redis = checks
+            .take(redis(
+                (self.redis_url, self.redis_url_file),
+                (self.redis_host, self.redis_port),
+                (self.redis_password, self.redis_password_file),
+            ))
+            .flatten();
         let attempts_max = checks.take(cap("ATTEMPTS_MAX", self.attempts_max)).unwrap_or_default();
         let mut provider_attempts_max = BTreeMap::new();
         for entry in self.provider_attempts_max.iter().filter(|entry| !entry.trim().is_empty()) {
@@ -181,6 +224,10 @@ impl Options {
             checks.within(setting, value, 1..=1_000_000);
         }
         checks.finish()?;
+        let embedded = database.is_none();
+        if embedded && redis.is_some() {
+            tracing::warn!("the embedded store is used by one process and needs no redis: it is not used");
+        }
         Ok(Settings {
             listen: Some(self.sidecar_listen),
             store: database.map_or(Store::Embedded(self.store), Store::Postgres),
@@ -191,14 +238,45 @@ impl Options {
                 provider_attempts_max,
                 retention_min: self.retention_min,
             },
+            cache: CacheSettings {
+                memory_bytes_max: self.cache_size,
+                redis: if embedded { None } else { redis },
+                retention_min: self.retention_min,
+            },
             limits: Limits { calls_max: self.sidecar_calls_max, waiting_max: self.sidecar_waiting_max },
             drain: self.sidecar_drain,
         })
     }
 }
 
-fn cap(setting: &'static str, count: u32) -> Result<i32, oncegate_runtime::config::Problem> {
-    i32::try_from(count).map_err(|_| {
-        oncegate_runtime::config::Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX))
-    })
+/// A setting's value and the file that may hold it instead.
+type Given = (Option<SecretText>, Option<PathBuf>);
+
+fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<Option<RedisOptions>, Problem> {
+    let read = |setting: &'static str, source: Option<Source>| {
+        source
+            .map(|source| source.read_one())
+            .transpose()
+            .map_err(|error| Problem::new(format!("{setting}_FILE"), error.to_string()))
+    };
+    let url = read("REDIS_URL", Source::choose("REDIS_URL", url.0, url.1)?)?;
+    let password = read("REDIS_PASSWORD", Source::choose("REDIS_PASSWORD", password.0, password.1)?)?;
+    let host = server.0.filter(|host| !host.trim().is_empty());
+    match (url, host) {
+        (Some(_), Some(host)) => {
+            Err(Problem::new("REDIS_HOST", format!("{host} given, and REDIS_URL as well: keep one")))
+        }
+        (Some(url), None) => RedisOptions::from_url(url.expose())
+            .map(Some)
+            .map_err(|error| Problem::new("REDIS_URL", error.to_string())),
+        (None, Some(host)) => {
+            Ok(Some(RedisOptions::from_parts(&host, server.1, password.map(|p| p.expose().to_owned()))))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+fn cap(setting: &'static str, count: u32) -> Result<i32, Problem> {
+    i32::try_from(count)
+        .map_err(|_| Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)))
 }

@@ -1,5 +1,5 @@
-//! The coordinator: what a call goes through between the API and the ledger. It bounds the calls under way, and lets
-//! callers wait for the outcome of a running attempt. It grants nothing itself (S1).
+//! The coordinator: what a call goes through between the API and the ledger. It bounds the calls under way, answers plain
+//! duplicates from the cache, and lets callers wait for the outcome of a running attempt. It grants nothing itself (S1).
 
 mod waiters;
 
@@ -8,13 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    cache::{Cache, KeyDigest, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
     ledger::{
-        Error, EventHistory, Ledger,
+        Announcement, Error, EventHistory, Ledger,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     },
 };
@@ -39,9 +40,19 @@ impl Default for Limits {
     }
 }
 
+/// What CheckAndLock is answered with.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// By the ledger.
+    Decided(Claimed),
+    /// By the cache: a plain duplicate of a completed event.
+    Completed(Key, Completion),
+}
+
 /// See the module.
 pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
+    cache: Arc<Cache>,
     calls: Semaphore,
     waiters: Arc<Waiters>,
     /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
@@ -50,10 +61,11 @@ pub struct Coordinator {
 }
 
 impl Coordinator {
-    /// A coordinator over a ledger. Its net for waiters works until [`Coordinator::close`].
-    pub fn new(ledger: Arc<dyn Ledger>, limits: Limits) -> Arc<Coordinator> {
+    /// A coordinator over a ledger. What it runs in the background works until [`Coordinator::close`].
+    pub fn new(ledger: Arc<dyn Ledger>, cache: Cache, limits: Limits) -> Arc<Coordinator> {
         let coordinator = Arc::new(Coordinator {
             ledger,
+            cache: Arc::new(cache),
             calls: Semaphore::new(limits.calls_max),
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
             tasks: TaskTracker::new(),
@@ -61,6 +73,12 @@ impl Coordinator {
         });
         tokio::spawn(cast_net(
             coordinator.ledger.clone(),
+            coordinator.waiters.clone(),
+            coordinator.closing.clone(),
+        ));
+        tokio::spawn(heed(
+            coordinator.ledger.announcements(),
+            coordinator.cache.clone(),
             coordinator.waiters.clone(),
             coordinator.closing.clone(),
         ));
@@ -77,39 +95,52 @@ impl Coordinator {
     ///
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
-    pub async fn claim(&self, mut claim: Claim, wait: Duration) -> Result<Claimed, Error> {
+    pub async fn claim(&self, mut claim: Claim, wait: Duration) -> Result<Answer, Error> {
+        let (completion, ticket) = self.cache.look_up(&claim).await;
+        if let Some(completion) = completion {
+            self.ledger.count_duplicate(&claim.key);
+            return Ok(Answer::Completed(claim.key, completion));
+        }
         // A deadline on the monotonic clock; the ledger's clock is not ours to compare with (S5).
         let until = Instant::now() + wait;
         // Before asking, so that an outcome between the answer and the wait is not missed.
         let seat = if wait.is_zero() { None } else { self.waiters.enter(&claim.key) };
         let Some(seat) = seat else {
-            let _permit = self.admit()?;
-            return self.ledger.claim(claim).await;
+            let claimed = self.ask(claim).await?;
+            self.keep(&ticket, &claimed);
+            return Ok(Answer::Decided(claimed));
         };
         loop {
             let woken = seat.woken();
             let left = until.saturating_duration_since(Instant::now());
-            claim.waiting = !left.is_zero();
-            let answer = {
-                let _permit = self.admit()?;
-                self.ledger.claim(claim.clone()).await?
+            claim.waiting = !left.is_zero() && !self.closing.is_cancelled();
+            let claimed = self.ask(claim.clone()).await?;
+            let retry_after = match claimed.decision {
+                Decision::InProgress { retry_after } if claim.waiting => retry_after,
+                _ => {
+                    self.keep(&ticket, &claimed);
+                    return Ok(Answer::Decided(claimed));
+                }
             };
-            let Decision::InProgress { retry_after } = answer.decision else { return Ok(answer) };
-            if !claim.waiting {
-                return Ok(answer);
-            }
-            seat.saw(&answer.event);
+            seat.saw(&claimed.event);
             // The lock's expiry and the end of a pause are known times; an outcome wakes us.
-            let pause = retry_after.to_std().max(Duration::from_millis(1)).min(left);
+            let pause = retry_after.to_std().clamp(Duration::from_millis(1), left.max(Duration::from_millis(1)));
             tokio::select! {
                 () = woken => {}
                 () = tokio::time::sleep(pause) => {}
-                () = self.closing.cancelled() => {
-                    claim.waiting = false;
-                    let _permit = self.admit()?;
-                    return self.ledger.claim(claim).await;
-                }
+                () = self.closing.cancelled() => {}
             }
+        }
+    }
+
+    async fn ask(&self, claim: Claim) -> Result<Claimed, Error> {
+        let _permit = self.admit()?;
+        self.ledger.claim(claim).await
+    }
+
+    fn keep(&self, ticket: &crate::cache::Ticket, claimed: &Claimed) {
+        if claimed.decision == Decision::AlreadyCompleted {
+            self.cache.fill(ticket, &claimed.event, claimed.now);
         }
     }
 
@@ -119,11 +150,25 @@ impl Coordinator {
     /// As the ledger's, and [`Error::Overloaded`].
     pub async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
         let _permit = self.admit()?;
-        let (ledger, waiters, key) = (self.ledger.clone(), self.waiters.clone(), mark.key.clone());
+        let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
         // A task of its own: whoever waits for the outcome is woken though the caller has gone away.
         let task = self.tasks.spawn(async move {
+            let key = mark.key.clone();
+            let ticket = cache.ticket();
             let answer = ledger.mark(mark).await;
-            waiters.wake(&key);
+            // Also after an error: it may have happened.
+            waiters.wake(&KeyDigest::of(&key));
+            if let Ok(marked) = &answer
+                && !marked.repeated
+            {
+                // After the commit was acknowledged (C2), and just then: its age is nothing.
+                cache.fill(&ticket, &marked.event, marked.event.update_time);
+                ledger.announce(Announcement {
+                    digest: KeyDigest::of(&key),
+                    fencing_token: marked.event.fencing_token,
+                    resolved: false,
+                });
+            }
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))
@@ -144,13 +189,27 @@ impl Coordinator {
     /// As the ledger's, and [`Error::Overloaded`].
     pub async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
         let _permit = self.admit()?;
-        let (ledger, waiters, key) = (self.ledger.clone(), self.waiters.clone(), resolve.key.clone());
+        let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
         let task = self.tasks.spawn(async move {
+            let key = resolve.key.clone();
             let answer = ledger.resolve(resolve).await;
-            waiters.wake(&key);
+            if let Ok(event) = &answer {
+                cache.bury(event);
+                ledger.announce(Announcement {
+                    digest: KeyDigest::of(&key),
+                    fencing_token: event.fencing_token,
+                    resolved: true,
+                });
+            }
+            waiters.wake(&KeyDigest::of(&key));
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+
+    /// What the cache has done so far.
+    pub fn cache_stats(&self) -> Arc<CacheStats> {
+        self.cache.stats()
     }
 
     /// History of one event.
@@ -207,6 +266,7 @@ impl Coordinator {
         self.tasks.close();
         self.tasks.wait().await;
         self.ledger.close().await;
+        self.cache.close().await;
     }
 
     /// Lets callers that wait for an outcome go, with what is known now: the first step of a drain.
@@ -231,8 +291,34 @@ async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: Cance
         // An unreachable ledger is told by the callers' own next ask.
         if let Ok(found) = ledger.peek(keys).await {
             for (key, state, fencing_token) in found {
-                waiters.compare(&key, state, fencing_token);
+                waiters.compare(&KeyDigest::of(&key), state, fencing_token);
             }
+        }
+    }
+}
+
+/// Wakes those who wait for what another process has changed, and drops what is cached of it.
+async fn heed(
+    mut announcements: broadcast::Receiver<Announcement>,
+    cache: Arc<Cache>,
+    waiters: Arc<Waiters>,
+    closing: CancellationToken,
+) {
+    loop {
+        let announcement = tokio::select! {
+            announcement = announcements.recv() => announcement,
+            () = closing.cancelled() => return,
+        };
+        match announcement {
+            Ok(announcement) => {
+                if announcement.resolved {
+                    cache.void(announcement.digest, announcement.fencing_token);
+                }
+                waiters.wake(&announcement.digest);
+            }
+            // Too many at once: the net finds what was missed; what is cached must not outlive a missed resolution.
+            Err(broadcast::error::RecvError::Lagged(_)) => cache.clear(),
+            Err(broadcast::error::RecvError::Closed) => return,
         }
     }
 }

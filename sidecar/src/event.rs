@@ -351,6 +351,8 @@ pub struct Claimed {
     pub event: Event,
     /// The call came with another payload digest than the event's latest attempt: counted, never refused.
     pub payload_changed: bool,
+    /// The database's clock when it answered.
+    pub now: Time,
 }
 
 /// What MarkCompleted and MarkFailed are answered with.

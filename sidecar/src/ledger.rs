@@ -6,12 +6,16 @@ pub mod queue;
 pub mod sqlite;
 pub mod tally;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use tokio::sync::{broadcast, watch};
 
-use crate::event::{
+use crate::{
+    cache::KeyDigest,
+    event::{
     Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution, Resolve, State, Time,
+},
 };
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
 
@@ -68,10 +72,50 @@ pub trait Ledger: Send + Sync + 'static {
     /// One bounded step of Cleanup: deletes (or counts) within the next `batch_size` rows after the cursor that
     /// `progress` holds, adds to its totals, and says by `progress.done` whether that was all.
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error>;
+    /// A call was answered with anything but the lock without the ledger having been asked: it is counted all the same.
+    fn count_duplicate(&self, key: &Key);
+    /// What the ledger's connection stands on; None while it is down (C6).
+    fn standing(&self) -> watch::Receiver<Option<Standing>>;
+    /// Tells other processes on the same ledger that an event has changed, some time soon. Losing it costs them one
+    /// interval of their net (L9).
+    fn announce(&self, announcement: Announcement);
+    /// What other processes announce.
+    fn announcements(&self) -> broadcast::Receiver<Announcement>;
     /// Whether the ledger answers. Used by readiness; bounded by the ledger's own time-outs.
     async fn check(&self) -> Result<(), Error>;
     /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.
     async fn close(&self);
+}
+
+/// What the ledger's connection stands on: what caches are keyed by.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// The database and its timeline: another one after a restore or a promotion (C3).
+    pub identity: Arc<str>,
+    /// Counts the connections: another one means that anything may have happened in between.
+    pub generation: u64,
+    /// The secret that cached values are authenticated with (C3).
+    pub cache_key: Arc<[u8]>,
+}
+
+impl std::fmt::Debug for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Standing")
+            .field("identity", &self.identity)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An event has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// Which.
+    pub digest: KeyDigest,
+    /// Its token then.
+    pub fencing_token: i64,
+    /// An operator decided on it: what is cached of it up to this token is void.
+    pub resolved: bool,
 }
 
 /// One event with all that was done on it.

@@ -3,6 +3,7 @@
 //! Inside, arrows point one way: `grpc, maintenance → coordinator → ledger → event`. `event` is the domain and knows no
 //! I/O; `ledger` decides (S1); nothing above it grants anything.
 
+pub mod cache;
 pub mod config;
 pub mod coordinator;
 pub mod event;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    cache::{Cache, RedisUrlError},
     config::{Settings, Store},
     coordinator::Coordinator,
     ledger::{
@@ -49,6 +51,9 @@ pub enum StartError {
     /// The database cannot be used.
     #[error("the Postgres ledger cannot be opened (DATABASE_URL)")]
     Postgres(#[source] postgres::OpenError),
+    /// The URL of Redis is none.
+    #[error("REDIS_URL {0}")]
+    Redis(#[source] RedisUrlError),
     /// The embedded store cannot be used.
     #[error("the embedded store {} cannot be opened", path.display())]
     Embedded {
@@ -86,7 +91,8 @@ impl Sidecar {
             None => None,
         };
         let ledger = open(&settings).await?;
-        let coordinator = Coordinator::new(ledger, settings.limits);
+        let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
+        let coordinator = Coordinator::new(ledger, cache, settings.limits);
         let (service, health) = grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()));
         Ok(Sidecar { service, health, coordinator, listener, settings })
     }

@@ -120,3 +120,39 @@ fn problems(steps: &[Step]) -> Vec<String> {
     }
     problems
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(status: u16, answer: &str, tokens: &[&str]) -> Step {
+        let deliveries = tokens
+            .iter()
+            .map(|token| Delivery {
+                provider: "stripe".into(),
+                event_id: "evt_1".into(),
+                event_type: "a.b".into(),
+                attempt: "1".into(),
+                fencing_token: (*token).to_owned(),
+            })
+            .collect();
+        let event = Event { fencing_token: 7, attempt_count: 1, state: State::Completed.into(), ..Default::default() };
+        Step { status, answer: answer.into(), deliveries, event }
+    }
+
+    #[test]
+    fn only_one_delivery_and_one_duplicate_are_as_it_should_be() {
+        let first = || step(200, "processed", &["7"]);
+        assert_eq!(problems(&[first(), step(200, "already_processed", &[])]), [""; 0]);
+        for wrong in [
+            [first(), step(200, "already_processed", &["7"])],
+            [first(), step(200, "processed", &[])],
+            [first(), step(409, "in_progress", &[])],
+            [step(200, "processed", &[]), step(200, "already_processed", &[])],
+            [step(200, "processed", &["6"]), step(200, "already_processed", &[])],
+            [step(500, "failed", &["7"]), step(200, "already_processed", &[])],
+        ] {
+            assert_eq!(problems(&wrong).len(), 1, "{wrong:?}");
+        }
+    }
+}

@@ -10,6 +10,7 @@ use oncegate_api::{
 use oncegate_e2e::eventually;
 use oncegate_sidecar::{
     Sidecar,
+    cache::CacheSettings,
     config::{Policy, Settings, Store},
     coordinator::Limits,
 };
@@ -41,7 +42,8 @@ impl Served {
         let store = match &ledger {
             Ledger::Sqlite => Store::Embedded(directory.path().join("oncegate.db")),
             Ledger::Postgres(database) => {
-                let source = oncegate_runtime::secret::Source::choose("DATABASE_URL", Some(database.url().parse()?), None);
+                let source =
+                    oncegate_runtime::secret::Source::choose("DATABASE_URL", Some(database.url().parse()?), None);
                 Store::Postgres(source.map_err(|problem| anyhow::anyhow!("{problem}"))?.context("a URL")?)
             }
         };
@@ -50,6 +52,7 @@ impl Served {
             store,
             migrate: false,
             policy: Policy::default(),
+            cache: CacheSettings::default(),
             limits,
             drain: Duration::from_secs(5),
         };
@@ -80,11 +83,7 @@ impl Served {
         let request = v1::MarkCompletedRequest {
             key: key(event_id),
             fencing_token,
-            result: Some(v1::Result {
-                code: 200,
-                body: b"done".as_slice().into(),
-                content_type: "text/plain".into(),
-            }),
+            result: Some(v1::Result { code: 200, body: b"done".as_slice().into(), content_type: "text/plain".into() }),
             ..Default::default()
         };
         Ok(self.client().mark_completed(request).await?.into_inner())
@@ -305,8 +304,7 @@ async fn one_waiting_caller_gets_the_lock_when_the_attempt_fails(ledger: Ledger)
         waiters.push(waiting(&served, "evt_1").await);
     }
     served.claim(claim("evt_1")).await?;
-    let failed =
-        v1::MarkFailedRequest { key: key("evt_1"), fencing_token: lock.fencing_token, ..Default::default() };
+    let failed = v1::MarkFailedRequest { key: key("evt_1"), fencing_token: lock.fencing_token, ..Default::default() };
     served.client().mark_failed(failed).await?;
     let mut tokens = Vec::new();
     // The others learn the outcome of whoever got the lock.
@@ -394,11 +392,8 @@ async fn cleanup_streams_totals_and_spares_what_is_young(ledger: Ledger) -> Resu
     let lock = served.lock("evt_1").await?;
     served.complete("evt_1", lock.fencing_token).await?;
     for dry_run in [true, false] {
-        let mut stream = served
-            .client()
-            .cleanup(v1::CleanupRequest { dry_run, ..Default::default() })
-            .await?
-            .into_inner();
+        let mut stream =
+            served.client().cleanup(v1::CleanupRequest { dry_run, ..Default::default() }).await?.into_inner();
         let mut last = None;
         while let Some(message) = stream.message().await? {
             last = Some(message);

@@ -6,6 +6,7 @@ mod commands;
 mod dev;
 mod end_to_end;
 mod harness;
+mod ledger;
 mod outage;
 mod python_client;
 mod setup;

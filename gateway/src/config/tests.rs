@@ -30,8 +30,12 @@ fn the_defaults_with_an_application_and_a_secret_are_usable() {
 #[test]
 fn without_an_application_or_a_secret_it_does_not_start_and_says_both() {
     assert_eq!(complaints(Options::default()), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
-    let blank =
-        Options { upstream_url: Some(" ".into()), stripe_webhook_secret: Some(" , ".into()), ..Options::default() };
+    let blank = Options {
+        upstream_url: Some(" ".into()),
+        stripe_webhook_secret_file: Some("".into()),
+        stripe_webhook_secret: Some(" , ".into()),
+        ..Options::default()
+    };
     assert_eq!(complaints(blank), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
 }
 

@@ -103,6 +103,6 @@ pub(crate) async fn send(gateway: SocketAddr, bytes: impl AsRef<[u8]>) -> Answer
 }
 
 /// Sends the signed webhook of an event.
-pub(crate) async fn deliver(gateway: SocketAddr, id: &str) -> Answer {
-    send(gateway, webhook(&event(id))).await
+pub(crate) fn deliver(gateway: SocketAddr, id: &str) -> impl Future<Output = Answer> + use<> {
+    send(gateway, webhook(&event(id)))
 }

@@ -156,6 +156,16 @@ async fn g5_a_reset_after_sending_is_retryable_or_unknown() {
     }
 }
 
+#[tokio::test]
+async fn a_connection_that_went_stale_in_the_pool_costs_no_attempt() {
+    let url = application::that_closes_quietly().await;
+    let harness = Harness::with(|options| Options { upstream_url: Some(url), ..options }).await;
+    for _ in 0..5 {
+        assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    }
+    assert!(harness.sidecar.failures().is_empty());
+}
+
 fn with_short_timeout(options: Options) -> Options {
     Options {
         upstream_timeout: Duration::from_millis(200),
@@ -274,6 +284,22 @@ async fn g9_a_mark_is_repeated_until_it_is_answered_and_only_then_is_it_a_succes
     assert_said(&harness.deliver("evt_1").await, 500, "failed", None);
     assert_eq!(harness.sidecar.failures().len(), 2);
     assert_eq!(harness.metric("oncegate_gateway_marks_repeated_total"), 4);
+}
+
+#[tokio::test]
+async fn a_body_gives_its_share_of_the_budget_back_before_the_mark() {
+    let harness = Harness::start().await;
+    let left = || harness.metric("oncegate_gateway_body_budget_left_kibibytes");
+    let whole = left();
+    harness.application.reply(Reply::Held);
+    let provider = tokio::spawn(crate::client::deliver(harness.address, "evt_1"));
+    harness.application.arrived(1).await;
+    assert_eq!(left(), whole - 1);
+    harness.sidecar.mark(Scripted::Hang);
+    harness.application.release();
+    harness.sidecar.until(|calls| matches!(calls, [Call::Claim(..), Call::Completed(_)])).await;
+    assert_eq!(left(), whole);
+    assert_said(&provider.await.unwrap(), 200, "processed", None);
 }
 
 #[tokio::test]

@@ -225,7 +225,7 @@ async fn too_many_deliveries_are_refused_before_the_lock() {
     let harness = Harness::with(|options| Options { gateway_deliveries_max: 1, ..options }).await;
     harness.application.reply(Reply::Held);
     let address = harness.address;
-    let held = tokio::spawn(async move { crate::client::deliver(address, "evt_1").await });
+    let held = tokio::spawn(crate::client::deliver(address, "evt_1"));
     harness.application.arrived(1).await;
     let refused = harness.deliver("evt_2").await;
     assert_eq!(refused.said(), (503, r#"{"status":"overloaded"}"#));

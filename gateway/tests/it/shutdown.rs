@@ -25,7 +25,7 @@ async fn g9_deliveries_under_way_finish_and_are_marked() {
     let harness = Harness::start().await;
     harness.application.reply(Reply::Held);
     let address = harness.address;
-    let provider = tokio::spawn(async move { deliver(address, "evt_1").await });
+    let provider = tokio::spawn(deliver(address, "evt_1"));
     harness.application.arrived(1).await;
     harness.shutdown.cancel();
     timeout(PATIENCE, async { while TcpStream::connect(address).await.is_ok() {} })
@@ -52,7 +52,7 @@ async fn g9_what_outlasts_the_drain_is_marked_as_timed_out() {
     let harness = Harness::with(with_short_drain).await;
     harness.application.reply(Reply::Never);
     let address = harness.address;
-    let pending = tokio::spawn(async move { deliver(address, "evt_1").await });
+    let pending = tokio::spawn(deliver(address, "evt_1"));
     harness.application.arrived(1).await;
     harness.shutdown.cancel();
     let sidecar = harness.sidecar.clone();
@@ -71,7 +71,7 @@ async fn what_cannot_be_marked_before_the_end_is_reported() {
         harness.sidecar.mark(Scripted::Hang);
     }
     let address = harness.address;
-    let pending = tokio::spawn(async move { deliver(address, "evt_1").await });
+    let pending = tokio::spawn(deliver(address, "evt_1"));
     harness.sidecar.until(|calls| calls.len() == 2).await;
     harness.shutdown.cancel();
     assert_eq!(harness.ended().await, Err(RunError::Unfinished { deliveries: 1 }));

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use http::{Request, header::TRANSFER_ENCODING};
+use http::{
+    Request,
+    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use hyper::service::Service;
 
 use super::watched::Seen;
@@ -35,10 +38,15 @@ where
     type Future = S::Future;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
-        // Taken for every request, so that it says something about this one.
-        let content_length = self.seen.take_content_length();
-        if content_length && request.headers().contains_key(TRANSFER_ENCODING) {
-            request.extensions_mut().insert(AmbiguousFraming);
+        // Of several requests in one piece (pipelining), each accounts for its own line, so that an earlier one cannot
+        // hide what a later one does. A chunked one before others may be refused for theirs; nobody sends that.
+        let headers = request.headers();
+        if headers.contains_key(TRANSFER_ENCODING) {
+            if self.seen.take_content_lengths() {
+                request.extensions_mut().insert(AmbiguousFraming);
+            }
+        } else if headers.contains_key(CONTENT_LENGTH) {
+            self.seen.account_for_content_length();
         }
         self.service.call(request)
     }

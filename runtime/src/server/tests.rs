@@ -174,6 +174,15 @@ async fn both_lengths_are_marked_in_either_order_and_nothing_else_is() {
         let answer = exchange(&mut stream, &format!("POST / HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
     }
+    // An earlier request in the same piece hides nothing.
+    let mut stream = connect(&running).await;
+    let hidden = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi\
+                  POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\
+                  transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+    stream.write_all(hidden.as_bytes()).await.unwrap();
+    let mut answers = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answers)).await.unwrap().unwrap();
+    assert!(answers.starts_with("HTTP/1.1 200") && answers.contains("HTTP/1.1 400"), "{answers}");
     let mut stream = connect(&running).await;
     stream.write_all(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nhi").await.unwrap();
     let mut answer = String::new();

@@ -3,7 +3,7 @@
 use std::{
     io,
     pin::Pin,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
     task::{Context, Poll},
 };
 
@@ -13,7 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     bytes: AtomicUsize,
-    content_length: AtomicBool,
+    /// `Content-Length` lines that no request has accounted for yet.
+    content_lengths: AtomicUsize,
 }
 
 impl Seen {
@@ -22,9 +23,14 @@ impl Seen {
         self.bytes.load(Relaxed)
     }
 
-    /// Whether a `Content-Length` line was received since the last call.
-    pub(super) fn take_content_length(&self) -> bool {
-        self.content_length.swap(false, Relaxed)
+    /// A request that shows one `Content-Length` accounts for one line.
+    pub(super) fn account_for_content_length(&self) {
+        self.content_lengths.store(self.content_lengths.load(Relaxed).saturating_sub(1), Relaxed);
+    }
+
+    /// Whether there are lines that no request has accounted for. Forgets them.
+    pub(super) fn take_content_lengths(&self) -> bool {
+        self.content_lengths.swap(0, Relaxed) > 0
     }
 }
 
@@ -61,26 +67,28 @@ struct LineScan {
 const LINE: &[u8] = b"\ncontent-length:";
 
 impl LineScan {
-    fn find(&mut self, mut piece: &[u8]) -> bool {
+    /// How many such lines end in `piece`.
+    fn count(&mut self, mut piece: &[u8]) -> usize {
+        let mut found = 0;
         loop {
             if self.matched == 0 {
-                let Some(newline) = memchr::memchr(LINE[0], piece) else { return false };
+                let Some(newline) = memchr::memchr(LINE[0], piece) else { return found };
                 piece = &piece[newline + 1..];
                 self.matched = 1;
             }
-            while let Some((&byte, rest)) = piece.split_first() {
+            while let Some((byte, rest)) = piece.split_first() {
                 if byte.to_ascii_lowercase() != LINE[self.matched] {
                     break;
                 }
                 piece = rest;
                 self.matched += 1;
                 if self.matched == LINE.len() {
-                    self.matched = 0;
-                    return true;
+                    found += 1;
+                    break;
                 }
             }
-            if piece.is_empty() {
-                return false;
+            if piece.is_empty() && self.matched < LINE.len() {
+                return found;
             }
             self.matched = 0;
         }
@@ -95,10 +103,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         let piece = &buf.filled()[before..];
         if !piece.is_empty() {
             this.seen.bytes.store(this.seen.bytes().saturating_add(piece.len()), Relaxed);
-            if let Some(scan) = &mut this.scan
-                && scan.find(piece)
-            {
-                this.seen.content_length.store(true, Relaxed);
+            if let Some(scan) = &mut this.scan {
+                let lines = this.seen.content_lengths.load(Relaxed).saturating_add(scan.count(piece));
+                this.seen.content_lengths.store(lines, Relaxed);
             }
         }
         polled
@@ -136,19 +143,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_content_length_line_is_found_however_it_is_cut() {
-        let head = b"POST / HTTP/1.1\r\nHost: x\r\n\ncontent\nConTent-Length: 3\r\n\r\nabc";
-        for cut in 0..head.len() {
+    fn content_length_lines_are_counted_however_they_are_cut() {
+        let head = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\ncontent\nConTent-Length:\ncontent-length: 3\r\n\r\nabc";
+        for cut in 0..=head.len() {
             let mut scan = LineScan::default();
-            let found = scan.find(&head[..cut]) | scan.find(&head[cut..]);
-            assert!(found, "cut at {cut}");
+            assert_eq!(scan.count(&head[..cut]) + scan.count(&head[cut..]), 3, "cut at {cut}");
         }
         let mut scan = LineScan::default();
-        assert!(head.iter().any(|byte| scan.find(std::slice::from_ref(byte))));
+        assert_eq!(head.iter().map(|byte| scan.count(std::slice::from_ref(byte))).sum::<usize>(), 3);
     }
 
     #[test]
-    fn other_lines_are_not_found() {
+    fn other_lines_are_not_counted() {
         for text in [
             "POST / HTTP/1.1\r\nX-Content-Length: 3\r\n\r\n",
             "content-length: 3",
@@ -157,7 +163,7 @@ mod tests {
             "\n\"content-length\": 3",
             "",
         ] {
-            assert!(!LineScan::default().find(text.as_bytes()), "{text:?}");
+            assert_eq!(LineScan::default().count(text.as_bytes()), 0, "{text:?}");
         }
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-use crate::event::{Event, Key, State};
+use crate::{
+    cache::KeyDigest,
+    event::{Event, Key, State},
+};
 
 pub(super) struct Waiters {
     events: Mutex<Events>,
@@ -17,13 +20,14 @@ pub(super) struct Waiters {
 
 #[derive(Default)]
 struct Events {
-    by_key: HashMap<Key, Waited>,
+    by_digest: HashMap<KeyDigest, Waited>,
     /// Over all events.
     waiting: usize,
 }
 
 /// An event that somebody waits for.
 struct Waited {
+    key: Key,
     changed: Arc<Notify>,
     count: usize,
     /// What the waiters know of it: the net compares with it.
@@ -42,30 +46,37 @@ impl Waiters {
             return None;
         }
         events.waiting += 1;
-        let waited = events.by_key.entry(key.clone()).or_insert_with(|| Waited {
+        let digest = KeyDigest::of(key);
+        let waited = events.by_digest.entry(digest).or_insert_with(|| Waited {
+            key: key.clone(),
             changed: Arc::new(Notify::new()),
             count: 0,
             seen: None,
         });
         waited.count += 1;
-        Some(Seat { waiters: self.clone(), key: key.clone(), changed: waited.changed.clone() })
+        Some(Seat { waiters: self.clone(), digest, changed: waited.changed.clone() })
     }
 
     /// Something has happened to the event.
-    pub(super) fn wake(&self, key: &Key) {
-        if let Some(waited) = self.lock().by_key.get(key) {
+    pub(super) fn wake(&self, digest: &KeyDigest) {
+        if let Some(waited) = self.lock().by_digest.get(digest) {
             waited.changed.notify_waiters();
         }
     }
 
     /// What is waited for and was seen running.
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.lock().by_key.iter().filter(|(_, waited)| waited.seen.is_some()).map(|(key, _)| key.clone()).collect()
+        self.lock()
+            .by_digest
+            .values()
+            .filter(|waited| waited.seen.is_some())
+            .map(|waited| waited.key.clone())
+            .collect()
     }
 
     /// Wakes the waiters of an event that is not as they saw it.
-    pub(super) fn compare(&self, key: &Key, state: State, fencing_token: i64) {
-        if let Some(waited) = self.lock().by_key.get(key)
+    pub(super) fn compare(&self, digest: &KeyDigest, state: State, fencing_token: i64) {
+        if let Some(waited) = self.lock().by_digest.get(digest)
             && waited.seen.is_some_and(|seen| seen != (state, fencing_token))
         {
             waited.changed.notify_waiters();
@@ -81,7 +92,7 @@ impl Waiters {
 /// A caller's place among the waiters.
 pub(super) struct Seat {
     waiters: Arc<Waiters>,
-    key: Key,
+    digest: KeyDigest,
     changed: Arc<Notify>,
 }
 
@@ -94,7 +105,7 @@ impl Seat {
 
     /// Tells what the caller knows of the event.
     pub(super) fn saw(&self, event: &Event) {
-        if let Some(waited) = self.waiters.lock().by_key.get_mut(&self.key) {
+        if let Some(waited) = self.waiters.lock().by_digest.get_mut(&self.digest) {
             waited.seen = Some((event.state, event.fencing_token));
         }
     }
@@ -104,10 +115,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut events = self.waiters.lock();
         events.waiting -= 1;
-        if let Some(waited) = events.by_key.get_mut(&self.key) {
+        if let Some(waited) = events.by_digest.get_mut(&self.digest) {
             waited.count -= 1;
             if waited.count == 0 {
-                events.by_key.remove(&self.key);
+                events.by_digest.remove(&self.digest);
             }
         }
     }

@@ -6,6 +6,7 @@ use prost_types::{Duration, ListValue, Struct, Timestamp, Value, value::Kind};
 use serde_json::{Map, Number};
 
 use crate::{
+    cache::entry::Completion,
     event::{
         Attempt, Claimed, Decision, Digest, Event, Key, Lock, Micros, Outcome, Resolution, State, StoredResult, Time,
         metadata,
@@ -147,6 +148,26 @@ pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
 /// An event of a listing, without its attempts.
 pub(super) fn listed(of: Event) -> v1::EventHistory {
     event_history(EventHistory { event: of, attempts: Vec::new(), resolutions: Vec::new() })
+}
+
+/// A duplicate's answer from the cache: what the contract says is set, and no more.
+pub(super) fn completed(of: Key, completion: Completion) -> v1::CheckAndLockResponse {
+    let result = completion.result.map(result);
+    v1::CheckAndLockResponse {
+        decision: v1::Decision::AlreadyCompleted.into(),
+        lock: None,
+        event: Some(v1::Event {
+            key: Some(key(of)),
+            state: v1::State::Completed.into(),
+            attempt_count: completion.attempt_count,
+            fencing_token: completion.fencing_token,
+            end_time: Some(timestamp(completion.end_time)),
+            result: result.clone(),
+            ..v1::Event::default()
+        }),
+        result,
+        retry_after: None,
+    }
 }
 
 pub(super) fn claimed(claimed: Claimed) -> v1::CheckAndLockResponse {

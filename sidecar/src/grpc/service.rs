@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{convert, page_token, validate};
 use crate::{
     config::Policy,
-    coordinator::Coordinator,
+    coordinator::{Answer, Coordinator},
     event::Refusal,
     ledger::{
         Error,
@@ -46,7 +46,10 @@ impl IdempotencyService for Api {
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
         let (claim, wait) = validate::check_and_lock(request.into_inner(), &self.policy)?;
-        let claimed = self.coordinator.claim(claim, wait).await?;
+        let claimed = match self.coordinator.claim(claim, wait).await? {
+            Answer::Decided(claimed) => claimed,
+            Answer::Completed(key, completion) => return Ok(Response::new(convert::completed(key, completion))),
+        };
         if claimed.payload_changed {
             tracing::info!(
                 provider = claimed.event.key.provider,

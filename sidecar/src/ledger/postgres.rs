@@ -8,6 +8,7 @@ mod connect;
 mod failure;
 mod hot;
 pub mod migrate;
+mod notify;
 mod read;
 mod row;
 mod statement;
@@ -17,15 +18,16 @@ use std::{str::FromStr as _, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 pub use connect::{ConnectError, Node};
 
-use self::{read::Reader, statement::Link, writer::Writer};
+use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
 use super::{
-    Error, EventHistory, Ledger,
+    Announcement, Error, EventHistory, Ledger, Standing,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
+    tally::Tally,
 };
 use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time};
 
@@ -65,6 +67,9 @@ pub enum OpenError {
 pub struct PostgresLedger {
     queue: Queue,
     reader: Reader,
+    notifier: Notifier,
+    tally: Tally,
+    standing: watch::Receiver<Option<Standing>>,
     node: watch::Receiver<Option<Node>>,
 }
 
@@ -86,10 +91,13 @@ impl PostgresLedger {
             "the ledger is connected"
         );
         let (queue, ops) = Queue::bounded(settings.queue_max);
-        let (node_sender, node) = watch::channel(Some(node));
-        let link = Link::new(options.clone().application_name("oncegate-writer"), connection, slot, node_sender);
-        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1)).run());
-        Ok(PostgresLedger { queue, reader: Reader::new(options), node })
+        let tally = Tally::default();
+        let opened = (connection, node, slot);
+        let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened);
+        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone()).run());
+        let reader = Reader::new(options);
+        let notifier = Notifier::start(reader.pool());
+        Ok(PostgresLedger { queue, reader, notifier, tally, node, standing })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -150,6 +158,22 @@ impl Ledger for PostgresLedger {
         self.reader.cleanup_step(scope, progress).await
     }
 
+    fn count_duplicate(&self, key: &Key) {
+        self.tally.duplicate(key);
+    }
+
+    fn standing(&self) -> watch::Receiver<Option<Standing>> {
+        self.standing.clone()
+    }
+
+    fn announce(&self, announcement: Announcement) {
+        self.notifier.announce(announcement);
+    }
+
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+        self.notifier.subscribe()
+    }
+
     async fn check(&self) -> Result<(), Error> {
         if self.node.borrow().is_none() {
             // Somebody has to try: a writer without calls does not connect by itself.
@@ -160,6 +184,7 @@ impl Ledger for PostgresLedger {
 
     async fn close(&self) {
         self.queue.close().await;
+        self.notifier.close();
         self.reader.close().await;
     }
 }

@@ -27,10 +27,11 @@ use std::{
 use async_trait::async_trait;
 use rusqlite::{Connection, OpenFlags};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 pub use self::migrate::Migrated;
 use self::{
@@ -40,7 +41,7 @@ use self::{
     writer::{CleanupStep, Writer},
 };
 use super::{
-    Error, EventHistory, Ledger,
+    Announcement, Error, EventHistory, Ledger, Standing,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue, Reply},
     tally::Tally,
@@ -87,13 +88,7 @@ pub struct SqliteSettings {
 
 impl Default for SqliteSettings {
     fn default() -> Self {
-        Self {
-            migrate: false,
-            queue_max: 4_096,
-            batch_max: 512,
-            readers_max: 2,
-            busy_timeout: Duration::from_secs(1),
-        }
+        Self { migrate: false, queue_max: 4_096, batch_max: 512, readers_max: 2, busy_timeout: Duration::from_secs(1) }
     }
 }
 
@@ -184,6 +179,9 @@ pub struct SqliteLedger {
     readers: Arc<Readers>,
     clock: Arc<Clock>,
     writer: JoinHandle<()>,
+    tally: Tally,
+    standing: watch::Sender<Option<Standing>>,
+    announcements: broadcast::Sender<Announcement>,
     // It holds the queue open until it is dropped.
     _ticker: AbortOnDropHandle<()>,
 }
@@ -201,9 +199,9 @@ impl SqliteLedger {
     pub fn open(path: &Path, settings: &SqliteSettings) -> Result<SqliteLedger, OpenError> {
         let database = Database::open(path, settings.migrate, settings.busy_timeout)?;
         let clock = Arc::new(Clock::from(database.clock_time));
-        let readers =
-            Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
+        let readers = Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
         let (queue, ops) = Queue::bounded(settings.queue_max.max(1));
+        let tally = Tally::default();
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
         let writer = Writer {
@@ -212,7 +210,7 @@ impl SqliteLedger {
             // tells. No ledger issues a million tokens a second for long, so that now is ahead of all it ever did.
             token: database.fencing_token.max(clock.now().0),
             conn: database.conn,
-            tally: Tally::default(),
+            tally: tally.clone(),
             batch_max: settings.batch_max.max(1),
             ops,
             cleanups: cleanup_steps,
@@ -224,7 +222,23 @@ impl SqliteLedger {
             .map_err(OpenError::Thread)?;
         let ticker = AbortOnDropHandle::new(tokio::spawn(tick(queue.clone())));
         tracing::info!(path = %database.path.display(), "the embedded ledger is open");
-        Ok(SqliteLedger { queue, cleanups, readers, clock, writer, _ticker: ticker })
+        // Nobody else works on the file, so whatever is cached is of this opening, and dies with it.
+        let standing = Standing {
+            identity: format!("sqlite:{}", Uuid::new_v4().simple()).into(),
+            generation: 1,
+            cache_key: Uuid::new_v4().as_bytes().as_slice().into(),
+        };
+        Ok(SqliteLedger {
+            queue,
+            cleanups,
+            readers,
+            clock,
+            writer,
+            tally,
+            standing: watch::Sender::new(Some(standing)),
+            announcements: broadcast::Sender::new(1),
+            _ticker: ticker,
+        })
     }
 
     /// Creates the file if there is none, and brings its schema up to date.
@@ -301,6 +315,22 @@ impl Ledger for SqliteLedger {
         Ok(())
     }
 
+    fn count_duplicate(&self, key: &Key) {
+        self.tally.duplicate(key);
+    }
+
+    fn standing(&self) -> watch::Receiver<Option<Standing>> {
+        self.standing.subscribe()
+    }
+
+    fn announce(&self, _: Announcement) {
+        // There are no other processes.
+    }
+
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+        self.announcements.subscribe()
+    }
+
     async fn check(&self) -> Result<(), Error> {
         if self.writer.is_finished() {
             return Err(unavailable());
@@ -310,6 +340,7 @@ impl Ledger for SqliteLedger {
 
     async fn close(&self) {
         self.queue.close().await;
+        self.standing.send_replace(None);
         self.readers.close();
     }
 }
@@ -369,11 +400,7 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     }
 }
 
-fn connect(
-    path: &Path,
-    migrate: bool,
-    busy_timeout: Duration,
-) -> Result<(Connection, Migrated, i64, Time), OpenError> {
+fn connect(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<(Connection, Migrated, i64, Time), OpenError> {
     let open = |source| OpenError::Open { path: path.to_owned(), source };
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, migrate);

@@ -1,7 +1,10 @@
 //! Duplicates and mismatches, counted in memory and written each second (L2): a duplicate costs no write of its own,
 //! and a crash loses at most a second of counts.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use crate::event::{Key, Time};
 
@@ -16,57 +19,63 @@ pub struct Count {
     pub last_mismatch_time: Option<Time>,
 }
 
-/// Counts that wait to be written.
-#[derive(Debug, Default)]
+/// Counts that wait to be written. Clones share them: the writer flushes what others count as well.
+#[derive(Clone, Debug, Default)]
 pub struct Tally {
-    counts: HashMap<Key, Count>,
+    counts: Arc<Mutex<HashMap<Key, Count>>>,
 }
 
 impl Tally {
     /// More keys than this are flushed before the second is over, so that memory stays bounded.
     pub const KEYS_MAX: usize = 8_192;
 
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Count>> {
+        // Numbers are added under it; nothing there can panic half-way.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A call on the event was answered with anything but the lock.
-    pub fn duplicate(&mut self, key: &Key) {
-        self.entry(key).duplicates += 1;
+    pub fn duplicate(&self, key: &Key) {
+        let mut counts = self.lock();
+        // Most calls find the key: no clone then.
+        match counts.get_mut(key) {
+            Some(count) => count.duplicates += 1,
+            None => {
+                counts.insert(key.clone(), Count { duplicates: 1, ..Count::default() });
+            }
+        }
     }
 
     /// A call on the event came with another fingerprint or payload digest.
-    pub fn mismatch(&mut self, key: &Key, time: Time) {
-        let count = self.entry(key);
+    pub fn mismatch(&self, key: &Key, time: Time) {
+        let mut counts = self.lock();
+        let count = counts.entry(key.clone()).or_default();
         count.mismatches += 1;
         count.last_mismatch_time = count.last_mismatch_time.max(Some(time));
     }
 
-    fn entry(&mut self, key: &Key) -> &mut Count {
-        // Most calls find the key: no clone then.
-        if !self.counts.contains_key(key) {
-            self.counts.insert(key.clone(), Count::default());
-        }
-        self.counts.get_mut(key).expect("the key was inserted on the line above")
-    }
-
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.counts.is_empty()
+        self.lock().is_empty()
     }
 
     /// Whether a flush should not wait for the second.
     pub fn is_full(&self) -> bool {
-        self.counts.len() >= Self::KEYS_MAX
+        self.lock().len() >= Self::KEYS_MAX
     }
 
     /// Takes everything, in the order of the keys (unsorted ones deadlock, L3).
-    pub fn take(&mut self) -> Vec<(Key, Count)> {
-        let mut counts: Vec<_> = self.counts.drain().collect();
+    pub fn take(&self) -> Vec<(Key, Count)> {
+        let mut counts: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
         counts.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         counts
     }
 
     /// Puts back what could not be written.
-    pub fn restore(&mut self, counts: Vec<(Key, Count)>) {
+    pub fn restore(&self, counts: Vec<(Key, Count)>) {
+        let mut waiting = self.lock();
         for (key, count) in counts {
-            let entry = self.entry(&key);
+            let entry = waiting.entry(key).or_default();
             entry.duplicates += count.duplicates;
             entry.mismatches += count.mismatches;
             entry.last_mismatch_time = entry.last_mismatch_time.max(count.last_mismatch_time);

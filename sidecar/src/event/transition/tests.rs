@@ -209,8 +209,7 @@ const CLAIMS: [(Shape, [Answer; 2], [Answer; 2]); 13] = [
 ];
 
 /// Caps and forgiven attempts that leave room for another attempt, and that do not.
-const BELOW_THE_CAP: [(i32, i32); 5] =
-    [(0, 0), (ATTEMPTS + 1, 0), (ATTEMPTS, 1), (1, ATTEMPTS), (i32::MAX, 0)];
+const BELOW_THE_CAP: [(i32, i32); 5] = [(0, 0), (ATTEMPTS + 1, 0), (ATTEMPTS, 1), (1, ATTEMPTS), (i32::MAX, 0)];
 const AT_THE_CAP: [(i32, i32); 4] = [(ATTEMPTS, 0), (1, 0), (1, ATTEMPTS - 1), (ATTEMPTS - 1, 1)];
 
 #[test]
@@ -400,10 +399,8 @@ fn marks_with_an_earlier_token_are_judged_by_that_attempts_own_record() {
             for ending in endings() {
                 let repeated = recorded == ending.outcome();
                 for (claim_id, matches) in [(None, true), (Some("earlier"), true), (Some("own"), false)] {
-                    let request = Mark {
-                        claim_id: claim_id.map(str::to_owned),
-                        ..mark_of(EARLIER_TOKEN, ending.clone())
-                    };
+                    let request =
+                        Mark { claim_id: claim_id.map(str::to_owned), ..mark_of(EARLIER_TOKEN, ending.clone()) };
                     let expected = if repeated && matches { MarkStep::Repeated } else { lost(shape) };
                     assert_eq!(mark(Some(&event), Some(&archived), &request), expected, "{shape:?}, {request:?}");
                 }
@@ -444,9 +441,8 @@ fn only_a_running_attempt_is_extended_by_its_own_token_and_claim() {
         let event = shape.event();
         for token in [EARLIER_TOKEN, TOKEN, TOKEN + 1] {
             for claim_id in [None, Some("own"), Some("other")] {
-                let held = matches!(shape, ProcessingLive | ProcessingExpired)
-                    && token == TOKEN
-                    && claim_id != Some("other");
+                let held =
+                    matches!(shape, ProcessingLive | ProcessingExpired) && token == TOKEN && claim_id != Some("other");
                 let expected = if held {
                     ExtendStep::Apply
                 } else {

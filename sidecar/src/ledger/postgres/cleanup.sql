@@ -1,11 +1,11 @@
 -- One bounded step of Cleanup: looks at the next rows in order of creation and deletes those that the scope covers.
 --
 -- In:  where the last step ended, the moment before which events must have ended, states, tenant and provider (null:
---      all), the number of rows, whether to delete, the writer's slot.
+--      all), the number of rows, whether to delete, the writer's slot. Open events never go, whatever the states say.
 -- Out: a row per provider with totals, or one with none; each with where this step ended and how many rows it looked at.
 -- Why it is safe: an event that ended before the moment was created before it, so the walk by creation misses none.
 --      The window bounds the work by rows looked at, not by rows found. Rows that somebody else has locked are
---      skipped: they are being changed or deleted right now. State and end are evaluated on the locked version.
+--      skipped: they are being changed or deleted right now. What is open is never deleted, whatever the caller says. State and end are evaluated on the locked version.
 -- Index: payment_webhook_events_create_time for the window, the primary keys for the rest.
 with span as materialized (
     select e.id, e.create_time
@@ -20,7 +20,8 @@ old as materialized (
     from span s
     cross join lateral (
         select * from payment_webhook_events e
-        where e.id = s.id and e.state = any ($4::text[]) and coalesce(e.end_time, e.update_time) < $3
+        where e.id = s.id and e.state = any ($4::text[]) and e.state not in ('pending', 'processing')
+            and coalesce(e.end_time, e.update_time) < $3
             and ($5::text is null or e.tenant = $5) and ($6::text is null or e.provider = $6)
         for update skip locked
     ) v
@@ -30,7 +31,8 @@ counted_only as materialized (
     select e.id, e.provider, coalesce(e.end_time, e.update_time) as end_time
     from span s join payment_webhook_events e on e.id = s.id
     where not $8::boolean
-        and e.state = any ($4::text[]) and coalesce(e.end_time, e.update_time) < $3
+        and e.state = any ($4::text[]) and e.state not in ('pending', 'processing')
+        and coalesce(e.end_time, e.update_time) < $3
         and ($5::text is null or e.tenant = $5) and ($6::text is null or e.provider = $6)
 ),
 attempts as (

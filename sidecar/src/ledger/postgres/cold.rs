@@ -114,6 +114,15 @@ pub(super) trait Tokened: Send + Sync {
     fn fencing_token(&self) -> i64;
 }
 
+impl Tokened for Claim {
+    fn key(&self) -> &Key {
+        &self.key
+    }
+    fn fencing_token(&self) -> i64 {
+        0
+    }
+}
+
 impl Tokened for Mark {
     fn key(&self) -> &Key {
         &self.key

@@ -1,6 +1,6 @@
 //! Connections: session settings, the checks that a node must pass before it may decide anything, and its identity.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use sqlx::{
     Connection as _, Executor as _, PgConnection, Row as _,
@@ -56,12 +56,24 @@ pub enum ConnectError {
 /// What a node is, read on every connection of the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// System identifier and timeline: another one after a restore or a promotion.
+    /// System identifier, timeline and database: another one after a restore or a promotion, or in a copy.
     pub identity: String,
     /// What an acknowledged commit survives, as the node is set for this session.
     pub synchronous_commit: String,
     /// Standbys that commits wait for; empty: none.
     pub synchronous_standby_names: String,
+    /// What cached values are authenticated with.
+    pub(super) cache_key: CacheKey,
+}
+
+/// A secret that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct CacheKey(pub(super) Arc<[u8]>);
+
+impl std::fmt::Debug for CacheKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CacheKey(***)")
+    }
 }
 
 /// Opens the writer's connection. Not cancel-safe in what it leaves on the server, so it runs in the writer's own task.
@@ -77,8 +89,11 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
                 (select system_identifier from pg_control_system())::text as system_identifier,
                 case when pg_is_in_recovery() then '' else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
                     as timeline,
+                -- A copy within one server has its original's cache key; its own number tells them apart.
+                (select oid from pg_database where datname = current_database())::text as database,
                 current_setting('synchronous_commit') as synchronous_commit,
-                current_setting('synchronous_standby_names') as synchronous_standby_names",
+                current_setting('synchronous_standby_names') as synchronous_standby_names,
+                (select value from oncegate_meta where key = 'cache_key') as cache_key",
         )
         .fetch_one(&mut connection)
         .await?;
@@ -87,12 +102,14 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
         }
         let mut node = Node {
             identity: format!(
-                "{}:{}",
+                "{}:{}:{}",
                 row.try_get::<&str, _>("system_identifier")?,
-                row.try_get::<&str, _>("timeline")?
+                row.try_get::<&str, _>("timeline")?,
+                row.try_get::<&str, _>("database")?
             ),
             synchronous_commit: row.try_get("synchronous_commit")?,
             synchronous_standby_names: row.try_get("synchronous_standby_names")?,
+            cache_key: CacheKey(row.try_get::<&str, _>("cache_key")?.as_bytes().into()),
         };
         if matches!(node.synchronous_commit.as_str(), "off" | "local") {
             // An acknowledged completion must be durable, whatever the database's default is (L4).
@@ -134,13 +151,14 @@ async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<
     Ok(())
 }
 
+/// "once" as a number: the namespace of the advisory locks that slots are.
+pub(super) const SLOT_LOCK_CLASS: i32 = 0x6f6e_6365;
+
 /// Takes the first free slot for the counts, so that no two sidecars write the same row (L5). A slot is a session-level
 /// advisory lock: it is free again when the connection ends. Two writers on one slot (behind a transaction
 /// pooler, say) would be slower, not wrong.
 async fn take_slot(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
     const SLOTS: i32 = 64;
-    // "once" as a number: the namespace of these locks.
-    const CLASS: i32 = 0x6f6e_6365;
     let slot: Option<i32> = sqlx::query_scalar(
         "with recursive taken (slot, free) as (
             select 1, pg_try_advisory_lock($1, 1)
@@ -149,7 +167,7 @@ async fn take_slot(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
         )
         select slot from taken where free",
     )
-    .bind(CLASS)
+    .bind(SLOT_LOCK_CLASS)
     .bind(SLOTS)
     .fetch_optional(&mut *connection)
     .await?;

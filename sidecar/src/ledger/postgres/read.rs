@@ -57,6 +57,11 @@ impl Reader {
         Reader { pool }
     }
 
+    /// The pool, for what else may wait.
+    pub(super) fn pool(&self) -> PgPool {
+        self.pool.clone()
+    }
+
     /// Runs a read in a task of its own, so that a caller who goes away never leaves a connection half used; bounded,
     /// because sqlx waits for ever on a server that vanished.
     async fn run<T, F>(&self, read: impl FnOnce(PgPool) -> F + Send) -> Result<T, Error>

@@ -7,12 +7,13 @@ use std::{
 };
 
 use sqlx::{PgConnection, postgres::PgConnectOptions};
+use tokio::sync::watch;
 
 use super::{
     connect::{self, Node, STATEMENT_TIME_MAX},
     failure::{self, Failure},
 };
-use crate::ledger::Error;
+use crate::ledger::{Error, Standing};
 
 /// A statement that takes many items at once.
 pub(super) trait Statement: Sync {
@@ -45,18 +46,42 @@ pub(super) struct Link {
     options: PgConnectOptions,
     open: Option<(PgConnection, i32)>,
     failed_at: Option<Instant>,
-    node: tokio::sync::watch::Sender<Option<Node>>,
+    node: watch::Sender<Option<Node>>,
+    standing: watch::Sender<Option<Standing>>,
+    /// Connections made so far.
+    generation: u64,
 }
 
 impl Link {
-    /// A link over a connection that was just made. `node` tells others what it stands on; None while it is down.
+    /// A link over a connection that was just made, and what tells others what it stands on; None while it is down.
     pub(super) fn new(
         options: PgConnectOptions,
-        connection: PgConnection,
-        slot: i32,
-        node: tokio::sync::watch::Sender<Option<Node>>,
-    ) -> Link {
-        Link { options, open: Some((connection, slot)), failed_at: None, node }
+        (connection, node, slot): (PgConnection, Node, i32),
+    ) -> (Link, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
+        let (node_sender, node_receiver) = watch::channel(None);
+        let (standing_sender, standing_receiver) = watch::channel(None);
+        let mut link = Link {
+            options,
+            open: None,
+            failed_at: None,
+            node: node_sender,
+            standing: standing_sender,
+            generation: 0,
+        };
+        link.opened(connection, node, slot);
+        (link, node_receiver, standing_receiver)
+    }
+
+    fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
+        self.generation += 1;
+        self.standing.send_replace(Some(Standing {
+            identity: node.identity.as_str().into(),
+            generation: self.generation,
+            cache_key: node.cache_key.0.clone(),
+        }));
+        self.node.send_replace(Some(node));
+        self.failed_at = None;
+        self.open = Some((connection, slot));
     }
 
     /// Runs a statement over items. Every item comes back in exactly one part, in no particular order.
@@ -136,9 +161,7 @@ impl Link {
             match connect::writer(&self.options).await {
                 Ok((connection, node, slot)) => {
                     tracing::info!(identity = node.identity, slot, "the ledger is connected");
-                    self.node.send_replace(Some(node));
-                    self.failed_at = None;
-                    self.open = Some((connection, slot));
+                    self.opened(connection, node, slot);
                 }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the ledger cannot be reached");
@@ -157,7 +180,7 @@ impl Link {
     async fn discard(&mut self) {
         if self.open.take().is_some() {
             tracing::warn!("the ledger's connection is given up");
-            self.node.send_replace(None);
+            self.closed();
         }
     }
 
@@ -166,6 +189,12 @@ impl Link {
         if let Some((connection, _)) = self.open.take() {
             drop(tokio::time::timeout(Duration::from_millis(500), sqlx::Connection::close(connection)).await);
         }
+        self.closed();
+    }
+
+    fn closed(&self) {
+        // Caches stop answering with the connection (C6).
+        self.standing.send_replace(None);
         self.node.send_replace(None);
     }
 }

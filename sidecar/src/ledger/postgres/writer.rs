@@ -49,8 +49,8 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally: Tally::default() }
+    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally) -> Writer {
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -193,6 +193,7 @@ impl Writer {
             }
         }
         let mut admitted = Vec::with_capacity(items.len());
+        let mut forged = Vec::new();
         for item in items {
             let claim = match item {
                 HotItem::Mark(_) => {
@@ -208,15 +209,19 @@ impl Writer {
             let name = (delivery.tenant, delivery.provider, delivery.delivery_id);
             match (standing.get(&name), failed.remove(&name)) {
                 (Some(known), _) if *known == delivery.payload_digest => admitted.push(HotItem::Claim(claim)),
-                (Some(_), _) => {
-                    self.tally.duplicate(&claim.request.key);
-                    self.tally.mismatch(&claim.request.key, clock_hint());
-                    send(claim, Err(Refusal::DeliveryMismatch.into()));
-                }
+                (Some(_), _) => forged.push(claim),
                 (None, Some(error)) => send(claim, Err(error)),
                 // It met an insert that the snapshot cannot see.
                 (None, None) => self.again(claim, Op::Claim),
             }
+        }
+        // Counted on the event that the claim names, if there is one.
+        for (claim, found) in self.classify(forged).await {
+            if let Some(found) = found {
+                self.tally.duplicate(&claim.request.key);
+                self.tally.mismatch(&claim.request.key, found.now);
+            }
+            send(claim, Err(Refusal::DeliveryMismatch.into()));
         }
         admitted
     }
@@ -484,7 +489,7 @@ impl Writer {
         if !matches!(decision, Decision::Acquired(_)) && last {
             self.tally.duplicate(&event.key);
         }
-        send(claim, Ok(Claimed { decision, event, payload_changed }));
+        send(claim, Ok(Claimed { decision, event, payload_changed, now }));
     }
 
     /// Refuses a claim of an event that exists.
@@ -534,7 +539,7 @@ fn acquired(claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_cha
         // A granted event has its attempt on the row: a CHECK constraint.
         None => Decision::InProgress { retry_after: Micros::ZERO },
     };
-    send(claim, Ok(Claimed { decision, event, payload_changed }));
+    send(claim, Ok(Claimed { decision, event, payload_changed, now }));
 }
 
 fn payload_changed(event: &Event, claim: &Claim) -> bool {
@@ -573,10 +578,4 @@ fn granted_event(claim: &Claim, row: i64, fencing_token: i64, now: Time, lock_ex
             payload_digest: claim.payload_digest,
         }),
     }
-}
-
-/// The process's own clock, for the time of a mismatch that no statement dates. For people only; nothing is decided on it.
-fn clock_hint() -> Time {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Time(Micros::from(since).0)
 }

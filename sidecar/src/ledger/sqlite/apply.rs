@@ -2,7 +2,8 @@
 //! event that is answered are the same value, so that they cannot differ.
 
 use crate::event::{
-    Attempt, Claim, Ending, Event, Extend, Latest, Mark, Outcome, Resolution, Resolve, Resolved, State, Time, transition,
+    Attempt, Claim, Ending, Event, Extend, Latest, Mark, Outcome, Resolution, Resolve, Resolved, State, Time,
+    transition,
 };
 
 /// A new event with its first attempt.
@@ -62,13 +63,8 @@ fn attempt_of(claim: &Claim, now: Time) -> Latest {
 
 /// An event whose attempts are used up (S7). The token stays: a late Mark of it is still accepted (S3).
 pub(super) fn buried(before: &Event, now: Time) -> Event {
-    let mut event = Event {
-        state: State::Dead,
-        update_time: now,
-        end_time: Some(now),
-        retry_time: None,
-        ..before.clone()
-    };
+    let mut event =
+        Event { state: State::Dead, update_time: now, end_time: Some(now), retry_time: None, ..before.clone() };
     if let Some(latest) = event.latest.as_mut().filter(|latest| latest.outcome == Outcome::Running) {
         latest.outcome = Outcome::LockExpired;
     }

@@ -47,9 +47,11 @@ pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Resul
         return Err(OpenError::Behind { path: path.to_owned(), found, needed });
     }
     for (number, migration) in (1..).zip(MIGRATIONS).filter(|(number, _)| *number > found) {
-        transaction
-            .execute_batch(migration)
-            .map_err(|source| OpenError::Migrate { path: path.to_owned(), number, source })?;
+        transaction.execute_batch(migration).map_err(|source| OpenError::Migrate {
+            path: path.to_owned(),
+            number,
+            source,
+        })?;
     }
     if found < needed {
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(open)?;

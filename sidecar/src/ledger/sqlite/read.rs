@@ -36,12 +36,7 @@ pub(super) struct Readers {
 
 impl Readers {
     pub(super) fn new(path: PathBuf, busy_timeout: Duration, connections: usize) -> Self {
-        Self {
-            path,
-            busy_timeout,
-            idle: Mutex::default(),
-            permits: Arc::new(Semaphore::new(connections.max(1))),
-        }
+        Self { path, busy_timeout, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections.max(1))) }
     }
 
     /// Runs a query on one snapshot. Cancelled, it goes on to its end and is forgotten.

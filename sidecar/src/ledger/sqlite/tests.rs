@@ -1,1 +1,396 @@
 //! What only this ledger has: the file, its lock, its schema, its batches. What both have is in the conformance suite.
+
+use std::{fs, path::Path};
+
+use rusqlite::params;
+use tempfile::TempDir;
+
+use super::*;
+use crate::event::{Decision, Ending, Micros};
+
+fn settings() -> SqliteSettings {
+    SqliteSettings { migrate: true, busy_timeout: Duration::from_millis(20), ..SqliteSettings::default() }
+}
+
+fn file() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("oncegate.db");
+    (directory, path)
+}
+
+fn key(event_id: &str) -> Key {
+    Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() }
+}
+
+fn claim(event_id: &str, claim_id: &str) -> Claim {
+    Claim {
+        key: key(event_id),
+        event_type: "paid".into(),
+        claim_id: claim_id.into(),
+        holder: "pod".into(),
+        lock_duration: Micros(60_000_000),
+        fingerprint: None,
+        metadata: None,
+        payload_digest: None,
+        delivery_id: None,
+        attempts_max: 0,
+        waiting: false,
+    }
+}
+
+fn completion(event_id: &str, fencing_token: i64) -> Mark {
+    Mark {
+        key: key(event_id),
+        fencing_token,
+        claim_id: None,
+        ending: Ending::Completed { metadata: None },
+        result: None,
+        attempts_max: 0,
+    }
+}
+
+async fn acquire(ledger: &SqliteLedger, event_id: &str) -> Lock {
+    match ledger.claim(claim(event_id, "claim")).await.unwrap().decision {
+        Decision::Acquired(lock) => lock,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Another program's connection.
+fn shell(path: &Path) -> Connection {
+    let shell = Connection::open(path).unwrap();
+    shell.busy_timeout(Duration::from_secs(5)).unwrap();
+    shell
+}
+
+fn refusal(path: &Path, settings: &SqliteSettings) -> OpenError {
+    match SqliteLedger::open(path, settings) {
+        Ok(_) => panic!("opened"),
+        Err(error) => error,
+    }
+}
+
+// === the file ===
+
+#[test]
+fn the_library_is_new_enough() {
+    assert!(rusqlite::version_number() >= LIBRARY_VERSION_MIN, "{}", rusqlite::version());
+}
+
+#[test]
+fn what_was_committed_is_on_the_disk() {
+    let (_directory, path) = file();
+    let database = Database::open(&path, true, Duration::ZERO).unwrap();
+    let pragma = |name| database.conn.pragma_query_value(None, name, |row| row.get::<_, String>(0));
+    assert_eq!(pragma("journal_mode").unwrap(), "wal");
+    let synchronous: i64 = database.conn.pragma_query_value(None, "synchronous", |row| row.get(0)).unwrap();
+    assert_eq!(synchronous, 2, "full");
+}
+
+#[tokio::test]
+async fn a_second_opener_is_refused_by_any_name_of_the_file() {
+    let (directory, path) = file();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    let dotted = directory.path().join(".").join("oncegate.db");
+    let mut names = vec![path.clone(), dotted];
+    #[cfg(unix)]
+    {
+        let link = directory.path().join("link.db");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        names.push(link);
+    }
+    for name in names {
+        let error = refusal(&name, &settings());
+        let OpenError::InUse { lock, .. } = &error else { panic!("{error:?}") };
+        assert!(lock.ends_with("oncegate.db.lock"), "{lock:?}");
+        assert!(error.to_string().contains("oncegate.db.lock"), "{error}");
+        assert!(matches!(SqliteLedger::migrate(&name), Err(OpenError::InUse { .. })));
+    }
+    // Once it says that it is closed, it is.
+    ledger.close().await;
+    SqliteLedger::open(&path, &settings()).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_dropped_lets_go_of_the_file() {
+    let (_directory, path) = file();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    let lock = acquire(&ledger, "evt_1").await;
+    drop(ledger);
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let ledger = loop {
+        match SqliteLedger::open(&path, &settings()) {
+            Ok(ledger) => break ledger,
+            Err(OpenError::InUse { .. }) if std::time::Instant::now() < deadline => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert!(!ledger.mark(completion("evt_1", lock.fencing_token)).await.unwrap().repeated);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_restart_loses_nothing_and_goes_back_in_nothing() {
+    let (_directory, path) = file();
+    let (mut token, mut time) = (0, Time(0));
+    for start in 0..5 {
+        let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+        assert!(ledger.now().await.unwrap() >= time, "the clock");
+        let lock = acquire(&ledger, &format!("evt_{start}")).await;
+        assert!(lock.fencing_token > token, "{} after {token}", lock.fencing_token);
+        token = lock.fencing_token;
+        // Counted in memory, and written when it closes.
+        for _ in 0..3 {
+            ledger.claim(claim(&format!("evt_{start}"), "other")).await.unwrap();
+        }
+        ledger.mark(completion(&format!("evt_{start}"), token)).await.unwrap();
+        ledger.close().await;
+        let kept: (i64, i64) = shell(&path)
+            .query_row("select fencing_token, clock_time from oncegate_counter", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert!(kept.0 >= token);
+        time = Time(kept.1);
+    }
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    for start in 0..5 {
+        let event = ledger.history_of(key(&format!("evt_{start}"))).await.unwrap().unwrap().event;
+        assert_eq!((event.state, event.duplicate_count), (State::Completed, 3));
+    }
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn neither_tokens_nor_times_go_back_when_the_clock_was_set_back() {
+    let (_directory, path) = file();
+    SqliteLedger::open(&path, &settings()).unwrap().close().await;
+    let ahead = Clock::from(Time(0)).now().plus(Micros(3_600_000_000)).0;
+    shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![ahead]).unwrap();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    let lock = acquire(&ledger, "evt_1").await;
+    assert!(lock.fencing_token > ahead);
+    let event = ledger.history_of(key("evt_1")).await.unwrap().unwrap().event;
+    assert!(event.create_time.0 >= ahead);
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_file_that_came_back_from_a_backup_does_not_repeat_tokens() {
+    let (_directory, path) = file();
+    SqliteLedger::open(&path, &settings()).unwrap().close().await;
+    let old = Clock::from(Time(0)).now().minus(Micros(3_600_000_000)).0;
+    shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![old]).unwrap();
+    let before = Clock::from(Time(0)).now().0;
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    assert!(acquire(&ledger, "evt_1").await.fencing_token > before);
+    ledger.close().await;
+}
+
+// === the schema ===
+
+#[test]
+fn a_schema_that_does_not_fit_is_refused() {
+    let (directory, path) = file();
+    let plain = SqliteSettings { migrate: false, ..settings() };
+    let needed = migrate::needed();
+    let error = refusal(&path, &plain);
+    assert!(matches!(error, OpenError::Behind { found: 0, needed: found, .. } if found == needed), "{error:?}");
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0, "and nothing was made");
+
+    assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: 0, to: needed });
+    assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: needed, to: needed });
+
+    shell(&path).pragma_update(None, "user_version", needed + 1).unwrap();
+    for settings in [plain.clone(), settings()] {
+        let error = refusal(&path, &settings);
+        assert!(matches!(error, OpenError::Ahead { found, known, .. } if (found, known) == (needed + 1, needed)));
+    }
+
+    let foreign = directory.path().join("foreign.db");
+    shell(&foreign).execute_batch("create table orders (id integer)").unwrap();
+    assert!(matches!(refusal(&foreign, &settings()), OpenError::Foreign { .. }));
+
+    let text = directory.path().join("text.db");
+    fs::write(&text, "not a database, but long enough to be taken for one at first sight".repeat(100)).unwrap();
+    assert!(matches!(refusal(&text, &settings()), OpenError::Open { .. }));
+
+    let nowhere = directory.path().join("absent").join("oncegate.db");
+    assert!(matches!(refusal(&nowhere, &settings()), OpenError::Lock { .. }));
+}
+
+#[test]
+fn an_event_that_breaks_the_rules_cannot_be_stored() {
+    let (_directory, path) = file();
+    let database = Database::open(&path, true, Duration::ZERO).unwrap();
+    let insert = |state: &str, outcome: Option<&str>, claim_id: Option<&str>| {
+        database.conn.execute(
+            "insert into payment_webhook_events (
+                id, tenant, provider, event_id, event_type, state, attempt_count, fencing_token, create_time,
+                update_time, outcome, claim_id, holder, start_time, lock_expire_time
+            ) values (?1, 'default', 'stripe', ?1, 'paid', ?2, 1, 1, 1, 1, ?3, ?4, ?4, ?5, ?5)",
+            params![rand_id(), state, outcome, claim_id, claim_id.map(|_| 1)],
+        )
+    };
+    insert("processing", Some("running"), Some("claim")).unwrap();
+    insert("pending", None, None).unwrap();
+    for (state, outcome, claim_id) in [
+        ("processed", Some("running"), Some("claim")),
+        ("completed", Some("done"), Some("claim")),
+        ("processing", Some("completed"), Some("claim")),
+        ("processing", None, None),
+        ("completed", Some("completed"), None),
+        ("completed", None, Some("claim")),
+    ] {
+        let error = insert(state, outcome, claim_id).unwrap_err();
+        let code = error.sqlite_error_code();
+        assert_eq!(code, Some(rusqlite::ErrorCode::ConstraintViolation), "{state} {outcome:?}: {error}");
+    }
+}
+
+fn rand_id() -> i64 {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    static NEXT: AtomicI64 = AtomicI64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+// === the batches ===
+
+/// A writer without its thread, so that a test decides what is in a batch.
+fn writer(path: &Path) -> (Queue, Writer) {
+    let database = Database::open(path, true, Duration::from_millis(20)).unwrap();
+    let clock = Arc::new(Clock::from(database.clock_time));
+    let (queue, ops) = Queue::bounded(64);
+    let (_, cleanups) = mpsc::channel(1);
+    let writer = Writer {
+        token: database.fencing_token.max(clock.now().0),
+        clock,
+        conn: database.conn,
+        tally: Tally::default(),
+        batch_max: 64,
+        ops,
+        cleanups,
+        _lock: database.lock,
+    };
+    (queue, writer)
+}
+
+/// Changes when another connection has committed something.
+fn version(shell: &Connection) -> i64 {
+    shell.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap()
+}
+
+#[tokio::test]
+async fn a_batch_of_duplicates_writes_nothing() {
+    let (_directory, path) = file();
+    let (_queue, mut writer) = writer(&path);
+    let shell = shell(&path);
+    let ask = |writer: &mut Writer, claims: Vec<Claim>| {
+        let (calls, answers): (Vec<_>, Vec<_>) = claims
+            .into_iter()
+            .map(|claim| {
+                let (reply, answer) = oneshot::channel();
+                (Op::Claim(claim, reply), answer)
+            })
+            .unzip();
+        writer.calls(calls);
+        answers.into_iter().map(|mut answer| answer.try_recv().unwrap().unwrap().decision).collect::<Vec<_>>()
+    };
+    let before = version(&shell);
+    let first = ask(&mut writer, vec![claim("evt_1", "claim")]);
+    assert!(matches!(first[..], [Decision::Acquired(_)]), "{first:?}");
+    let granted = version(&shell);
+    assert_ne!(granted, before);
+    // Somebody else may hold the right to write, a backup for instance: duplicates do not need it.
+    shell.execute_batch("begin immediate").unwrap();
+    let duplicates = ask(&mut writer, vec![claim("evt_1", "other"); 50]);
+    assert!(duplicates.iter().all(|decision| matches!(decision, Decision::InProgress { .. })), "{duplicates:?}");
+    shell.execute_batch("rollback").unwrap();
+    assert_eq!(version(&shell), granted);
+    // The counts follow with the flush.
+    writer.flush();
+    assert_ne!(version(&shell), granted);
+    let counted: i64 =
+        shell.query_row("select duplicate_count from payment_webhook_events", [], |row| row.get(0)).unwrap();
+    assert_eq!(counted, 50);
+}
+
+#[tokio::test]
+async fn one_bad_item_does_not_fail_the_others() {
+    let (_directory, path) = file();
+    let (_queue, mut writer) = writer(&path);
+    writer
+        .conn
+        .execute_batch(
+            "create trigger bad before insert on payment_webhook_events when new.event_id = 'bad'
+             begin select raise(abort, 'no such events'); end",
+        )
+        .unwrap();
+    let mut answers = Vec::new();
+    let mut calls = Vec::new();
+    for number in 0..20 {
+        let (reply, answer) = oneshot::channel();
+        let name = if number == 7 { "bad".to_owned() } else { format!("evt_{number}") };
+        calls.push(Op::Claim(claim(&name, "claim"), reply));
+        answers.push(answer);
+    }
+    writer.calls(calls);
+    let mut last = 0;
+    for (number, mut answer) in answers.into_iter().enumerate() {
+        match answer.try_recv().unwrap() {
+            Ok(claimed) => {
+                let Decision::Acquired(lock) = claimed.decision else { panic!("{claimed:?}") };
+                assert!(lock.fencing_token > last, "in the order they came");
+                last = lock.fencing_token;
+            }
+            Err(error) => assert!(number == 7 && matches!(error, Error::Internal(_)), "{number}: {error}"),
+        }
+    }
+    let counted: i64 =
+        writer.conn.query_row("select sum(processing) from payment_webhook_counts", [], |row| row.get(0)).unwrap();
+    assert_eq!(counted, 19, "each once, though most were done twice");
+}
+
+#[tokio::test]
+async fn a_file_that_somebody_has_locked_is_unavailable_and_then_is_not() {
+    let (_directory, path) = file();
+    let (_queue, mut writer) = writer(&path);
+    let shell = shell(&path);
+    let ask = |writer: &mut Writer, claim_id: &str| {
+        let (reply, mut answer) = oneshot::channel();
+        writer.calls(vec![Op::Claim(claim("evt_1", claim_id), reply)]);
+        answer.try_recv().unwrap()
+    };
+    shell.execute_batch("begin immediate").unwrap();
+    assert!(matches!(ask(&mut writer, "claim"), Err(Error::Unavailable { .. })));
+    shell.execute_batch("commit").unwrap();
+    ask(&mut writer, "claim").unwrap();
+    // What could not be written is kept for the next time.
+    ask(&mut writer, "other").unwrap();
+    shell.execute_batch("begin immediate").unwrap();
+    writer.flush();
+    shell.execute_batch("commit").unwrap();
+    ask(&mut writer, "other").unwrap();
+    writer.flush();
+    let counted: i64 =
+        shell.query_row("select duplicate_count from payment_webhook_events", [], |row| row.get(0)).unwrap();
+    assert_eq!(counted, 2);
+}
+
+#[tokio::test]
+async fn abandoned_claims_are_dropped_and_abandoned_marks_are_done() {
+    let (_directory, path) = file();
+    let (queue, mut writer) = writer(&path);
+    // Asked once, which queues it, and given up.
+    async fn abandon<T>(asked: impl Future<Output = T>) {
+        let mut asked = std::pin::pin!(asked);
+        assert!(futures::poll!(&mut asked).is_pending());
+    }
+    abandon(queue.ask(|reply| Op::Claim(claim("evt_1", "gone"), reply))).await;
+    abandon(queue.ask(|reply| Op::Mark(completion("evt_1", 1), reply))).await;
+    queue.flush();
+    let first = writer.ops.try_recv().unwrap();
+    let batch = writer.batch(first);
+    assert!(matches!(batch.calls[..], [Op::Mark(..)]), "{:?}", batch.calls);
+    assert!(batch.flush && batch.close.is_none());
+}

@@ -144,7 +144,7 @@ impl<'a> Transaction<'a> {
         Ok(ClaimOutcome {
             duplicate: last && !matches!(decision, Decision::Acquired(_)),
             mismatch: (last && payload_changed).then_some(now),
-            answer: Ok(Claimed { decision, event, payload_changed }),
+            answer: Ok(Claimed { decision, event, payload_changed, now }),
         })
     }
 
@@ -266,8 +266,13 @@ impl<'a> Transaction<'a> {
             return Ok(known == *payload_digest);
         }
         self.writes()?;
-        self.prepare(include_str!("delivery_insert.sql"))?
-            .execute(params![tenant, provider, delivery_id, payload_digest, now])?;
+        self.prepare(include_str!("delivery_insert.sql"))?.execute(params![
+            tenant,
+            provider,
+            delivery_id,
+            payload_digest,
+            now
+        ])?;
         Ok(true)
     }
 

@@ -49,10 +49,10 @@ pub(super) struct Writer {
 
 /// What the thread is to do next.
 #[derive(Default)]
-struct Batch {
-    calls: Vec<Op>,
-    flush: bool,
-    close: Option<oneshot::Sender<()>>,
+pub(super) struct Batch {
+    pub(super) calls: Vec<Op>,
+    pub(super) flush: bool,
+    pub(super) close: Option<oneshot::Sender<()>>,
 }
 
 /// How a call ended.
@@ -93,7 +93,7 @@ impl Writer {
     }
 
     /// The first call and those that came in while the last batch was under way, up to the bound.
-    fn batch(&mut self, first: Op) -> Batch {
+    pub(super) fn batch(&mut self, first: Op) -> Batch {
         let mut batch = Batch::default();
         let mut next = Some(first);
         while let Some(op) = next {
@@ -112,7 +112,7 @@ impl Writer {
         batch
     }
 
-    fn calls(&mut self, calls: Vec<Op>) {
+    pub(super) fn calls(&mut self, calls: Vec<Op>) {
         if calls.is_empty() {
             return;
         }
@@ -157,11 +157,12 @@ impl Writer {
         immediate: bool,
         work: impl FnOnce(&mut Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, Fault> {
-        let done = Transaction::begin(&self.conn, &self.clock, &mut self.token, immediate).and_then(|mut transaction| {
-            let done = work(&mut transaction)?;
-            transaction.commit()?;
-            Ok(done)
-        });
+        let done =
+            Transaction::begin(&self.conn, &self.clock, &mut self.token, immediate).and_then(|mut transaction| {
+                let done = work(&mut transaction)?;
+                transaction.commit()?;
+                Ok(done)
+            });
         if done.is_err() && !self.conn.is_autocommit() {
             // Were this to fail, the next BEGIN would, and say so to its callers.
             if let Err(error) = self.conn.execute_batch("rollback") {
@@ -191,14 +192,13 @@ impl Writer {
     }
 
     /// Writes the counts that are kept in memory.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         if self.tally.is_empty() {
             return;
         }
         let counts = self.tally.take();
-        let written = self.within(true, |transaction| {
-            counts.iter().try_for_each(|(key, count)| transaction.flush(key, count))
-        });
+        let written =
+            self.within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
         match written {
             Ok(()) => {}
             // Whether they were written is unknown. Counted once too little rather than twice.

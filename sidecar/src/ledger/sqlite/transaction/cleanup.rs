@@ -84,10 +84,8 @@ impl Transaction<'_> {
     fn span(&self, scope: &CleanupScope, after: Option<Cursor>, limit: usize) -> Result<Vec<Candidate>, Fault> {
         let after = after.unwrap_or(Cursor { create_time: Time(i64::MIN), row: i64::MIN });
         let mut statement = self.prepare(include_str!("../cleanup_span.sql"))?;
-        let rows = statement.query_map(
-            params![after.create_time, after.row, scope.before, sql_limit(limit)],
-            Candidate::from_row,
-        )?;
+        let rows = statement
+            .query_map(params![after.create_time, after.row, scope.before, sql_limit(limit)], Candidate::from_row)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

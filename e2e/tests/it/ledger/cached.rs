@@ -1,0 +1,271 @@
+//! The Postgres ledger as the service uses it: behind the cache, with a Redis in whatever condition (C4). What the cache
+//! answers is compared with what the ledger holds.
+
+use std::{
+    sync::{Arc, OnceLock, mpsc},
+    thread,
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use oncegate_e2e::{eventually, postgres::Database, redis::Redis, upstream};
+use oncegate_sidecar::{
+    cache::{Cache, CacheSettings, RedisOptions, stats::CacheStats},
+    coordinator::{Answer, Coordinator, Limits},
+    event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    ledger::{
+        Announcement, Error, EventHistory, Ledger, Standing,
+        filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+        postgres::{PostgresLedger, PostgresSettings},
+    },
+};
+use tokio::sync::{broadcast, watch};
+
+/// What is the matter with Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Nothing.
+    On,
+    /// Nobody listens there.
+    Off,
+    /// It loses everything, again and again.
+    Flushed,
+    /// It stops answering, again and again, without a word.
+    Frozen,
+    /// Somebody writes into it: rubbish, and genuine values under other names.
+    Rubbish,
+}
+
+impl Condition {
+    /// A server in this condition, shared by the tests of this process: names in it differ by database.
+    fn url(self) -> String {
+        static SERVERS: [OnceLock<String>; 4] = [const { OnceLock::new() }; 4];
+        let server = match self {
+            Condition::Off => {
+                let url = upstream::refused_url().unwrap();
+                let address = url.trim_start_matches("http://").split('/').next().unwrap().to_owned();
+                return format!("redis://{address}");
+            }
+            Condition::On => &SERVERS[0],
+            Condition::Flushed => &SERVERS[1],
+            Condition::Frozen => &SERVERS[2],
+            Condition::Rubbish => &SERVERS[3],
+        };
+        server.get_or_init(|| self.start()).clone()
+    }
+
+    /// Starts the server, and a thread that does to it what it has to suffer, for as long as the process lives.
+    fn start(self) -> String {
+        let (url, started) = mpsc::channel();
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut redis = Redis::start().await.unwrap();
+                url.send(redis.url()).unwrap();
+                loop {
+                    match self {
+                        Condition::On | Condition::Off => std::future::pending::<()>().await,
+                        Condition::Flushed => drop(redis.command("FLUSHALL").await),
+                        Condition::Frozen => {
+                            redis.freeze().unwrap();
+                            tokio::time::sleep(Duration::from_millis(400)).await;
+                            redis.thaw().unwrap();
+                        }
+                        Condition::Rubbish => drop(redis.command(RUBBISH).await),
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            });
+        });
+        started.recv().unwrap()
+    }
+}
+
+/// Every other name gets a value that is none, every other one the value of its neighbour.
+const RUBBISH: &str = "EVAL \"local names = redis.call('KEYS', 'oncegate:*') \
+    for place, name in ipairs(names) do \
+      if place % 3 == 0 then redis.call('SET', name, string.rep('x', place)) \
+      elseif place % 3 == 1 then redis.call('SET', name, redis.call('GET', names[place % #names + 1]) or 'x') \
+      else redis.call('DEL', name) redis.call('LPUSH', name, 'x') end \
+    end return #names\" 0";
+
+/// See the module.
+pub(crate) struct Cached {
+    ledger: Arc<PostgresLedger>,
+    coordinator: Arc<Coordinator>,
+}
+
+impl Cached {
+    pub(crate) async fn connect(database: &Database, redis: &str) -> Self {
+        let ledger = Arc::new(PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap());
+        let settings = CacheSettings {
+            // Half of the tests' look-ups should get as far as Redis.
+            memory_bytes_max: 0,
+            redis: Some(RedisOptions::from_url(redis).unwrap()),
+            ..CacheSettings::default()
+        };
+        let cache = Cache::new(&settings, ledger.standing()).unwrap();
+        let coordinator = Coordinator::new(ledger.clone(), cache, Limits::default());
+        Self { ledger, coordinator }
+    }
+
+    pub(crate) async fn in_condition(database: &Database, condition: Condition) -> Self {
+        Self::connect(database, &condition.url()).await
+    }
+
+    pub(crate) fn stats(&self) -> Arc<CacheStats> {
+        self.coordinator.cache_stats()
+    }
+}
+
+#[async_trait]
+impl Ledger for Cached {
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
+        match self.coordinator.claim(claim.clone(), Duration::ZERO).await? {
+            Answer::Decided(claimed) => Ok(claimed),
+            Answer::Completed(key, completion) => {
+                // I9: what the cache says is what the ledger holds, or held a moment ago.
+                let Some(history) = self.ledger.history_of(key).await? else {
+                    // Deleted by a Cleanup without the minimum retention, which the API does not permit: there,
+                    // an entry has ended long before.
+                    return self.ledger.claim(claim).await;
+                };
+                let event = history.event;
+                if event.fencing_token == completion.fencing_token {
+                    assert_eq!(event.state, State::Completed);
+                    assert_eq!(event.attempt_count, completion.attempt_count);
+                    assert_eq!(event.end_time, Some(completion.end_time));
+                    assert_eq!(event.result, completion.result);
+                } else {
+                    assert!(event.fencing_token > completion.fencing_token, "a token from the future");
+                }
+                let now = self.ledger.now().await?;
+                Ok(Claimed { decision: Decision::AlreadyCompleted, event, payload_changed: false, now })
+            }
+        }
+    }
+
+    async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
+        self.coordinator.mark(mark).await
+    }
+
+    async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
+        self.coordinator.extend(extend).await
+    }
+
+    async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
+        self.coordinator.resolve(resolve).await
+    }
+
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+        self.ledger.peek(keys).await
+    }
+
+    async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
+        self.ledger.history_of(key).await
+    }
+
+    async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
+        self.ledger.history(filter).await
+    }
+
+    async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
+        self.ledger.stats(filter).await
+    }
+
+    async fn now(&self) -> Result<Time, Error> {
+        self.ledger.now().await
+    }
+
+    async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        self.ledger.cleanup_step(scope, progress).await
+    }
+
+    fn count_duplicate(&self, key: &Key) {
+        self.ledger.count_duplicate(key);
+    }
+
+    fn standing(&self) -> watch::Receiver<Option<Standing>> {
+        self.ledger.standing()
+    }
+
+    fn announce(&self, announcement: Announcement) {
+        self.ledger.announce(announcement);
+    }
+
+    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+        self.ledger.announcements()
+    }
+
+    async fn check(&self) -> Result<(), Error> {
+        self.ledger.check().await
+    }
+
+    async fn close(&self) {
+        self.coordinator.close().await;
+    }
+}
+
+#[tokio::test]
+async fn a_duplicate_is_answered_by_redis_until_an_operator_replays_the_event() {
+    use super::{claim, completion, key, resolution};
+    use oncegate_sidecar::event::Resolved;
+
+    let database = Database::create().await.unwrap();
+    let first = Cached::in_condition(&database, Condition::On).await;
+    let second = Cached::in_condition(&database, Condition::On).await;
+    let key = key("evt_1");
+    let Decision::Acquired(lock) = first.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+    first.mark(completion(&key, &lock)).await.unwrap();
+    eventually("the other sidecar's duplicates are answered by what this one wrote", async || {
+        let answer = second.claim(claim(&key, "b")).await.unwrap();
+        assert_eq!(answer.decision, Decision::AlreadyCompleted);
+        (second.stats().redis_hits.get() > 0).then_some(())
+    })
+    .await;
+
+    let replay = Resolve { force: true, ..resolution(&key, Resolved::Pending) };
+    first.resolve(replay).await.unwrap();
+    // Through the tombstone, whoever asks.
+    let lock = eventually("the replayed event is granted", async || {
+        match second.claim(claim(&key, "c")).await.unwrap().decision {
+            Decision::Acquired(lock) => Some(lock),
+            _ => None,
+        }
+    })
+    .await;
+    assert_eq!(lock.attempt, 2);
+    assert_eq!(first.stats().redis_invalid.get() + second.stats().redis_invalid.get(), 0);
+    first.close().await;
+    second.close().await;
+}
+
+#[tokio::test]
+async fn forged_values_are_misses_that_are_counted() {
+    use super::{claim, completion, key};
+
+    let database = Database::create().await.unwrap();
+    let redis = Redis::start().await.unwrap();
+    let cached = Cached::connect(&database, &redis.url()).await;
+    for number in 0..9 {
+        let key = key(&format!("evt_{number}"));
+        let Decision::Acquired(lock) = cached.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+        cached.mark(completion(&key, &lock)).await.unwrap();
+        // Read by another caller until Redis has it.
+        eventually("the entry is in redis", async || {
+            let before = cached.stats().redis_hits.get();
+            cached.claim(claim(&key, "b")).await.unwrap();
+            (cached.stats().redis_hits.get() > before).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(redis.command(RUBBISH).await.unwrap(), ":9");
+    let hits = cached.stats().redis_hits.get();
+    for number in 0..9 {
+        let answer = cached.claim(claim(&key(&format!("evt_{number}")), "c")).await.unwrap();
+        assert_eq!(answer.decision, Decision::AlreadyCompleted);
+    }
+    assert_eq!(cached.stats().redis_hits.get(), hits, "nothing forged is believed");
+    assert!(cached.stats().redis_invalid.get() >= 5, "{:?}", cached.stats());
+    cached.close().await;
+}

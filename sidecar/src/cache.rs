@@ -1,0 +1,239 @@
+//! The cache of completed events: makes duplicates cheap, and can do nothing else (C1, I9).
+//!
+//! Two layers. The process's own is bounded and its entries live a minute at most. Redis, where it is configured, is
+//! shared by all sidecars of one database. Both say one thing only: this event is completed, with this token and result.
+//! Whatever else comes of a look-up (a miss, an error, a time-out, a value that does not verify, a claim that is not a
+//! plain duplicate) means: ask the ledger.
+//!
+//! Why it cannot be wrong for long: an entry is written after the commit is acknowledged (C2), by compare-and-set on the
+//! token; a completed event changes only by Resolve, which draws a higher token and writes a tombstone with it. Entries
+//! are keyed by the database's identity and timeline and carry a MAC whose key lives in the database (C3), and answer only
+//! while the ledger's connection stands on that identity (C6).
+
+pub mod entry;
+mod memory;
+mod redis;
+pub mod stats;
+
+use std::{
+    sync::{Arc, RwLock},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+pub use self::{
+    entry::{Entry, KeyDigest},
+    redis::{RedisOptions, RedisUrlError},
+};
+use self::{
+    entry::{Codec, Completion},
+    memory::Memory,
+    redis::Redis,
+    stats::CacheStats,
+};
+use crate::{
+    event::{Claim, Event, Micros, State, Time},
+    ledger::Standing,
+};
+
+/// The longest that Redis keeps an entry (C2).
+const REDIS_ENTRY_AGE_MAX: Micros = Micros(7 * 24 * 3_600_000_000);
+/// An entry ends this long before Cleanup may delete its event (C2).
+const RETENTION_MARGIN: Micros = Micros(3_600_000_000);
+
+/// How the cache works.
+#[derive(Clone, Debug)]
+pub struct CacheSettings {
+    /// The most that the process's own layer holds, in bytes. 0: it holds nothing.
+    pub memory_bytes_max: u64,
+    /// Redis, if there is one.
+    pub redis: Option<RedisOptions>,
+    /// What Cleanup cannot undercut.
+    pub retention_min: Duration,
+}
+
+impl Default for CacheSettings {
+    fn default() -> Self {
+        CacheSettings {
+            memory_bytes_max: 32 << 20,
+            redis: None,
+            retention_min: Duration::from_secs(6 * 24 * 3_600),
+        }
+    }
+}
+
+/// What the layers are keyed by now; another one when the ledger's connection is made anew.
+struct Epoch {
+    standing: Standing,
+    codec: Codec,
+}
+
+/// See the module.
+pub struct Cache {
+    memory: Memory,
+    redis: Option<Redis>,
+    standing: watch::Receiver<Option<Standing>>,
+    /// Read-locked while an entry is put into memory, write-locked while memory is emptied: no entry of an old epoch
+    /// can slip in behind the emptying.
+    epoch: RwLock<Option<Arc<Epoch>>>,
+    retention_min: Micros,
+    stats: Arc<CacheStats>,
+}
+
+/// A look-up that may be followed by a fill: holds the epoch of the time when the ledger was asked.
+#[derive(Clone)]
+pub struct Ticket(Option<Arc<Epoch>>);
+
+impl Cache {
+    /// A cache for a ledger that stands on what `standing` tells.
+    ///
+    /// # Errors
+    /// When the URL of Redis cannot be used. A Redis that cannot be reached is no error (C4).
+    pub fn new(
+        settings: &CacheSettings,
+        standing: watch::Receiver<Option<Standing>>,
+    ) -> Result<Cache, RedisUrlError> {
+        let stats = Arc::new(CacheStats::default());
+        let redis = match &settings.redis {
+            Some(options) => Some(Redis::start(options, stats.clone())?),
+            None => None,
+        };
+        Ok(Cache {
+            memory: Memory::new(settings.memory_bytes_max),
+            redis,
+            standing,
+            epoch: RwLock::new(None),
+            retention_min: settings.retention_min.into(),
+            stats,
+        })
+    }
+
+    /// What the layers have done so far.
+    pub fn stats(&self) -> Arc<CacheStats> {
+        self.stats.clone()
+    }
+
+    /// The epoch of the ledger's connection as it stands; None while it is down, and then nothing is answered.
+    fn epoch(&self) -> Option<Arc<Epoch>> {
+        let standing = self.standing.borrow().clone();
+        let known = self.epoch.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        if known.as_ref().map(|epoch| &epoch.standing) == standing.as_ref() {
+            return known;
+        }
+        let mut epoch = self.epoch.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if epoch.as_ref().map(|epoch| &epoch.standing) != standing.as_ref() {
+            // The connection was made anew: whatever was cached may belong to a past that is no more (C6).
+            self.memory.clear();
+            *epoch = standing.map(|standing| Arc::new(Epoch { codec: Codec::new(&standing), standing }));
+        }
+        epoch.clone()
+    }
+
+    /// Looks up whether a claim is a plain duplicate of a completed event. The ticket is for [`Cache::fill`], when
+    /// the ledger had to be asked.
+    pub async fn look_up(&self, claim: &Claim) -> (Option<Completion>, Ticket) {
+        let Some(epoch) = self.epoch() else { return (None, Ticket(None)) };
+        // A delivery id is compared by the ledger, whatever the event.
+        if claim.delivery_id.is_some() {
+            return (None, Ticket(Some(epoch)));
+        }
+        let digest = KeyDigest::of(&claim.key);
+        if let Some(entry) = self.memory.get(digest) {
+            if let Some(completion) = entry.answer(claim) {
+                self.stats.memory_hits.add();
+                return (Some(completion), Ticket(Some(epoch)));
+            }
+            return (None, Ticket(Some(epoch)));
+        }
+        self.stats.memory_misses.add();
+        let Some(redis) = &self.redis else { return (None, Ticket(Some(epoch))) };
+        let found = redis.get(epoch.codec.name(digest)).await;
+        let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
+            None => None,
+            Some(Ok(entry)) => {
+                let answer = entry.answer(claim);
+                if answer.is_some() {
+                    self.stats.redis_hits.add();
+                    self.keep(&epoch, digest, entry);
+                } else {
+                    self.stats.redis_misses.add();
+                }
+                answer
+            }
+            Some(Err(error)) => {
+                // Forged, stale, or of another version: a miss like any other, but one that somebody should see.
+                self.stats.redis_invalid.add();
+                tracing::debug!(error = &error as &dyn std::error::Error, "a value in Redis is not ours");
+                None
+            }
+        };
+        // The connection may have gone while Redis was asked.
+        let answer = answer.filter(|_| self.still(&epoch));
+        (answer, Ticket(Some(epoch)))
+    }
+
+    fn still(&self, epoch: &Epoch) -> bool {
+        self.standing.borrow().as_ref() == Some(&epoch.standing)
+    }
+
+    /// Keeps a completed event, as the ledger told it at `now` of its clock, after the commit was acknowledged.
+    pub fn fill(&self, ticket: &Ticket, event: &Event, now: Time) {
+        let Ticket(Some(epoch)) = ticket else { return };
+        if event.state != State::Completed || !self.still(epoch) {
+            return;
+        }
+        let Some(entry) = Entry::completed(event) else { return };
+        let digest = KeyDigest::of(&event.key);
+        if let Some(redis) = &self.redis {
+            let age = now.since(event.end_time.unwrap_or(event.update_time));
+            let life = Micros(
+                REDIS_ENTRY_AGE_MAX.0.min(self.retention_min.0 - RETENTION_MARGIN.0).saturating_sub(age.0),
+            );
+            if life.0 > 0 {
+                redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
+            }
+        }
+        self.keep(epoch, digest, entry);
+    }
+
+    /// A ticket for a fill that no look-up came before: a Mark's.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.epoch())
+    }
+
+    /// An operator has decided on the event: what was cached of it must not be answered any more.
+    pub fn bury(&self, event: &Event) {
+        let digest = KeyDigest::of(&event.key);
+        self.memory.put(digest, Entry::tombstone(event.fencing_token, event.update_time));
+        if let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) {
+            // A tombstone with the higher token, never a DEL: a slow writer could put the old entry back (C2).
+            let entry = Entry::tombstone(event.fencing_token, event.update_time);
+            redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), REDIS_ENTRY_AGE_MAX);
+        }
+    }
+
+    /// Another process has resolved the event: what is held of it up to this token is void.
+    pub fn void(&self, digest: KeyDigest, fencing_token: i64) {
+        self.memory.put(digest, Entry::tombstone(fencing_token, Time(0)));
+    }
+
+    /// Empties the process's own layer.
+    pub fn clear(&self) {
+        self.memory.clear();
+    }
+
+    fn keep(&self, epoch: &Arc<Epoch>, digest: KeyDigest, entry: Entry) {
+        let current = self.epoch.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, epoch)) {
+            self.memory.put(digest, entry);
+        }
+    }
+
+    /// Ends the connections to Redis.
+    pub async fn close(&self) {
+        if let Some(redis) = &self.redis {
+            redis.close().await;
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The shared layer. Every key of ours is `oncegate:1:<system identifier>:<timeline>:<digest of the event's name>`, a string
+//! with a time to live; losing it costs one read of the ledger. The value is [`super::entry::Codec`]'s.
+//!
+//! Look-ups form batches by themselves: those that arrive while one is out go into the next MGET. A look-up that takes
+//! longer than its budget is a miss (C4). After a few failures in a row Redis is not asked at all until a probe in the
+//! background has found it again: its trouble must not become every caller's 50 ms.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use fred::{
+    clients::Client,
+    interfaces::{ClientLike as _, KeysInterface as _, LuaInterface as _},
+    types::{
+        Builder, Value,
+        config::{
+            Config, ConnectionConfig, PerformanceConfig, ReconnectError, ReconnectPolicy, ServerConfig, TcpConfig,
+            UnresponsiveConfig,
+        },
+    },
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::stats::CacheStats;
+use crate::event::Micros;
+
+/// The longest that a look-up may hold up a call (C4).
+const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
+/// Failures in a row after which Redis is left alone.
+const FAILURES_MAX: u32 = 5;
+/// How often it is probed then.
+const PROBE_INTERVAL: Duration = Duration::from_millis(250);
+/// Names in one look-up, entries in one write.
+const BATCH_MAX: usize = 128;
+/// Look-ups and writes that may wait. Beyond it a look-up is a miss and a write is lost.
+const QUEUE_MAX: usize = 4_096;
+
+/// Writes entries, each only over one with a smaller token (C2).
+const WRITE: &str = include_str!("redis/write.lua");
+
+/// Where Redis is, and how to get in.
+#[derive(Clone)]
+pub struct RedisOptions {
+    config: Config,
+}
+
+impl fmt::Debug for RedisOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The configuration holds passwords.
+        f.debug_struct("RedisOptions").finish_non_exhaustive()
+    }
+}
+
+/// The URL is none that can be used. Does not hold the URL: it may contain a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "is no URL of Redis: redis://[user:password@]host[:port][/database], rediss:// for TLS, \
+     redis-cluster://host:port?node=..., or redis-sentinel://host:port?sentinelServiceName=..."
+)]
+pub struct RedisUrlError;
+
+impl RedisOptions {
+    /// One server, Sentinel or Cluster, as the URL says (C5).
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn from_url(url: &str) -> Result<RedisOptions, RedisUrlError> {
+        let mut config = Config::from_url(url).map_err(|_| RedisUrlError)?;
+        // That one is about the first connection: Redis is not needed at start (C4).
+        config.fail_fast = false;
+        Ok(RedisOptions { config })
+    }
+
+    /// One server, as the first version was configured.
+    pub fn from_parts(host: &str, port: u16, password: Option<String>) -> RedisOptions {
+        let config = Config {
+            fail_fast: false,
+            password,
+            server: ServerConfig::new_centralized(host, port),
+            ..Config::default()
+        };
+        RedisOptions { config }
+    }
+}
+
+/// A look-up, and where its answer goes.
+struct Get {
+    name: String,
+    reply: oneshot::Sender<Option<Vec<u8>>>,
+}
+
+/// An entry on its way to Redis.
+struct Put {
+    name: String,
+    value: Vec<u8>,
+    life: Micros,
+}
+
+pub(super) struct Redis {
+    client: Client,
+    gets: mpsc::Sender<Get>,
+    puts: mpsc::Sender<Put>,
+    breaker: Arc<Breaker>,
+    stats: Arc<CacheStats>,
+    closing: CancellationToken,
+}
+
+/// Open: Redis is left alone.
+#[derive(Default)]
+struct Breaker {
+    open: AtomicBool,
+    failures: AtomicU32,
+}
+
+impl Breaker {
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn failed(&self) {
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX
+            && !self.open.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!("redis does not answer and is left alone; duplicates are answered by the ledger");
+        }
+    }
+
+    fn succeeded(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+        if self.open.swap(false, Ordering::Relaxed) {
+            tracing::info!("redis answers again");
+        }
+    }
+}
+
+impl Redis {
+    /// Starts to connect in the background.
+    pub(super) fn start(options: &RedisOptions, stats: Arc<CacheStats>) -> Result<Redis, RedisUrlError> {
+        let mut builder = Builder::from_config(options.config.clone());
+        builder
+            .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
+            .set_performance_config(PerformanceConfig {
+                // Without it a command waits for ever (pitfalls 3.2.1); the caller's own budget is shorter.
+                default_command_timeout: Duration::from_millis(500),
+                ..PerformanceConfig::default()
+            })
+            .set_connection_config(ConnectionConfig {
+                connection_timeout: Duration::from_secs(1),
+                internal_command_timeout: Duration::from_millis(500),
+                // A command that is sent again after a broken connection arrives too late for its caller.
+                max_command_attempts: 1,
+                max_command_buffer_len: QUEUE_MAX,
+                unresponsive: UnresponsiveConfig {
+                    max_timeout: Some(Duration::from_millis(500)),
+                    interval: Duration::from_millis(200),
+                },
+                reconnect_on_auth_error: true,
+                // After a failover the old primary answers with these: go and find the new one.
+                reconnect_errors: vec![
+                    ReconnectError::ReadOnly,
+                    ReconnectError::Loading,
+                    ReconnectError::ClusterDown,
+                    ReconnectError::MasterDown,
+                ],
+                tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+                ..ConnectionConfig::default()
+            });
+        let client = builder.build().map_err(|_| RedisUrlError)?;
+        let (gets, get_queue) = mpsc::channel(QUEUE_MAX);
+        let (puts, put_queue) = mpsc::channel(QUEUE_MAX);
+        let breaker = Arc::new(Breaker::default());
+        // Until the first probe has found it.
+        breaker.open.store(true, Ordering::Relaxed);
+        let closing = CancellationToken::new();
+        let clustered = client.is_clustered();
+        tokio::spawn(connect_and_probe(client.clone(), breaker.clone(), closing.clone()));
+        tokio::spawn(answer_gets(client.clone(), get_queue, breaker.clone(), clustered));
+        tokio::spawn(do_puts(client.clone(), put_queue, breaker.clone(), stats.clone(), clustered));
+        Ok(Redis { client, gets, puts, breaker, stats, closing })
+    }
+
+    /// The value under a name, if it comes within the budget.
+    pub(super) async fn get(&self, name: String) -> Option<Vec<u8>> {
+        if self.breaker.is_open() {
+            self.stats.redis_skipped.add();
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        if self.gets.try_send(Get { name, reply }).is_err() {
+            self.stats.redis_errors.add();
+            return None;
+        }
+        match tokio::time::timeout(LOOK_UP_TIME_MAX, answer).await {
+            Ok(Ok(Some(value))) => Some(value),
+            Ok(Ok(None)) => {
+                self.stats.redis_misses.add();
+                None
+            }
+            Ok(Err(_failed)) => {
+                self.stats.redis_errors.add();
+                None
+            }
+            Err(_elapsed) => {
+                self.stats.redis_errors.add();
+                self.breaker.failed();
+                None
+            }
+        }
+    }
+
+    /// Has an entry written, some time soon, if at all.
+    pub(super) fn put(&self, name: String, value: Vec<u8>, life: Micros) {
+        if self.puts.try_send(Put { name, value, life }).is_err() {
+            self.stats.redis_writes_lost.add();
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.closing.cancel();
+        drop(tokio::time::timeout(Duration::from_millis(500), self.client.quit()).await);
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}
+
+/// Connects, for as long as it takes, and probes while Redis is left alone.
+async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: CancellationToken) {
+    // Reconnects by its policy, without end; ends when the client quits.
+    let connection = client.connect();
+    let mut interval = tokio::time::interval(PROBE_INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = closing.cancelled() => break,
+        }
+        if breaker.is_open() {
+            // A real command: the client's own flag may lag (pitfalls 3.2.4).
+            let probe = client.get::<Value, _>("oncegate:1:probe");
+            if let Ok(Ok(_)) = tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await {
+                breaker.succeeded();
+            }
+        }
+    }
+    connection.abort();
+}
+
+async fn answer_gets(
+    client: Client,
+    mut queue: mpsc::Receiver<Get>,
+    breaker: Arc<Breaker>,
+    clustered: bool,
+) {
+    let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
+    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        // Those that nobody waits for any more.
+        batch.retain(|get| !get.reply.is_closed());
+        if batch.is_empty() {
+            continue;
+        }
+        let names: Vec<&str> = batch.iter().map(|get| get.name.as_str()).collect();
+        let found = tokio::time::timeout(LOOK_UP_TIME_MAX, many(&client, &names, clustered)).await;
+        match found {
+            Ok(Ok(values)) => {
+                breaker.succeeded();
+                for (get, value) in batch.drain(..).zip(values) {
+                    // Its caller may have given up.
+                    drop(get.reply.send(value));
+                }
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "a look-up in redis failed");
+                breaker.failed();
+                batch.clear();
+            }
+            Err(_elapsed) => {
+                breaker.failed();
+                batch.clear();
+            }
+        }
+    }
+}
+
+/// The values under names, in their order. A Cluster has names in many places: there one by one, all at once.
+async fn many(
+    client: &Client,
+    names: &[&str],
+    clustered: bool,
+) -> Result<Vec<Option<Vec<u8>>>, fred::error::Error> {
+    let bytes = |value: Value| value.into_owned_bytes();
+    if clustered {
+        let gets = names.iter().map(|name| client.get::<Value, _>(*name));
+        return Ok(futures::future::try_join_all(gets).await?.into_iter().map(bytes).collect());
+    }
+    let values: Vec<Value> = client.mget(names.to_vec()).await?;
+    // A reply of another length would put values under wrong names; they would not verify, but why try.
+    if values.len() != names.len() {
+        return Ok(names.iter().map(|_| None).collect());
+    }
+    Ok(values.into_iter().map(bytes).collect())
+}
+
+async fn do_puts(
+    client: Client,
+    mut queue: mpsc::Receiver<Put>,
+    breaker: Arc<Breaker>,
+    stats: Arc<CacheStats>,
+    clustered: bool,
+) {
+    let mut batch: Vec<Put> = Vec::with_capacity(BATCH_MAX);
+    while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        if breaker.is_open() {
+            batch.drain(..).for_each(|_| stats.redis_writes_lost.add());
+            continue;
+        }
+        // Two entries of one name in one batch: the later one has the higher token, or is the same.
+        let mut latest: HashMap<String, Put> = HashMap::with_capacity(batch.len());
+        for put in batch.drain(..) {
+            latest.insert(put.name.clone(), put);
+        }
+        let puts: Vec<Put> = latest.into_values().collect();
+        let written = if clustered {
+            let writes = puts.chunks(1).map(|put| write(&client, put));
+            futures::future::try_join_all(writes).await.map(drop)
+        } else {
+            write(&client, &puts).await
+        };
+        if let Err(error) = written {
+            tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
+            puts.iter().for_each(|_| stats.redis_writes_lost.add());
+            breaker.failed();
+        }
+    }
+}
+
+async fn write(client: &Client, puts: &[Put]) -> Result<(), fred::error::Error> {
+    let names: Vec<&str> = puts.iter().map(|put| put.name.as_str()).collect();
+    let mut arguments: Vec<Value> = Vec::with_capacity(puts.len() * 2);
+    for put in puts {
+        arguments.push(Value::Bytes(put.value.clone().into()));
+        arguments.push(Value::Integer((put.life.0 / 1_000).max(1)));
+    }
+    client.eval::<Value, _, _, _>(WRITE, names, arguments).await.map(drop)
+}

@@ -1,0 +1,18 @@
+-- Writes entries, each only over an entry with a smaller token (C2): a slow writer cannot undo a tombstone.
+--
+-- KEYS: names. ARGV: for each name its value and its time to live in milliseconds. Returns how many were written.
+-- A value has one byte of version and eight of token, big-endian, so tokens compare as text. What is no such value is
+-- written over: it would only ever be a miss.
+local written = 0
+for place, name in ipairs(KEYS) do
+  local value, life = ARGV[place * 2 - 1], ARGV[place * 2]
+  -- pcall: the name may hold something that is no string.
+  local held = redis.pcall('GET', name)
+  local stale = type(held) == 'string' and #held >= 9 and string.sub(held, 1, 1) == string.sub(value, 1, 1)
+    and string.sub(held, 2, 9) > string.sub(value, 2, 9)
+  if not stale then
+    redis.call('SET', name, value, 'PX', life)
+    written = written + 1
+  end
+end
+return written
