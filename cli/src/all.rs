@@ -36,7 +36,7 @@ impl All {
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
         let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
         log_sidecar(&sidecar);
-        service.show(gateway.metrics());
+        service.show([sidecar.metrics(), gateway.metrics()]);
         log_gateway(&gateway);
         let shutdown = service.ready();
         serve_both(sidecar, gateway, shutdown).await?;

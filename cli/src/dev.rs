@@ -1,14 +1,20 @@
 //! `oncegate dev`: everything in one process, nothing to install, and a webhook to see it work.
 
 mod application;
+pub(crate) mod certificate;
 mod demonstration;
 pub(crate) mod file;
 
-use std::{env, iter, net::SocketAddr, path::PathBuf};
+use std::{
+    env, fs, iter,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 use clap::builder::Resettable;
 use oncegate_api::v1::idempotency_service_client::IdempotencyServiceClient;
+use oncegate_gateway::config::{Environment, FlutterwaveVersion};
 use oncegate_runtime::shutdown::{self, CancellationToken};
 use tokio::sync::mpsc;
 
@@ -22,8 +28,8 @@ use crate::{
 /// Try it out: everything in one process, on an embedded store
 ///
 /// Starts a sidecar, a gateway and a small application behind it, with secrets that it makes up, sends itself a
-/// genuinely signed webhook twice, shows what was delivered and what was answered as a duplicate, and serves until
-/// Ctrl-C. The events are kept in ./oncegate.db, the secrets in ./.oncegate-dev.json, readable by their owner alone,
+/// genuinely signed webhook of each provider twice, shows what was delivered and what was answered as a duplicate, and
+/// serves until Ctrl-C. The events are kept in ./oncegate.db, the secrets in ./.oncegate-dev.json, readable by their owner alone,
 /// where `oncegate simulate` in another terminal finds them.
 ///
 /// The listeners are open to this machine only. Not for production: that is `oncegate all`, or `sidecar` and `gateway`.
@@ -72,9 +78,10 @@ impl Dev {
 
         let application = service::bind("APPLICATION_LISTEN", self.application_listen).await?;
         let application_address = application.local_addr().context("a bound listener has no address")?;
-        let secret = dev_file.secret_or_new("stripe", "whsec_").to_owned();
-        let (sidecar, gateway) =
-            both(self.sidecar_options().validate(), self.gateway_options(application_address, &secret).validate())?;
+        // What the gateway reads from files. Nobody else may look: it holds a secret.
+        let files = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let gateway_options = self.gateway_options(application_address, &mut dev_file, files.path())?;
+        let (sidecar, gateway) = both(self.sidecar_options().validate(), gateway_options.validate())?;
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
         let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
         let gateway_url = format!("http://{}", gateway.local_addr());
@@ -93,7 +100,7 @@ impl Dev {
         let services = tokio::spawn(serve_both(sidecar, gateway, stop.clone()));
 
         self.introduce(&dev_file, application_address);
-        let shown = demonstration::run(&gateway_url, &secret, &mut deliveries, async |request| {
+        let shown = demonstration::run(&gateway_url, &dev_file, &mut deliveries, async |request| {
             Ok(client.clone().history(request).await.context("cannot ask the sidecar")?.into_inner())
         })
         .await;
@@ -118,14 +125,37 @@ impl Dev {
         }
     }
 
-    fn gateway_options(&self, application: SocketAddr, secret: &str) -> oncegate_gateway::config::Options {
-        oncegate_gateway::config::Options {
+    /// A route for each provider, with secrets that are made up where there are none yet.
+    fn gateway_options(
+        &self,
+        application: SocketAddr,
+        secrets: &mut DevFile,
+        files: &Path,
+    ) -> Result<oncegate_gateway::config::Options> {
+        let roots = secrets.paypal_or_new()?.write(files)?;
+        // Standard Webhooks have no settings of their own: who uses them has several, in a file.
+        let config = files.join("routes.toml");
+        let secret = secrets.secret_or_new("standard_webhooks", "whsec_");
+        let routes = format!(
+            "[[route]]\nname = \"standard_webhooks\"\nprovider = \"standard_webhooks\"\nsecrets = \"{secret}\"\n"
+        );
+        fs::write(&config, routes).with_context(|| format!("cannot write {}", config.display()))?;
+        let mut secret = |provider, prefix| Some(secrets.secret_or_new(provider, prefix).into());
+        Ok(oncegate_gateway::config::Options {
             gateway_listen: self.gateway_listen,
             upstream_url: Some(format!("http://{application}/")),
-            stripe_webhook_secret: Some(secret.into()),
+            config: Some(config),
+            stripe_webhook_secret: secret("stripe", "whsec_"),
+            paypal_webhook_id: secret("paypal", ""),
+            paypal_environment: Environment::Sandbox,
+            paypal_cert_dir: Some(files.to_owned()),
+            paypal_trust_anchors_file: Some(roots),
+            flutterwave_webhook_secret: secret("flutterwave", ""),
+            flutterwave_signature: Some(FlutterwaveVersion::V4),
+            paystack_webhook_secret: secret("paystack", "sk_test_"),
             gateway_holder: "dev".into(),
             ..defaults()
-        }
+        })
     }
 
     fn introduce(&self, file: &DevFile, application: SocketAddr) {
@@ -155,7 +185,9 @@ fn what_next(file: &DevFile) {
         "\nTry next, in another terminal and this directory:\n\
          \x20 {oncegate} simulate stripe --duplicates 5\n\
          \x20 {oncegate} simulate stripe --duplicates 63 --concurrent\n\
-         \x20 {oncegate} simulate stripe --bad-signature\n\
+         \x20 {oncegate} simulate paypal --bad-signature\n\
+         \x20 {oncegate} stats --sidecar {sidecar} --watch\n\
+         \x20 {oncegate} history --sidecar {sidecar}\n\
          \x20 {oncegate} health --sidecar {sidecar} --gateway {gateway}\n\
          \x20 {oncegate} cleanup --sidecar {sidecar} --days 30 --dry-run\n\
          \nServing until Ctrl-C. What reaches the application:"

@@ -10,7 +10,7 @@ use crate::output;
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  it worked
-  1  it failed, or something was not as it should be
+  1  it failed or was refused, or something was not found or not as it should be
   2  the command line or the configuration cannot be used; every problem is listed
   3  the sidecar, or the gateway that was named, cannot be reached";
 

@@ -30,7 +30,7 @@ impl Gateway {
         let service = Service::begin(&self.admin).await?;
         let channel = oncegate_gateway::sidecar::channel(&settings);
         let gateway = oncegate_gateway::Gateway::bind(settings, channel).await?;
-        service.show(gateway.metrics());
+        service.show([gateway.metrics()]);
         log_gateway(&gateway);
         let shutdown = service.ready();
         gateway.run(shutdown).await.context("the gateway failed")?;

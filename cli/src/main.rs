@@ -3,18 +3,25 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod all;
+mod bounds;
 mod cleanup;
+mod completions;
 mod dev;
 mod failure;
 mod gateway;
 mod health;
+mod history;
 mod http_client;
+mod message;
 mod migrate;
 mod output;
+mod resolve;
 mod service;
 mod sidecar;
 mod sidecar_client;
 mod simulate;
+mod stats;
+mod verify;
 
 use std::{num::NonZero, process::ExitCode, thread, time::Duration};
 
@@ -49,9 +56,14 @@ enum Command {
     Sidecar(sidecar::Sidecar),
     Gateway(Box<gateway::Gateway>),
     Migrate(migrate::Migrate),
+    Stats(stats::Stats),
+    History(history::History),
+    Resolve(resolve::Resolve),
     Cleanup(cleanup::Cleanup),
     Health(health::Health),
-    Simulate(simulate::Simulate),
+    Verify(Box<verify::Verify>),
+    Simulate(Box<simulate::Simulate>),
+    Completions(completions::Completions),
 }
 
 impl Command {
@@ -59,7 +71,16 @@ impl Command {
     fn serves(&self) -> bool {
         match self {
             Self::All(_) | Self::Sidecar(_) | Self::Gateway(_) => true,
-            Self::Dev(_) | Self::Migrate(_) | Self::Cleanup(_) | Self::Health(_) | Self::Simulate(_) => false,
+            Self::Dev(_)
+            | Self::Migrate(_)
+            | Self::Stats(_)
+            | Self::History(_)
+            | Self::Resolve(_)
+            | Self::Cleanup(_)
+            | Self::Health(_)
+            | Self::Verify(_)
+            | Self::Simulate(_)
+            | Self::Completions(_) => false,
         }
     }
 }
@@ -117,9 +138,14 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Sidecar(sidecar) => sidecar.run().await,
         Command::Gateway(gateway) => gateway.run().await,
         Command::Migrate(migrate) => migrate.run().await,
+        Command::Stats(stats) => stats.run().await,
+        Command::History(history) => history.run().await,
+        Command::Resolve(resolve) => resolve.run().await,
         Command::Cleanup(cleanup) => cleanup.run().await,
         Command::Health(health) => health.run().await,
+        Command::Verify(verify) => verify.run().await,
         Command::Simulate(simulate) => simulate.run().await,
+        Command::Completions(completions) => completions.run(),
     }
 }
 

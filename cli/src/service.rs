@@ -56,10 +56,12 @@ impl Service {
         Ok(Self { shutdown, readiness, started, metrics, admin })
     }
 
-    /// What /metrics shows from here on.
-    pub(crate) fn show(&self, metrics: Metrics) {
-        // Called once: the process has one gateway.
-        let _ = self.metrics.set(metrics);
+    /// What /metrics shows from here on: the metrics of each part of the process.
+    pub(crate) fn show(&self, parts: impl IntoIterator<Item = Metrics>) {
+        let parts: Vec<Metrics> = parts.into_iter().collect();
+        let all: Metrics = Arc::new(move || parts.iter().map(|part| part()).collect());
+        // Called once, when the parts exist.
+        let _ = self.metrics.set(all);
     }
 
     /// Everything has been opened and bound: work may come. Gives what is cancelled by the first signal.

@@ -28,6 +28,7 @@ impl Sidecar {
         let service = Service::begin(&self.admin).await?;
         let sidecar = oncegate_sidecar::Sidecar::start(settings).await?;
         log_sidecar(&sidecar);
+        service.show([sidecar.metrics()]);
         let shutdown = service.ready();
         sidecar.run(shutdown).await;
         service.end().await;

@@ -1,5 +1,9 @@
 //! `oncegate simulate`: genuinely signed webhooks, as often and as badly as providers send them.
 
+pub(crate) mod flutterwave;
+pub(crate) mod paypal;
+pub(crate) mod paystack;
+pub(crate) mod standard_webhooks;
 pub(crate) mod stripe;
 
 use std::{
@@ -35,7 +39,9 @@ use crate::{
 #[command(after_long_help = "\
 Examples:
   oncegate simulate stripe --duplicates 5
-  oncegate simulate stripe --help")]
+  oncegate simulate paypal --duplicates 63 --concurrent
+  oncegate simulate flutterwave --bad-signature
+  oncegate simulate paystack --help")]
 pub(crate) struct Simulate {
     #[command(subcommand)]
     provider: Provider,
@@ -44,12 +50,21 @@ pub(crate) struct Simulate {
 #[derive(clap::Subcommand, Debug)]
 enum Provider {
     Stripe(stripe::Stripe),
+    #[command(name = "paypal")]
+    PayPal(paypal::PayPal),
+    Flutterwave(flutterwave::Flutterwave),
+    Paystack(paystack::Paystack),
+    StandardWebhooks(standard_webhooks::StandardWebhooks),
 }
 
 impl Simulate {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         match self.provider {
             Provider::Stripe(stripe) => stripe.run().await,
+            Provider::PayPal(paypal) => paypal.run().await,
+            Provider::Flutterwave(flutterwave) => flutterwave.run().await,
+            Provider::Paystack(paystack) => paystack.run().await,
+            Provider::StandardWebhooks(standard) => standard.run().await,
         }
     }
 }
@@ -296,6 +311,19 @@ impl Report {
             self.summary.iter().map(|Count { answer, count }| format!("{count} {answer}")).collect();
         output::line(words.join(", "));
     }
+}
+
+/// A signature as it is, or of the right form and wrong in its last bit.
+fn spoil_unless(genuine: bool, mut signature: Vec<u8>) -> Vec<u8> {
+    if !genuine && let Some(last) = signature.last_mut() {
+        *last ^= 1;
+    }
+    signature
+}
+
+/// A number as providers give them to their objects.
+fn number() -> u32 {
+    rand::random_range(1_000_000..=u32::MAX)
 }
 
 /// To a tenth of a millisecond: the rest is noise.

@@ -1,6 +1,8 @@
 //! The gateway's settings: parsed by clap, checked as a whole, all problems reported at once.
 
 mod check;
+mod file;
+mod routes;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -11,6 +13,7 @@ use oncegate_runtime::{
     secret::{SecretText, file as secret_file},
 };
 
+pub use crate::providers::{flutterwave::Version as FlutterwaveVersion, paypal::Environment};
 use crate::route::Route;
 
 /// What the operator may set. The texts are the manual (`--help`).
@@ -30,6 +33,12 @@ pub struct Options {
     /// Loopback by default: the sidecar belongs into the gateway's own pod.
     #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     pub sidecar_url: String,
+
+    /// A file in TOML with routes of their own: `[[route]]` with provider, secrets, application and policies
+    ///
+    /// Any number, beside those that the settings here make. What a route does not say is as it is here.
+    #[arg(long, env = "ONCEGATE_CONFIG", value_name = "FILE", value_parser = secret_file)]
+    pub config: Option<PathBuf>,
 
     /// The application that events are delivered to, as http(s)://host:port/path. Required
     #[arg(long, env = "UPSTREAM_URL", value_name = "URL")]
@@ -51,6 +60,65 @@ pub struct Options {
     #[arg(long, env = "STRIPE_TOLERANCE", value_name = "DURATION", default_value = "300s", value_parser = duration)]
     pub stripe_tolerance: Duration,
 
+    /// The id of PayPal's webhook, several separated by commas while one is replaced
+    ///
+    /// Shown beside the webhook in PayPal's developer dashboard. It is part of what PayPal signs.
+    #[arg(long, env = "PAYPAL_WEBHOOK_ID", value_name = "ID", hide_env_values = true)]
+    pub paypal_webhook_id: Option<SecretText>,
+
+    /// A file with the ids of PayPal's webhooks, read again when it changes
+    #[arg(long, env = "PAYPAL_WEBHOOK_ID_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub paypal_webhook_id_file: Option<PathBuf>,
+
+    /// PayPal's environment; an endpoint of one takes no events of the other
+    #[arg(long, env = "PAYPAL_ENVIRONMENT", value_name = "NAME", default_value = "live")]
+    pub paypal_environment: Environment,
+
+    /// A directory with PayPal's certificates instead of fetching them, for clusters without egress
+    ///
+    /// PEM files called like the last part of the certificate's URL (CERT-...), with or without .pem; the intermediate
+    /// behind the leaf. Nothing is fetched then.
+    #[arg(long, env = "PAYPAL_CERT_DIR", value_name = "DIRECTORY", value_parser = secret_file)]
+    pub paypal_cert_dir: Option<PathBuf>,
+
+    /// Roots in PEM that PayPal's certificates have to lead to, instead of the public ones
+    #[arg(long, env = "PAYPAL_TRUST_ANCHORS_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub paypal_trust_anchors_file: Option<PathBuf>,
+
+    /// Intermediate certificates in PEM between PayPal's and the roots, where the certificate comes alone
+    #[arg(long, env = "PAYPAL_INTERMEDIATES_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub paypal_intermediates_file: Option<PathBuf>,
+
+    /// How old PayPal's signature may be; no limit by default
+    ///
+    /// PayPal tries for three days and does not say whether it signs anew for each try: a tight limit may lose events.
+    #[arg(long, env = "PAYPAL_TOLERANCE", value_name = "DURATION", value_parser = duration)]
+    pub paypal_tolerance: Option<Duration>,
+
+    /// Flutterwave's secret hash, several separated by commas while one is replaced
+    #[arg(long, env = "FLUTTERWAVE_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub flutterwave_webhook_secret: Option<SecretText>,
+
+    /// A file with Flutterwave's secret hashes, read again when it changes
+    #[arg(long, env = "FLUTTERWAVE_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub flutterwave_webhook_secret_file: Option<PathBuf>,
+
+    /// What Flutterwave sends: v4 signs the body; v3 repeats the secret, which proves nothing about the body (weak)
+    ///
+    /// Has no default: to guess wrong is to refuse every event, or to accept forged ones.
+    #[arg(long, env = "FLUTTERWAVE_SIGNATURE", value_name = "VERSION")]
+    pub flutterwave_signature: Option<FlutterwaveVersion>,
+
+    /// Paystack's API secret key (sk_...), several separated by commas while one is replaced
+    ///
+    /// Paystack has no secret for webhooks alone. Test and live mode have keys of their own.
+    #[arg(long, env = "PAYSTACK_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true)]
+    pub paystack_webhook_secret: Option<SecretText>,
+
+    /// A file with Paystack's API secret keys, read again when it changes
+    #[arg(long, env = "PAYSTACK_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub paystack_webhook_secret_file: Option<PathBuf>,
+
     /// Signs what is delivered, so that the application can tell the gateway from others
     ///
     /// Standard Webhooks: base64, with or without whsec_; several separated by commas while one is replaced. Adds
@@ -58,7 +126,7 @@ pub struct Options {
     #[arg(long, env = "UPSTREAM_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub upstream_secret: Option<SecretText>,
 
-    /// A file with the secrets that sign what is delivered, read at start
+    /// A file with the secrets that sign what is delivered, read again when it changes
     #[arg(long, env = "UPSTREAM_SECRET_FILE", value_name = "FILE", value_parser = secret_file)]
     pub upstream_secret_file: Option<PathBuf>,
 
@@ -327,7 +395,6 @@ pub(crate) struct BodyLimits {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct UpstreamLimits {
-    pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) body_bytes_max: usize,
@@ -336,7 +403,6 @@ pub(crate) struct UpstreamLimits {
 
 #[derive(Debug, Clone)]
 pub(crate) struct LockSettings {
-    pub(crate) duration: Duration,
     pub(crate) margin: Duration,
     pub(crate) holder: String,
 }

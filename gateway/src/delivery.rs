@@ -8,6 +8,7 @@ mod backoff;
 
 use std::{
     error::Error as StdError,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -42,11 +43,25 @@ use crate::{
 pub(crate) struct Event {
     pub(crate) route: Arc<Route>,
     pub(crate) identity: Identity,
+    /// The provider's name for this delivery; empty when it gives none.
+    pub(crate) delivery_id: String,
     /// As they came in; few of them go on.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Received,
     /// SHA-256 of the body.
     pub(crate) digest: [u8; 32],
+}
+
+/// A claim whose outcome is unknown, to be repeated as it is.
+struct Unsettled {
+    claim_id: String,
+    first_asked: Instant,
+}
+
+/// Why there is no lock.
+enum NoLock {
+    Answer(Answer),
+    Unsettled(Unsettled),
 }
 
 /// Takes events to the application, at most so many at once.
@@ -56,7 +71,6 @@ pub(crate) struct Courier {
     metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
     slots_max: usize,
-    lock_duration: Duration,
     lock_margin: Duration,
     wait_duration: Duration,
     sidecar_timeout: Duration,
@@ -99,7 +113,6 @@ impl Courier {
             metrics,
             slots: Arc::new(Semaphore::new(settings.deliveries_max)),
             slots_max: settings.deliveries_max,
-            lock_duration: settings.lock.duration,
             lock_margin: settings.lock.margin,
             wait_duration: settings.wait_duration,
             sidecar_timeout: settings.sidecar_timeout,
@@ -134,7 +147,7 @@ impl Courier {
         slot: OwnedSemaphorePermit,
         answer_by: Instant,
     ) -> Detach<impl Future<Output = Answer> + Send + use<>> {
-        Detach::new(self.clone().live(event, slot, answer_by), &self.drain)
+        Detach::new(self.clone().live(event, slot, answer_by, None), &self.drain)
     }
 
     /// Waits for events in the background. What is left after `limit` is stopped and marked as timed out, for which the
@@ -149,10 +162,22 @@ impl Courier {
         self.drain.within(2 * self.sidecar_timeout).await + self.unmarked.load(Relaxed)
     }
 
-    async fn live(self: Arc<Self>, event: Event, slot: OwnedSemaphorePermit, answer_by: Instant) -> Answer {
-        let mut lock = match self.claim(&event, answer_by).await {
+    async fn live(
+        self: Arc<Self>,
+        event: Event,
+        slot: OwnedSemaphorePermit,
+        answer_by: Instant,
+        unsettled: Option<Unsettled>,
+    ) -> Answer {
+        let mut lock = match self.claim(&event, answer_by, unsettled).await {
             Ok(lock) => lock,
-            Err(answer) => return answer,
+            Err(NoLock::Answer(answer)) => return answer,
+            Err(NoLock::Unsettled(unsettled)) => {
+                // The provider need not wait for a sidecar that is in trouble: its next try finds what became of this.
+                let drain = self.drain.clone();
+                drain.spawn(self.resume(event, slot, answer_by, unsettled));
+                return Answer::Unavailable(RetryAfter::SOON);
+            }
         };
         let started = Instant::now();
         let outcome = match self.cover(&event, &mut lock).await {
@@ -162,7 +187,7 @@ impl Courier {
         };
         self.metrics.delivered(outcome.label());
         // The body has been sent or never will be: its share of the budget is somebody else's while we mark.
-        let Event { route, identity, headers, body, digest: _ } = event;
+        let Event { route, identity, headers, body, .. } = event;
         drop((headers, body));
         tracing::info!(
             provider = route.provider.name(),
@@ -178,12 +203,25 @@ impl Courier {
         marked.map_or_else(|answer| answer, |()| settled(outcome, &lock))
     }
 
-    /// CheckAndLock until its outcome is known (G9). Anything but a lock is an answer.
-    async fn claim(&self, event: &Event, answer_by: Instant) -> Result<Lock, Answer> {
+    /// Goes on with an event whose claim is unsettled. Boxed: the future is one that it is itself a part of.
+    fn resume(
+        self: Arc<Self>,
+        event: Event,
+        slot: OwnedSemaphorePermit,
+        answer_by: Instant,
+        unsettled: Unsettled,
+    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(self.live(event, slot, answer_by, Some(unsettled)))
+    }
+
+    /// CheckAndLock until its outcome is known (G9). One that is still unknown after the time that one call may take is
+    /// given back unsettled, to be taken up again in the background.
+    async fn claim(&self, event: &Event, answer_by: Instant, unsettled: Option<Unsettled>) -> Result<Lock, NoLock> {
         let Event { route, identity, .. } = event;
-        let claim_id = Uuid::new_v4().to_string();
-        let first_asked = Instant::now();
-        let mut unknown = false;
+        let resumed = unsettled.is_some();
+        let Unsettled { claim_id, first_asked } = unsettled
+            .unwrap_or_else(|| Unsettled { claim_id: Uuid::new_v4().to_string(), first_asked: Instant::now() });
+        let mut unknown = resumed;
         let mut backoff = Backoff::claims();
         loop {
             let asked = Instant::now();
@@ -194,9 +232,14 @@ impl Courier {
                 let rest = answer_by.saturating_duration_since(asked).saturating_sub(self.sidecar_timeout);
                 self.wait_duration.min(rest)
             };
-            match self.sidecar.claim(route, identity, &claim_id, &event.digest, wait).await {
-                Ok(claim) => return granted(claim, claim_id, asked, route),
+            match self.sidecar.claim(event, &claim_id, wait).await {
+                Ok(claim) => return granted(claim, claim_id, asked, route).map_err(NoLock::Answer),
                 Err(failure) => match failure.kind {
+                    Kind::Unknown | Kind::Unavailable { .. }
+                        if unknown && !resumed && first_asked.elapsed() >= self.sidecar_timeout =>
+                    {
+                        return Err(NoLock::Unsettled(Unsettled { claim_id, first_asked }));
+                    }
                     Kind::Unknown => {
                         unknown = true;
                         tracing::warn!(
@@ -207,18 +250,18 @@ impl Courier {
                     }
                     // The earlier call's outcome is as unknown as before.
                     Kind::Unavailable { .. } if unknown => {}
-                    _ => return Err(self.claim_refused(route, identity, &failure)),
+                    _ => return Err(NoLock::Answer(self.claim_refused(route, identity, &failure))),
                 },
             }
             // A lock granted to the first call has ended by now; nobody is blocked by it any longer.
-            if first_asked.elapsed() >= self.lock_duration {
+            if first_asked.elapsed() >= route.target.lock_duration {
                 tracing::error!(event = short(route, identity), "giving up a claim whose outcome stayed unknown");
-                return Err(Answer::Unavailable(RetryAfter::SOON));
+                return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON)));
             }
             self.metrics.claims_repeated.fetch_add(1, Relaxed);
             tokio::select! {
                 () = sleep(backoff.next()) => {}
-                () = self.stop.cancelled() => return Err(Answer::Unavailable(RetryAfter::SOON)),
+                () = self.stop.cancelled() => return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON))),
             }
         }
     }
@@ -251,7 +294,7 @@ impl Courier {
     /// less left than it was granted with.
     async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<(), NotCovered> {
         let Event { route, identity, .. } = event;
-        let needed = self.upstream.timeout() + self.lock_margin;
+        let needed = route.target.timeout + self.lock_margin;
         let mut backoff = Backoff::claims();
         while lock.remaining() < needed {
             let asked = Instant::now();
@@ -307,7 +350,7 @@ impl Courier {
             reply = self.upstream.deliver(&parcel) => reply,
             () = self.stop.cancelled() => Reply::Stopped,
         };
-        outcome(reply, event.route.policy, self.upstream.timeout())
+        outcome(reply, event.route.policy, event.route.target.timeout)
     }
 
     /// Marks until the mark is answered (G9): late ones are valid (S3), and one that is lost would cost the rest of the

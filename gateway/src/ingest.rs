@@ -2,7 +2,7 @@
 //! signature, and only then what is in the body. A request that fails here leaves a counter behind and nothing else.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
 
@@ -92,17 +92,21 @@ impl Ingest {
             Stopped::TimedOut => (Answer::TooSlow, Unread::Nothing),
             Stopped::Broken => (Answer::MalformedRequest, Unread::Nothing),
         })?;
-        verification
+        let signed = verification
             .finish(&received.bytes, now)
             .await
             .map_err(|refusal| (self.refuse(route, refusal), Unread::Nothing))?;
         let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
-        let identity = route.provider.identify(&received.bytes, &digest).map_err(|error| {
+        let identity = route.provider.identify(&signed, &received.bytes, &digest).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
             tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
             (Answer::MalformedBody, Unread::Nothing)
         })?;
-        Ok(Event { route: route.clone(), identity, headers: parts.headers, body: received, digest })
+        if route.provider.is_weak() {
+            self.metrics.weak.fetch_add(1, Relaxed);
+        }
+        let delivery_id = signed.delivery_id.unwrap_or_default();
+        Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received, digest })
     }
 
     fn refuse(&self, route: &Route, refusal: Refusal) -> Answer {

@@ -22,23 +22,40 @@ const EVENT_TYPE_BYTES_MAX: usize = 128;
 /// The type of an event that names none.
 const TYPE_UNKNOWN: &str = "unknown";
 
-/// Where the parts of the key and the type stand in the body, as paths of member names. No path may lead through the
-/// end of another.
+/// Where in the body stands what an event is called. Members are named by their index in `paths`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Members<const N: usize> {
-    /// The parts of the key, in order.
-    pub(crate) key: [&'static [&'static str]; N],
+    /// Members as paths of names. No path may lead through the end of another.
+    pub(crate) paths: [&'static [&'static str]; N],
+    /// The parts of the key, in order. Each is the first that is there of several members. Empty where the key comes from
+    /// a signed header.
+    pub(crate) key: &'static [&'static [usize]],
+    /// The part that tells one event from another: without it the others would give many events one name, and all but
+    /// the first would be swallowed as duplicates.
+    pub(crate) naming: usize,
+    /// The id that the provider itself gives the event, if it gives any.
+    pub(crate) sent_id: &'static [usize],
     /// The type.
-    pub(crate) event_type: &'static [&'static str],
+    pub(crate) event_type: &'static [usize],
 }
 
-/// What an event is called in the ledger.
+impl<const N: usize> Members<N> {
+    fn in_key(&self, index: usize) -> bool {
+        self.key.iter().any(|part| part.contains(&index))
+    }
+}
+
+/// What an event is called in the ledger, and what its provider calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// 1 to 255 bytes of 0x21 to 0x7E.
     pub event_id: String,
     /// 1 to 128 bytes of 0x21 to 0x7E.
     pub event_type: String,
+    /// The event's id exactly as the provider sent it, where it sends one.
+    pub sent_id: Option<String>,
+    /// The event's type exactly as the provider sent it, where it sends one.
+    pub sent_type: Option<String>,
 }
 
 /// The body names no event: it is not one JSON object, or names it twice. Answered with 400 (G4).
@@ -46,9 +63,10 @@ pub struct Identity {
 #[error("the body is not one JSON object that names its event once")]
 pub struct MalformedBody;
 
-/// Names the event. `digest` is the SHA-256 of `body`.
+/// Names the event. `signed_id` is its id where a signed header carries it; `digest` is the SHA-256 of `body`.
 pub(crate) fn identify<const N: usize>(
     members: &Members<N>,
+    signed_id: Option<String>,
     body: &[u8],
     digest: &[u8; 32],
 ) -> Result<Identity, MalformedBody> {
@@ -57,35 +75,54 @@ pub(crate) fn identify<const N: usize>(
     if !depth_within(body.as_bytes(), DEPTH_MAX) {
         return Err(MalformedBody);
     }
-    let mut found = Found { key: [const { None }; N], event_type: None };
+    let mut found: Found<'_, N> = [const { None }; N];
     let mut json = serde_json::Deserializer::from_str(body);
     let top = Level { members, path: Path::TOP, found: &mut found };
     top.deserialize(&mut json).map_err(|_| MalformedBody)?;
     json.end().map_err(|_| MalformedBody)?;
-    Ok(Identity { event_id: event_id(&found.key, digest), event_type: event_type(found.event_type) })
+    let first = |indices: &[usize]| first(&found, indices);
+    let sent_type = first(members.event_type);
+    let event_id = match &signed_id {
+        Some(id) if fits(id, EVENT_ID_BYTES_MAX) => id.clone(),
+        Some(_) => hashed(digest),
+        None => event_id(members, &found, digest),
+    };
+    Ok(Identity {
+        event_id,
+        event_type: event_type(sent_type),
+        sent_id: signed_id.or_else(|| first(members.sent_id).map(str::to_owned)),
+        sent_type: sent_type.map(str::to_owned),
+    })
 }
 
-/// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what is empty
-/// altogether, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
-fn event_id(parts: &[Option<Cow<'_, str>>], digest: &[u8; 32]) -> String {
+/// The first of the members that is there and not empty.
+fn first<'f, const N: usize>(found: &'f Found<'_, N>, indices: &[usize]) -> Option<&'f str> {
+    indices.iter().find_map(|&index| found[index].as_deref().filter(|text| !text.is_empty()))
+}
+
+/// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
+/// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
+fn event_id<const N: usize>(members: &Members<N>, found: &Found<'_, N>, digest: &[u8; 32]) -> String {
     let mut id = String::new();
-    for (index, part) in parts.iter().enumerate() {
+    let mut named = false;
+    for (index, part) in members.key.iter().enumerate() {
         if index > 0 {
             id.push(':');
         }
-        id.push_str(part.as_deref().unwrap_or_default());
+        if let Some(text) = first(found, part) {
+            id.push_str(text);
+            named |= index == members.naming;
+        }
     }
-    let named = parts.iter().flatten().any(|part| !part.is_empty());
     if named && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest) }
 }
 
 /// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
 /// text, which keeps different types apart.
-fn event_type(sent: Option<Cow<'_, str>>) -> String {
+fn event_type(sent: Option<&str>) -> String {
     match sent {
         None => TYPE_UNKNOWN.to_owned(),
-        Some(text) if text.is_empty() => TYPE_UNKNOWN.to_owned(),
-        Some(text) if fits(&text, EVENT_TYPE_BYTES_MAX) => text.into_owned(),
+        Some(text) if fits(text, EVENT_TYPE_BYTES_MAX) => text.to_owned(),
         Some(text) => hashed(&Sha256::digest(text.as_bytes()).into()),
     }
 }
@@ -129,11 +166,9 @@ fn depth_within(json: &[u8], max: usize) -> bool {
     true
 }
 
-/// What was found so far. A member that is there but has no text (null, true, an object, an array) counts as missing.
-struct Found<'a, const N: usize> {
-    key: [Option<Cow<'a, str>>; N],
-    event_type: Option<Cow<'a, str>>,
-}
+/// The texts of the members found so far. One that is there but has no text (null, true, an object, an array) counts as
+/// missing.
+type Found<'a, const N: usize> = [Option<Cow<'a, str>>; N];
 
 /// The member names from the top to here.
 #[derive(Clone, Copy)]
@@ -160,27 +195,21 @@ struct Level<'p, 'f, 'a, const N: usize> {
 /// What a member of the object is wanted for.
 enum Wanted {
     Nothing,
-    KeyPart(usize),
-    EventType,
+    Text(usize),
     /// Paths lead on through it; the prefix of one of them up to and with this member.
     Deeper(&'static [&'static str]),
 }
 
 impl<const N: usize> Level<'_, '_, '_, N> {
     fn wanted(&self, name: &str) -> Wanted {
-        for (index, path) in self.members.key.iter().enumerate() {
+        for (index, path) in self.members.paths.iter().enumerate() {
             match self.path.rest(path) {
-                Some([last]) if *last == name => return Wanted::KeyPart(index),
+                Some([last]) if *last == name => return Wanted::Text(index),
                 Some([next, ..]) if *next == name => return Wanted::Deeper(&path[..=self.path.names.len()]),
                 _ => {}
             }
         }
-        let path = self.members.event_type;
-        match self.path.rest(path) {
-            Some([last]) if *last == name => Wanted::EventType,
-            Some([next, ..]) if *next == name => Wanted::Deeper(&path[..=self.path.names.len()]),
-            _ => Wanted::Nothing,
-        }
+        Wanted::Nothing
     }
 }
 
@@ -200,23 +229,22 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut key_parts_seen = [false; N];
+        let mut seen = [false; N];
         let mut deeper_seen: Vec<&'static [&'static str]> = Vec::new();
         while let Some(name) = map.next_key::<Name<'de>>()? {
             match self.wanted(&name.0) {
                 Wanted::Nothing => {
                     map.next_value::<IgnoredAny>()?;
                 }
-                Wanted::KeyPart(index) => {
+                Wanted::Text(index) => {
                     // Which of two would count differs from parser to parser (W13): an event that the application
-                    // reads as another one must not be locked under this name.
-                    if std::mem::replace(&mut key_parts_seen[index], true) {
+                    // reads as another one must not be locked under this name. Of a member that is not part of the
+                    // key the last one counts, as for nearly every parser behind us.
+                    if std::mem::replace(&mut seen[index], true) && self.members.in_key(index) {
                         return Err(A::Error::custom("duplicate member"));
                     }
-                    self.found.key[index] = text(map.next_value()?)?;
+                    self.found[index] = text(map.next_value()?)?;
                 }
-                // Not part of the key: the last one counts, as for nearly every parser behind us.
-                Wanted::EventType => self.found.event_type = text(map.next_value()?)?,
                 Wanted::Deeper(names) => {
                     if deeper_seen.contains(&names) {
                         return Err(A::Error::custom("duplicate member"));

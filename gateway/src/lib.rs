@@ -30,5 +30,6 @@ pub mod sidecar;
 mod signing;
 mod throttle;
 mod upstream;
+pub mod verify;
 
 pub use server::{Gateway, RunError, StartError};

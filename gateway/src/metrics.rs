@@ -61,7 +61,13 @@ pub(crate) struct Metrics {
     pub(crate) marks_repeated: AtomicU64,
     /// Locks that were lost before their attempt was marked.
     pub(crate) locks_lost: AtomicU64,
+    /// Files with secrets that were taken over, and those that could not be.
+    reloads: [AtomicU64; RELOADS.len()],
+    /// Events accepted that prove nothing about their body (G11).
+    pub(crate) weak: AtomicU64,
 }
+
+const RELOADS: [&str; 2] = ["replaced", "failed"];
 
 impl Metrics {
     pub(crate) fn answered(&self, word: &str) {
@@ -80,6 +86,11 @@ impl Metrics {
         if let Some(index) = Delivered::ALL.iter().position(|known| *known == outcome) {
             self.deliveries[index].fetch_add(1, Relaxed);
         }
+    }
+
+    /// A file with secrets changed.
+    pub(crate) fn reloaded(&self, usable: bool) {
+        self.reloads[usize::from(!usable)].fetch_add(1, Relaxed);
     }
 
     /// The Prometheus text format.
@@ -117,6 +128,15 @@ impl Metrics {
                 .zip(&self.deliveries)
                 .map(|(outcome, count)| (label("outcome", outcome.name()), count.load(Relaxed))),
         );
+        family(
+            "oncegate_gateway_secret_reloads_total",
+            "counter",
+            "Files with secrets that changed: replaced, or failed and the old secrets kept.",
+            &mut RELOADS
+                .iter()
+                .zip(&self.reloads)
+                .map(|(result, count)| (label("result", result), count.load(Relaxed))),
+        );
         let mut single = |name: &str, kind: &str, help: &str, value: u64| {
             family(name, kind, help, &mut std::iter::once((String::new(), value)));
         };
@@ -137,6 +157,12 @@ impl Metrics {
             "counter",
             "Locks that were lost before their attempt was marked.",
             self.locks_lost.load(Relaxed),
+        );
+        single(
+            "oncegate_gateway_weak_events_total",
+            "counter",
+            "Events accepted on a header that repeats the secret and proves nothing about the body (Flutterwave v3).",
+            self.weak.load(Relaxed),
         );
         let gauge = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
         single(

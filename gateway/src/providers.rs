@@ -1,5 +1,10 @@
 //! The payment providers: how each signs, and what names its events. One file each.
 
+mod credentials;
+pub mod flutterwave;
+pub mod paypal;
+pub mod paystack;
+pub mod standard_webhooks;
 pub mod stripe;
 
 use std::time::SystemTime;
@@ -78,20 +83,63 @@ impl Refusal {
     }
 }
 
+/// A secret that cannot be used. The message says why and never what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct BadSecret {
+    reason: &'static str,
+}
+
+impl BadSecret {
+    fn new(reason: &'static str) -> Self {
+        Self { reason }
+    }
+}
+
+/// What a verified request says outside its body.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The sender's name for this delivery: the same one with another body is refused (providers.md section 3).
+    pub delivery_id: Option<String>,
+    /// The event's id, where it stands in a signed header.
+    pub event_id: Option<String>,
+}
+
 /// A provider with what its verification needs.
 #[derive(Debug)]
 pub enum Provider {
     /// Stripe.
     Stripe(stripe::Stripe),
+    /// PayPal.
+    PayPal(Box<paypal::PayPal>),
+    /// Flutterwave, v3 or v4.
+    Flutterwave(flutterwave::Flutterwave),
+    /// Paystack.
+    Paystack(paystack::Paystack),
+    /// Services of one's own, and whoever else follows Standard Webhooks.
+    StandardWebhooks(standard_webhooks::StandardWebhooks),
 }
 
 impl Provider {
+    /// The names, for tables.
+    pub const NAMES: [&'static str; 5] = ["stripe", "paypal", "flutterwave", "paystack", "standard_webhooks"];
+
     /// The `provider` of its events in the ledger.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::Stripe(_) => "stripe",
+            Self::PayPal(_) => "paypal",
+            Self::Flutterwave(_) => "flutterwave",
+            Self::Paystack(_) => "paystack",
+            Self::StandardWebhooks(_) => "standard_webhooks",
         }
+    }
+
+    /// Whether a genuine request proves nothing about its body (G11).
+    #[must_use]
+    pub fn is_weak(&self) -> bool {
+        matches!(self, Self::Flutterwave(flutterwave) if flutterwave.version() == flutterwave::Version::V3)
     }
 
     /// Reads the signature headers: all that can be refused before the body is read (G2). Allocates at most the list
@@ -103,6 +151,10 @@ impl Provider {
     pub fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
         match self {
             Self::Stripe(stripe) => stripe.begin(headers).map(Verification::Stripe),
+            Self::PayPal(paypal) => paypal.begin(headers).map(|begun| Verification::PayPal(Box::new(begun))),
+            Self::Flutterwave(flutterwave) => flutterwave.begin(headers).map(Verification::Flutterwave),
+            Self::Paystack(paystack) => paystack.begin(headers).map(Verification::Paystack),
+            Self::StandardWebhooks(standard) => standard.begin(headers).map(Verification::StandardWebhooks),
         }
     }
 
@@ -111,9 +163,17 @@ impl Provider {
     /// # Errors
     ///
     /// The body is not a JSON object, or names the event twice.
-    pub fn identify(&self, body: &[u8], digest: &[u8; 32]) -> Result<Identity, MalformedBody> {
+    pub fn identify(&self, signed: &Signed, body: &[u8], digest: &[u8; 32]) -> Result<Identity, MalformedBody> {
+        let signed_id = signed.event_id.clone();
         match self {
-            Self::Stripe(_) => key::identify(&stripe::MEMBERS, body, digest),
+            Self::Stripe(_) => key::identify(&stripe::MEMBERS, signed_id, body, digest),
+            Self::PayPal(_) => key::identify(&paypal::MEMBERS, signed_id, body, digest),
+            Self::Flutterwave(flutterwave) => match flutterwave.version() {
+                flutterwave::Version::V3 => key::identify(&flutterwave::MEMBERS_V3, signed_id, body, digest),
+                flutterwave::Version::V4 => key::identify(&flutterwave::MEMBERS_V4, signed_id, body, digest),
+            },
+            Self::Paystack(_) => key::identify(&paystack::MEMBERS, signed_id, body, digest),
+            Self::StandardWebhooks(_) => key::identify(&standard_webhooks::MEMBERS, signed_id, body, digest),
         }
     }
 
@@ -122,14 +182,30 @@ impl Provider {
     pub fn signature_headers(&self) -> &'static [HeaderName] {
         match self {
             Self::Stripe(_) => &stripe::SIGNATURE_HEADERS,
+            Self::PayPal(_) => &paypal::SIGNATURE_HEADERS,
+            Self::Flutterwave(flutterwave) => match flutterwave.version() {
+                flutterwave::Version::V3 => &flutterwave::SIGNATURE_HEADERS_V3,
+                flutterwave::Version::V4 => &flutterwave::SIGNATURE_HEADERS_V4,
+            },
+            Self::Paystack(_) => &paystack::SIGNATURE_HEADERS,
+            Self::StandardWebhooks(_) => &standard_webhooks::SIGNATURE_HEADERS,
         }
     }
 
     /// Puts other secrets in place (W5). Verifications that have begun go on with the old ones.
-    pub fn replace_secrets(&self, secrets: &[Secret]) {
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be used: then the old ones stay.
+    pub fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
         match self {
             Self::Stripe(stripe) => stripe.replace_secrets(secrets),
+            Self::PayPal(paypal) => return paypal.replace_secrets(secrets),
+            Self::Flutterwave(flutterwave) => flutterwave.replace_secrets(secrets),
+            Self::Paystack(paystack) => paystack.replace_secrets(secrets),
+            Self::StandardWebhooks(standard) => return standard.replace_secrets(secrets),
         }
+        Ok(())
     }
 }
 
@@ -138,17 +214,34 @@ impl Provider {
 pub enum Verification {
     /// Stripe's.
     Stripe(stripe::Verification),
+    /// PayPal's.
+    PayPal(Box<paypal::Verification>),
+    /// Flutterwave's.
+    Flutterwave(flutterwave::Verification),
+    /// Paystack's.
+    Paystack(paystack::Verification),
+    /// By Standard Webhooks.
+    StandardWebhooks(standard_webhooks::Verification),
 }
 
 impl Verification {
-    /// Verifies the bytes received. A future because some schemes have to fetch a certificate first.
+    /// Verifies the bytes received. A future because PayPal's certificate may have to be fetched first.
     ///
     /// # Errors
     ///
     /// The verdict.
-    pub async fn finish(self, body: &[u8], now: SystemTime) -> Result<(), Refusal> {
+    pub async fn finish(self, body: &[u8], now: SystemTime) -> Result<Signed, Refusal> {
         match self {
-            Self::Stripe(verification) => verification.finish(body, now),
+            Self::Stripe(verification) => verification.finish(body, now).map(|()| Signed::default()),
+            // Boxed: the others should not move room for a fetch.
+            Self::PayPal(verification) => Box::pin(verification.finish(body, now))
+                .await
+                .map(|id| Signed { delivery_id: Some(id), ..Signed::default() }),
+            Self::Flutterwave(verification) => verification.finish(body).map(|()| Signed::default()),
+            Self::Paystack(verification) => verification.finish(body).map(|()| Signed::default()),
+            Self::StandardWebhooks(verification) => {
+                verification.finish(body, now).map(|id| Signed { event_id: Some(id), ..Signed::default() })
+            }
         }
     }
 }

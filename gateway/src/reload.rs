@@ -2,20 +2,30 @@
 
 use std::{convert::Infallible, error::Error as StdError, future::pending, sync::Arc, time::Duration};
 
-use oncegate_runtime::secret::{ReadError, Secret};
+use oncegate_runtime::secret::{ReadError, Secret, Source};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::route::Route;
+use crate::{
+    metrics::Metrics,
+    route::{Route, Secrets},
+    signing::Signer,
+};
 
 /// Looks at the files of `routes` every `pause`, for ever. A path is opened anew each time, since Kubernetes swaps a
 /// symbolic link. Content is compared and not times, which such a swap does not move reliably. A file that cannot be read,
 /// or is blank, leaves the old secrets in place and is reported once until it is mended.
-pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration) -> Infallible {
-    let mut files: Vec<Watched> = routes
-        .iter()
-        .filter(|route| route.secrets.path().is_some())
-        .map(|route| Watched { route: route.clone(), current: None, reported: false })
-        .collect();
+pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metrics) -> Infallible {
+    let mut files: Vec<Watched> = Vec::new();
+    for route in routes {
+        files.extend(Watched::new(&route.secrets, Holder::Provider(route.clone())));
+        if let (Some(signer), Some(secrets)) = (&route.target.signer, &route.target.signer_secrets) {
+            // Routes may share the signer of the settings.
+            let known = |file: &Watched| matches!(&file.holder, Holder::Signer(known) if known.is(signer));
+            if !files.iter().any(known) {
+                files.extend(Watched::new(secrets, Holder::Signer(signer.clone())));
+            }
+        }
+    }
     if files.is_empty() {
         return pending().await;
     }
@@ -24,42 +34,64 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration) -> Infallible 
     loop {
         ticks.tick().await;
         for file in &mut files {
-            let source = file.route.secrets.clone();
+            let source = file.source.clone();
             // A hanging network file system must not hold up requests.
             if let Ok(read) = tokio::task::spawn_blocking(move || source.read_list()).await {
-                file.update(read);
+                file.update(read, metrics);
             }
         }
     }
 }
 
+/// Whose secrets stand in a file.
+enum Holder {
+    Provider(Arc<Route>),
+    Signer(Signer),
+}
+
+impl Holder {
+    fn replace(&self, secrets: &[Secret]) -> Result<(), Box<dyn StdError>> {
+        match self {
+            Self::Provider(route) => Ok(route.provider.replace_secrets(secrets)?),
+            Self::Signer(signer) => Ok(signer.replace(secrets)?),
+        }
+    }
+}
+
 struct Watched {
-    route: Arc<Route>,
-    current: Option<Vec<Secret>>,
+    source: Source,
+    holder: Holder,
+    current: Vec<Secret>,
     reported: bool,
 }
 
 impl Watched {
-    fn update(&mut self, read: Result<Vec<Secret>, ReadError>) {
-        let provider = self.route.provider.name();
-        match read {
-            Ok(secrets) => {
+    /// None where nothing can change.
+    fn new(secrets: &Secrets, holder: Holder) -> Option<Self> {
+        secrets.source.path()?;
+        Some(Self { source: secrets.source.clone(), holder, current: secrets.read.clone(), reported: false })
+    }
+
+    fn update(&mut self, read: Result<Vec<Secret>, ReadError>, metrics: &Metrics) {
+        let file = self.source.path().map(|path| path.display().to_string()).unwrap_or_default();
+        let replaced = match read {
+            Ok(secrets) if self.current == secrets => {
                 self.reported = false;
-                if self.current.as_ref() == Some(&secrets) {
-                    return;
-                }
-                self.route.provider.replace_secrets(&secrets);
-                if self.current.replace(secrets).is_some() {
-                    tracing::info!(provider, "secrets were replaced from their file");
-                }
+                return;
+            }
+            Ok(secrets) => self.holder.replace(&secrets).map(|()| self.current = secrets),
+            Err(error) => Err(error.into()),
+        };
+        match replaced {
+            Ok(()) => {
+                self.reported = false;
+                metrics.reloaded(true);
+                tracing::info!(file, "secrets were replaced from their file");
             }
             Err(error) if !self.reported => {
                 self.reported = true;
-                tracing::error!(
-                    provider,
-                    error = &error as &dyn StdError,
-                    "secrets cannot be read again, keeping the old ones"
-                );
+                metrics.reloaded(false);
+                tracing::error!(file, error = &*error, "secrets cannot be read again, keeping the old ones");
             }
             Err(_) => {}
         }

@@ -1,7 +1,12 @@
 //! Routes: a path, whose webhooks arrive there, and where they go.
 
+use std::time::Duration;
+
 use http::Uri;
-use oncegate_runtime::{config::Checks, secret::Source};
+use oncegate_runtime::{
+    config::Checks,
+    secret::{Secret, Source},
+};
 
 use crate::{config::Policy, providers::Provider, signing::Signer};
 
@@ -11,10 +16,18 @@ pub(crate) struct Route {
     pub(crate) path: Box<str>,
     pub(crate) tenant: String,
     pub(crate) provider: Provider,
-    /// Where the provider's secrets come from, to read them again.
-    pub(crate) secrets: Source,
+    pub(crate) secrets: Secrets,
     pub(crate) target: Target,
     pub(crate) policy: Policy,
+}
+
+/// Secrets that may change.
+#[derive(Debug, Clone)]
+pub(crate) struct Secrets {
+    /// Where they come from, to read them again.
+    pub(crate) source: Source,
+    /// What was read at start.
+    pub(crate) read: Vec<Secret>,
 }
 
 /// The application behind a route.
@@ -23,6 +36,12 @@ pub(crate) struct Target {
     pub(crate) url: Uri,
     /// Signs what is delivered, when the application wants to verify the hop (G7).
     pub(crate) signer: Option<Signer>,
+    /// The signer's secrets.
+    pub(crate) signer_secrets: Option<Secrets>,
+    /// How long it may take to answer.
+    pub(crate) timeout: Duration,
+    /// How long the lock on one of its events lasts: longer than that, with a margin (G8).
+    pub(crate) lock_duration: Duration,
 }
 
 /// Refuses routes that would starve each other.
@@ -66,8 +85,14 @@ mod tests {
             path: path.into(),
             tenant: tenant.into(),
             provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
-            secrets: Source::Value("x".into()),
-            target: Target { url: Uri::from_static(url), signer: None },
+            secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
+            target: Target {
+                url: Uri::from_static(url),
+                signer: None,
+                signer_secrets: None,
+                timeout: Duration::from_secs(1),
+                lock_duration: Duration::from_secs(3),
+            },
             policy: Policy {
                 in_progress: InProgressStatus::Conflict,
                 held: HeldStatus::Unprocessable,

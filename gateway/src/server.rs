@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The page with status and statistics (G1).
-const HEALTH_PATH: &str = "/webhooks/payments/health";
+pub(crate) const HEALTH_PATH: &str = "/webhooks/payments/health";
 
 /// A gateway whose socket is bound.
 pub struct Gateway {
@@ -87,6 +87,13 @@ impl Gateway {
         let refused = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
         let local_addr = listener.local_addr().map_err(refused)?;
+        for route in settings.routes.iter().filter(|route| route.provider.is_weak()) {
+            tracing::warn!(
+                path = &*route.path,
+                provider = route.provider.name(),
+                "weak: Flutterwave v3 proves nothing about the body of an event; ask Flutterwave before acting on one"
+            );
+        }
         let metrics = Arc::new(Metrics::default());
         let sidecar = Sidecar::new(sidecar, settings.sidecar_timeout, &settings.lock);
         let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
@@ -152,7 +159,7 @@ impl Gateway {
         };
         let deadline = tokio::select! {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
-            never = reload::watch(&front.routes, secret_reload) => match never {},
+            never = reload::watch(&front.routes, secret_reload, &front.metrics) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {
             0 => Ok(()),

@@ -17,6 +17,7 @@ use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::{
     config::{LockSettings, Settings},
+    delivery::Event,
     key::Identity,
     route::Route,
 };
@@ -59,7 +60,6 @@ type Client = IdempotencyServiceClient<Transport>;
 pub(crate) struct Sidecar {
     client: Client,
     timeout: Duration,
-    lock_duration: Duration,
     holder: Arc<str>,
 }
 
@@ -147,36 +147,25 @@ impl Sidecar {
         let transport = transport
             .map_response(|response: http::Response<B>| response.map(tonic::body::Body::new))
             .map_err(|error: S::Error| TransportError(error.into()));
-        Self {
-            client: Client::new(BoxCloneSyncService::new(transport)),
-            timeout,
-            lock_duration: lock.duration,
-            holder: lock.holder.as_str().into(),
-        }
+        Self { client: Client::new(BoxCloneSyncService::new(transport)), timeout, holder: lock.holder.as_str().into() }
     }
 
     /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).
-    pub(crate) async fn claim(
-        &self,
-        route: &Route,
-        identity: &Identity,
-        claim_id: &str,
-        payload_digest: &[u8; 32],
-        wait: Duration,
-    ) -> Result<Claim, Failure> {
+    pub(crate) async fn claim(&self, event: &Event, claim_id: &str, wait: Duration) -> Result<Claim, Failure> {
+        let Event { route, identity, .. } = event;
         let message = v1::CheckAndLockRequest {
             key: Some(key(route, identity)),
             event_type: identity.event_type.clone(),
             claim_id: claim_id.to_owned(),
             holder: (*self.holder).to_owned(),
             // Always said: the sidecar's default need not cover our upstream time-out (G8).
-            lock_duration: Some(proto_duration(self.lock_duration)),
+            lock_duration: Some(proto_duration(route.target.lock_duration)),
             // G4: never a fingerprint, providers change bodies between tries.
             fingerprint: Bytes::new(),
             metadata: None,
             wait_duration: (!wait.is_zero()).then(|| proto_duration(wait)),
-            payload_digest: Bytes::copy_from_slice(payload_digest),
-            delivery_id: String::new(),
+            payload_digest: Bytes::copy_from_slice(&event.digest),
+            delivery_id: event.delivery_id.clone(),
         };
         let response = self
             .call(message, self.timeout + wait, async |mut client, request| client.check_and_lock(request).await)
@@ -205,7 +194,7 @@ impl Sidecar {
         let message = v1::ExtendLockRequest {
             key: Some(key(attempt.route, attempt.identity)),
             fencing_token: attempt.fencing_token,
-            lock_duration: Some(proto_duration(self.lock_duration)),
+            lock_duration: Some(proto_duration(attempt.route.target.lock_duration)),
             claim_id: attempt.claim_id.to_owned(),
         };
         let response =
@@ -442,8 +431,7 @@ mod tests {
         // Bound and closed again: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let channel = Channel::builder(format!("http://127.0.0.1:{port}").parse().unwrap()).connect_lazy();
-        let lock =
-            LockSettings { duration: Duration::from_secs(300), margin: Duration::from_secs(15), holder: "test".into() };
+        let lock = LockSettings { margin: Duration::from_secs(15), holder: "test".into() };
         let sidecar = Sidecar::new(channel, Duration::from_secs(10), &lock);
         let failure = sidecar.stats().await.unwrap_err();
         assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });

@@ -145,16 +145,11 @@ impl Upstream {
         Ok(Self { client, limits })
     }
 
-    /// How long a delivery may take.
-    pub(crate) fn timeout(&self) -> Duration {
-        self.limits.timeout
-    }
-
     /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: 3xx is an answer like any
     /// other. Dropping the future closes the connection.
     pub(crate) async fn deliver(&self, parcel: &Parcel<'_>) -> Reply {
         let request = request(parcel, SystemTime::now());
-        match tokio::time::timeout(self.limits.timeout, self.client.request(request)).await {
+        match tokio::time::timeout(parcel.route.target.timeout, self.client.request(request)).await {
             Err(_) => Reply::TimedOut,
             Ok(Ok(response)) => {
                 let (parts, body) = response.into_parts();

@@ -80,6 +80,9 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// Nothing was given.
+    #[error("no secret was given")]
+    Empty,
     /// Whoever names a file means there to be a secret in it.
     #[error("{path} holds no secret")]
     Blank {
@@ -93,6 +96,8 @@ pub enum ReadError {
 pub enum Source {
     /// Given as a value.
     Value(SecretText),
+    /// Given as several values, commas being part of them.
+    Values(Arc<[Secret]>),
     /// Read from a file, and read again when it changes. The path is opened anew each time, because a projected
     /// Kubernetes secret is updated by swapping a symbolic link (W5).
     File(PathBuf),
@@ -126,7 +131,7 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
-            Self::Value(_) => None,
+            Self::Value(_) | Self::Values(_) => None,
             Self::File(path) => Some(path),
         }
     }
@@ -140,15 +145,17 @@ impl Source {
     pub fn read_list(&self) -> Result<Vec<Secret>, ReadError> {
         let secrets = match self {
             Self::Value(text) => list(&text.0),
+            Self::Values(secrets) => secrets.to_vec(),
             Self::File(path) => list(&read(path)?),
         };
         match self {
             Self::File(path) if secrets.is_empty() => Err(ReadError::Blank { path: path.clone() }),
+            _ if secrets.is_empty() => Err(ReadError::Empty),
             _ => Ok(secrets),
         }
     }
 
-    /// Reads one secret, commas being part of it.
+    /// Reads one secret, commas being part of it; of several, the first.
     ///
     /// # Errors
     ///
@@ -156,6 +163,7 @@ impl Source {
     pub fn read_one(&self) -> Result<Secret, ReadError> {
         match self {
             Self::Value(text) => Ok(Secret(text.0.clone())),
+            Self::Values(secrets) => secrets.first().cloned().ok_or(ReadError::Empty),
             Self::File(path) => Secret::new(read(path)?).map_err(|Blank| ReadError::Blank { path: path.clone() }),
         }
     }
@@ -220,6 +228,15 @@ mod tests {
         let source = Source::choose("X", Some(" a, ,b,,c ".into()), None).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn several_values_keep_their_commas() {
+        let source = Source::Values([Secret::new("a,b").unwrap(), Secret::new("c").unwrap()].into());
+        let secrets = source.read_list().unwrap();
+        assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a,b", "c"]);
+        assert_eq!(source.read_one().unwrap().expose(), "a,b");
+        assert!(matches!(Source::Values([].into()).read_list(), Err(ReadError::Empty)));
     }
 
     #[test]

@@ -16,21 +16,22 @@ mod redis;
 pub mod stats;
 
 use std::{
-    sync::{Arc, RwLock},
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-pub use self::{
-    entry::{Entry, KeyDigest},
-    redis::{RedisOptions, RedisUrlError},
-};
 use self::{
     entry::{Codec, Completion},
     memory::Memory,
     redis::Redis,
     stats::CacheStats,
+};
+pub use self::{
+    entry::{Entry, KeyDigest},
+    redis::{RedisOptions, RedisUrlError},
 };
 use crate::{
     event::{Claim, Event, Micros, State, Time},
@@ -41,6 +42,9 @@ use crate::{
 const REDIS_ENTRY_AGE_MAX: Micros = Micros(7 * 24 * 3_600_000_000);
 /// An entry ends this long before Cleanup may delete its event (C2).
 const RETENTION_MARGIN: Micros = Micros(3_600_000_000);
+
+/// How often a tombstone is tried that Redis did not take.
+const TOMBSTONE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How the cache works.
 #[derive(Clone, Debug)]
@@ -55,11 +59,7 @@ pub struct CacheSettings {
 
 impl Default for CacheSettings {
     fn default() -> Self {
-        CacheSettings {
-            memory_bytes_max: 32 << 20,
-            redis: None,
-            retention_min: Duration::from_secs(6 * 24 * 3_600),
-        }
+        CacheSettings { memory_bytes_max: 32 << 20, redis: None, retention_min: Duration::from_secs(6 * 24 * 3_600) }
     }
 }
 
@@ -79,6 +79,8 @@ pub struct Cache {
     epoch: RwLock<Option<Arc<Epoch>>>,
     retention_min: Micros,
     stats: Arc<CacheStats>,
+    /// Resolved events whose tombstone Redis has not taken yet, with its token.
+    unburied: Mutex<HashMap<KeyDigest, i64>>,
 }
 
 /// A look-up that may be followed by a fill: holds the epoch of the time when the ledger was asked.
@@ -90,10 +92,7 @@ impl Cache {
     ///
     /// # Errors
     /// When the URL of Redis cannot be used. A Redis that cannot be reached is no error (C4).
-    pub fn new(
-        settings: &CacheSettings,
-        standing: watch::Receiver<Option<Standing>>,
-    ) -> Result<Cache, RedisUrlError> {
+    pub fn new(settings: &CacheSettings, standing: watch::Receiver<Option<Standing>>) -> Result<Cache, RedisUrlError> {
         let stats = Arc::new(CacheStats::default());
         let redis = match &settings.redis {
             Some(options) => Some(Redis::start(options, stats.clone())?),
@@ -106,6 +105,7 @@ impl Cache {
             epoch: RwLock::new(None),
             retention_min: settings.retention_min.into(),
             stats,
+            unburied: Mutex::default(),
         })
     }
 
@@ -117,11 +117,11 @@ impl Cache {
     /// The epoch of the ledger's connection as it stands; None while it is down, and then nothing is answered.
     fn epoch(&self) -> Option<Arc<Epoch>> {
         let standing = self.standing.borrow().clone();
-        let known = self.epoch.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let known = self.epoch.read().unwrap_or_else(PoisonError::into_inner).clone();
         if known.as_ref().map(|epoch| &epoch.standing) == standing.as_ref() {
             return known;
         }
-        let mut epoch = self.epoch.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         if epoch.as_ref().map(|epoch| &epoch.standing) != standing.as_ref() {
             // The connection was made anew: whatever was cached may belong to a past that is no more (C6).
             self.memory.clear();
@@ -148,6 +148,9 @@ impl Cache {
         }
         self.stats.memory_misses.add();
         let Some(redis) = &self.redis else { return (None, Ticket(Some(epoch))) };
+        if self.unburied().contains_key(&digest) {
+            return (None, Ticket(Some(epoch)));
+        }
         let found = redis.get(epoch.codec.name(digest)).await;
         let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
             None => None,
@@ -187,9 +190,8 @@ impl Cache {
         let digest = KeyDigest::of(&event.key);
         if let Some(redis) = &self.redis {
             let age = now.since(event.end_time.unwrap_or(event.update_time));
-            let life = Micros(
-                REDIS_ENTRY_AGE_MAX.0.min(self.retention_min.0 - RETENTION_MARGIN.0).saturating_sub(age.0),
-            );
+            let life =
+                Micros(REDIS_ENTRY_AGE_MAX.0.min(self.retention_min.0 - RETENTION_MARGIN.0).saturating_sub(age.0));
             if life.0 > 0 {
                 redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
             }
@@ -202,15 +204,40 @@ impl Cache {
         Ticket(self.epoch())
     }
 
-    /// An operator has decided on the event: what was cached of it must not be answered any more.
-    pub fn bury(&self, event: &Event) {
+    /// An operator has decided on the event: what was cached of it must not be answered any more. Waits, for a bounded
+    /// time, until Redis has the tombstone; where that fails it is tried until it succeeds, and until then this process
+    /// does not ask Redis about the event.
+    pub async fn bury(self: &Arc<Self>, event: &Event) {
         let digest = KeyDigest::of(&event.key);
-        self.memory.put(digest, Entry::tombstone(event.fencing_token, event.update_time));
-        if let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) {
-            // A tombstone with the higher token, never a DEL: a slow writer could put the old entry back (C2).
-            let entry = Entry::tombstone(event.fencing_token, event.update_time);
-            redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), REDIS_ENTRY_AGE_MAX);
+        // A tombstone with the higher token, never a DEL: a slow writer could put the old entry back (C2).
+        let entry = Entry::tombstone(event.fencing_token, event.update_time);
+        self.memory.put(digest, entry.clone());
+        let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) else { return };
+        let (name, value) = (epoch.codec.name(digest), epoch.codec.encode(digest, &entry));
+        if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
+            return;
         }
+        tracing::warn!("redis does not take the tombstone of a resolved event; trying until it does");
+        self.unburied().insert(digest, event.fencing_token);
+        let (cache, token) = (self.clone(), event.fencing_token);
+        tokio::spawn(async move {
+            let Some(redis) = &cache.redis else { return };
+            while !redis.is_closing() {
+                tokio::time::sleep(TOMBSTONE_INTERVAL).await;
+                if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
+                    break;
+                }
+            }
+            // A later resolution has its own.
+            let mut unburied = cache.unburied();
+            if unburied.get(&digest) == Some(&token) {
+                unburied.remove(&digest);
+            }
+        });
+    }
+
+    fn unburied(&self) -> MutexGuard<'_, HashMap<KeyDigest, i64>> {
+        self.unburied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another process has resolved the event: what is held of it up to this token is void.
@@ -224,7 +251,7 @@ impl Cache {
     }
 
     fn keep(&self, epoch: &Arc<Epoch>, digest: KeyDigest, entry: Entry) {
-        let current = self.epoch.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let current = self.epoch.read().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, epoch)) {
             self.memory.put(digest, entry);
         }

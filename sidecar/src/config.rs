@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use clap::builder::BoolishValueParser;
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration},
     secret::{SecretText, Source},
@@ -25,7 +26,7 @@ pub struct Options {
     pub sidecar_listen: SocketAddr,
 
     /// Permits to serve without TLS and tokens on an address that others can reach.
-    #[arg(long, env = "ONCEGATE_INSECURE")]
+    #[arg(long, env = "ONCEGATE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
     /// Postgres, as postgres://user:password@host:port/database. Without it the embedded store is used.
@@ -71,7 +72,7 @@ pub struct Options {
     pub cache_size: u64,
 
     /// Applies missing migrations to DATABASE_URL at start. The embedded store always does.
-    #[arg(long, env = "ONCEGATE_MIGRATE")]
+    #[arg(long, env = "ONCEGATE_MIGRATE", value_parser = BoolishValueParser::new())]
     pub migrate: bool,
 
     /// How long a lock lasts when the caller does not say: the first version's five minutes. 1s to 24h.
@@ -180,9 +181,7 @@ impl Options {
                 ),
             );
         }
-        let database = checks
-            .take(Source::choose("DATABASE_URL", self.database_url, self.database_url_file))
-            .flatten();
+        let database = checks.take(Source::choose("DATABASE_URL", self.database_url, self.database_url_file)).flatten();
         checks.within(
             "LOCK_DURATION",
             Span(self.lock_duration),
@@ -198,9 +197,9 @@ impl Options {
         let attempts_max = checks.take(cap("ATTEMPTS_MAX", self.attempts_max)).unwrap_or_default();
         let mut provider_attempts_max = BTreeMap::new();
         for entry in self.provider_attempts_max.iter().filter(|entry| !entry.trim().is_empty()) {
-            let parsed = entry.split_once('=').and_then(|(provider, count)| {
-                Some((provider.trim().to_owned(), count.trim().parse::<u32>().ok()?))
-            });
+            let parsed = entry
+                .split_once('=')
+                .and_then(|(provider, count)| Some((provider.trim().to_owned(), count.trim().parse::<u32>().ok()?)));
             match parsed {
                 Some((provider, count)) if !provider.is_empty() => {
                     if let Some(count) = checks.take(cap("PROVIDER_ATTEMPTS_MAX", count)) {
@@ -266,9 +265,9 @@ fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<O
         (Some(_), Some(host)) => {
             Err(Problem::new("REDIS_HOST", format!("{host} given, and REDIS_URL as well: keep one")))
         }
-        (Some(url), None) => RedisOptions::from_url(url.expose())
-            .map(Some)
-            .map_err(|error| Problem::new("REDIS_URL", error.to_string())),
+        (Some(url), None) => {
+            RedisOptions::from_url(url.expose()).map(Some).map_err(|error| Problem::new("REDIS_URL", error.to_string()))
+        }
         (None, Some(host)) => {
             Ok(Some(RedisOptions::from_parts(&host, server.1, password.map(|p| p.expose().to_owned()))))
         }
@@ -277,6 +276,5 @@ fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<O
 }
 
 fn cap(setting: &'static str, count: u32) -> Result<i32, Problem> {
-    i32::try_from(count)
-        .map_err(|_| Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)))
+    i32::try_from(count).map_err(|_| Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)))
 }

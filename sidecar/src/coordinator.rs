@@ -15,7 +15,7 @@ use crate::{
     cache::{Cache, KeyDigest, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
     ledger::{
-        Announcement, Error, EventHistory, Ledger,
+        Announcement, Error, EventHistory, Heard, Ledger,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     },
 };
@@ -24,6 +24,9 @@ use waiters::Waiters;
 /// How often the events that somebody waits for are looked up, in one read for all: the net for changes that another
 /// process made, and for a wake-up that was lost (L9).
 const NET_INTERVAL: Duration = Duration::from_millis(200);
+
+/// The least that a waiting caller waits for a place among the calls, also at its end.
+const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
 /// Bounds (design section 10).
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,7 @@ impl Default for Limits {
 
 /// What CheckAndLock is answered with.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "made once a call and taken apart at once; a box would cost more")]
 pub enum Answer {
     /// By the ledger.
     Decided(Claimed),
@@ -71,11 +75,7 @@ impl Coordinator {
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
-        tokio::spawn(cast_net(
-            coordinator.ledger.clone(),
-            coordinator.waiters.clone(),
-            coordinator.closing.clone(),
-        ));
+        tokio::spawn(cast_net(coordinator.ledger.clone(), coordinator.waiters.clone(), coordinator.closing.clone()));
         tokio::spawn(heed(
             coordinator.ledger.announcements(),
             coordinator.cache.clone(),
@@ -87,7 +87,7 @@ impl Coordinator {
 
     fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
         // Refused rather than queued: a call that waits here until its deadline helps nobody (pitfalls 3.3.3).
-        self.calls.try_acquire().map_err(|_| Error::Overloaded { retry_after: Duration::from_millis(250) })
+        self.calls.try_acquire().map_err(|_| overloaded())
     }
 
     /// CheckAndLock, waiting at most for `wait` while the answer is "in progress". Cancel-safe: a lock that was granted
@@ -114,7 +114,14 @@ impl Coordinator {
             let woken = seat.woken();
             let left = until.saturating_duration_since(Instant::now());
             claim.waiting = !left.is_zero() && !self.closing.is_cancelled();
-            let claimed = self.ask(claim.clone()).await?;
+            let claimed = {
+                // One who has a seat may wait for a place as well: all who wait for one event ask at the same moment, and
+                // the outcome is there to be told.
+                let patience = left.max(PATIENCE_MIN);
+                let permit = tokio::time::timeout(patience, self.calls.acquire()).await;
+                let Ok(Ok(_permit)) = permit else { return Err(overloaded()) };
+                self.ledger.claim(claim.clone()).await?
+            };
             let retry_after = match claimed.decision {
                 Decision::InProgress { retry_after } if claim.waiting => retry_after,
                 _ => {
@@ -129,6 +136,11 @@ impl Coordinator {
                 () = woken => {}
                 () = tokio::time::sleep(pause) => {}
                 () = self.closing.cancelled() => {}
+            }
+            // A completion is in the cache by now, and a crowd need not ask the ledger.
+            if let (Some(completion), _) = self.cache.look_up(&claim).await {
+                self.ledger.count_duplicate(&claim.key);
+                return Ok(Answer::Completed(claim.key, completion));
             }
         }
     }
@@ -156,19 +168,20 @@ impl Coordinator {
             let key = mark.key.clone();
             let ticket = cache.ticket();
             let answer = ledger.mark(mark).await;
-            // Also after an error: it may have happened.
-            waiters.wake(&KeyDigest::of(&key));
-            if let Ok(marked) = &answer
-                && !marked.repeated
-            {
-                // After the commit was acknowledged (C2), and just then: its age is nothing.
-                cache.fill(&ticket, &marked.event, marked.event.update_time);
+            if let Ok(marked) = &answer {
+                if !marked.repeated {
+                    // After the commit was acknowledged (C2), and just then: its age is nothing.
+                    cache.fill(&ticket, &marked.event, marked.event.update_time);
+                }
+                // Also of a repetition: the first may have been cut off before it could tell.
                 ledger.announce(Announcement {
                     digest: KeyDigest::of(&key),
                     fencing_token: marked.event.fencing_token,
                     resolved: false,
                 });
             }
+            // Also after an error: it may have happened.
+            waiters.wake(&KeyDigest::of(&key));
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))
@@ -194,7 +207,7 @@ impl Coordinator {
             let key = resolve.key.clone();
             let answer = ledger.resolve(resolve).await;
             if let Ok(event) = &answer {
-                cache.bury(event);
+                cache.bury(event).await;
                 ledger.announce(Announcement {
                     digest: KeyDigest::of(&key),
                     fencing_token: event.fencing_token,
@@ -275,6 +288,10 @@ impl Coordinator {
     }
 }
 
+fn overloaded() -> Error {
+    Error::Overloaded { retry_after: Duration::from_millis(250) }
+}
+
 /// Looks up what is waited for, all at once, and wakes those whose event has changed (L9).
 async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: CancellationToken) {
     let mut interval = tokio::time::interval(NET_INTERVAL);
@@ -299,7 +316,7 @@ async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: Cance
 
 /// Wakes those who wait for what another process has changed, and drops what is cached of it.
 async fn heed(
-    mut announcements: broadcast::Receiver<Announcement>,
+    mut announcements: broadcast::Receiver<Heard>,
     cache: Arc<Cache>,
     waiters: Arc<Waiters>,
     closing: CancellationToken,
@@ -310,14 +327,14 @@ async fn heed(
             () = closing.cancelled() => return,
         };
         match announcement {
-            Ok(announcement) => {
+            Ok(Heard::Changed(announcement)) => {
                 if announcement.resolved {
                     cache.void(announcement.digest, announcement.fencing_token);
                 }
                 waiters.wake(&announcement.digest);
             }
-            // Too many at once: the net finds what was missed; what is cached must not outlive a missed resolution.
-            Err(broadcast::error::RecvError::Lagged(_)) => cache.clear(),
+            // The net finds what waiters missed; what is cached must not outlive a missed resolution.
+            Ok(Heard::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => cache.clear(),
             Err(broadcast::error::RecvError::Closed) => return,
         }
     }

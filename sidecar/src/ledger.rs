@@ -14,8 +14,9 @@ use tokio::sync::{broadcast, watch};
 use crate::{
     cache::KeyDigest,
     event::{
-    Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution, Resolve, State, Time,
-},
+        Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution, Resolve, State,
+        Time,
+    },
 };
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
 
@@ -80,7 +81,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// interval of their net (L9).
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
-    fn announcements(&self) -> broadcast::Receiver<Announcement>;
+    fn announcements(&self) -> broadcast::Receiver<Heard>;
     /// Whether the ledger answers. Used by readiness; bounded by the ledger's own time-outs.
     async fn check(&self) -> Result<(), Error>;
     /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.
@@ -116,6 +117,15 @@ pub struct Announcement {
     pub fencing_token: i64,
     /// An operator decided on it: what is cached of it up to this token is void.
     pub resolved: bool,
+}
+
+/// What is heard of other processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// An event has changed.
+    Changed(Announcement),
+    /// Nobody was listening for a while: anything may have changed.
+    Missed,
 }
 
 /// One event with all that was done on it.

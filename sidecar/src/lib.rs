@@ -10,10 +10,12 @@ pub mod event;
 pub mod grpc;
 pub mod ledger;
 pub mod maintenance;
+mod metrics;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use oncegate_runtime::{
+    admin,
     secret::ReadError,
     server::{self, TowerToHyperService},
 };
@@ -107,6 +109,12 @@ impl Sidecar {
         self.service.clone()
     }
 
+    /// What the admin listener shows under `/metrics`.
+    pub fn metrics(&self) -> admin::Metrics {
+        let cache = self.coordinator.cache_stats();
+        Arc::new(move || metrics::render(&cache))
+    }
+
     /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish
     /// within the drain time, what the ledger keeps in memory is written.
     pub async fn run(self, shutdown: CancellationToken) {
@@ -173,8 +181,8 @@ pub async fn migrate(settings: &Settings) -> Result<Migrated, StartError> {
             Ok(Migrated { store: "postgres".into(), from: done.from, to: done.to })
         }
         Store::Embedded(path) => {
-            let done = SqliteLedger::migrate(path)
-                .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
+            let done =
+                SqliteLedger::migrate(path).map_err(|source| StartError::Embedded { path: path.clone(), source })?;
             Ok(Migrated { store: path.display().to_string(), from: done.from, to: done.to })
         }
     }

@@ -1,4 +1,4 @@
-//! One event, sent twice: what `dev` shows, and what `dev --once` checks.
+//! An event of each provider, sent twice: what `dev` shows, and what `dev --once` checks.
 
 use std::{
     iter,
@@ -7,19 +7,29 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{Event, EventKey, HistoryRequest, HistoryResponse, State};
-use oncegate_runtime::secret::Secret;
+use oncegate_gateway::config::FlutterwaveVersion;
+use oncegate_runtime::{config::Problem, secret::Secret};
 use tokio::sync::mpsc;
 
-use super::application::Delivery;
+use super::{application::Delivery, file::DevFile};
 use crate::{
     failure::Failure,
     http_client::{HttpClient, with_default_path},
+    message,
     output::{self, Column},
-    simulate::stripe,
+    simulate::{Webhook, flutterwave, paypal, paystack, standard_webhooks, stripe},
 };
 
 /// More than the gateway takes at the very worst.
 const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A webhook to send, and what the sidecar calls its event.
+struct Sample {
+    provider: &'static str,
+    event_id: String,
+    path: &'static str,
+    webhook: Webhook,
+}
 
 /// What one of the two webhooks led to.
 #[derive(Debug)]
@@ -33,33 +43,38 @@ struct Step {
 /// Sends, shows and checks. An error where anything was not as it should be.
 pub(super) async fn run(
     gateway: &str,
-    secret: &str,
+    dev: &DevFile,
     deliveries: &mut mpsc::UnboundedReceiver<Delivery>,
     remembered: impl AsyncFn(HistoryRequest) -> Result<HistoryResponse>,
 ) -> Result<(), Failure> {
-    let id = stripe::event_id();
-    let secret = Secret::new(secret).context("the secret that was made up is blank")?;
-    let webhook = stripe::webhook(stripe::event(&id, "payment_intent.succeeded", SystemTime::now()), secret);
-    let url = with_default_path(gateway, stripe::PATH)?;
     let client = HttpClient::new(TIMEOUT);
-
-    let mut steps = Vec::new();
-    for _ in 0..2 {
-        let reply = webhook.send(&client, &url, true).await.map_err(|error| anyhow::anyhow!("{error}"))?;
-        // The application has answered before the gateway did, so what it got is in the channel by now. Others may be
-        // sending to it as well.
-        let deliveries =
-            iter::from_fn(|| deliveries.try_recv().ok()).filter(|delivery| delivery.event_id == id).collect();
-        let key = EventKey { provider: "stripe".into(), event_id: id.clone(), ..Default::default() };
-        let history = remembered(HistoryRequest { key: Some(key), ..Default::default() }).await?;
-        let event = history.events.into_iter().next().and_then(|history| history.event);
-        let event = event.context("the sidecar does not know the event")?;
-        steps.push(Step { status: reply.status, answer: reply.answer, deliveries, event });
+    let mut shown = Vec::new();
+    for sample in samples(dev, SystemTime::now())? {
+        let url = with_default_path(gateway, sample.path)?;
+        let mut steps = Vec::new();
+        for _ in 0..2 {
+            let reply = sample.webhook.send(&client, &url, true).await.map_err(|error| anyhow::anyhow!("{error}"))?;
+            // The application has answered before the gateway did, so what it got is in the channel by now. Others may
+            // be sending to it as well.
+            let deliveries = iter::from_fn(|| deliveries.try_recv().ok())
+                .filter(|delivery| delivery.provider == sample.provider && delivery.event_id == sample.event_id)
+                .collect();
+            let key =
+                EventKey { provider: sample.provider.into(), event_id: sample.event_id.clone(), ..Default::default() };
+            let history = remembered(HistoryRequest { key: Some(key), ..Default::default() }).await?;
+            let event = history.events.into_iter().next().and_then(|history| history.event);
+            let event = event.context("the sidecar does not know the event")?;
+            steps.push(Step { status: reply.status, answer: reply.answer, deliveries, event });
+        }
+        shown.push((sample.provider, steps));
     }
-    show(&id, &steps);
-    let problems = problems(&steps);
+    show(&shown);
+    let problems: Vec<String> = shown
+        .iter()
+        .flat_map(|(provider, steps)| problems(steps).into_iter().map(move |problem| format!("{provider}: {problem}")))
+        .collect();
     if problems.is_empty() {
-        output::line("The same event came twice, and reached the application once.");
+        output::line("Each event came twice, and reached the application once.");
         return Ok(());
     }
     for problem in problems {
@@ -68,9 +83,74 @@ pub(super) async fn run(
     Err(Failure::NotAsItShouldBe)
 }
 
-fn show(id: &str, steps: &[Step]) {
-    output::line(format_args!("Stripe's event {id}, sent twice:"));
+/// An event of each provider that `dev` has a route for.
+fn samples(dev: &DevFile, now: SystemTime) -> Result<Vec<Sample>> {
+    let secret = |provider| {
+        let text = dev.secret(provider).with_context(|| format!("there is no secret for {provider}"))?;
+        Secret::new(text).context("a secret that was made up is blank")
+    };
+    let problem = |problem: Problem| anyhow::anyhow!("{problem}");
+    let signer = dev.paypal.as_ref().context("there is no certificate for PayPal")?.signer()?;
+
+    let stripe = stripe::event_id();
+    let paypal = paypal::event_id();
+    let flutterwave = flutterwave::event_id();
+    let paystack = paystack::reference();
+    let standard = standard_webhooks::event_id();
+    Ok(vec![
+        Sample {
+            provider: "stripe",
+            path: stripe::PATH,
+            webhook: stripe::webhook(stripe::event(&stripe, "payment_intent.succeeded", now), secret("stripe")?),
+            event_id: stripe,
+        },
+        Sample {
+            provider: "paypal",
+            path: paypal::PATH,
+            webhook: paypal::webhook(
+                paypal::event(&paypal, "PAYMENT.CAPTURE.COMPLETED", now),
+                secret("paypal")?,
+                signer,
+            )
+            .map_err(problem)?,
+            event_id: paypal,
+        },
+        Sample {
+            provider: "flutterwave",
+            path: flutterwave::PATH,
+            webhook: flutterwave::webhook(
+                flutterwave::event(&flutterwave, "charge.completed", now),
+                secret("flutterwave")?,
+                FlutterwaveVersion::V4,
+            )
+            .map_err(problem)?,
+            event_id: flutterwave,
+        },
+        Sample {
+            provider: "paystack",
+            path: paystack::PATH,
+            webhook: paystack::webhook(paystack::event(&paystack, "charge.success"), secret("paystack")?),
+            // Paystack's events have no id of their own.
+            event_id: format!("charge.success:{paystack}:success"),
+        },
+        Sample {
+            provider: "standard_webhooks",
+            path: standard_webhooks::PATH,
+            webhook: standard_webhooks::webhook(
+                &standard,
+                standard_webhooks::event("invoice.paid"),
+                &secret("standard_webhooks")?,
+            )
+            .map_err(problem)?,
+            event_id: standard,
+        },
+    ])
+}
+
+fn show(shown: &[(&str, Vec<Step>)]) {
+    output::line("An event of each provider, sent twice:");
     let columns = [
+        Column::Text("provider"),
         Column::Text("webhook"),
         Column::Number("status"),
         Column::Text("answer"),
@@ -79,17 +159,19 @@ fn show(id: &str, steps: &[Step]) {
         Column::Number("attempts"),
         Column::Number("fencing token"),
     ];
-    let rows = steps.iter().enumerate().map(|(index, step)| {
-        let state = step.event.state().as_str_name();
-        vec![
-            if index == 0 { "first" } else { "duplicate" }.to_owned(),
-            step.status.to_string(),
-            step.answer.clone(),
-            step.deliveries.len().to_string(),
-            state.strip_prefix("STATE_").unwrap_or(state).to_lowercase(),
-            step.event.attempt_count.to_string(),
-            step.event.fencing_token.to_string(),
-        ]
+    let rows = shown.iter().flat_map(|(provider, steps)| {
+        steps.iter().enumerate().map(|(index, step)| {
+            vec![
+                (*provider).to_owned(),
+                if index == 0 { "first" } else { "duplicate" }.to_owned(),
+                step.status.to_string(),
+                step.answer.clone(),
+                step.deliveries.len().to_string(),
+                message::state(step.event.state()),
+                step.event.attempt_count.to_string(),
+                step.event.fencing_token.to_string(),
+            ]
+        })
     });
     output::table(&columns, rows);
 }

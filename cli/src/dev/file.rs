@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result};
 use rand::RngExt as _;
 use serde::{Deserialize, Serialize};
 
+use super::certificate::Certificate;
+
 /// Its name, in the directory that `dev` runs in.
 pub(crate) const NAME: &str = ".oncegate-dev.json";
 
@@ -24,6 +26,8 @@ pub(crate) struct DevFile {
     /// The secrets that were made up, by provider.
     #[serde(default)]
     secrets: BTreeMap<String, String>,
+    /// What PayPal's webhooks are signed with.
+    pub(crate) paypal: Option<Certificate>,
 }
 
 // Not derived: it holds secrets.
@@ -65,6 +69,14 @@ impl DevFile {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// What PayPal's webhooks are signed with, made now if it is the first time.
+    pub(crate) fn paypal_or_new(&mut self) -> Result<&Certificate> {
+        match &mut self.paypal {
+            Some(made) => Ok(made),
+            none => Ok(none.insert(Certificate::make()?)),
+        }
+    }
+
     /// The secret of a provider, if one was made up.
     pub(crate) fn secret(&self, provider: &str) -> Option<&str> {
         self.secrets.get(provider).map(String::as_str)
@@ -93,10 +105,12 @@ mod tests {
         assert!(DevFile::read(directory.path()).unwrap().is_none());
         let mut file = DevFile::default();
         let secret = file.secret_or_new("stripe", "whsec_").to_owned();
+        let key = serde_json::to_value(file.paypal_or_new().unwrap()).unwrap();
         assert!(secret.starts_with("whsec_") && secret.len() > 40);
         file.write(directory.path()).unwrap();
         let mut again = DevFile::read(directory.path()).unwrap().unwrap();
         assert_eq!(again.secret_or_new("stripe", "whsec_"), secret);
+        assert_eq!(serde_json::to_value(again.paypal_or_new().unwrap()).unwrap(), key);
         again.write(directory.path()).unwrap();
         assert!(!format!("{again:?}").contains(&secret));
         #[cfg(unix)]

@@ -467,6 +467,54 @@ async fn metadata_results_and_digests_come_back_as_they_were_given(ledger: Ledge
 }
 
 #[tokio::test]
+async fn reflection_and_unknown_methods_are_answered() -> Result<()> {
+    use tonic_reflection::pb::{v1, v1alpha};
+    let served = Served::start(Ledger::Sqlite).await?;
+    let names = |services: Vec<String>| {
+        assert!(services.contains(&"oncegate.v1.IdempotencyService".to_owned()), "{services:?}");
+        assert!(services.contains(&"grpc.health.v1.Health".to_owned()), "{services:?}");
+    };
+
+    let request = v1::ServerReflectionRequest {
+        message_request: Some(v1::server_reflection_request::MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(served.channel.clone());
+    let mut answers = client.server_reflection_info(futures::stream::iter([request])).await?.into_inner();
+    let answer = answers.message().await?.context("an answer")?.message_response;
+    match answer.context("a response")? {
+        v1::server_reflection_response::MessageResponse::ListServicesResponse(list) => {
+            names(list.service.into_iter().map(|service| service.name).collect());
+        }
+        other => panic!("{other:?}"),
+    }
+
+    // What older grpcurl speaks.
+    let request = v1alpha::ServerReflectionRequest {
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(served.channel.clone());
+    let mut answers = client.server_reflection_info(futures::stream::iter([request])).await?.into_inner();
+    let answer = answers.message().await?.context("an answer")?.message_response;
+    match answer.context("a response")? {
+        v1alpha::server_reflection_response::MessageResponse::ListServicesResponse(list) => {
+            names(list.service.into_iter().map(|service| service.name).collect());
+        }
+        other => panic!("{other:?}"),
+    }
+
+    let mut grpc = tonic::client::Grpc::new(served.channel.clone());
+    grpc.ready().await?;
+    let path = http::uri::PathAndQuery::from_static("/oncegate.v1.IdempotencyService/Forget");
+    let codec = tonic_prost::ProstCodec::<v1::ServerReflectionRequest, v1::ServerReflectionRequest>::default();
+    let status = grpc.unary(Request::new(v1::ServerReflectionRequest::default()), path, codec).await;
+    let status = status.expect_err("no such method");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Unimplemented, reason::UNIMPLEMENTED));
+    Ok(())
+}
+
+#[tokio::test]
 async fn calls_beyond_the_bound_are_refused_at_once_as_overloaded() -> Result<()> {
     let served = Served::with_limits(Ledger::Sqlite, Limits { calls_max: 1, waiting_max: 1 }).await?;
     let calls = (0..64).map(|number| served.claim(claim(&format!("evt_{number}"))).boxed());

@@ -62,6 +62,43 @@ async fn it_serves_until_it_is_told_to_end_and_shows_what_arrives() -> Result<()
 }
 
 #[tokio::test]
+async fn it_takes_duplicates_of_each_provider() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut running = start(&directory).await?;
+    for provider in ["stripe", "paypal", "flutterwave", "paystack", "standard-webhooks"] {
+        let simulate = async |arguments: &[&str]| {
+            let arguments = ["simulate", provider].into_iter().chain(arguments.iter().copied());
+            let finished = Oncegate::new(directory.path(), arguments)?.run().await?;
+            assert_eq!(finished.code, Some(0), "{provider}: {finished}");
+            anyhow::Ok(finished.stdout)
+        };
+        let shown = simulate(&["--duplicates", "3"]).await?;
+        assert!(shown.ends_with("1 processed, 3 already_processed\n"), "{provider}: {shown}");
+        let shown = simulate(&["--duplicates", "15", "--concurrent", "--json"]).await?;
+        let shown: serde_json::Value = serde_json::from_str(&shown)?;
+        let summary = shown["summary"].as_array().context("a summary")?;
+        let processed = serde_json::json!({ "answer": "processed", "count": 1 });
+        assert!(summary.contains(&processed), "{provider}: {shown}");
+        let shown = simulate(&["--bad-signature"]).await?;
+        assert!(shown.contains("401"), "{provider}: {shown}");
+    }
+    let finished = running.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    for provider in ["stripe", "paypal", "flutterwave", "paystack", "standard_webhooks"] {
+        let rows: Vec<&str> = finished.stdout.lines().filter(|line| line.trim_start().starts_with(provider)).collect();
+        assert_eq!(rows.len(), 2, "the first and the duplicate of {provider}: {finished}");
+        let delivered = format!("delivered  {provider} ");
+        assert_eq!(finished.stdout.matches(&delivered).count(), 2, "{provider}: {finished}");
+    }
+    let made = fs::read_to_string(directory.path().join(".oncegate-dev.json"))?;
+    let made: serde_json::Value = serde_json::from_str(&made)?;
+    let key = made["paypal"]["key"].as_str().context("PayPal's key")?;
+    let line = key.lines().nth(1).context("a key of many lines")?;
+    assert!(!finished.stdout.contains(line) && !finished.stderr.contains(line), "keys are not printed");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named_with_its_setting() -> Result<()> {
     let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
     let address = taken.local_addr()?.to_string();

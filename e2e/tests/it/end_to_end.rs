@@ -15,6 +15,7 @@ on_each_ledger!(
     an_unverified_webhook_leaves_nothing_behind,
     a_delivery_under_way_is_finished_before_the_end,
     what_is_completed_stays_completed_over_a_restart,
+    a_changed_body_is_seen_in_history_and_a_retry_with_one_is_delivered,
 );
 
 async fn duplicates_are_answered_and_delivered_once(ledger: Ledger) -> Result<()> {
@@ -154,5 +155,30 @@ async fn what_is_completed_stays_completed_over_a_restart(ledger: Ledger) -> Res
     let health = http_client::get(everything.gateway, "/webhooks/payments/health").await?;
     assert_eq!(health.status, 200);
     assert_eq!(health.json()["statistics"]["completed"], 1, "{}", health.json());
+    Ok(())
+}
+
+async fn a_changed_body_is_seen_in_history_and_a_retry_with_one_is_delivered(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    everything.upstream.answer_next([Answer::status(500)]);
+    let id = stripe::event_id();
+    let body = stripe::event(&id, "invoice.paid");
+    // What Stripe changes between tries by itself.
+    let changed = String::from_utf8(body.clone())?.replace("\"pending_webhooks\": 1", "\"pending_webhooks\": 2");
+    assert_ne!(changed.as_bytes(), body);
+
+    assert_eq!(word(&everything.send(&body).await?), "500 failed");
+    assert_eq!(word(&everything.send(changed.as_bytes()).await?), "200 processed");
+    assert_eq!(&everything.upstream.requests()[1].body[..], changed.as_bytes(), "the retry's own bytes");
+    assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+    assert_eq!(word(&everything.send(changed.as_bytes()).await?), "200 already_processed");
+
+    eventually("both changed bodies are counted", async || {
+        let history = everything.history(&id).await.ok()??;
+        assert!(history.mismatch_count <= 2, "{}", history.mismatch_count);
+        assert!(history.attempts[0].payload_digest != history.attempts[1].payload_digest);
+        (history.mismatch_count == 2 && history.last_mismatch_time.is_some()).then_some(())
+    })
+    .await;
     Ok(())
 }

@@ -11,6 +11,7 @@ mod extend;
 mod history;
 mod marks;
 mod model;
+mod postgres_only;
 mod races;
 mod resolve;
 mod stats;

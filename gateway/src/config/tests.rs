@@ -22,21 +22,21 @@ fn complaints(options: Options) -> Vec<String> {
 fn the_defaults_with_an_application_and_a_secret_are_usable() {
     let settings = usable().validate().unwrap();
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(settings.drain, settings.upstream.timeout);
+    assert_eq!(settings.drain, settings.routes[0].target.timeout);
     assert_eq!(settings.routes.len(), 1);
     assert_eq!(&*settings.routes[0].path, "/webhooks/payments/stripe");
 }
 
 #[test]
 fn without_an_application_or_a_secret_it_does_not_start_and_says_both() {
-    assert_eq!(complaints(Options::default()), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
+    assert_eq!(complaints(Options::default()), ["UPSTREAM_URL", "routes"]);
     let blank = Options {
         upstream_url: Some(" ".into()),
         stripe_webhook_secret_file: Some("".into()),
         stripe_webhook_secret: Some(" , ".into()),
         ..Options::default()
     };
-    assert_eq!(complaints(blank), ["UPSTREAM_URL", "STRIPE_WEBHOOK_SECRET"]);
+    assert_eq!(complaints(blank), ["UPSTREAM_URL", "routes"]);
 }
 
 #[test]
@@ -130,4 +130,261 @@ fn secrets_come_from_a_value_or_a_file_but_not_from_both() {
     };
     let text = missing.validate().unwrap_err().to_string();
     assert!(text.contains("/nonexistent/secret"), "{text}");
+}
+
+#[test]
+fn g3_a_provider_with_a_secret_has_a_route() {
+    let options = Options {
+        paypal_webhook_id: Some("5FR00112AB334455C".into()),
+        flutterwave_webhook_secret: Some("a secret hash of one's own".into()),
+        flutterwave_signature: Some(FlutterwaveVersion::V3),
+        paystack_webhook_secret: Some("sk_live_a,sk_test_b".into()),
+        ..usable()
+    };
+    let settings = options.validate().unwrap();
+    let routes: Vec<_> = settings.routes.iter().map(|route| (&*route.path, route.provider.is_weak())).collect();
+    assert_eq!(
+        routes,
+        [
+            ("/webhooks/payments/stripe", false),
+            ("/webhooks/payments/paypal", false),
+            ("/webhooks/payments/flutterwave", true),
+            ("/webhooks/payments/paystack", false),
+        ]
+    );
+}
+
+#[test]
+fn g3_flutterwave_has_no_default_version_and_the_problem_says_both() {
+    let options = Options { flutterwave_webhook_secret: Some("hash".into()), ..usable() };
+    let problems = options.validate().unwrap_err();
+    let found: Vec<_> = problems.iter().collect();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].setting, "FLUTTERWAVE_SIGNATURE");
+    assert!(found[0].message.contains("v3") && found[0].message.contains("v4"), "{}", found[0]);
+}
+
+#[test]
+fn paypal_settings_that_cannot_work_are_problems() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"no certificate").unwrap();
+    let path = Some(file.path().to_owned());
+    let broken = Options {
+        paypal_webhook_id: Some("not|an|id".into()),
+        paypal_cert_dir: Some("/nonexistent/certs".into()),
+        paypal_trust_anchors_file: path.clone(),
+        ..usable()
+    };
+    let mut found = complaints(broken);
+    found.sort_unstable();
+    assert_eq!(found, ["PAYPAL_CERT_DIR", "PAYPAL_TRUST_ANCHORS_FILE"]);
+    let id = |id: &str, environment| Options {
+        paypal_webhook_id: Some(id.into()),
+        paypal_environment: environment,
+        paypal_cert_dir: Some("".into()),
+        ..usable()
+    };
+    assert_eq!(complaints(id("not|an|id", Environment::Live)), ["PAYPAL_WEBHOOK_ID"]);
+    // What the simulator signs with, anybody can send.
+    assert_eq!(complaints(id("WEBHOOK_ID", Environment::Live)), ["PAYPAL_WEBHOOK_ID"]);
+    assert!(complaints(id("WEBHOOK_ID", Environment::Sandbox)).is_empty());
+    assert!(complaints(id("5FR00112AB334455C,96605875FF6516633", Environment::Live)).is_empty());
+    let intermediates = Options { paypal_intermediates_file: path, ..id("5FR", Environment::Live) };
+    assert_eq!(complaints(intermediates), ["PAYPAL_INTERMEDIATES_FILE"]);
+}
+
+mod file {
+    use super::*;
+
+    /// Options with this file and nothing else.
+    fn with(text: &str) -> (tempfile::TempDir, Options) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("oncegate.toml");
+        std::fs::write(&path, text).unwrap();
+        (directory, Options { config: Some(path), ..Options::default() })
+    }
+
+    /// The problems without the directory before the file's name.
+    fn problems(text: &str) -> Vec<String> {
+        let (directory, options) = with(text);
+        let prefix = format!("{}/", directory.path().display());
+        match options.validate() {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect(),
+        }
+    }
+
+    #[test]
+    fn routes_have_everything_of_their_own_and_the_rest_from_the_settings() {
+        let (directory, options) = with(
+            r#"
+            [[route]]
+            name = "stripe-eu"
+            provider = "stripe"
+            tenant = "eu"
+            secrets = ["whsec_a", "whsec_b"]
+            tolerance = "1m"
+            upstream_url = "http://eu:3000/hook"
+            upstream_secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+            upstream_timeout = "10s"
+            lock_duration = "1m"
+            in_progress_status = 200
+            held_status = "200"
+            upstream_refusal = "terminal"
+            upstream_unclear = "unknown"
+
+            [[route]]
+            path = "/hooks/flw"
+            provider = "flutterwave"
+            secrets_file = "flw"
+            signature = "v4"
+
+            [[route]]
+            name = "own"
+            provider = "standard_webhooks"
+            secrets = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+            [[route]]
+            name = "paypal-test"
+            provider = "paypal"
+            environment = "sandbox"
+            tenant = "test"
+            secrets = "96605875FF6516633"
+            cert_dir = "."
+            "#,
+        );
+        // Relative to the file.
+        std::fs::write(directory.path().join("flw"), "a secret hash, with a comma").unwrap();
+        let settings = Options { upstream_url: Some("http://app/".into()), ..options }.validate().unwrap();
+        let [stripe, flutterwave, own, paypal] = &settings.routes[..] else { panic!("{settings:?}") };
+        assert_eq!((&*stripe.path, &*stripe.tenant), ("/webhooks/payments/stripe-eu", "eu"));
+        assert_eq!(stripe.target.url, "http://eu:3000/hook");
+        assert!(stripe.target.signer.is_some());
+        assert_eq!(stripe.target.timeout, Duration::from_secs(10));
+        assert_eq!(stripe.target.lock_duration, Duration::from_secs(60));
+        assert_eq!(stripe.policy.in_progress, InProgressStatus::Ok);
+        assert_eq!(stripe.policy.held, HeldStatus::Ok);
+        assert_eq!(stripe.policy.refusal, OnRefusal::Terminal);
+        assert_eq!(stripe.policy.unclear, OnUnclear::Unknown);
+        assert_eq!((&*flutterwave.path, &*flutterwave.tenant), ("/hooks/flw", "default"));
+        assert_eq!(flutterwave.target.url, "http://app/");
+        assert!(!flutterwave.provider.is_weak());
+        assert_eq!(flutterwave.policy.held, HeldStatus::Unprocessable);
+        assert_eq!(own.provider.name(), "standard_webhooks");
+        assert!(format!("{:?}", paypal.provider).contains("Sandbox"));
+        // The longest application decides how long shutting down may take.
+        assert_eq!(settings.drain, Duration::from_secs(240));
+    }
+
+    #[test]
+    fn an_application_need_not_be_named_twice() {
+        let route = "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets = \"sk\"\n";
+        assert!(problems(&format!("{route}upstream_url = \"http://app/\"")).is_empty());
+        assert!(problems(route)[0].starts_with("UPSTREAM_URL: not set"));
+    }
+
+    #[test]
+    fn every_problem_names_its_line_and_its_key() {
+        let found = problems(
+            r#"[[route]]
+name = "a"
+provider = "stripe"
+secrets = "hunter2"
+secret = "hunter2"
+signature = "v3"
+upstream_url = "http://user:hunter2@app/"
+
+[[route]]
+provider = "paypol"
+path = "/webhooks/payments/health"
+
+[[route]]
+path = "no slash"
+name = "b"
+provider = "flutterwave"
+upstream_url = "http://app/"
+upstream_timeout = "300"
+tenant = "a/b"
+held_status = 418
+
+[[route]]
+name = "c"
+provider = "paystack"
+upstream_url = "http://app/"
+upstream_timeout = "5m"
+secrets = ["", " "]
+
+[[route]]
+name = "d"
+provider = "standard_webhooks"
+upstream_url = "http://app/"
+secrets = "hunter2!"
+tolerance = "1h"
+
+[[route]]
+name = "e"
+provider = "flutterwave"
+upstream_url = "http://app/"
+secrets = "hunter2"
+"#,
+        );
+        let places: Vec<_> =
+            found.iter().map(|problem| problem.split(':').take(2).collect::<Vec<_>>().join(":")).collect();
+        let wanted = [
+            "UPSTREAM_URL: not set",
+            "oncegate.toml:7 upstream_url",
+            "oncegate.toml:5 secret",
+            "oncegate.toml:6 signature",
+            "oncegate.toml:11 path",
+            "oncegate.toml:10 provider",
+            "oncegate.toml:14 path",
+            "oncegate.toml:19 tenant",
+            "oncegate.toml:13 secrets",
+            "oncegate.toml:18 upstream_timeout",
+            "oncegate.toml:20 held_status",
+            "oncegate.toml:27 secrets",
+            "oncegate.toml:26 upstream_timeout",
+            "oncegate.toml:34 tolerance",
+            "oncegate.toml:33 secrets",
+            "oncegate.toml:36 signature",
+        ];
+        assert_eq!(places, wanted, "{found:#?}");
+        assert!(!found.iter().any(|problem| problem.contains("hunter2")), "{found:#?}");
+    }
+
+    #[test]
+    fn what_is_no_list_of_routes_is_a_problem() {
+        for (text, wanted) in [
+            ("", "oncegate.toml:1: holds no [[route]]"),
+            ("\n[route]\nname = \"a\"", "oncegate.toml:2 route"),
+            ("route = 1", "oncegate.toml:1 route"),
+            ("\n\nroutes = []", "oncegate.toml:3 routes"),
+            ("[[route]]\nname = ", "oncegate.toml:2:"),
+            ("[[route]]\nname = \"a\"\nname = \"b\"", "oncegate.toml:3:"),
+        ] {
+            let found = problems(text);
+            assert!(found.iter().any(|problem| problem.starts_with(wanted)), "{text}: {found:?}");
+        }
+        let options = Options { config: Some("/nonexistent/oncegate.toml".into()), ..usable() };
+        assert_eq!(complaints(options), ["ONCEGATE_CONFIG"]);
+        assert!(complaints(Options { config: Some("".into()), ..usable() }).is_empty());
+    }
+
+    #[test]
+    fn g10_routes_that_would_starve_each_other_do_not_start() {
+        let route = |name: &str, url: &str, tenant: &str| {
+            format!(
+                "[[route]]\nname = \"{name}\"\nprovider = \"stripe\"\nsecrets = \"whsec\"\ntenant = \"{tenant}\"\n\
+                 upstream_url = \"{url}\"\n"
+            )
+        };
+        let two = |first, second| problems(&format!("{}{}", route("a", first, "t"), route("b", second, "t")));
+        assert!(two("http://x/", "http://x/").is_empty());
+        assert!(two("http://x/", "http://y/")[0].contains("would never get an event"));
+        assert!(problems(&format!("{}{}", route("a", "http://x/", "t"), route("b", "http://y/", "u"))).is_empty());
+        // Also against one that the settings make.
+        let (_directory, options) = with(&route("stripe", "http://app/", "default"));
+        let both = Options { config: options.config, ..usable() };
+        assert_eq!(complaints(both).len(), 2, "the path twice, and another application");
+    }
 }

@@ -1,15 +1,28 @@
 use super::*;
 
-const ID_ONLY: Members<1> = Members { key: [&["id"]], event_type: &["type"] };
-const NESTED: Members<3> = Members { key: [&["event"], &["data", "id"], &["data", "status"]], event_type: &["event"] };
-const NESTED_TYPE: Members<2> = Members { key: [&["data", "id"], &["data", "status"]], event_type: &["meta", "type"] };
+const ID_ONLY: Members<2> =
+    Members { paths: [&["id"], &["type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+const NESTED: Members<3> = Members {
+    paths: [&["event"], &["data", "id"], &["data", "status"]],
+    key: &[&[0], &[1], &[2]],
+    naming: 1,
+    sent_id: &[],
+    event_type: &[0],
+};
+const NESTED_TYPE: Members<3> = Members {
+    paths: [&["data", "id"], &["data", "status"], &["meta", "type"]],
+    key: &[&[0], &[1]],
+    naming: 0,
+    sent_id: &[],
+    event_type: &[2],
+};
 
 fn digest(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
 fn named<const N: usize>(members: &Members<N>, body: &str) -> Result<(String, String), MalformedBody> {
-    identify(members, body.as_bytes(), &digest(body.as_bytes()))
+    identify(members, None, body.as_bytes(), &digest(body.as_bytes()))
         .map(|identity| (identity.event_id, identity.event_type))
 }
 
@@ -100,7 +113,7 @@ fn what_is_not_one_json_object_is_malformed() {
         assert_eq!(named(&ID_ONLY, body), Err(MalformedBody), "{body:?}");
     }
     let not_utf8 = b"{\"id\":\"e\",\"x\":\"\xff\"}";
-    assert_eq!(identify(&ID_ONLY, not_utf8, &digest(not_utf8)), Err(MalformedBody));
+    assert_eq!(identify(&ID_ONLY, None, not_utf8, &digest(not_utf8)), Err(MalformedBody));
 }
 
 #[test]
@@ -121,15 +134,19 @@ fn a_key_member_that_stands_twice_is_malformed() {
 fn parts_are_joined_and_missing_ones_are_empty() {
     for (body, id) in [
         (r#"{"event":"charge","data":{"status":"ok","id":302961}}"#, "charge:302961:ok"),
-        (r#"{"event":"charge","data":{"status":"ok"}}"#, "charge::ok"),
-        (r#"{"event":"charge"}"#, "charge::"),
-        (r#"{"event":"charge","data":[1]}"#, "charge::"),
+        (r#"{"event":"charge","data":{"id":302961}}"#, "charge:302961:"),
         (r#"{"data":{"id":"7","more":{"id":"8"}}}"#, ":7:"),
     ] {
         assert_eq!(named(&NESTED, body).unwrap().0, id, "{body}");
     }
-    // Nothing but separators would give every nameless event the same name.
-    for body in ["{}", r#"{"data":{"id":""}}"#] {
+    // Without what tells events apart, many of them would get one name, and all but the first would be lost.
+    for body in [
+        "{}",
+        r#"{"data":{"id":""}}"#,
+        r#"{"event":"charge"}"#,
+        r#"{"event":"charge","data":[1]}"#,
+        r#"{"event":"charge","data":{"status":"ok"}}"#,
+    ] {
         assert_eq!(named(&NESTED, body).unwrap().0, by_digest(body), "{body}");
     }
     let body = r#"{"data":{"id":"7"},"meta":{"type":"t"}}"#;

@@ -6,21 +6,21 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
+use hmac::Hmac;
 use http::{HeaderMap, HeaderName};
 use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
-use subtle::{Choice, ConstantTimeEq as _};
 
-use super::Refusal;
+use super::{Refusal, credentials};
 use crate::key::Members;
 
 /// What names an event: `id` alone. The id of the object in it would swallow repeated partial refunds (section 9).
-pub(crate) const MEMBERS: Members<1> = Members { key: [&["id"]], event_type: &["type"] };
+pub(crate) const MEMBERS: Members<2> =
+    Members { paths: [&["id"], &["type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
 
 const HEADER: HeaderName = HeaderName::from_static("stripe-signature");
 
@@ -31,9 +31,6 @@ pub(crate) static SIGNATURE_HEADERS: [HeaderName; 1] = [HEADER];
 /// cause (providers.md 12.4).
 const SIGNATURES_MAX: usize = 16;
 
-/// Digits of `t`: enough for any time, and no overflow anywhere (providers.md 12.5).
-const TIMESTAMP_DIGITS_MAX: usize = 12;
-
 /// How old, or how far in the future, a signature may be by default: what Stripe's libraries use.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
 
@@ -42,7 +39,7 @@ type KeyState = Hmac<Sha256>;
 
 /// Stripe with its secrets.
 pub struct Stripe {
-    keys: RwLock<Arc<[KeyState]>>,
+    keys: credentials::Keys<KeyState>,
     tolerance: Duration,
 }
 
@@ -51,26 +48,16 @@ impl Stripe {
     /// everything is refused with `missing_secret`.
     #[must_use]
     pub fn new(secrets: &[Secret], tolerance: Duration) -> Self {
-        Self { keys: RwLock::new(key_states(secrets)), tolerance }
+        Self { keys: credentials::Keys::new(credentials::hmac_keys(secrets)), tolerance }
     }
 
     pub(super) fn replace_secrets(&self, secrets: &[Secret]) {
-        // The value is replaced as a whole, so a panic elsewhere leaves nothing half done.
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = key_states(secrets);
+        self.keys.replace(credentials::hmac_keys(secrets));
     }
 
     pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if keys.is_empty() {
-            return Err(Refusal::MissingSecret);
-        }
-        let mut values = headers.get_all(HEADER).iter();
-        let value = values.next().ok_or(Refusal::MissingHeader)?;
-        // W7: which of two would be verified is a guess, and the application might guess differently.
-        if values.next().is_some() {
-            return Err(Refusal::MalformedHeader);
-        }
-        let signature = Signature::parse(value.as_bytes())?;
+        let keys = self.keys.get()?;
+        let signature = Signature::parse(credentials::single(headers, &HEADER)?)?;
         Ok(Verification { keys, signature, tolerance: self.tolerance })
     }
 }
@@ -79,13 +66,6 @@ impl fmt::Debug for Stripe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stripe").field("tolerance", &self.tolerance).finish_non_exhaustive()
     }
-}
-
-fn key_states(secrets: &[Secret]) -> Arc<[KeyState]> {
-    secrets
-        .iter()
-        .map(|secret| KeyState::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length"))
-        .collect()
 }
 
 /// The header, read.
@@ -122,7 +102,7 @@ impl Signature {
         if signatures == 0 {
             return Err(Refusal::MalformedHeader);
         }
-        let timestamp = parse_timestamp(timestamp_text).ok_or(Refusal::MalformedHeader)?;
+        let timestamp = credentials::unix_seconds(timestamp_text).ok_or(Refusal::MalformedHeader)?;
         Ok(Self { timestamp_text: timestamp_text.to_vec(), timestamp, candidates })
     }
 }
@@ -137,13 +117,6 @@ fn decode(text: &[u8]) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn parse_timestamp(digits: &[u8]) -> Option<u64> {
-    if digits.is_empty() || digits.len() > TIMESTAMP_DIGITS_MAX {
-        return None;
-    }
-    digits.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
-}
-
 /// A request of Stripe's whose headers were read.
 pub struct Verification {
     keys: Arc<[KeyState]>,
@@ -153,19 +126,8 @@ pub struct Verification {
 
 impl Verification {
     pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<(), Refusal> {
-        let mut matched = Choice::from(0);
-        // Every key against every candidate, without an early exit (W4): what the time tells is only how many there are.
-        for key in &*self.keys {
-            let mut mac = key.clone();
-            mac.update(&self.signature.timestamp_text);
-            mac.update(b".");
-            mac.update(body);
-            let wanted = mac.finalize().into_bytes();
-            for candidate in &self.signature.candidates {
-                matched |= wanted.as_slice().ct_eq(candidate);
-            }
-        }
-        if !bool::from(matched) {
+        let parts: [&[u8]; 3] = [&self.signature.timestamp_text, b".", body];
+        if !credentials::hmac_matches(&self.keys, &parts, &self.signature.candidates) {
             return Err(Refusal::BadSignature);
         }
         // After the signature, so that the reason can be trusted (providers.md 12.5). Whole seconds, like the sender's.
@@ -185,6 +147,7 @@ impl fmt::Debug for Verification {
 
 #[cfg(test)]
 mod tests {
+    use hmac::{KeyInit as _, Mac as _};
     use http::HeaderValue;
 
     use super::*;

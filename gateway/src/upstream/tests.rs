@@ -8,7 +8,7 @@ use crate::{
         Provider,
         stripe::{Stripe, TOLERANCE},
     },
-    route::Target,
+    route::{Secrets, Target},
     signing::Signer,
 };
 
@@ -24,8 +24,14 @@ fn route(signer: Option<Signer>) -> Route {
         path: "/p".into(),
         tenant: "shop".into(),
         provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
-        secrets: Source::Value("x".into()),
-        target: Target { url: Uri::from_static("http://app:3000/hook?x=1"), signer },
+        secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
+        target: Target {
+            url: Uri::from_static("http://app:3000/hook?x=1"),
+            signer,
+            signer_secrets: None,
+            timeout: Duration::from_secs(240),
+            lock_duration: Duration::from_secs(300),
+        },
         policy: POLICY,
     }
 }
@@ -78,7 +84,8 @@ fn g5_without_a_status_line_it_depends_on_whether_the_application_may_be_at_work
 
 #[test]
 fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
-    let identity = Identity { event_id: "evt_1".into(), event_type: "charge.succeeded".into() };
+    let identity =
+        Identity { event_id: "evt_1".into(), event_type: "charge.succeeded".into(), sent_id: None, sent_type: None };
     let mut inbound = HeaderMap::new();
     for (name, value) in [
         ("content-type", "application/json; charset=utf-8"),
@@ -155,7 +162,7 @@ fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
 fn g7_a_configured_secret_signs_the_hop() {
     let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
     let signer = Signer::new(&[secret]).unwrap();
-    let identity = Identity { event_id: "evt_1".into(), event_type: "t".into() };
+    let identity = Identity { event_id: "evt_1".into(), event_type: "t".into(), sent_id: None, sent_type: None };
     let body = Bytes::from_static(b"{}");
     let headers = HeaderMap::new();
     let route = route(Some(signer.clone()));

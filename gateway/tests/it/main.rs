@@ -9,6 +9,7 @@ mod delivery;
 mod harness;
 mod health;
 mod input;
+mod providers;
 mod shutdown;
 mod sidecar;
 mod vectors;

@@ -117,9 +117,7 @@ impl Entry {
     /// The answer to a claim that is a plain duplicate. Whatever the ledger would have to count, compare with the archive,
     /// or refuse, is not for the cache to answer.
     pub(super) fn answer(&self, claim: &Claim) -> Option<Completion> {
-        let differs = |known: Option<Digest>, given: Option<Digest>| {
-            matches!((known, given), (Some(known), Some(given)) if known != given)
-        };
+        let differs = |known: Option<Digest>, given: Option<Digest>| matches!((known, given), (Some(known), Some(given)) if known != given);
         let plain = !self.tombstone
             && !differs(self.fingerprint, claim.fingerprint)
             && !differs(self.payload_digest, claim.payload_digest)

@@ -53,9 +53,9 @@ impl Memory {
         let Some(entries) = &self.entries else { return };
         let stripe = &self.stripes[digest.stripe(STRIPES)];
         let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        let newer = entries.peek(&digest).is_some_and(|(since, held)| {
-            held.fencing_token > entry.fencing_token && since.elapsed() <= AGE_MAX
-        });
+        let newer = entries
+            .peek(&digest)
+            .is_some_and(|(since, held)| held.fencing_token > entry.fencing_token && since.elapsed() <= AGE_MAX);
         if !newer {
             entries.insert(digest, (Instant::now(), entry));
         }

@@ -34,6 +34,8 @@ use crate::event::Micros;
 
 /// The longest that a look-up may hold up a call (C4).
 const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
+/// The longest that a resolution waits for its tombstone.
+const WRITE_TIME_MAX: Duration = Duration::from_millis(200);
 /// Failures in a row after which Redis is left alone.
 const FAILURES_MAX: u32 = 5;
 /// How often it is probed then.
@@ -126,8 +128,7 @@ impl Breaker {
     }
 
     fn failed(&self) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX
-            && !self.open.swap(true, Ordering::Relaxed)
+        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX && !self.open.swap(true, Ordering::Relaxed)
         {
             tracing::warn!("redis does not answer and is left alone; duplicates are answered by the ledger");
         }
@@ -136,7 +137,7 @@ impl Breaker {
     fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
         if self.open.swap(false, Ordering::Relaxed) {
-            tracing::info!("redis answers again");
+            tracing::info!("redis answers");
         }
     }
 }
@@ -223,6 +224,18 @@ impl Redis {
         }
     }
 
+    /// Writes an entry and waits for it; whether it was written. Also while Redis is left alone: this has to be known.
+    pub(super) async fn put_now(&self, name: &str, value: &[u8], life: Micros) -> bool {
+        let put = Put { name: name.to_owned(), value: value.to_vec(), life };
+        let written = tokio::time::timeout(WRITE_TIME_MAX, write(&self.client, std::slice::from_ref(&put))).await;
+        matches!(written, Ok(Ok(())))
+    }
+
+    /// Whether the connections are being ended.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.is_cancelled()
+    }
+
     pub(super) async fn close(&self) {
         self.closing.cancel();
         drop(tokio::time::timeout(Duration::from_millis(500), self.client.quit()).await);
@@ -257,12 +270,7 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
     connection.abort();
 }
 
-async fn answer_gets(
-    client: Client,
-    mut queue: mpsc::Receiver<Get>,
-    breaker: Arc<Breaker>,
-    clustered: bool,
-) {
+async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Arc<Breaker>, clustered: bool) {
     let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         // Those that nobody waits for any more.
@@ -294,11 +302,7 @@ async fn answer_gets(
 }
 
 /// The values under names, in their order. A Cluster has names in many places: there one by one, all at once.
-async fn many(
-    client: &Client,
-    names: &[&str],
-    clustered: bool,
-) -> Result<Vec<Option<Vec<u8>>>, fred::error::Error> {
+async fn many(client: &Client, names: &[&str], clustered: bool) -> Result<Vec<Option<Vec<u8>>>, fred::error::Error> {
     let bytes = |value: Value| value.into_owned_bytes();
     if clustered {
         let gets = names.iter().map(|name| client.get::<Value, _>(*name));

@@ -66,12 +66,7 @@ impl Waiters {
 
     /// What is waited for and was seen running.
     pub(super) fn keys(&self) -> Vec<Key> {
-        self.lock()
-            .by_digest
-            .values()
-            .filter(|waited| waited.seen.is_some())
-            .map(|waited| waited.key.clone())
-            .collect()
+        self.lock().by_digest.values().filter(|waited| waited.seen.is_some()).map(|waited| waited.key.clone()).collect()
     }
 
     /// Wakes the waiters of an event that is not as they saw it.

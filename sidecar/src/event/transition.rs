@@ -120,9 +120,7 @@ pub fn mark(event: Option<&Event>, archived: Option<&Attempt>, request: &Mark) -
         },
         // An earlier attempt's own record decides (S3): a repetition of what was accepted is success.
         None => match archived {
-            Some(attempt)
-                if attempt.outcome == outcome && given.is_none_or(|given| given == attempt.claim_id) =>
-            {
+            Some(attempt) if attempt.outcome == outcome && given.is_none_or(|given| given == attempt.claim_id) => {
                 MarkStep::Repeated
             }
             Some(_) | None => lost,
@@ -195,9 +193,8 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
     if request.fencing_token.is_some_and(|token| token != event.fencing_token) {
         return ResolveStep::Refuse(lock_lost(event));
     }
-    let conflict = |hint| {
-        ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), hint })
-    };
+    let conflict =
+        |hint| ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), hint });
     match (event.state, request.to) {
         (State::Pending | State::Failed | State::Unknown | State::Dead, _) => ResolveStep::Apply,
         (State::Completed, Resolved::Pending) if request.force => ResolveStep::Apply,

@@ -268,6 +268,22 @@ pub(super) enum NotJson {
     Empty,
 }
 
+/// The JSON object of an API structure without the keys whose values JSON or the ledgers cannot hold, and how many those
+/// are.
+pub(super) fn json_object_of_what_fits(structure: Struct) -> (Map<String, serde_json::Value>, usize) {
+    let mut left_out = 0;
+    let mut object = Map::new();
+    for (key, value) in structure.fields {
+        match json_value(value) {
+            Ok(value) if !key.chars().any(char::is_control) => {
+                object.insert(key, value);
+            }
+            Ok(_) | Err(_) => left_out += 1,
+        }
+    }
+    (object, left_out)
+}
+
 /// The JSON object of an API structure. Whole numbers are written without a fraction.
 pub(super) fn json_object(structure: Struct) -> Result<Map<String, serde_json::Value>, NotJson> {
     structure

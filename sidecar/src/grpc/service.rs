@@ -14,7 +14,7 @@ use crate::{
     event::Refusal,
     ledger::{
         Error,
-        filter::{CleanupProgress, CleanupScope},
+        filter::{CleanupProgress, CleanupScope, Cursor, Page},
     },
     maintenance::cleanup,
 };
@@ -28,6 +28,26 @@ impl Api {
     pub(super) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>) -> Api {
         Api { coordinator, policy }
     }
+}
+
+/// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
+const PAGE_BYTES_MAX: usize = 3 << 20;
+
+/// A page that is not too large for a message; what is left out begins the next one.
+fn shortened(mut page: Page) -> Page {
+    let mut bytes = 0;
+    let fitting = page.events.iter().position(|event| {
+        let result = event.result.as_ref().map_or(0, |result| result.body.len());
+        let metadata = event.metadata.as_ref().map_or(0, String::len);
+        let added = event.completion_metadata.as_ref().map_or(0, String::len);
+        bytes += 1_024 + result + metadata + added;
+        bytes > PAGE_BYTES_MAX
+    });
+    if let Some(count) = fitting {
+        page.events.truncate(count.max(1));
+        page.next = page.events.last().map(Cursor::of);
+    }
+    page
 }
 
 /// Logs what a completion's metadata lost to the limit.
@@ -100,9 +120,8 @@ impl IdempotencyService for Api {
                 }))
             }
             validate::History::Page(filter) => {
-                let page = self.coordinator.history(filter.clone()).await?;
-                let next_page_token =
-                    page.next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
+                let page = shortened(self.coordinator.history(filter.clone()).await?);
+                let next_page_token = page.next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
                 Ok(Response::new(v1::HistoryResponse {
                     events: page.events.into_iter().map(convert::listed).collect(),
                     next_page_token,
@@ -130,8 +149,7 @@ impl IdempotencyService for Api {
         let bucket = filter.bucket;
         let report = self.coordinator.stats(filter).await?;
         if let Some(bucket) = bucket
-            && let (Some((first, _)), Some((last, _))) =
-                (report.counts.keys().next(), report.counts.keys().next_back())
+            && let (Some((first, _)), Some((last, _))) = (report.counts.keys().next(), report.counts.keys().next_back())
         {
             validate::buckets_within_limit(*first, *last, bucket)?;
         }

@@ -15,9 +15,7 @@ use self::fields::{Charset, Fields};
 use super::page_token;
 use crate::{
     config::Policy,
-    event::{
-        Claim, Ending, Extend, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, StoredResult, Time,
-    },
+    event::{Claim, Ending, Extend, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, StoredResult, Time},
     ledger::filter::{HistoryFilter, StatsFilter},
 };
 
@@ -94,7 +92,7 @@ pub(super) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) 
     fields.text("holder", &request.holder, 0..=128, Charset::Printable);
     let lock_duration = lock_duration(&mut fields, request.lock_duration, policy);
     let fingerprint = fields.digest("fingerprint", &request.fingerprint);
-    let metadata = fields.metadata("metadata", request.metadata, true);
+    let metadata = fields.metadata("metadata", request.metadata);
     let wait = fields.duration("wait_duration", request.wait_duration, Duration::ZERO..=WAIT_DURATION_MAX);
     let payload_digest = fields.digest("payload_digest", &request.payload_digest);
     fields.text("delivery_id", &request.delivery_id, 0..=128, Charset::Visible);
@@ -129,7 +127,7 @@ pub(super) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Re
     Ok(extend)
 }
 
-/// MarkCompleted. Metadata over the limit is no violation: it never refuses a completion.
+/// MarkCompleted. No metadata is a violation: it never refuses a completion.
 pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<Mark, Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
@@ -138,7 +136,7 @@ pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy)
         key,
         fencing_token: fencing_token(&mut fields, request.fencing_token),
         claim_id: claim_id(&mut fields, request.claim_id),
-        ending: Ending::Completed { metadata: fields.metadata("metadata", request.metadata, false) },
+        ending: Ending::Completed { metadata: fields::metadata_of_completion(request.metadata) },
         result: result(&mut fields, request.result),
         attempts_max,
     };
@@ -332,11 +330,8 @@ pub(super) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let end_time = end_time.map(Time::hour);
     let bucket = fields.duration("bucket_duration", request.bucket_duration, HOUR..=CLEANUP_AGE_MAX);
     if let Some(bucket) = bucket {
-        if bucket.subsec_nanos() != 0 || bucket.as_secs() % HOUR.as_secs() != 0 {
-            fields.violation(
-                "bucket_duration",
-                format!("must be a multiple of 1 h, not {}", Span(bucket)),
-            );
+        if bucket.subsec_nanos() != 0 || !bucket.as_secs().is_multiple_of(HOUR.as_secs()) {
+            fields.violation("bucket_duration", format!("must be a multiple of 1 h, not {}", Span(bucket)));
         } else if let (Some(start), Some(end)) = (start_time, end_time) {
             check_buckets(&mut fields, start, end, Micros::from(bucket));
         }
@@ -383,15 +378,11 @@ pub(super) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cl
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
     fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
-    let older_than =
-        fields.duration("older_than", request.older_than, policy.retention_min..=CLEANUP_AGE_MAX);
+    let older_than = fields.duration("older_than", request.older_than, policy.retention_min..=CLEANUP_AGE_MAX);
     let mut wanted = states(&mut fields, &request.states);
     for state in &wanted {
         if matches!(state, State::Processing | State::Pending) {
-            fields.violation(
-                "states",
-                format!("{} is never deleted", super::convert::state(*state).as_str_name()),
-            );
+            fields.violation("states", format!("{} is never deleted", super::convert::state(*state).as_str_name()));
         }
     }
     if wanted.is_empty() {
@@ -424,7 +415,7 @@ fn digest_of(given: &Bytes) -> Option<[u8; 32]> {
 
 /// A span in the unit that people would use, for messages.
 fn people(span: Duration) -> String {
-    if span >= DAY * 2 && span.as_secs() % DAY.as_secs() == 0 && span.subsec_nanos() == 0 {
+    if span >= DAY * 2 && span.as_secs().is_multiple_of(DAY.as_secs()) && span.subsec_nanos() == 0 {
         format!("{} days", span.as_secs() / DAY.as_secs())
     } else {
         Span(span).to_string()

@@ -24,7 +24,7 @@ pub use connect::{ConnectError, Node};
 
 use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
 use super::{
-    Announcement, Error, EventHistory, Ledger, Standing,
+    Announcement, Error, EventHistory, Heard, Ledger, Standing,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
     tally::Tally,
@@ -96,7 +96,7 @@ impl PostgresLedger {
         let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened);
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone()).run());
         let reader = Reader::new(options);
-        let notifier = Notifier::start(reader.pool());
+        let notifier = Notifier::start(reader.clone());
         Ok(PostgresLedger { queue, reader, notifier, tally, node, standing })
     }
 
@@ -170,16 +170,21 @@ impl Ledger for PostgresLedger {
         self.notifier.announce(announcement);
     }
 
-    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+    fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.notifier.subscribe()
     }
 
     async fn check(&self) -> Result<(), Error> {
         if self.node.borrow().is_none() {
-            // Somebody has to try: a writer without calls does not connect by itself.
+            // Somebody has to try: a writer without calls connects when it flushes.
             self.queue.flush();
         }
-        self.reader.check().await
+        self.reader.check().await?;
+        // A standby can be read; only the writer's connection tells whether the node may decide.
+        if self.node.borrow().is_none() {
+            return Err(Error::Unavailable { retry_after: Duration::from_secs(1) });
+        }
+        Ok(())
     }
 
     async fn close(&self) {

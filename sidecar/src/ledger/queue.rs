@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
-use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve};
+use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult};
 
 /// Where an answer goes. Dropped by a caller that has gone away.
 pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -40,6 +40,17 @@ impl Op {
         }
     }
 
+    /// About how much payload it carries.
+    pub fn bytes(&self) -> usize {
+        let result = |result: &Option<StoredResult>| result.as_ref().map_or(0, |result| result.body.len());
+        match self {
+            Op::Claim(claim, _) => claim.metadata.as_ref().map_or(0, String::len),
+            Op::Mark(mark, _) => result(&mark.result),
+            Op::Resolve(resolve, _) => result(&resolve.result),
+            Op::Extend(..) | Op::Flush | Op::Close(_) => 0,
+        }
+    }
+
     /// Whether nobody waits for the answer and nothing is lost by not doing it: only a claim that has not begun.
     pub fn is_abandoned(&self) -> bool {
         matches!(self, Op::Claim(_, reply) if reply.is_closed())
@@ -54,7 +65,9 @@ impl Op {
             Op::Extend(_, reply) => drop(reply.send(Err(error))),
             Op::Resolve(_, reply) => drop(reply.send(Err(error))),
             Op::Flush => {}
-            Op::Close(reply) => drop(reply.send(())),
+            Op::Close(reply) => {
+                let _gone = reply.send(());
+            }
         }
     }
 }

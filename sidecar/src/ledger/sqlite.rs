@@ -41,7 +41,7 @@ use self::{
     writer::{CleanupStep, Writer},
 };
 use super::{
-    Announcement, Error, EventHistory, Ledger, Standing,
+    Announcement, Error, EventHistory, Heard, Ledger, Standing,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue, Reply},
     tally::Tally,
@@ -181,7 +181,7 @@ pub struct SqliteLedger {
     writer: JoinHandle<()>,
     tally: Tally,
     standing: watch::Sender<Option<Standing>>,
-    announcements: broadcast::Sender<Announcement>,
+    announcements: broadcast::Sender<Heard>,
     // It holds the queue open until it is dropped.
     _ticker: AbortOnDropHandle<()>,
 }
@@ -327,7 +327,7 @@ impl Ledger for SqliteLedger {
         // There are no other processes.
     }
 
-    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+    fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.announcements.subscribe()
     }
 

@@ -26,8 +26,12 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// More keys than this are flushed before the second is over, so that memory stays bounded.
+    /// More keys than this are flushed before the second is over.
     pub const KEYS_MAX: usize = 8_192;
+    /// Beyond this, counts of further keys are lost rather than kept: memory stays bounded while the ledger is away.
+    const KEYS_KEPT_MAX: usize = 8 * Self::KEYS_MAX;
+    /// How many keys one flush writes: some milliseconds' worth, for grants wait meanwhile.
+    pub const FLUSH_MAX: usize = 1_024;
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Count>> {
         // Numbers are added under it; nothing there can panic half-way.
@@ -37,12 +41,14 @@ impl Tally {
     /// A call on the event was answered with anything but the lock.
     pub fn duplicate(&self, key: &Key) {
         let mut counts = self.lock();
+        let room = counts.len() < Self::KEYS_KEPT_MAX;
         // Most calls find the key: no clone then.
         match counts.get_mut(key) {
             Some(count) => count.duplicates += 1,
-            None => {
+            None if room => {
                 counts.insert(key.clone(), Count { duplicates: 1, ..Count::default() });
             }
+            None => {}
         }
     }
 
@@ -64,9 +70,16 @@ impl Tally {
         self.lock().len() >= Self::KEYS_MAX
     }
 
-    /// Takes everything, in the order of the keys (unsorted ones deadlock, L3).
-    pub fn take(&self) -> Vec<(Key, Count)> {
-        let mut counts: Vec<_> = std::mem::take(&mut *self.lock()).into_iter().collect();
+    /// Takes at most so many, in the order of the keys (unsorted ones deadlock, L3).
+    pub fn take(&self, max: usize) -> Vec<(Key, Count)> {
+        let mut waiting = self.lock();
+        let mut counts: Vec<(Key, Count)> = if waiting.len() <= max {
+            waiting.drain().collect()
+        } else {
+            let keys: Vec<Key> = waiting.keys().take(max).cloned().collect();
+            keys.into_iter().filter_map(|key| waiting.remove_entry(&key)).collect()
+        };
+        drop(waiting);
         counts.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         counts
     }

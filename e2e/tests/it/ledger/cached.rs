@@ -14,7 +14,7 @@ use oncegate_sidecar::{
     coordinator::{Answer, Coordinator, Limits},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
     ledger::{
-        Announcement, Error, EventHistory, Ledger, Standing,
+        Announcement, Error, EventHistory, Heard, Ledger, Standing,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
         postgres::{PostgresLedger, PostgresSettings},
     },
@@ -193,7 +193,7 @@ impl Ledger for Cached {
         self.ledger.announce(announcement);
     }
 
-    fn announcements(&self) -> broadcast::Receiver<Announcement> {
+    fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.ledger.announcements()
     }
 

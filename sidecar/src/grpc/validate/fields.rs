@@ -14,7 +14,7 @@ use crate::{
         metadata::{self, METADATA_BYTES_MAX},
     },
     grpc::{
-        convert::{NotJson, json_object},
+        convert::{NotJson, json_object, json_object_of_what_fits},
         status::invalid,
     },
 };
@@ -130,12 +130,7 @@ impl Fields {
         }
         self.violation(
             field,
-            format!(
-                "must be between {} and {}, not {}",
-                people(*range.start()),
-                people(*range.end()),
-                Span(span)
-            ),
+            format!("must be between {} and {}, not {}", people(*range.start()), people(*range.end()), Span(span)),
         );
         None
     }
@@ -151,13 +146,8 @@ impl Fields {
         Some(Time(given.seconds * 1_000_000 + i64::from(given.nanos / 1_000)))
     }
 
-    /// A JSON object. Where `strict`, one over the limit is a violation; otherwise what passes it is left out.
-    pub(super) fn metadata(
-        &mut self,
-        field: &str,
-        given: Option<prost_types::Struct>,
-        strict: bool,
-    ) -> Option<String> {
+    /// A JSON object within the limit.
+    pub(super) fn metadata(&mut self, field: &str, given: Option<prost_types::Struct>) -> Option<String> {
         let object = match json_object(given?) {
             Ok(object) => object,
             Err(error) => {
@@ -172,20 +162,24 @@ impl Fields {
                 return None;
             }
         };
-        if object.is_empty() {
-            return None;
-        }
         let bytes = metadata::encoded_bytes(&object);
-        if strict && bytes > METADATA_BYTES_MAX {
+        if bytes > METADATA_BYTES_MAX {
             self.violation(field, format!("may have at most {METADATA_BYTES_MAX} bytes as JSON, and has {bytes}"));
             return None;
         }
-        let text = serde_json::Value::Object(object).to_string();
-        if bytes <= METADATA_BYTES_MAX {
-            return Some(text);
-        }
-        let fitting = metadata::merged(None, Some(&text));
-        tracing::warn!(left_out = fitting.left_out, bytes, "metadata of a completion passes the limit");
-        Some(serde_json::Value::Object(fitting.metadata).to_string())
+        (!object.is_empty()).then(|| serde_json::Value::Object(object).to_string())
     }
+}
+
+/// What of a completion's metadata can be kept. It never refuses the completion: the effect has happened, and a Mark that
+/// is refused for a line break in a note would have the event processed again.
+pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> Option<String> {
+    let (object, mut left_out) = json_object_of_what_fits(given?);
+    let text = serde_json::Value::Object(object).to_string();
+    let fitting = metadata::merged(None, Some(&text));
+    left_out += fitting.left_out;
+    if left_out > 0 {
+        tracing::warn!(left_out, "metadata of a completion is left out: too large, or not to be kept as JSON");
+    }
+    (!fitting.metadata.is_empty()).then(|| serde_json::Value::Object(fitting.metadata).to_string())
 }

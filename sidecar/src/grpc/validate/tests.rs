@@ -96,9 +96,13 @@ fn every_limit_of_a_claim_is_checked_at_its_edge() {
         ("lock_duration", |r| r.lock_duration = seconds(1), |r| r.lock_duration = seconds(0)),
         ("lock_duration", |r| r.lock_duration = seconds(86_400), |r| r.lock_duration = seconds(86_401)),
         ("lock_duration", |_| (), |r| r.lock_duration = seconds(-1)),
-        ("lock_duration", |_| (), |r| {
-            r.lock_duration = Some(prost_types::Duration { seconds: 5, nanos: 2_000_000_000 });
-        }),
+        (
+            "lock_duration",
+            |_| (),
+            |r| {
+                r.lock_duration = Some(prost_types::Duration { seconds: 5, nanos: 2_000_000_000 });
+            },
+        ),
         ("fingerprint", |r| r.fingerprint = vec![1; 32].into(), |r| r.fingerprint = vec![1; 31].into()),
         ("payload_digest", |r| r.payload_digest = vec![1; 32].into(), |r| r.payload_digest = vec![1; 33].into()),
         ("metadata", |r| r.metadata = number(1.5), |r| r.metadata = number(f64::NAN)),
@@ -157,7 +161,25 @@ fn every_limit_of_marks_is_checked() {
     );
     // Too much metadata never refuses a completion.
     assert_eq!(completed(|r| r.metadata = string(&"x".repeat(20_000))), Vec::<String>::new());
-    assert_eq!(completed(|r| r.metadata = number(f64::NAN)), ["metadata"]);
+    // Nor does what JSON or the ledgers cannot hold: it is left out.
+    let request = v1::MarkCompletedRequest {
+        key: good_key(),
+        fencing_token: 1,
+        metadata: Some(Struct {
+            fields: [
+                number(f64::NAN),
+                string("two\nlines"),
+                Some(Struct { fields: [("kept".to_owned(), Value { kind: Some(Kind::BoolValue(true)) })].into() }),
+            ]
+            .into_iter()
+            .flatten()
+            .flat_map(|part| part.fields)
+            .collect(),
+        }),
+        ..Default::default()
+    };
+    let mark = mark_completed(request, &policy()).unwrap();
+    assert_eq!(mark.ending, Ending::Completed { metadata: Some(r#"{"kept":true}"#.into()) });
 
     let failed = |change: fn(&mut v1::MarkFailedRequest)| {
         let mut request = v1::MarkFailedRequest { key: good_key(), fencing_token: 1, ..Default::default() };

@@ -2,10 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{
-    Connection as _, Executor as _, PgConnection, Row as _,
-    postgres::PgConnectOptions,
-};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _, postgres::PgConnectOptions};
 
 /// How long a connection may take, from the first packet to the last check.
 pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_millis(1_000);
@@ -19,6 +16,7 @@ pub(super) const STATEMENT_TIME_MAX: Duration = Duration::from_millis(1_500);
 /// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop.
 /// The time-outs are the server's own, because dropping a query does not cancel it (L6).
 const SESSION: &str = "
+    set default_transaction_isolation = 'read committed';
     set enable_seqscan = off;
     set enable_hashjoin = off;
     set enable_mergejoin = off;
@@ -30,8 +28,14 @@ const SESSION: &str = "
     set timezone = 'UTC';
 ";
 
-/// Settings of a session that reads lists and counts: more time, and the planner as it is.
+/// Settings of a session that reads lists and counts: more time. The planner's are the same: statistics of an empty table
+/// made it read a third of a million index entries for a page of fifty.
 pub(super) const READING_SESSION: &str = "
+    set default_transaction_isolation = 'read committed';
+    set enable_seqscan = off;
+    set enable_hashjoin = off;
+    set enable_mergejoin = off;
+    set enable_bitmapscan = off;
     set jit = off;
     set statement_timeout = '5s';
     set lock_timeout = '500ms';
@@ -56,7 +60,8 @@ pub enum ConnectError {
 /// What a node is, read on every connection of the writer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// System identifier, timeline and database: another one after a restore or a promotion, or in a copy.
+    /// System identifier, timeline, database and the server's start: another one after a restore (also of a snapshot of
+    /// the disk, which keeps all but the last), after a promotion, and in a copy.
     pub identity: String,
     /// What an acknowledged commit survives, as the node is set for this session.
     pub synchronous_commit: String,
@@ -89,6 +94,8 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
                 (select system_identifier from pg_control_system())::text as system_identifier,
                 case when pg_is_in_recovery() then '' else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
                     as timeline,
+                -- A restored snapshot has everything else of its original, but has to be started.
+                (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as started,
                 -- A copy within one server has its original's cache key; its own number tells them apart.
                 (select oid from pg_database where datname = current_database())::text as database,
                 current_setting('synchronous_commit') as synchronous_commit,
@@ -102,10 +109,11 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
         }
         let mut node = Node {
             identity: format!(
-                "{}:{}:{}",
+                "{}:{}:{}:{}",
                 row.try_get::<&str, _>("system_identifier")?,
                 row.try_get::<&str, _>("timeline")?,
-                row.try_get::<&str, _>("database")?
+                row.try_get::<&str, _>("database")?,
+                row.try_get::<i64, _>("started")?
             ),
             synchronous_commit: row.try_get("synchronous_commit")?,
             synchronous_standby_names: row.try_get("synchronous_standby_names")?,
@@ -132,7 +140,8 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
 
 /// Moves the token to at least now when the database has another identity than the one it was last checked against: a
 /// restore or a promotion may have lost tokens that were issued (S2). One statement; the row's lock lets one session do
-/// it. Never moves it back: `nextval` is compared first, and the margin of a second covers what others draw meanwhile.
+/// it. Always forward, by a million at least, so that neither a clock that stands behind nor what other sessions draw
+/// meanwhile can make it issue a token twice.
 async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<(), sqlx::Error> {
     let moved = sqlx::query(
         "with changed as (
@@ -140,13 +149,13 @@ async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<
             returning nextval('oncegate_fencing_token') as token,
                 (extract(epoch from clock_timestamp()) * 1000000)::bigint + 1000000 as floor
         )
-        select setval('oncegate_fencing_token', floor) from changed where token < floor - 1000000",
+        select setval('oncegate_fencing_token', greatest(floor, token + 1000000)) from changed",
     )
     .bind(identity)
     .fetch_optional(&mut *connection)
     .await?;
     if moved.is_some() {
-        tracing::info!(identity, "the database has a new identity; fencing tokens continue from the present time");
+        tracing::info!(identity, "the database has started anew; fencing tokens continue from the present time");
     }
     Ok(())
 }

@@ -40,8 +40,11 @@ fn sqlstate(code: &str) -> Failure {
     match code {
         // lock_not_available, deadlock_detected, serialization_failure
         "55P03" | "40P01" | "40001" => Failure::Contended,
-        // query_canceled: statement_timeout
+        // query_canceled: statement_timeout, which the server no longer applies once the commit has begun
         "57014" => Failure::TooSlow,
+        // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped: it can strike while a commit waits for its
+        // standby, and that commit has then happened here (PG5)
+        _ if code.starts_with("57P") => Failure::Broken,
         // read_only_sql_transaction: a standby, or a server that was told to refuse
         "25006" => Failure::Refusing,
         // A statement planned before a migration: the plan dies with the connection.
@@ -49,9 +52,11 @@ fn sqlstate(code: &str) -> Failure {
         _ => match code.get(..2) {
             // data exception, integrity constraint violation
             Some("22" | "23") => Failure::BadItem,
-            // connection exception; insufficient resources; operator intervention; system error (disk); internal error
-            // (corruption): whatever it is, this connection is no good
-            Some("08" | "53" | "57" | "58" | "XX") => Failure::Refusing,
+            // connection exception
+            Some("08") => Failure::Broken,
+            // insufficient resources; system error (disk); internal error (corruption): whatever it is, this connection is
+            // no good
+            Some("53" | "57" | "58" | "XX") => Failure::Refusing,
             // invalid transaction state: somebody left a transaction open on the session
             Some("25") => Failure::Refusing,
             // invalid authorization, or a privilege that was taken away
@@ -71,10 +76,10 @@ mod tests {
             ("55P03", Failure::Contended),
             ("40P01", Failure::Contended),
             ("57014", Failure::TooSlow),
-            ("57P01", Failure::Refusing),
+            ("57P01", Failure::Broken),
             ("25006", Failure::Refusing),
             ("53300", Failure::Refusing),
-            ("08006", Failure::Refusing),
+            ("08006", Failure::Broken),
             ("42501", Failure::Refusing),
             ("28P01", Failure::Refusing),
             ("22P05", Failure::BadItem),

@@ -43,7 +43,7 @@ pub(super) enum HotRow {
     Nothing,
 }
 
-/// Items must be sorted by key, at most one per key.
+/// Items must be sorted by key; per key either one mark or claims, each with another claim id.
 pub(super) struct Hot;
 
 impl Statement for Hot {
@@ -56,12 +56,13 @@ impl Statement for Hot {
         slot: i32,
         items: &[HotItem],
     ) -> Result<Vec<HotRow>, sqlx::Error> {
-        let claims = || {
-            items.iter().filter_map(|item| match item {
-                HotItem::Claim(claim) => Some(&claim.request),
+        let placed_claims = || {
+            items.iter().zip(0_i32..).filter_map(|(item, place)| match item {
+                HotItem::Claim(claim) => Some((&claim.request, place)),
                 HotItem::Mark(_) => None,
             })
         };
+        let claims = || placed_claims().map(|(claim, _)| claim);
         let marks = || {
             items.iter().zip(0_i32..).filter_map(|(item, place)| match item {
                 HotItem::Mark(mark) => Some((&mark.request, place)),
@@ -94,35 +95,30 @@ impl Statement for Hot {
             .bind(marks().map(|(mark, _)| metadata_of(&mark.ending)).bind_iter())
             .bind(marks().map(|(_, place)| place).bind_iter())
             .bind(slot)
+            .bind(placed_claims().map(|(_, place)| place).bind_iter())
             .fetch_all(connection)
             .await?;
         let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
         for row in &rows {
             let source: &str = row.try_get(0)?;
             let now: Time = row.try_get(2)?;
-            let (place, hot_row) = match source {
-                "marked" => {
-                    let place: i32 = row.try_get(1)?;
-                    let place = usize::try_from(place).ok();
-                    (place, HotRow::Marked { event: row::event(row, EVENT_COLUMN)?, now })
-                }
-                "fresh" => (
-                    place_of(items, row)?,
-                    HotRow::Fresh {
-                        row: row.try_get(EVENT_COLUMN)?,
-                        fencing_token: row.try_get("fencing_token")?,
-                        now,
-                        lock_expire_time: row.try_get("lock_expire_time")?,
-                    },
-                ),
-                _ => (
-                    place_of(items, row)?,
-                    HotRow::Seen {
-                        claim_ended: row.try_get("claim_ended")?,
-                        event: row::event(row, EVENT_COLUMN)?,
-                        now,
-                    },
-                ),
+            let place = match source {
+                "fresh" => place_of(items, row)?,
+                _ => usize::try_from(row.try_get::<i32, _>(1)?).ok(),
+            };
+            let hot_row = match source {
+                "marked" => HotRow::Marked { event: row::event(row, EVENT_COLUMN)?, now },
+                "fresh" => HotRow::Fresh {
+                    row: row.try_get(EVENT_COLUMN)?,
+                    fencing_token: row.try_get("fencing_token")?,
+                    now,
+                    lock_expire_time: row.try_get("lock_expire_time")?,
+                },
+                _ => HotRow::Seen {
+                    claim_ended: row.try_get("claim_ended")?,
+                    event: row::event(row, EVENT_COLUMN)?,
+                    now,
+                },
             };
             if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
                 *slot = hot_row;
@@ -135,17 +131,22 @@ impl Statement for Hot {
 /// Where the event's columns begin.
 const EVENT_COLUMN: usize = 4;
 
-/// The place of the item that a row belongs to, by its key.
+/// The place of the claim whose insert a row is, by its key and claim id: an INSERT cannot return what it does not insert.
 fn place_of(items: &[HotItem], row: &sqlx::postgres::PgRow) -> Result<Option<usize>, sqlx::Error> {
     let tenant: &str = row.try_get(EVENT_COLUMN + 1)?;
     let provider: &str = row.try_get(EVENT_COLUMN + 2)?;
     let event_id: &str = row.try_get(EVENT_COLUMN + 3)?;
-    Ok(items
-        .binary_search_by(|item| {
-            let key = item.key();
-            (key.tenant.as_str(), key.provider.as_str(), key.event_id.as_str()).cmp(&(tenant, provider, event_id))
-        })
-        .ok())
+    let claim_id: &str = row.try_get("claim_id")?;
+    let of = |item: &HotItem| {
+        let key = item.key();
+        (key.tenant.as_str(), key.provider.as_str(), key.event_id.as_str()).cmp(&(tenant, provider, event_id))
+    };
+    let first = items.partition_point(|item| of(item).is_lt());
+    let same_key = items.iter().enumerate().skip(first).take_while(|(_, item)| of(item).is_eq());
+    Ok(same_key
+        .filter(|(_, item)| matches!(item, HotItem::Claim(claim) if claim.request.claim_id == claim_id))
+        .map(|(place, _)| place)
+        .next())
 }
 
 fn error_of(ending: &Ending) -> Option<&str> {

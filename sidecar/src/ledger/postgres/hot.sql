@@ -1,9 +1,9 @@
 -- New claims, duplicates, and marks: the path of every event that completes at once (L3).
 --
--- In:  claims and marks as arrays, each sorted by key, at most one of both per key in one call (a mark and a claim of
---      one key in one statement: the mark would silently change nothing). $25 is the writer's slot.
+-- In:  claims and marks as arrays with their places, each sorted by key; per key either one mark or claims (a mark and a
+--      claim of one key in one statement: the mark would silently change nothing). $25 is the writer's slot.
 -- Out: 'seen'   a claim's event that the snapshot has, as it stands: the caller decides and writes nothing for a duplicate
---      'fresh'  a claim's event that this statement inserted and granted; only id, key, token and times are filled
+--      'fresh'  a claim's event that this statement inserted and granted; only id, key, claim, token and times are filled
 --      'marked' a mark that was applied, with the event as it stands after it, and the mark's place in the input
 --      A claim in no row met an insert that the snapshot cannot see: ask again in a new statement (PG2). A mark in no
 --      row was not applied: read the event and classify (S3).
@@ -14,7 +14,7 @@
 --      OFFSET keep the planner from turning the laterals into joins over whole tables (a plan trap, measured).
 with seen as materialized (
     select
-        q.event_type as claim_event_type, q.claim_id as claim_claim_id, q.holder as claim_holder,
+        q.place, q.event_type as claim_event_type, q.claim_id as claim_claim_id, q.holder as claim_holder,
         q.lock_micros, q.fingerprint as claim_fingerprint, q.metadata as claim_metadata,
         q.payload_digest as claim_payload_digest,
         q.tenant as claim_tenant, q.provider as claim_provider, q.event_id as claim_event_id,
@@ -25,8 +25,10 @@ with seen as materialized (
         ) else false end as claim_ended
     from unnest(
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bytea[],
-        $9::text[], $10::bytea[]
-    ) as q (tenant, provider, event_id, event_type, claim_id, holder, lock_micros, fingerprint, metadata, payload_digest)
+        $9::text[], $10::bytea[], $26::integer[]
+    ) as q (
+        tenant, provider, event_id, event_type, claim_id, holder, lock_micros, fingerprint, metadata, payload_digest, place
+    )
     left join lateral (
         select
             v.id, v.tenant, v.provider, v.event_id, v.event_type, v.state, v.attempt_count, v.attempts_forgiven,
@@ -52,7 +54,7 @@ fresh as (
     from seen s cross join (select clock_timestamp() as now) t
     where s.id is null
     on conflict (tenant, provider, event_id) do nothing
-    returning id, tenant, provider, event_id, fencing_token, create_time, lock_expire_time
+    returning id, tenant, provider, event_id, fencing_token, create_time, lock_expire_time, claim_id
 ),
 held as materialized (
     select
@@ -133,7 +135,7 @@ counted as (
         retries = c.retries + excluded.retries
 )
 select
-    'seen' as source, null::integer as place, clock_timestamp() as now, claim_ended,
+    'seen' as source, place, clock_timestamp() as now, claim_ended,
     id, tenant, provider, event_id, event_type, state, attempt_count, attempts_forgiven, duplicate_count, mismatch_count,
     last_mismatch_time, fencing_token, create_time, update_time, end_time, retry_time, fingerprint, metadata,
     completion_metadata, result_code, result_body, result_content_type, last_error, claim_id, holder, start_time,
@@ -145,7 +147,7 @@ select
     'fresh', null, create_time, false,
     id, tenant, provider, event_id, null, null, null, null, null, null,
     null, fencing_token, create_time, null, null, null, null, null,
-    null, null, null, null, null, null, null, null,
+    null, null, null, null, null, claim_id, null, null,
     lock_expire_time, null, null
 from fresh
 union all

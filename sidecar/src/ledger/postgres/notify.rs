@@ -11,38 +11,47 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{PgPool, postgres::PgListener};
+use sqlx::postgres::PgListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::connect::SLOT_LOCK_CLASS;
-use crate::{cache::KeyDigest, ledger::Announcement};
+use super::{connect::SLOT_LOCK_CLASS, read::Reader};
+use crate::{
+    cache::KeyDigest,
+    ledger::{Announcement, Heard},
+};
 
 const CHANNEL: &str = "oncegate_events";
 /// A payload has at most 8,000 bytes, an announcement about 44.
 const BATCH_MAX: usize = 150;
 const QUEUE_MAX: usize = 4_096;
+/// After so long without a notification the listening connection is asked whether it is alive.
+const QUIET_MAX: Duration = Duration::from_secs(10);
+/// And has to answer within this.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// How long to wait before trying again what failed.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it is looked up whether other sidecars are there.
 const PEERS_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Notifier {
     announcements: mpsc::Sender<Announcement>,
-    heard: broadcast::Sender<Announcement>,
+    heard: broadcast::Sender<Heard>,
     peers: Arc<AtomicBool>,
     closing: CancellationToken,
 }
 
 impl Notifier {
-    pub(super) fn start(pool: PgPool) -> Notifier {
+    pub(super) fn start(reader: Reader) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
         let (heard, _) = broadcast::channel(QUEUE_MAX);
         let peers = Arc::new(AtomicBool::new(false));
         let closing = CancellationToken::new();
         // Names this process among the senders: what it announced itself it need not hear.
         let sender = uuid::Uuid::new_v4().simple().to_string();
-        tokio::spawn(closing.clone().run_until_cancelled_owned(send(pool.clone(), queue, sender.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(pool.clone(), peers.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(listen(pool, heard.clone(), sender)));
+        tokio::spawn(closing.clone().run_until_cancelled_owned(send(reader.clone(), queue, sender.clone())));
+        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader.clone(), peers.clone())));
+        tokio::spawn(closing.clone().run_until_cancelled_owned(listen(reader, heard.clone(), sender)));
         Notifier { announcements, heard, peers, closing }
     }
 
@@ -54,7 +63,7 @@ impl Notifier {
         }
     }
 
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Announcement> {
+    pub(super) fn subscribe(&self) -> broadcast::Receiver<Heard> {
         self.heard.subscribe()
     }
 
@@ -69,7 +78,7 @@ impl Drop for Notifier {
     }
 }
 
-async fn send(pool: PgPool, mut queue: mpsc::Receiver<Announcement>, sender: String) {
+async fn send(reader: Reader, mut queue: mpsc::Receiver<Announcement>, sender: String) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let mut latest: HashMap<KeyDigest, Announcement> = HashMap::with_capacity(batch.len());
@@ -80,56 +89,86 @@ async fn send(pool: PgPool, mut queue: mpsc::Receiver<Announcement>, sender: Str
                 Announcement { resolved: resolved || announcement.resolved, ..announcement },
             );
         }
-        let payload = encode(&sender, latest.into_values());
-        let sent = sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(payload).execute(&pool).await;
-        if let Err(error) = sent {
+        while let Err(error) = notify(&reader, encode(&sender, latest.values().copied())).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "a notification could not be sent");
+            // Waiters have their net. A resolution is told until it is heard: others may still answer from their memory.
+            latest.retain(|_, announcement| announcement.resolved);
+            if latest.is_empty() {
+                break;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 }
 
+async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::Error> {
+    reader
+        .run(move |connection| {
+            Box::pin(async move {
+                sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(payload).execute(connection).await.map(drop)
+            })
+        })
+        .await
+}
+
 /// Each writer holds a slot as an advisory lock.
-async fn count_peers(pool: PgPool, peers: Arc<AtomicBool>) {
+async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
     let mut interval = tokio::time::interval(PEERS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         interval.tick().await;
-        let writers: Result<i64, _> = sqlx::query_scalar(
-            "select count(*) from pg_locks
-            where locktype = 'advisory' and granted and classid = $1::integer::oid
-                and database = (select oid from pg_database where datname = current_database())",
-        )
-        .bind(SLOT_LOCK_CLASS)
-        .fetch_one(&pool)
-        .await;
+        let writers: Result<i64, _> = reader
+            .run(|connection| {
+                Box::pin(async move {
+                    sqlx::query_scalar(
+                        "select count(*) from pg_locks
+                        where locktype = 'advisory' and granted and classid = $1::integer::oid
+                            and database = (select oid from pg_database where datname = current_database())",
+                    )
+                    .bind(SLOT_LOCK_CLASS)
+                    .fetch_one(connection)
+                    .await
+                })
+            })
+            .await;
         // When it cannot be told, notifications cannot be sent either.
         peers.store(writers.is_ok_and(|writers| writers > 1), Ordering::Relaxed);
     }
 }
 
-async fn listen(pool: PgPool, heard: broadcast::Sender<Announcement>, sender: String) {
+async fn listen(reader: Reader, heard: broadcast::Sender<Heard>, sender: String) {
     loop {
-        match hear(&pool, &heard, &sender).await {
-            Ok(()) => {}
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "notifications are not heard");
-            }
+        if let Err(error) = hear(&reader, &heard, &sender).await {
+            tracing::debug!(error = &error as &dyn std::error::Error, "notifications are not heard");
         }
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-async fn hear(pool: &PgPool, heard: &broadcast::Sender<Announcement>, sender: &str) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
+async fn hear(reader: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> Result<(), sqlx::Error> {
+    let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    let mut listener = PgListener::connect_with(&reader.pool()).await?;
+    // A reconnection within would be a gap that nobody hears of.
+    listener.eager_reconnect(false);
     listener.listen(CHANNEL).await?;
-    // None: the connection was lost, and what was sent meanwhile is too. The net covers it.
-    while let Some(notification) = listener.try_recv().await? {
-        for announcement in decode(notification.payload(), sender) {
-            // Nobody may be listening.
-            drop(heard.send(announcement));
+    // What was sent before is lost. Nobody may be listening here.
+    let _nobody = heard.send(Heard::Missed);
+    loop {
+        match tokio::time::timeout(QUIET_MAX, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => {
+                for announcement in decode(notification.payload(), sender) {
+                    let _nobody = heard.send(Heard::Changed(announcement));
+                }
+            }
+            Ok(Ok(None)) => return Ok(()),
+            Ok(Err(error)) => return Err(error),
+            Err(_quiet) => {
+                // A server that vanished says nothing either.
+                let alive = sqlx::query("select 1").execute(&mut listener);
+                tokio::time::timeout(ANSWER_MAX, alive).await.map_err(|_| late())??;
+            }
         }
     }
-    Ok(())
 }
 
 /// `<sender> <digest>[!]<token> ...`, the mark for a resolution.

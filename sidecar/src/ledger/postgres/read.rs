@@ -1,10 +1,15 @@
 //! What people ask for: History, Stats, Cleanup. A small pool of its own, so that a long list never stands in the way
 //! of a decision.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
 
 use sqlx::{
-    Executor as _, PgPool, Row as _,
+    Executor as _, PgConnection, PgPool, Row as _,
     postgres::{PgBindIterExt as _, PgConnectOptions, PgPoolOptions},
 };
 
@@ -23,8 +28,8 @@ use crate::{
     },
 };
 
-/// Connections for lists, counts and waiters. Few: they are people's and cron jobs'.
-const CONNECTIONS_MAX: u32 = 4;
+/// Connections for lists, counts, waiters and notifications. Few: they are people's and cron jobs'.
+const CONNECTIONS_MAX: u32 = 6;
 /// How long a call waits for one of them (L6).
 const ACQUIRE_TIME_MAX: Duration = Duration::from_millis(300);
 /// Above the server's statement time-out of these sessions: for a server that vanished without a word.
@@ -36,6 +41,7 @@ const CLEANUP_SLOT: i32 = 0;
 const EARLIEST: Time = Time(0);
 const LATEST: Time = Time(253_370_764_800_000_000);
 
+#[derive(Clone)]
 pub(super) struct Reader {
     pool: PgPool,
 }
@@ -57,25 +63,34 @@ impl Reader {
         Reader { pool }
     }
 
-    /// The pool, for what else may wait.
+    /// The pool, for the one who listens.
     pub(super) fn pool(&self) -> PgPool {
         self.pool.clone()
     }
 
     /// Runs a read in a task of its own, so that a caller who goes away never leaves a connection half used; bounded,
-    /// because sqlx waits for ever on a server that vanished.
-    async fn run<T, F>(&self, read: impl FnOnce(PgPool) -> F + Send) -> Result<T, Error>
+    /// because sqlx waits for ever on a server that vanished. A connection that has seen trouble is closed, not given back:
+    /// sqlx would ping it, without a time-out, and keep its place in the pool meanwhile (pitfalls 3.1.3).
+    pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, sqlx::Error>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + 'static,
     {
-        let task = tokio::spawn(tokio::time::timeout(READ_TIME_MAX, read(self.pool.clone())));
-        match task.await {
-            Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(error))) => Err(read_error(&error)),
-            Ok(Err(_elapsed)) => Err(Error::Unavailable { retry_after: Duration::from_secs(1) }),
-            Err(_panicked) => Err(Error::Internal("a read of the ledger ended early".into())),
-        }
+        let pool = self.pool.clone();
+        let task = tokio::spawn(async move {
+            let mut connection = pool.acquire().await.map_err(|error| read_error(&error))?;
+            let answer = tokio::time::timeout(READ_TIME_MAX, read(&mut connection)).await;
+            let error = match answer {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error,
+                Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+            };
+            if matches!(failure::classify(&error), Failure::Broken | Failure::Refusing | Failure::Defect) {
+                connection.close_on_drop();
+            }
+            Err(read_error(&error))
+        });
+        task.await.unwrap_or_else(|_panicked| Err(Error::Internal("a read of the ledger ended early".into())))
     }
 
     pub(super) async fn close(&self) {
@@ -83,178 +98,184 @@ impl Reader {
     }
 
     pub(super) async fn check(&self) -> Result<(), Error> {
-        self.run(|pool| async move { sqlx::query("select 1").execute(&pool).await.map(drop) }).await
+        self.run(move |connection| {
+            Box::pin(async move { sqlx::query("select 1").execute(&mut *connection).await.map(drop) })
+        })
+        .await
     }
 
     pub(super) async fn now(&self) -> Result<Time, Error> {
-        self.run(|pool| async move { sqlx::query_scalar("select clock_timestamp()").fetch_one(&pool).await }).await
+        self.run(move |connection| {
+            Box::pin(async move { sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await })
+        })
+        .await
     }
 
     pub(super) async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
-        self.run(|pool| async move {
-            let rows = sqlx::query(include_str!("peek.sql"))
-                .bind(keys.iter().map(|key| key.tenant.as_str()).bind_iter())
-                .bind(keys.iter().map(|key| key.provider.as_str()).bind_iter())
-                .bind(keys.iter().map(|key| key.event_id.as_str()).bind_iter())
-                .fetch_all(&pool)
-                .await?;
-            rows.iter()
-                .map(|row| {
-                    let key =
-                        Key { tenant: row.try_get(0)?, provider: row.try_get(1)?, event_id: row.try_get(2)? };
-                    Ok((key, row::state(row.try_get(3)?)?, row.try_get(4)?))
-                })
-                .collect()
+        self.run(move |connection| {
+            Box::pin(async move {
+                let rows = sqlx::query(include_str!("peek.sql"))
+                    .bind(keys.iter().map(|key| key.tenant.as_str()).bind_iter())
+                    .bind(keys.iter().map(|key| key.provider.as_str()).bind_iter())
+                    .bind(keys.iter().map(|key| key.event_id.as_str()).bind_iter())
+                    .fetch_all(&mut *connection)
+                    .await?;
+                rows.iter()
+                    .map(|row| {
+                        let key = Key { tenant: row.try_get(0)?, provider: row.try_get(1)?, event_id: row.try_get(2)? };
+                        Ok((key, row::state(row.try_get(3)?)?, row.try_get(4)?))
+                    })
+                    .collect()
+            })
         })
         .await
     }
 
     pub(super) async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
-        self.run(|pool| async move {
-            let mut connection = pool.acquire().await?;
-            let Some(row) = sqlx::query(include_str!("history_event.sql"))
-                .bind(key.tenant)
-                .bind(key.provider)
-                .bind(key.event_id)
-                .fetch_optional(&mut *connection)
-                .await?
-            else {
-                return Ok(None);
-            };
-            let event = row::event(&row, 0)?;
-            let mut attempts = Vec::new();
-            for row in sqlx::query(include_str!("history_attempts.sql"))
-                .bind(event.row)
-                .fetch_all(&mut *connection)
-                .await?
-            {
-                // Granted again between the two reads: the event's row tells of its latest attempt as it was.
-                attempts.extend(row::archived(&row)?.filter(|attempt| attempt.attempt <= event.archived_count()));
-            }
-            attempts.extend(event.latest_attempt());
-            let mut resolutions = Vec::new();
-            for row in sqlx::query(include_str!("history_resolutions.sql"))
-                .bind(event.row)
-                .fetch_all(&mut *connection)
-                .await?
-            {
-                resolutions.extend(row::resolution(&row)?);
-            }
-            Ok(Some(EventHistory { event, attempts, resolutions }))
+        self.run(move |connection| {
+            Box::pin(async move {
+                let Some(row) = sqlx::query(include_str!("history_event.sql"))
+                    .bind(key.tenant)
+                    .bind(key.provider)
+                    .bind(key.event_id)
+                    .fetch_optional(&mut *connection)
+                    .await?
+                else {
+                    return Ok(None);
+                };
+                let event = row::event(&row, 0)?;
+                let mut attempts = Vec::new();
+                for row in sqlx::query(include_str!("history_attempts.sql"))
+                    .bind(event.row)
+                    .fetch_all(&mut *connection)
+                    .await?
+                {
+                    // Granted again between the two reads: the event's row tells of its latest attempt as it was.
+                    attempts.extend(row::archived(&row)?.filter(|attempt| attempt.attempt <= event.archived_count()));
+                }
+                attempts.extend(event.latest_attempt());
+                let mut resolutions = Vec::new();
+                for row in sqlx::query(include_str!("history_resolutions.sql"))
+                    .bind(event.row)
+                    .fetch_all(&mut *connection)
+                    .await?
+                {
+                    resolutions.extend(row::resolution(&row)?);
+                }
+                Ok(Some(EventHistory { event, attempts, resolutions }))
+            })
         })
         .await
     }
 
     pub(super) async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.run(|pool| async move {
-            // The end is exclusive: a place before every row that was created at it.
-            let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
-            let after = filter.after.map_or(end, |after| after.min(end));
-            let states = (!filter.states.is_empty())
-                .then(|| filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>());
-            // One more than the page has: whether there is a next one.
-            let limit = i64::try_from(filter.page_size).unwrap_or(i64::MAX).saturating_add(1);
-            let rows = sqlx::query(include_str!("history_page.sql"))
-                .bind(after.create_time)
-                .bind(after.row)
-                .bind(filter.start_time.unwrap_or(EARLIEST))
-                .bind(filter.tenant)
-                .bind(filter.provider)
-                .bind(filter.event_type)
-                .bind(states)
-                .bind(limit)
-                .fetch_all(&pool)
-                .await?;
-            let mut events = rows.iter().map(|row| row::event(row, 0)).collect::<Result<Vec<_>, _>>()?;
-            let more = events.len() > filter.page_size;
-            events.truncate(filter.page_size);
-            let next = events.last().filter(|_| more).map(Cursor::of);
-            Ok(Page { events, next })
+        self.run(move |connection| {
+            Box::pin(async move {
+                // The end is exclusive: a place before every row that was created at it.
+                let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
+                let after = filter.after.map_or(end, |after| after.min(end));
+                let states = (!filter.states.is_empty())
+                    .then(|| filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>());
+                // One more than the page has: whether there is a next one.
+                let limit = i64::try_from(filter.page_size).unwrap_or(i64::MAX).saturating_add(1);
+                let rows = sqlx::query(include_str!("history_page.sql"))
+                    .bind(after.create_time)
+                    .bind(after.row)
+                    .bind(filter.start_time.unwrap_or(EARLIEST))
+                    .bind(filter.tenant)
+                    .bind(filter.provider)
+                    .bind(filter.event_type)
+                    .bind(states)
+                    .bind(limit)
+                    .fetch_all(&mut *connection)
+                    .await?;
+                let mut events = rows.iter().map(|row| row::event(row, 0)).collect::<Result<Vec<_>, _>>()?;
+                let more = events.len() > filter.page_size;
+                events.truncate(filter.page_size);
+                let next = events.last().filter(|_| more).map(Cursor::of);
+                Ok(Page { events, next })
+            })
         })
         .await
     }
 
     pub(super) async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
-        self.run(|pool| async move {
-            let mut connection = pool.acquire().await?;
-            let start = filter.start_time.unwrap_or(EARLIEST);
-            let end = filter.end_time.unwrap_or(LATEST);
-            let as_of: Time =
-                sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await?;
-            let bucket_of = |hour: Time| match filter.bucket {
-                Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
-                Some(_) | None => start,
-            };
-            let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
-            // The hours that have something processing: only there can anything be stuck.
-            let mut processing: Option<(Time, Time)> = None;
-            for row in sqlx::query(include_str!("stats.sql"))
-                .bind(&filter.tenant)
-                .bind(&filter.provider)
-                .bind(start)
-                .bind(end)
-                .fetch_all(&mut *connection)
-                .await?
-            {
-                let hour: Time = row.try_get("hour")?;
-                let provider: String = row.try_get("provider")?;
-                let mut found = Counts {
-                    duplicates: row.try_get("duplicates")?,
-                    retries: row.try_get("retries")?,
-                    ..Counts::default()
+        self.run(move |connection| {
+            Box::pin(async move {
+                let start = filter.start_time.unwrap_or(EARLIEST);
+                let end = filter.end_time.unwrap_or(LATEST);
+                let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await?;
+                let bucket_of = |hour: Time| match filter.bucket {
+                    Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
+                    Some(_) | None => start,
                 };
-                for (count, state) in found.states.iter_mut().zip(State::ALL) {
-                    *count = row.try_get(state.as_str())?;
-                }
-                if found.states[1] > 0 {
-                    let (first, last) = processing.unwrap_or((hour, hour));
-                    processing = Some((first.min(hour), last.max(hour)));
-                }
-                counts.entry((bucket_of(hour), provider)).or_default().add(&found);
-            }
-            if let Some((first, last)) = processing {
-                const HOUR: crate::event::Micros = crate::event::Micros(3_600_000_000);
-                for row in sqlx::query(include_str!("stats_stuck.sql"))
+                let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
+                // The hours that have something processing: only there can anything be stuck.
+                let mut processing: BTreeSet<Time> = BTreeSet::new();
+                for row in sqlx::query(include_str!("stats.sql"))
                     .bind(&filter.tenant)
                     .bind(&filter.provider)
-                    .bind(first)
-                    .bind(last.plus(HOUR))
+                    .bind(start)
+                    .bind(end)
                     .fetch_all(&mut *connection)
                     .await?
                 {
                     let hour: Time = row.try_get("hour")?;
                     let provider: String = row.try_get("provider")?;
-                    counts.entry((bucket_of(hour), provider)).or_default().stuck += row.try_get::<i64, _>("stuck")?;
+                    let mut found = Counts {
+                        duplicates: row.try_get("duplicates")?,
+                        retries: row.try_get("retries")?,
+                        ..Counts::default()
+                    };
+                    for (count, state) in found.states.iter_mut().zip(State::ALL) {
+                        *count = row.try_get(state.as_str())?;
+                    }
+                    if found.states[1] > 0 {
+                        processing.insert(hour);
+                    }
+                    counts.entry((bucket_of(hour), provider)).or_default().add(&found);
                 }
-            }
-            counts.retain(|_, found| *found != Counts::default());
-            Ok(StatsReport { counts, as_of })
+                if !processing.is_empty() {
+                    for row in sqlx::query(include_str!("stats_stuck.sql"))
+                        .bind(&filter.tenant)
+                        .bind(&filter.provider)
+                        .bind(processing.into_iter().bind_iter())
+                        .fetch_all(&mut *connection)
+                        .await?
+                    {
+                        let hour: Time = row.try_get("hour")?;
+                        let provider: String = row.try_get("provider")?;
+                        counts.entry((bucket_of(hour), provider)).or_default().stuck +=
+                            row.try_get::<i64, _>("stuck")?;
+                    }
+                }
+                counts.retain(|_, found| *found != Counts::default());
+                Ok(StatsReport { counts, as_of })
+            })
         })
         .await
     }
 
-    pub(super) async fn cleanup_step(
-        &self,
-        scope: &CleanupScope,
-        progress: &mut CleanupProgress,
-    ) -> Result<(), Error> {
+    pub(super) async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
         let after = progress.cursor.unwrap_or(Cursor { create_time: EARLIEST, row: 0 });
         let limit = i32::try_from(scope.batch_size).unwrap_or(i32::MAX);
         let wanted = scope.clone();
         let rows = self
-            .run(move |pool| async move {
-                sqlx::query(include_str!("cleanup.sql"))
-                    .bind(after.create_time)
-                    .bind(after.row)
-                    .bind(wanted.before)
-                    .bind(wanted.states.iter().map(|state| state.as_str()).bind_iter())
-                    .bind(wanted.tenant)
-                    .bind(wanted.provider)
-                    .bind(limit)
-                    .bind(!wanted.dry_run)
-                    .bind(CLEANUP_SLOT)
-                    .fetch_all(&pool)
-                    .await
+            .run(move |connection| {
+                Box::pin(async move {
+                    sqlx::query(include_str!("cleanup.sql"))
+                        .bind(after.create_time)
+                        .bind(after.row)
+                        .bind(wanted.before)
+                        .bind(wanted.states.iter().map(|state| state.as_str()).bind_iter())
+                        .bind(wanted.tenant)
+                        .bind(wanted.provider)
+                        .bind(limit)
+                        .bind(!wanted.dry_run)
+                        .bind(CLEANUP_SLOT)
+                        .fetch_all(&mut *connection)
+                        .await
+                })
             })
             .await?;
         let read = |error: sqlx::Error| read_error(&error);
@@ -278,8 +299,24 @@ impl Reader {
         progress.done = looked_at < i64::from(limit);
         if progress.done && !scope.dry_run {
             self.forget_deliveries(scope, limit).await?;
+            self.fold_counts(scope.before).await?;
         }
         Ok(())
+    }
+
+    /// Folds the counts of what a Cleanup has passed.
+    async fn fold_counts(&self, before: Time) -> Result<(), Error> {
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query(include_str!("cleanup_counts.sql"))
+                    .bind(before.hour())
+                    .bind(CLEANUP_SLOT)
+                    .execute(&mut *connection)
+                    .await
+                    .map(drop)
+            })
+        })
+        .await
     }
 
     /// Removes delivery ids older than what the scope deletes, in batches.
@@ -287,14 +324,16 @@ impl Reader {
         loop {
             let (before, tenant, provider) = (scope.before, scope.tenant.clone(), scope.provider.clone());
             let removed = self
-                .run(move |pool| async move {
-                    sqlx::query(include_str!("cleanup_deliveries.sql"))
-                        .bind(before)
-                        .bind(tenant)
-                        .bind(provider)
-                        .bind(limit)
-                        .execute(&pool)
-                        .await
+                .run(move |connection| {
+                    Box::pin(async move {
+                        sqlx::query(include_str!("cleanup_deliveries.sql"))
+                            .bind(before)
+                            .bind(tenant)
+                            .bind(provider)
+                            .bind(limit)
+                            .execute(&mut *connection)
+                            .await
+                    })
                 })
                 .await?
                 .rows_affected();

@@ -36,6 +36,14 @@ pub(super) trait Statement: Sync {
 /// Some items, and what the statement over them came to.
 pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>::Output, Error>);
 
+/// Items that wait for their turn.
+struct Waiting<I> {
+    items: Vec<I>,
+    tries: u32,
+    /// They were tried on a connection that broke: they may have happened.
+    uncertain: bool,
+}
+
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
@@ -60,14 +68,8 @@ impl Link {
     ) -> (Link, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
-        let mut link = Link {
-            options,
-            open: None,
-            failed_at: None,
-            node: node_sender,
-            standing: standing_sender,
-            generation: 0,
-        };
+        let mut link =
+            Link { options, open: None, failed_at: None, node: node_sender, standing: standing_sender, generation: 0 };
         link.opened(connection, node, slot);
         (link, node_receiver, standing_receiver)
     }
@@ -87,19 +89,20 @@ impl Link {
     /// Runs a statement over items. Every item comes back in exactly one part, in no particular order.
     pub(super) async fn run<S: Statement>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<Part<S>> {
         let mut parts = Vec::new();
-        // Halves that wait, with how often they were tried. A stack: the first half goes first.
-        let mut waiting = vec![(items, 0)];
-        while let Some((mut items, tries)) = waiting.pop() {
+        let mut impatient = false;
+        // A stack: the first half goes first.
+        let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
+        while let Some(Waiting { mut items, tries, uncertain }) = waiting.pop() {
             if items.is_empty() {
                 continue;
             }
+            // What was tried on a connection that broke may have happened, whatever comes of it now.
+            let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
+            let unavailable = |millis| failed(Error::Unavailable { retry_after: Duration::from_millis(millis) });
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
                 Err(retry_after) => {
-                    // Tried before: it may have taken effect.
-                    let error =
-                        if tries > 0 { Error::OutcomeUnknown } else { Error::Unavailable { retry_after } };
-                    parts.push((items, Err(error)));
+                    parts.push((items, Err(failed(Error::Unavailable { retry_after }))));
                     continue;
                 }
             };
@@ -113,43 +116,74 @@ impl Link {
                 Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = failure::classify(&error);
-            tracing::debug!(?failure, error = %error, items = items.len(), "a ledger statement failed");
+            tracing::debug!(
+                ?failure,
+                error = &error as &dyn std::error::Error,
+                items = items.len(),
+                "a ledger statement failed"
+            );
             match failure {
                 Failure::Broken => {
-                    self.discard().await;
+                    self.discard();
+                    impatient = false;
                     if S::REPEATABLE && tries + 1 < TRIES_MAX {
-                        waiting.push((items, tries + 1));
+                        waiting.push(Waiting { items, tries: tries + 1, uncertain: true });
                     } else {
                         parts.push((items, Err(Error::OutcomeUnknown)));
                     }
                 }
                 Failure::Refusing => {
-                    self.discard().await;
-                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_secs(1) })));
+                    self.discard();
+                    impatient = false;
+                    parts.push((items, Err(unavailable(1_000))));
                 }
-                Failure::TooSlow => {
-                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_secs(1) })));
-                }
-                Failure::Contended | Failure::BadItem if items.len() > 1 => {
+                Failure::Contended | Failure::BadItem | Failure::TooSlow if items.len() > 1 => {
+                    // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
+                    if failure == Failure::Contended && !impatient {
+                        impatient = self.lock_timeout("25ms").await;
+                    }
                     let second = items.split_off(items.len() / 2);
-                    waiting.push((second, tries));
-                    waiting.push((items, tries));
+                    waiting.push(Waiting { items: second, tries, uncertain });
+                    waiting.push(Waiting { items, tries, uncertain });
                 }
-                Failure::Contended if tries + 1 < TRIES_MAX => waiting.push((items, tries + 1)),
-                Failure::Contended => {
-                    parts.push((items, Err(Error::Unavailable { retry_after: Duration::from_millis(500) })));
+                Failure::Contended if tries + 1 < TRIES_MAX => {
+                    waiting.push(Waiting { items, tries: tries + 1, uncertain });
                 }
+                Failure::Contended => parts.push((items, Err(unavailable(500)))),
+                Failure::TooSlow => parts.push((items, Err(unavailable(1_000)))),
                 Failure::BadItem | Failure::Defect => {
-                    tracing::error!(error = %error, "the ledger refused a statement that it should have taken");
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        "the ledger refused a statement that it should have taken"
+                    );
+                    if failure == Failure::Defect {
+                        // A pooler may have lost our prepared statements: then nothing else would ever work again.
+                        self.discard();
+                        impatient = false;
+                    }
                     let message = match error.as_database_error().and_then(|error| error.code()) {
                         Some(code) => format!("sqlstate {code}"),
                         None => "the answer could not be read".into(),
                     };
-                    parts.push((items, Err(Error::Internal(message))));
+                    parts.push((items, Err(failed(Error::Internal(message)))));
                 }
             }
         }
+        if impatient {
+            self.lock_timeout("500ms").await;
+        }
         parts
+    }
+
+    /// Sets how long a statement waits for a row; whether that is now so. A connection that cannot is given up.
+    async fn lock_timeout(&mut self, value: &'static str) -> bool {
+        let Some((connection, _)) = &mut self.open else { return false };
+        let set = sqlx::query("select set_config('lock_timeout', $1, false)").bind(value).execute(connection);
+        let done = matches!(tokio::time::timeout(STATEMENT_TIME_MAX, set).await, Ok(Ok(_)));
+        if !done {
+            self.discard();
+        }
+        done
     }
 
     /// Whether the connection is there; connects if it is not, no more often than the pause permits.
@@ -177,7 +211,7 @@ impl Link {
     }
 
     /// Gives the connection up. Its socket is closed, not returned to anybody: what it still owes is unknown.
-    async fn discard(&mut self) {
+    fn discard(&mut self) {
         if self.open.take().is_some() {
             tracing::warn!("the ledger's connection is given up");
             self.closed();

@@ -2,10 +2,11 @@
 //! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_map::Entry},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
@@ -27,6 +28,8 @@ use crate::{
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
 const TRIES_MAX: u32 = 3;
+/// Payload in one batch: results of 64 KiB each would make a statement of seconds.
+const BATCH_BYTES_MAX: usize = 4 << 20;
 /// How often duplicate counts are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -58,23 +61,25 @@ impl Writer {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
+        // How many flushes are due: one writes a bounded part of what waits, so that grants do not wait for all of it.
+        let mut flushing = false;
         loop {
-            if self.deferred.is_empty() {
+            if self.deferred.is_empty() && !flushing {
                 tokio::select! {
                     op = self.ops.recv() => match op {
                         Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
                         None => break,
                     },
-                    _ = flush.tick() => {
-                        self.flush().await;
-                        continue;
-                    }
+                    _ = flush.tick() => flushing = true,
                 }
+            } else if flush.tick().now_or_never().is_some() {
+                // Also while there is always something to do.
+                flushing = true;
             }
             let (batch, flush_asked) = self.gather(&mut closing);
             self.process(batch).await;
-            if flush_asked || self.tally.is_full() {
-                self.flush().await;
+            if flush_asked || flushing || self.tally.is_full() {
+                flushing = self.flush().await;
             }
             if !closing.is_empty() {
                 // What was queued before the close is answered first.
@@ -87,7 +92,7 @@ impl Writer {
                 }
             }
         }
-        self.flush().await;
+        while self.flush().await {}
         self.link.close().await;
         for reply in closing {
             // Whoever asked may have gone away.
@@ -98,15 +103,26 @@ impl Writer {
     /// Takes what waits, up to the bound, without waiting.
     fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> (Vec<Queued>, bool) {
         let mut batch = Vec::new();
+        let mut bytes = 0;
         let mut flush_asked = false;
-        while batch.len() < self.batch_max {
-            let queued = match self.deferred.pop_front() {
-                Some(queued) => queued,
-                None => match self.ops.try_recv() {
-                    Ok(op) => Queued { op, tries: 0 },
-                    Err(_) => break,
-                },
+        // What was put back goes first, but never takes the places of what is new: a crowd at one event must not hold up
+        // the others, its own holder's Mark among them.
+        let mut places = [self.batch_max.min(self.deferred.len()), self.batch_max];
+        loop {
+            let queued = if places[0] > 0 {
+                places[0] -= 1;
+                self.deferred.pop_front()
+            } else if places[1] > 0 {
+                places[1] -= 1;
+                self.ops.try_recv().ok().map(|op| Queued { op, tries: 0 })
+            } else {
+                None
             };
+            let Some(queued) = queued else { break };
+            bytes += queued.op.bytes();
+            if bytes > BATCH_BYTES_MAX {
+                places = [0, 0];
+            }
             match queued.op {
                 Op::Flush => flush_asked = true,
                 Op::Close(reply) => closing.push(reply),
@@ -122,7 +138,7 @@ impl Writer {
         let mut leaders: Vec<Queued> = Vec::with_capacity(batch.len());
         let mut followers: Vec<Queued> = Vec::new();
         {
-            let mut led = std::collections::HashSet::with_capacity(batch.len());
+            let mut led = HashSet::with_capacity(batch.len());
             for queued in batch {
                 let Some(key) = queued.op.key() else { continue };
                 if led.contains(key) {
@@ -154,13 +170,18 @@ impl Writer {
 
         let mut standing = Standing::new();
         // Only the keys that somebody follows are worth keeping.
-        let followed: std::collections::HashSet<Key> =
-            followers.iter().filter_map(|queued| queued.op.key().cloned()).collect();
+        let followed: HashSet<Key> = followers.iter().filter_map(|queued| queued.op.key().cloned()).collect();
         let hot = self.admit_deliveries(hot).await;
         self.hot(hot, &mut standing, &followed).await;
         self.extend(extends).await;
         self.resolve(resolves).await;
-        self.follow(followers, &standing);
+        // Claims that only the ledger can judge (there is an archive to look into, or a delivery id to compare): all of
+        // them in one more statement, rather than one a batch.
+        let asking = self.follow(followers, &standing);
+        if !asking.is_empty() {
+            let hot = self.admit_deliveries(asking).await;
+            self.hot(hot, &mut Standing::new(), &HashSet::new()).await;
+        }
     }
 
     // === Claims and marks ===
@@ -226,15 +247,11 @@ impl Writer {
         admitted
     }
 
-    async fn hot(
-        &mut self,
-        items: Vec<HotItem>,
-        standing: &mut Standing,
-        followed: &std::collections::HashSet<Key>,
-    ) {
+    async fn hot(&mut self, items: Vec<HotItem>, standing: &mut Standing, followed: &HashSet<Key>) {
         let mut grants: Vec<Candidate> = Vec::new();
         let mut burials: Vec<Candidate> = Vec::new();
         let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
+        let mut candidates: HashSet<i64> = HashSet::new();
         let keep = |standing: &mut Standing, event: &Event, now: Time| {
             if followed.contains(&event.key) {
                 standing.insert(event.key.clone(), (event.clone(), now));
@@ -262,6 +279,10 @@ impl Writer {
                     }
                     (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
                         match transition::claim(Some(&event), claim_ended, &claim.request, now) {
+                            // One candidate an event: the statements below take each row once.
+                            ClaimStep::Grant | ClaimStep::Bury if !candidates.insert(event.row) => {
+                                self.again(claim, Op::Claim);
+                            }
                             ClaimStep::Grant => grants.push(Candidate { event, claim }),
                             ClaimStep::Bury => burials.push(Candidate { event, claim }),
                             ClaimStep::Keep(decision) => {
@@ -442,38 +463,51 @@ impl Writer {
 
     // === Further callers of a key ===
 
-    /// Judges further claims of a key against the event as this batch left it, as long as that changes nothing; the
-    /// first operation that might, and all of its key after it, go into the next batch, in their order.
-    fn follow(&mut self, followers: Vec<Queued>, standing: &Standing) {
-        let mut held: std::collections::HashSet<Key> = std::collections::HashSet::new();
-        for queued in followers {
-            let Queued { op, tries } = queued;
-            let key = match op.key() {
-                Some(key) if !held.contains(key) => key.clone(),
-                _ => {
+    /// Judges further claims of a key against the event as this batch left it, as long as that changes nothing, and gives
+    /// back those that the ledger has to be asked about. The first operation that changes something, and all of its key
+    /// after it, go into the next batch, in their order.
+    fn follow(&mut self, followers: Vec<Queued>, standing: &Standing) -> Vec<HotItem> {
+        let mut held: HashSet<Key> = HashSet::new();
+        // By key and claim id: two copies of one call ask one after the other.
+        let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
+        for Queued { op, tries } in followers {
+            let (request, reply) = match op {
+                Op::Claim(request, reply) if !held.contains(&request.key) => (request, reply),
+                op => {
+                    if let Some(key) = op.key() {
+                        held.insert(key.clone());
+                    }
                     self.deferred.push_back(Queued { op, tries });
                     continue;
                 }
             };
-            let judged = standing.get(&key).filter(|(event, _)| event.archived_count() == 0);
-            let (op, (event, now)) = match (op, judged) {
-                (Op::Claim(claim, reply), Some(judged)) if claim.delivery_id.is_none() => ((claim, reply), judged),
-                (op, _) => {
-                    held.insert(key);
-                    self.deferred.push_back(Queued { op, tries });
-                    continue;
-                }
+            let Some((event, now)) = standing.get(&request.key) else {
+                held.insert(request.key.clone());
+                self.deferred.push_back(Queued { op: Op::Claim(request, reply), tries });
+                continue;
             };
-            let claim = Pending { request: op.0, reply: op.1, tries };
+            if event.archived_count() > 0 || request.delivery_id.is_some() {
+                let name = (request.key.clone(), request.claim_id.clone());
+                match asking.entry(name) {
+                    Entry::Vacant(place) => {
+                        place.insert(HotItem::Claim(Pending { request, reply, tries }));
+                    }
+                    Entry::Occupied(_) => self.deferred.push_back(Queued { op: Op::Claim(request, reply), tries }),
+                }
+                continue;
+            }
+            let claim = Pending { request, reply, tries };
             match transition::claim(Some(event), false, &claim.request, *now) {
                 ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), *now),
                 ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
                 ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => {
-                    held.insert(key);
+                    held.insert(claim.request.key.clone());
                     self.deferred.push_back(Queued { op: Op::Claim(claim.request, claim.reply), tries });
                 }
             }
         }
+        // Sorted by key, as the statement wants them.
+        asking.into_values().collect()
     }
 
     // === Answers ===
@@ -507,24 +541,35 @@ impl Writer {
         self.deferred.push_back(Queued { op: op(request, reply), tries: tries + 1 });
     }
 
-    /// Writes the duplicates and mismatches that were counted. What cannot be written now is kept for the next time,
-    /// unless nobody knows whether it was written: counting twice would be worse than losing a second.
-    async fn flush(&mut self) {
+    /// Writes a bounded part of the duplicates and mismatches that were counted; whether there are more. What cannot be
+    /// written now is kept for the next time, unless nobody knows whether it was written: counting twice would be worse
+    /// than losing a second.
+    async fn flush(&mut self) -> bool {
         if self.tally.is_empty() {
-            return;
+            // A writer without calls does not connect by itself, and health wants to know whether it can.
+            let _down = self.link.connection().await;
+            return false;
         }
-        let counts = self.tally.take();
+        let counts = self.tally.take(Tally::FLUSH_MAX);
+        let mut written = true;
         for (counts, result) in self.link.run(&Flush, counts).await {
             match result {
                 Ok(()) => {}
-                Err(Error::Unavailable { .. }) if counts.len() < Tally::KEYS_MAX => self.tally.restore(counts),
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    keys = counts.len(),
-                    "duplicate counts are lost"
-                ),
+                Err(Error::Unavailable { .. }) => {
+                    written = false;
+                    self.tally.restore(counts);
+                }
+                Err(error) => {
+                    written = false;
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        keys = counts.len(),
+                        "duplicate counts are lost"
+                    );
+                }
             }
         }
+        written && !self.tally.is_empty()
     }
 }
 

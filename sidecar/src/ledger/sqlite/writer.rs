@@ -196,7 +196,7 @@ impl Writer {
         if self.tally.is_empty() {
             return;
         }
-        let counts = self.tally.take();
+        let counts = self.tally.take(Tally::KEYS_MAX);
         let written =
             self.within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
         match written {

@@ -1,0 +1,277 @@
+//! What is true of the Postgres ledger alone: how it shares statements, what its statements cost, and what it does when
+//! the server stands in the way.
+
+use std::time::{Duration, Instant};
+
+use oncegate_e2e::{
+    eventually,
+    postgres::{Cluster, Database, Options},
+};
+use oncegate_sidecar::{
+    event::{Claim, Decision, State},
+    ledger::{
+        Error, Ledger,
+        postgres::{OpenError, PostgresLedger, PostgresSettings},
+    },
+};
+use sqlx::Connection as _;
+
+use super::{claim, completion, key};
+
+async fn ledger() -> (PostgresLedger, Database) {
+    let database = Database::create().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    (ledger, database)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_item_fails_alone() {
+    let (ledger, _database) = ledger().await;
+    for round in 0..10 {
+        let calls = (0..64).map(|number| {
+            let mut claim = claim(&key(&format!("evt_{round}_{number}")), "a");
+            if number == 17 {
+                // The API refuses it; were it to come this far, Postgres would.
+                claim.holder = "a\0b".into();
+            }
+            ledger.claim(claim)
+        });
+        let answers = futures::future::join_all(calls).await;
+        for (number, answer) in answers.into_iter().enumerate() {
+            match answer {
+                Ok(claimed) => assert!(matches!(claimed.decision, Decision::Acquired(_)) && number != 17),
+                Err(Error::Internal(_)) => assert_eq!(number, 17),
+                Err(other) => panic!("{number}: {other}"),
+            }
+        }
+    }
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_locked_elsewhere_holds_up_its_own_call_only() {
+    let (ledger, database) = ledger().await;
+    let mut locks = Vec::new();
+    for number in 0..32 {
+        let key = key(&format!("evt_{number}"));
+        let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+        locks.push((key, lock));
+    }
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    sqlx::query("select from payment_webhook_events where event_id = 'evt_9' for update")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    let marks = locks.iter().map(|(key, lock)| ledger.mark(completion(key, lock)));
+    for (number, answer) in futures::future::join_all(marks).await.into_iter().enumerate() {
+        match answer {
+            Ok(marked) => assert!(marked.event.state == State::Completed && number != 9),
+            // Not done, or nobody knows: never a wrong answer, and the same call may be repeated.
+            Err(Error::Unavailable { .. } | Error::OutcomeUnknown) => {}
+            Err(other) => panic!("{number}: {other}"),
+        }
+    }
+    held.rollback().await.unwrap();
+    for (key, lock) in &locks {
+        eventually("every mark is accepted, repeated or not", async || {
+            ledger.mark(completion(key, lock)).await.is_ok().then_some(())
+        })
+        .await;
+    }
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_are_heap_only_updates_and_duplicates_write_nothing() {
+    // A server of its own: transaction ids are counted over all databases.
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    for round in 0..20 {
+        let cycles = (0..64).map(|number| {
+            let key = key(&format!("evt_{round}_{number}"));
+            let ledger = &ledger;
+            async move {
+                let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else {
+                    panic!("held")
+                };
+                ledger.mark(completion(&key, &lock)).await.unwrap();
+            }
+        });
+        futures::future::join_all(cycles).await;
+    }
+    let xid = "pg_snapshot_xmax(pg_current_snapshot())";
+    let before: u64 = database.query(xid).await.unwrap().parse().unwrap();
+    let began = Instant::now();
+    for _ in 0..20 {
+        let duplicates = (0..64).map(|number| ledger.claim(claim(&key(&format!("evt_3_{number}")), "b")));
+        for answer in futures::future::join_all(duplicates).await {
+            assert_eq!(answer.unwrap().decision, Decision::AlreadyCompleted);
+        }
+    }
+    // Each second's counts are one statement (L2); nothing else takes a transaction id.
+    let after: u64 = database.query(xid).await.unwrap().parse().unwrap();
+    let flushes = began.elapsed().as_secs() + 2;
+    assert!(after - before <= flushes, "{} transactions for 1,280 duplicates", after - before);
+    ledger.close().await;
+
+    eventually("the statistics of the updates are in", async || {
+        let share = "select n_tup_hot_upd::float8 / n_tup_upd from pg_stat_user_tables \
+            where relname = 'payment_webhook_events' and n_tup_upd >= 1280";
+        let share: f64 = database.query(share).await.ok()?.parse().ok()?;
+        assert!(share >= 0.95, "{share} of the updates are heap-only");
+        Some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_cut_under_load_lose_nothing_that_was_acknowledged() {
+    let (ledger, database) = ledger().await;
+    let mut admin = database.connect().await.unwrap();
+    let ended = tokio_util::sync::CancellationToken::new();
+    let load = futures::future::join_all((0..16).map(|worker| {
+        let (ledger, ended) = (&ledger, ended.clone());
+        async move {
+            let mut acknowledged = Vec::new();
+            let mut number = 0;
+            while !ended.is_cancelled() {
+                number += 1;
+                let key = key(&format!("evt_{worker}_{number}"));
+                // The same claim again, as a client does whose reply was lost: it gets its own lock.
+                let lock = eventually("a lock", async || match ledger.claim(claim(&key, "a")).await {
+                    Ok(claimed) => match claimed.decision {
+                        Decision::Acquired(lock) => Some(lock),
+                        other => panic!("{key:?}: {other:?}"),
+                    },
+                    Err(Error::Unavailable { .. } | Error::OutcomeUnknown) => None,
+                    Err(other) => panic!("{key:?}: {other}"),
+                })
+                .await;
+                eventually("a completion", async || match ledger.mark(completion(&key, &lock)).await {
+                    Ok(marked) => {
+                        assert_eq!(marked.event.state, State::Completed);
+                        Some(())
+                    }
+                    Err(Error::Unavailable { .. } | Error::OutcomeUnknown) => None,
+                    Err(other) => panic!("{key:?}: {other}"),
+                })
+                .await;
+                acknowledged.push((key, lock));
+            }
+            acknowledged
+        }
+    }));
+    let cut = async {
+        for _ in 0..20 {
+            sqlx::query(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and pid <> pg_backend_pid()",
+            )
+            .execute(&mut admin)
+            .await
+            .unwrap();
+            tokio::time::sleep(Duration::from_millis(150)).await;
+        }
+        ended.cancel();
+    };
+    let (acknowledged, ()) = tokio::join!(load, cut);
+    let acknowledged: Vec<_> = acknowledged.into_iter().flatten().collect();
+    assert!(acknowledged.len() > 100, "{}", acknowledged.len());
+    let completed = "select count(*) from payment_webhook_events where state = 'completed' and attempt_count = 1";
+    assert_eq!(database.query(completed).await.unwrap(), acknowledged.len().to_string());
+    let tokens = "select count(distinct fencing_token) from payment_webhook_events";
+    assert_eq!(database.query(tokens).await.unwrap(), acknowledged.len().to_string());
+    let counted = "select sum(completed) from payment_webhook_counts";
+    assert_eq!(database.query(counted).await.unwrap(), acknowledged.len().to_string());
+    let residue = "select count(*) from pg_stat_activity where state like 'idle in transaction%'";
+    assert_eq!(database.query(residue).await.unwrap(), "0");
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn tokens_continue_from_the_present_after_a_restore() {
+    let (ledger, database) = ledger().await;
+    let Decision::Acquired(first) = ledger.claim(claim(&key("evt_1"), "a")).await.unwrap().decision else {
+        panic!("held")
+    };
+    ledger.close().await;
+    // A backup from long ago, brought back into another server: an old sequence, another identity.
+    let mut admin = database.connect().await.unwrap();
+    sqlx::query("select setval('oncegate_fencing_token', 1000)").execute(&mut admin).await.unwrap();
+    sqlx::query("update oncegate_meta set value = 'another:00000001:1' where key = 'database_identity'")
+        .execute(&mut admin)
+        .await
+        .unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let Decision::Acquired(second) = ledger.claim(claim(&key("evt_2"), "a")).await.unwrap().decision else {
+        panic!("held")
+    };
+    assert!(second.fencing_token > first.fencing_token, "{second:?} after {first:?}");
+    ledger.close().await;
+}
+
+#[tokio::test]
+async fn a_schema_that_does_not_fit_is_a_clear_refusal() {
+    let database = Database::create_empty().await.unwrap();
+    let refusal = |result: Result<PostgresLedger, OpenError>| match result {
+        Ok(_) => panic!("opened"),
+        Err(error) => error.to_string(),
+    };
+    let settings = PostgresSettings::default();
+    let error = refusal(PostgresLedger::connect(database.url(), &settings).await);
+    assert!(error.contains("version 0") && error.contains("oncegate migrate"), "{error}");
+    let newer = Database::create().await.unwrap();
+    let mut admin = newer.connect().await.unwrap();
+    sqlx::query(
+        "insert into oncegate_migrations (version, description, success, checksum, execution_time)
+        values (999, 'from the future', true, '', 0)",
+    )
+    .execute(&mut admin)
+    .await
+    .unwrap();
+    let error = refusal(PostgresLedger::connect(newer.url(), &settings).await);
+    assert!(error.contains("999"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_that_go_away_leave_no_transaction_and_no_lost_mark() {
+    let (ledger, database) = ledger().await;
+    let ledger = std::sync::Arc::new(ledger);
+    let mut kept = Vec::new();
+    for number in 0..500 {
+        let key = key(&format!("evt_{number}"));
+        let request = Claim { lock_duration: super::MINUTE, ..claim(&key, "a") };
+        let asked = tokio::spawn({
+            let (ledger, request) = (ledger.clone(), request.clone());
+            async move { ledger.claim(request).await }
+        });
+        // Somewhere on its way.
+        for _ in 0..number % 7 {
+            tokio::task::yield_now().await;
+        }
+        asked.abort();
+        drop(asked.await);
+        if number % 10 == 0 {
+            let Decision::Acquired(lock) = ledger.claim(request).await.unwrap().decision else { panic!("held") };
+            let marked = tokio::spawn({
+                let (ledger, mark) = (ledger.clone(), completion(&key, &lock));
+                async move { ledger.mark(mark).await }
+            });
+            tokio::task::yield_now().await;
+            marked.abort();
+            drop(marked.await);
+            kept.push((key, lock));
+        }
+    }
+    for (key, lock) in kept {
+        // From outside: a mark that was queued is never dropped; one that was not yet is accepted now.
+        let marked = ledger.mark(completion(&key, &lock)).await.unwrap();
+        assert_eq!(marked.event.state, State::Completed);
+    }
+    let residue = "select count(*) from pg_stat_activity
+        where datname = current_database() and state like 'idle in transaction%'";
+    assert_eq!(database.query(residue).await.unwrap(), "0");
+    ledger.close().await;
+}

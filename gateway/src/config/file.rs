@@ -1,0 +1,414 @@
+//! The file with routes: TOML, read into what it says and where, so that every problem names its line.
+
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::ValueEnum;
+use oncegate_runtime::{
+    config::{Checks, Problem, Problems, Span, duration},
+    secret::Source,
+};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    Options, Policy,
+    routes::{Kind, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
+};
+use crate::{
+    providers::Provider,
+    route::{Route, Secrets, Target},
+};
+
+/// The one table of the file.
+const ROUTE: &str = "route";
+
+/// What a route is as long as it says nothing else.
+pub(super) struct Defaults<'a> {
+    pub(super) options: &'a Options,
+    pub(super) tenant: &'a str,
+    /// None where it cannot be used, which has been said, or need not be.
+    pub(super) target: Option<&'a Target>,
+    pub(super) policy: Policy,
+}
+
+/// The file, parsed.
+pub(super) struct File {
+    path: PathBuf,
+    routes: Vec<Table>,
+}
+
+/// What a table says, with the lines.
+struct Table {
+    line: usize,
+    entries: Vec<Entry>,
+}
+
+struct Entry {
+    key: String,
+    line: usize,
+    value: Value,
+    /// Somebody asked for it.
+    taken: bool,
+}
+
+enum Value {
+    Text(String),
+    Texts(Vec<String>),
+    Other,
+}
+
+/// Reads the file as far as its form goes.
+pub(super) fn read(path: &Path) -> Result<File, Problems> {
+    let problem = |place: Cow<'static, str>, message: String| Problems::from(Problem::new(place, message));
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| problem("ONCEGATE_CONFIG".into(), format!("cannot read {}: {error}", path.display())))?;
+    let at = |start: usize| text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count() + 1;
+    let place = |line: usize, what: &str| -> Cow<'static, str> { format!("{}:{line}{what}", path.display()).into() };
+    let (table, errors) = DeTable::parse_recoverable(&text);
+    let mut checks = Checks::new();
+    for error in errors {
+        // The message says what is wrong; what the error quotes of the file may be a secret.
+        checks.problem(place(error.span().map_or(1, |span| at(span.start)), ""), error.message().to_owned());
+    }
+    let mut routes = Vec::new();
+    for (key, value) in table.get_ref() {
+        let line = at(key.span().start);
+        match value.get_ref() {
+            DeValue::Array(tables) if key.get_ref() == ROUTE => {
+                for table in tables {
+                    match table.get_ref() {
+                        DeValue::Table(entries) => routes.push(read_table(at(table.span().start), entries, &at)),
+                        _ => checks.problem(place(line, " route"), "has to be a table: write [[route]]"),
+                    }
+                }
+            }
+            _ if key.get_ref() == ROUTE => {
+                checks.problem(place(line, " route"), "has to be a list of tables: write [[route]] instead of [route]");
+            }
+            _ => {
+                checks.problem(place(line, &format!(" {}", key.get_ref())), "no such setting; there is only [[route]]")
+            }
+        }
+    }
+    checks.finish()?;
+    if routes.is_empty() {
+        return Err(problem(place(1, ""), "holds no [[route]]".to_owned()));
+    }
+    Ok(File { path: path.to_owned(), routes })
+}
+
+fn read_table(line: usize, entries: &DeTable<'_>, at: &dyn Fn(usize) -> usize) -> Table {
+    let entry = |(key, value): (&Spanned<toml::de::DeString<'_>>, &Spanned<DeValue<'_>>)| {
+        let text = |value: &DeValue<'_>| match value {
+            DeValue::String(text) => Some(text.to_string()),
+            // Statuses, which are numbers.
+            DeValue::Integer(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let value = match value.get_ref() {
+            DeValue::Array(values) => values
+                .iter()
+                .map(|value| value.get_ref().as_str().map(str::to_owned))
+                .collect::<Option<_>>()
+                .map_or(Value::Other, Value::Texts),
+            value => text(value).map_or(Value::Other, Value::Text),
+        };
+        Entry { key: key.get_ref().to_string(), line: at(key.span().start), value, taken: false }
+    };
+    let mut entries: Vec<_> = entries.iter().map(entry).collect();
+    entries.sort_by_key(|entry| entry.line);
+    Table { line, entries }
+}
+
+impl File {
+    /// Whether no route needs the application of the settings.
+    pub(super) fn names_every_application(&self) -> bool {
+        self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
+    }
+
+    /// The routes, or all that is wrong with them.
+    pub(super) fn routes(self, defaults: &Defaults<'_>) -> Result<Vec<Route>, Problems> {
+        let mut checks = Checks::new();
+        let Self { path, routes } = self;
+        let routes = routes
+            .into_iter()
+            .filter_map(|table| Reader { path: &path, table, checks: &mut checks }.route(defaults))
+            .collect();
+        checks.finish().map(|()| routes)
+    }
+}
+
+/// Takes a route's settings one by one; what is left at the end is unknown.
+struct Reader<'a> {
+    path: &'a Path,
+    table: Table,
+    checks: &'a mut Checks,
+}
+
+/// A setting that was found, with its name for messages.
+struct Found<T> {
+    name: Cow<'static, str>,
+    value: T,
+}
+
+impl Reader<'_> {
+    /// None only together with a problem, or where the application of the settings is one.
+    fn route(mut self, defaults: &Defaults<'_>) -> Option<Route> {
+        let path = self.route_path();
+        let tenant = match self.text("tenant") {
+            Some(found) => self.checks.take(tenant(found.name, &found.value)),
+            // What is wrong with it has been said.
+            None => tenant("GATEWAY_TENANT", defaults.tenant).ok(),
+        };
+        let kind = self.choice::<Kind>("provider");
+        if kind.is_none() && !self.said("provider") {
+            self.missing("provider", "name one of stripe, paypal, flutterwave, paystack and standard_webhooks");
+        }
+        let provider = kind.and_then(|kind| self.provider(kind, defaults.options));
+        let target = self.target(defaults);
+        let policy = self.policy(defaults.policy);
+        self.unknown(kind);
+        let (provider, secrets) = provider?;
+        Some(Route { path: path?.into(), tenant: tenant?, provider, secrets, target: target?, policy })
+    }
+
+    fn route_path(&mut self) -> Option<String> {
+        let (path, name) = (self.text("path"), self.text("name"));
+        let (found, path) = match (path, name) {
+            (Some(path), None) => (path.name, path.value),
+            (None, Some(name)) => {
+                let path = format!("{PREFIX}{}", name.value);
+                (name.name, path)
+            }
+            (Some(path), Some(_)) => {
+                self.checks.problem(path.name, "given beside name: keep one");
+                return None;
+            }
+            (None, None) => {
+                self.missing("path", "write path = \"/webhooks/payments/...\", or name for the last part of that");
+                return None;
+            }
+        };
+        let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'/' | b'.' | b'_' | b'-' | b'~');
+        let segments = path.strip_prefix('/').unwrap_or_default();
+        if segments.split('/').any(|part| matches!(part, "" | "." | "..")) || !path.bytes().all(permitted) {
+            self.checks.problem(
+                found,
+                format!(
+                    "{path:?} is no path: it begins with / and has letters, digits, dots, underscores, hyphens and ~"
+                ),
+            );
+            return None;
+        }
+        if path == crate::server::HEALTH_PATH {
+            self.checks.problem(found, format!("{path} is the health page"));
+            return None;
+        }
+        Some(path)
+    }
+
+    fn provider(&mut self, kind: Kind, options: &Options) -> Option<(Provider, Secrets)> {
+        let mut scheme = Scheme::new(kind, options);
+        match kind {
+            Kind::Stripe | Kind::StandardWebhooks => {
+                if let Some(found) = self.duration("tolerance") {
+                    let permitted = Span(Duration::from_secs(1))..=Span(TOLERANCE_MAX);
+                    self.within(&found, permitted);
+                    scheme.tolerance = Some(found.value);
+                }
+            }
+            Kind::PayPal => {
+                if let Some(found) = self.duration("tolerance") {
+                    scheme.tolerance = Some(found.value);
+                }
+                scheme.environment = self.choice("environment").unwrap_or(scheme.environment);
+                scheme.cert_dir = self.file("cert_dir").or(scheme.cert_dir);
+                scheme.trust_anchors_file = self.file("trust_anchors_file").or(scheme.trust_anchors_file);
+                scheme.intermediates_file = self.file("intermediates_file").or(scheme.intermediates_file);
+            }
+            Kind::Flutterwave => scheme.signature = self.choice("signature").or(scheme.signature),
+            Kind::Paystack => {}
+        }
+        let source = match self.secrets("secrets", "secrets_file")? {
+            Some(source) => source,
+            None => {
+                // G3: a route that can verify nothing would refuse everything.
+                self.missing("secrets", "and neither is secrets_file: without a secret no webhook can be verified");
+                return None;
+            }
+        };
+        let places: Vec<_> = self.place_names();
+        let fallback = self.place(self.table.line, "");
+        let name = |of: &'static str| {
+            let known = places.iter().find(|(key, _)| key == of || (of == "secrets" && key == "secrets_file"));
+            known.map_or_else(|| Cow::Owned(format!("{fallback} {of}")), |(_, place)| place.clone())
+        };
+        provider(kind, source, &scheme, &name, self.checks)
+    }
+
+    fn target(&mut self, defaults: &Defaults<'_>) -> Option<Target> {
+        let url = self.text("upstream_url").map(|found| self.checks.take(url(found.name, &found.value)));
+        let (signer, signer_secrets) = match self.secrets("upstream_secret", "upstream_secret_file")? {
+            None => {
+                defaults.target.map_or((None, None), |target| (target.signer.clone(), target.signer_secrets.clone()))
+            }
+            Some(source) => {
+                let name = self.place(self.table.line, " upstream_secret");
+                signer(&name, Some(source), self.checks)?
+            }
+        };
+        let options = defaults.options;
+        let timeout = self.duration("upstream_timeout");
+        let lock = self.duration("lock_duration");
+        if let Some(found) = &lock {
+            self.within(found, Span(Duration::from_secs(1))..=Span(Duration::from_secs(24 * 60 * 60)));
+        }
+        let lock_name = lock.as_ref().map_or("GATEWAY_LOCK_DURATION", |_| "lock_duration");
+        let lock_value = lock.as_ref().map_or(options.gateway_lock_duration, |found| found.value);
+        let timeout_value = timeout.as_ref().map_or(options.upstream_timeout, |found| found.value);
+        if let Some(named) = timeout.map(|found| found.name).or(lock.map(|found| found.name)) {
+            outlasts((named, timeout_value), (lock_name, lock_value), options.gateway_lock_margin, self.checks);
+        }
+        let url = match url {
+            Some(url) => url?,
+            None => defaults.target?.url.clone(),
+        };
+        Some(Target { url, signer, signer_secrets, timeout: timeout_value, lock_duration: lock_value })
+    }
+
+    fn policy(&mut self, default: Policy) -> Policy {
+        Policy {
+            in_progress: self.choice("in_progress_status").unwrap_or(default.in_progress),
+            held: self.choice("held_status").unwrap_or(default.held),
+            refusal: self.choice("upstream_refusal").unwrap_or(default.refusal),
+            unclear: self.choice("upstream_unclear").unwrap_or(default.unclear),
+        }
+    }
+
+    /// Secrets, from the file itself or from another. `Some(None)` where there are none, `None` together with a problem.
+    fn secrets(&mut self, key: &'static str, key_file: &'static str) -> Option<Option<Source>> {
+        let inline = self.take(key);
+        let file = self.file(key_file);
+        let inline = match inline {
+            None => None,
+            Some((name, Value::Text(text))) => Some((name, vec![text])),
+            Some((name, Value::Texts(texts))) => Some((name, texts)),
+            Some((name, Value::Other)) => {
+                self.checks.problem(name, "has to be a text, or a list of texts");
+                return None;
+            }
+        };
+        match (inline, file) {
+            (Some((name, _)), Some(_)) => {
+                self.checks.problem(name, format!("given beside {key_file}: keep one"));
+                None
+            }
+            (Some((name, texts)), None) => match several(texts) {
+                Some(source) => Some(Some(source)),
+                None => {
+                    self.checks.problem(name, "holds no secret");
+                    None
+                }
+            },
+            (None, file) => Some(file.map(Source::File)),
+        }
+    }
+
+    /// A path, as seen from where the file with the routes is.
+    fn file(&mut self, key: &'static str) -> Option<PathBuf> {
+        let found = self.text(key)?;
+        Some(self.path.parent().unwrap_or(Path::new("")).join(found.value))
+    }
+
+    fn duration(&mut self, key: &'static str) -> Option<Found<Duration>> {
+        let found = self.text(key)?;
+        let parsed = duration(&found.value).map_err(|error| Problem::new(found.name.clone(), error.to_string()));
+        self.checks.take(parsed).map(|value| Found { name: found.name, value })
+    }
+
+    fn choice<T: ValueEnum>(&mut self, key: &'static str) -> Option<T> {
+        let found = self.text(key)?;
+        let parsed = T::from_str(&found.value, false).map_err(|_| {
+            let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
+            let known: Vec<_> = known.iter().map(|value| value.get_name()).collect();
+            Problem::new(found.name, format!("{:?} given, permitted are {}", found.value, known.join(", ")))
+        });
+        self.checks.take(parsed)
+    }
+
+    fn text(&mut self, key: &'static str) -> Option<Found<String>> {
+        match self.take(key)? {
+            (name, Value::Text(value)) => Some(Found { name, value }),
+            (name, Value::Texts(_) | Value::Other) => {
+                self.checks.problem(name, "has to be a text");
+                None
+            }
+        }
+    }
+
+    fn within(&mut self, found: &Found<Duration>, permitted: std::ops::RangeInclusive<Span>) {
+        if !permitted.contains(&Span(found.value)) {
+            let (least, most) = (permitted.start(), permitted.end());
+            let message = format!("{} given, permitted is {least} to {most}", Span(found.value));
+            self.checks.problem(found.name.clone(), message);
+        }
+    }
+
+    /// Removes a setting's value; where it stood stays known.
+    fn take(&mut self, key: &str) -> Option<(Cow<'static, str>, Value)> {
+        let index = self.table.entries.iter().position(|entry| entry.key == key && !entry.taken)?;
+        let name = self.place(self.table.entries[index].line, &format!(" {key}"));
+        let entry = &mut self.table.entries[index];
+        let value = std::mem::replace(&mut entry.value, Value::Other);
+        entry.taken = true;
+        Some((name, value))
+    }
+
+    fn said(&self, key: &str) -> bool {
+        self.table.entries.iter().any(|entry| entry.key == key)
+    }
+
+    fn place_names(&self) -> Vec<(String, Cow<'static, str>)> {
+        let name = |entry: &Entry| (entry.key.clone(), self.place(entry.line, &format!(" {}", entry.key)));
+        self.table.entries.iter().map(name).collect()
+    }
+
+    fn missing(&mut self, key: &str, advice: &str) {
+        let name = self.place(self.table.line, &format!(" {key}"));
+        self.checks.problem(name, format!("not set: {advice}"));
+    }
+
+    /// A setting that nobody asked for is a slip of the pen, and its author believes that it holds.
+    fn unknown(&mut self, kind: Option<Kind>) {
+        // Without a provider nobody knows which settings belong to it.
+        let particular =
+            ["tolerance", "signature", "environment", "cert_dir", "trust_anchors_file", "intermediates_file"];
+        let general = ["secrets", "secrets_file"];
+        let left: Vec<_> = self
+            .table
+            .entries
+            .iter()
+            .filter(|entry| !entry.taken)
+            .filter(|entry| kind.is_some() || !particular.iter().chain(&general).any(|key| *key == entry.key))
+            .map(|entry| (entry.key.clone(), entry.line))
+            .collect();
+        for (key, line) in left {
+            let message = match kind.and_then(|kind| kind.to_possible_value()) {
+                Some(kind) if particular.contains(&key.as_str()) => format!("not a setting of {}", kind.get_name()),
+                _ => "no such setting of a route".to_owned(),
+            };
+            let name = self.place(line, &format!(" {key}"));
+            self.checks.problem(name, message);
+        }
+    }
+
+    fn place(&self, line: usize, what: &str) -> Cow<'static, str> {
+        format!("{}:{line}{what}", self.path.display()).into()
+    }
+}

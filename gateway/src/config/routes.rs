@@ -1,0 +1,358 @@
+//! From settings to routes: the four providers that settings of their own make, and those in the file.
+
+use std::{borrow::Cow, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+
+use http::Uri;
+use oncegate_runtime::{
+    config::{Checks, Problem, Span},
+    secret::{ReadError, Secret, Source},
+};
+
+use super::{Environment, FlutterwaveVersion, Options, Policy, file};
+use crate::{
+    providers::{
+        Provider,
+        flutterwave::Flutterwave,
+        paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
+        paystack::Paystack,
+        standard_webhooks::StandardWebhooks,
+        stripe::Stripe,
+    },
+    route::{Route, Secrets, Target},
+    signing::Signer,
+};
+
+/// Where the paths of named routes begin, as in the first version.
+pub(super) const PREFIX: &str = "/webhooks/payments/";
+
+/// W3: a wider window is a wider window for whoever recorded a request.
+pub(super) const TOLERANCE_MAX: Duration = Duration::from_secs(15 * 60);
+
+/// The name of a setting in messages, by what it is for.
+pub(super) type Name<'a> = &'a dyn Fn(&'static str) -> Cow<'static, str>;
+
+/// A provider, by its name in the ledger.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+#[value(rename_all = "snake_case")]
+pub(super) enum Kind {
+    Stripe,
+    // Not "pay_pal".
+    #[value(name = "paypal")]
+    PayPal,
+    Flutterwave,
+    Paystack,
+    StandardWebhooks,
+}
+
+/// What is particular to some provider.
+#[derive(Debug, Clone)]
+pub(super) struct Scheme {
+    /// None: no limit.
+    pub(super) tolerance: Option<Duration>,
+    pub(super) signature: Option<FlutterwaveVersion>,
+    pub(super) environment: Environment,
+    pub(super) cert_dir: Option<PathBuf>,
+    pub(super) trust_anchors_file: Option<PathBuf>,
+    pub(super) intermediates_file: Option<PathBuf>,
+}
+
+impl Scheme {
+    /// What the settings say.
+    pub(super) fn new(kind: Kind, options: &Options) -> Self {
+        let path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        Self {
+            tolerance: match kind {
+                Kind::PayPal => options.paypal_tolerance,
+                Kind::Stripe => Some(options.stripe_tolerance),
+                _ => Some(crate::providers::standard_webhooks::TOLERANCE),
+            },
+            signature: options.flutterwave_signature,
+            environment: options.paypal_environment,
+            cert_dir: path(&options.paypal_cert_dir),
+            trust_anchors_file: path(&options.paypal_trust_anchors_file),
+            intermediates_file: path(&options.paypal_intermediates_file),
+        }
+    }
+}
+
+/// All routes that there are. None at all is a problem.
+pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
+    let tenant = checks.take(tenant("GATEWAY_TENANT", &options.gateway_tenant));
+    let policy = Policy {
+        in_progress: options.gateway_in_progress_status,
+        held: options.gateway_held_status,
+        refusal: options.upstream_refusal,
+        unclear: options.upstream_unclear,
+    };
+    // Read first, because it decides whether an application has to be named here.
+    let path = options.config.as_ref().filter(|path| !path.as_os_str().is_empty());
+    let file = path.and_then(|path| checks.take_all(file::read(path)));
+    let elsewhere = file.as_ref().is_some_and(file::File::names_every_application);
+    let providers = providers(options, checks);
+    let target = target(options, providers.given == 0 && elsewhere, checks);
+    if providers.given == 0 && file.is_none() && path.is_none() {
+        checks.problem(
+            "routes",
+            "there is none: without a provider's secret no webhook can be verified; set STRIPE_WEBHOOK_SECRET, \
+             PAYPAL_WEBHOOK_ID, FLUTTERWAVE_WEBHOOK_SECRET or PAYSTACK_WEBHOOK_SECRET (or one of them with _FILE), or name \
+             a file with [[route]] in ONCEGATE_CONFIG",
+        );
+    }
+    let mut routes = Vec::new();
+    if let (Some(tenant), Some(target)) = (&tenant, &target) {
+        for (provider, secrets) in providers.usable {
+            let path = format!("{PREFIX}{}", provider.name()).into();
+            routes.push(Route { path, tenant: tenant.clone(), provider, secrets, target: target.clone(), policy });
+        }
+    }
+    if let Some(file) = file {
+        let defaults = file::Defaults { options, tenant: &options.gateway_tenant, target: target.as_ref(), policy };
+        routes.extend(checks.take_all(file.routes(&defaults)).into_iter().flatten());
+    }
+    routes
+}
+
+struct Providers {
+    /// How many have a secret, be it usable or not.
+    given: usize,
+    usable: Vec<(Provider, Secrets)>,
+}
+
+/// The providers that the settings have secrets for (G3).
+fn providers(options: &Options, checks: &mut Checks) -> Providers {
+    let mut providers = Providers { given: 0, usable: Vec::new() };
+    for (kind, name, value, file) in [
+        (Kind::Stripe, "STRIPE_WEBHOOK_SECRET", &options.stripe_webhook_secret, &options.stripe_webhook_secret_file),
+        (Kind::PayPal, "PAYPAL_WEBHOOK_ID", &options.paypal_webhook_id, &options.paypal_webhook_id_file),
+        (
+            Kind::Flutterwave,
+            "FLUTTERWAVE_WEBHOOK_SECRET",
+            &options.flutterwave_webhook_secret,
+            &options.flutterwave_webhook_secret_file,
+        ),
+        (
+            Kind::Paystack,
+            "PAYSTACK_WEBHOOK_SECRET",
+            &options.paystack_webhook_secret,
+            &options.paystack_webhook_secret_file,
+        ),
+    ] {
+        let source = match Source::choose(name, value.clone(), file.clone()) {
+            Ok(None) => continue,
+            Ok(Some(source)) => Some(source),
+            Err(problem) => checks.take(Err(problem)),
+        };
+        providers.given += 1;
+        let names = |of: &'static str| match of {
+            "secrets" => Cow::Borrowed(name),
+            "signature" => Cow::Borrowed("FLUTTERWAVE_SIGNATURE"),
+            "tolerance" if kind == Kind::PayPal => Cow::Borrowed("PAYPAL_TOLERANCE"),
+            other => Cow::Owned(format!("PAYPAL_{}", other.to_ascii_uppercase())),
+        };
+        let provider = source.and_then(|source| provider(kind, source, &Scheme::new(kind, options), &names, checks));
+        providers.usable.extend(provider);
+    }
+    providers
+}
+
+/// A provider with its secrets. None only together with a problem.
+pub(super) fn provider(
+    kind: Kind,
+    source: Source,
+    scheme: &Scheme,
+    name: Name<'_>,
+    checks: &mut Checks,
+) -> Option<(Provider, Secrets)> {
+    let secrets = checks.take(read(&name("secrets"), &source));
+    let provider = provider_with(kind, secrets.as_deref(), scheme, name, checks)?;
+    Some((provider, Secrets { source, read: secrets? }))
+}
+
+fn provider_with(
+    kind: Kind,
+    secrets: Option<&[Secret]>,
+    scheme: &Scheme,
+    name: Name<'_>,
+    checks: &mut Checks,
+) -> Option<Provider> {
+    let bad = |error: crate::providers::BadSecret| Problem::new(name("secrets"), error.to_string());
+    Some(match kind {
+        Kind::Stripe => Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?)),
+        Kind::Paystack => Provider::Paystack(Paystack::new(secrets?)),
+        Kind::StandardWebhooks => {
+            Provider::StandardWebhooks(checks.take(StandardWebhooks::new(secrets?, scheme.tolerance?).map_err(bad))?)
+        }
+        Kind::Flutterwave => {
+            let Some(version) = scheme.signature else {
+                checks.problem(
+                    name("signature"),
+                    "not set, and has no default: v4 (header flutterwave-signature, signs the body) or v3 (header \
+                     verif-hash, repeats the secret and proves nothing about the body)",
+                );
+                return None;
+            };
+            Provider::Flutterwave(Flutterwave::new(secrets?, version))
+        }
+        Kind::PayPal => {
+            let trust = trust(scheme, name, checks);
+            let source = match &scheme.cert_dir {
+                Some(directory) if !directory.is_dir() => {
+                    checks.problem(name("cert_dir"), format!("{} is no directory", directory.display()));
+                    None
+                }
+                Some(directory) => Some(paypal::store::Source::Directory(directory.clone())),
+                None => {
+                    let fetcher = Fetcher::new().map_err(|error| Problem::new(name("cert_dir"), error.to_string()));
+                    checks.take(fetcher).map(|fetcher| paypal::store::Source::Network(Box::new(fetcher)))
+                }
+            };
+            let trust = Arc::new(trust?);
+            let certificates = PayPal::certificates(source?, &trust);
+            let paypal = PayPal::new(secrets?, scheme.environment, certificates, trust, scheme.tolerance);
+            Provider::PayPal(Box::new(checks.take(paypal.map_err(bad))?))
+        }
+    })
+}
+
+/// Whom to believe about PayPal's certificates.
+fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> {
+    let mut read = |path: &Option<PathBuf>, of| match path {
+        None => Some(None),
+        Some(path) => {
+            let read = std::fs::read(path);
+            let read = read.map_err(|error| Problem::new(name(of), format!("cannot read {}: {error}", path.display())));
+            checks.take(read).map(Some)
+        }
+    };
+    let anchors = read(&scheme.trust_anchors_file, "trust_anchors_file");
+    let intermediates = read(&scheme.intermediates_file, "intermediates_file");
+    let trust = Trust::new(scheme.environment, anchors?.as_deref(), intermediates?.as_deref());
+    checks.take(trust.map_err(|error| match error {
+        TrustError::Anchors(error) => Problem::new(name("trust_anchors_file"), error.to_string()),
+        TrustError::Intermediates(error) => Problem::new(name("intermediates_file"), error.to_string()),
+    }))
+}
+
+/// The application, with what signs the hop to it. None together with a problem, or where `needless`.
+fn target(options: &Options, needless: bool, checks: &mut Checks) -> Option<Target> {
+    let given = options.upstream_url.as_deref().filter(|text| !text.trim().is_empty());
+    let url = match given {
+        Some(text) => checks.take(url("UPSTREAM_URL", text)),
+        None if needless => None,
+        None => {
+            checks.problem(
+                "UPSTREAM_URL",
+                "not set: without an application to deliver to there is nothing to do; write for example \
+                 http://127.0.0.1:3000/webhooks",
+            );
+            None
+        }
+    };
+    let source = checks.take(Source::choose(
+        "UPSTREAM_SECRET",
+        options.upstream_secret.clone(),
+        options.upstream_secret_file.clone(),
+    ))?;
+    let (signer, signer_secrets) = signer("UPSTREAM_SECRET", source, checks)?;
+    Some(Target {
+        url: url?,
+        signer,
+        signer_secrets,
+        timeout: options.upstream_timeout,
+        lock_duration: options.gateway_lock_duration,
+    })
+}
+
+/// What signs deliveries, with its secrets; neither where there is no `source`. `None` together with a problem.
+pub(super) fn signer(
+    setting: &str,
+    source: Option<Source>,
+    checks: &mut Checks,
+) -> Option<(Option<Signer>, Option<Secrets>)> {
+    let Some(source) = source else { return Some((None, None)) };
+    let secrets = checks.take(read(setting, &source))?;
+    let signer = Signer::new(&secrets).map_err(|error| Problem::new(setting.to_owned(), error.to_string()));
+    let signer = checks.take(signer)?;
+    Some((Some(signer), Some(Secrets { source, read: secrets })))
+}
+
+/// A lock that ends while the application may still be at work lets a second attempt in beside it (G8).
+pub(super) fn outlasts(
+    timeout: (impl Into<Cow<'static, str>>, Duration),
+    lock: (&str, Duration),
+    margin: Duration,
+    checks: &mut Checks,
+) {
+    if timeout.1.saturating_add(margin) >= lock.1 {
+        checks.problem(
+            timeout.0,
+            format!(
+                "{} given; with GATEWAY_LOCK_MARGIN, which is {}, it has to stay below {}, which is {}: otherwise a second \
+                 attempt could start while the first is still at work",
+                Span(timeout.1),
+                Span(margin),
+                lock.0,
+                Span(lock.1),
+            ),
+        );
+    }
+}
+
+/// The contract's limits of a tenant.
+pub(super) fn tenant(setting: impl Into<Cow<'static, str>>, name: &str) -> Result<String, Problem> {
+    let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(permitted) {
+        return Err(Problem::new(
+            setting,
+            format!("{name:?} given, permitted are 1 to 64 letters, digits, dots, underscores and hyphens"),
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// Messages never repeat a URL with user information in it: that is a password.
+pub(super) fn url(setting: impl Into<Cow<'static, str>>, text: &str) -> Result<Uri, Problem> {
+    let setting = setting.into();
+    let problem = |why: &str| Err(Problem::new(setting.clone(), why));
+    let Ok(uri) = Uri::from_str(text.trim()) else {
+        return problem("not a URL; write for example http://127.0.0.1:3000/webhooks");
+    };
+    match uri.scheme_str() {
+        Some("http" | "https") => {}
+        _ => return problem("has to begin with http:// or https://"),
+    }
+    match uri.authority() {
+        Some(authority) if authority.host().is_empty() => problem("names no host"),
+        Some(authority) if authority.as_str().contains('@') => {
+            problem("may not hold a user name or password: they would end up in logs")
+        }
+        Some(_) => Ok(uri),
+        None => problem("names no host"),
+    }
+}
+
+fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {
+    source.read_list().map_err(|error| match &error {
+        ReadError::Io { source, .. } => Problem::new(setting.to_owned(), format!("{error}: {source}")),
+        ReadError::Blank { .. } | ReadError::Empty => Problem::new(setting.to_owned(), error.to_string()),
+    })
+}
+
+/// What several texts are as secrets; None without any that is not blank.
+pub(super) fn several(texts: Vec<String>) -> Option<Source> {
+    let secrets: Vec<Secret> = texts.into_iter().filter_map(|text| Secret::new(text).ok()).collect();
+    (!secrets.is_empty()).then(|| Source::Values(secrets.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum as _;
+
+    #[test]
+    fn kinds_are_called_like_their_providers() {
+        let names: Vec<_> =
+            Kind::value_variants().iter().map(|kind| kind.to_possible_value().unwrap().get_name().to_owned()).collect();
+        assert_eq!(names, Provider::NAMES);
+    }
+}

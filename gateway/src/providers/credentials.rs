@@ -1,0 +1,95 @@
+//! What several providers share: secrets that may be replaced while requests are under way, and headers that may stand
+//! once.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use hmac::KeyInit;
+use http::{HeaderMap, HeaderName};
+use oncegate_runtime::secret::Secret;
+use subtle::{Choice, ConstantTimeEq as _};
+
+use super::Refusal;
+
+/// Bytes below which a secret that people choose themselves is worth a warning (W5).
+const SECRET_BYTES_ADVISED: usize = 16;
+
+/// Keys made of secrets. A request takes all of them when it begins and keeps them, whatever is put in place meanwhile.
+pub(super) struct Keys<K>(RwLock<Arc<[K]>>);
+
+impl<K> Keys<K> {
+    pub(super) fn new(keys: Arc<[K]>) -> Self {
+        Self(RwLock::new(keys))
+    }
+
+    /// The keys; without any, everything is refused.
+    pub(super) fn get(&self) -> Result<Arc<[K]>, Refusal> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if keys.is_empty() { Err(Refusal::MissingSecret) } else { Ok(keys) }
+    }
+
+    pub(super) fn replace(&self, keys: Arc<[K]>) {
+        // The value is replaced as a whole, so a panic elsewhere leaves nothing half done.
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+}
+
+/// The value of a signature header. Which of two would be verified is a guess, and the application might guess
+/// differently (W7).
+pub(super) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h [u8], Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next().ok_or(Refusal::MissingHeader)?;
+    if values.next().is_some() {
+        return Err(Refusal::MalformedHeader);
+    }
+    Ok(value.as_bytes())
+}
+
+/// A keyed hash for each secret, its text being the key, already absorbed: cloning one costs a copy, not two
+/// compressions.
+pub(super) fn hmac_keys<M: KeyInit>(secrets: &[Secret]) -> Arc<[M]> {
+    secrets
+        .iter()
+        .map(|secret| M::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length"))
+        .collect()
+}
+
+/// Whether any of `keys` signs `parts` with any of `candidates`. Every key against every candidate, without an early exit
+/// (W4): what the time tells is only how many there are.
+pub(super) fn hmac_matches<M: hmac::Mac + Clone, const N: usize>(
+    keys: &[M],
+    parts: &[&[u8]],
+    candidates: &[[u8; N]],
+) -> bool {
+    let mut matched = Choice::from(0);
+    for key in keys {
+        let mut mac = key.clone();
+        for part in parts {
+            mac.update(part);
+        }
+        let wanted = mac.finalize().into_bytes();
+        for candidate in candidates {
+            matched |= wanted.as_slice().ct_eq(candidate);
+        }
+    }
+    matched.into()
+}
+
+/// Says so when a secret is short. Only for those that people make up.
+pub(super) fn warn_of_short(provider: &'static str, secrets: &[Secret]) {
+    for secret in secrets {
+        let bytes = secret.expose().len();
+        if bytes < SECRET_BYTES_ADVISED {
+            tracing::warn!(provider, bytes, advised = SECRET_BYTES_ADVISED, "a webhook secret is short");
+        }
+    }
+}
+
+/// Decimal digits of a Unix time. Digits only and not too many: no sign, no blank, no overflow anywhere (providers.md
+/// 12.5).
+pub(super) fn unix_seconds(digits: &[u8]) -> Option<u64> {
+    const DIGITS_MAX: usize = 12;
+    if digits.is_empty() || digits.len() > DIGITS_MAX {
+        return None;
+    }
+    digits.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+}

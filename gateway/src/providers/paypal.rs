@@ -1,0 +1,240 @@
+//! PayPal: RSA PKCS#1 v1.5 with SHA-256 over `transmission id|time|webhook id|CRC-32 of the body`, verified with a
+//! certificate whose address stands in the request (providers.md section 3).
+//!
+//! What the request names is not trusted for that: the address has to be one of PayPal's (`cert_url`), the certificate
+//! has to lead to a public root and to bear PayPal's name (`trust`), and strangers cannot make the gateway fetch more
+//! than a little (`store`). The webhook id is configuration, never taken from the request: it ties a notification to this
+//! endpoint.
+//!
+//! The body is bound by a CRC only. Whoever saw one genuine set of headers can pair it with any body padded to the same
+//! CRC; so the transmission id goes to the ledger, which refuses it with another body.
+
+mod address;
+mod cert_url;
+mod fetch;
+pub(crate) mod store;
+pub(crate) mod trust;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+pub(crate) use cert_url::CertUrl;
+pub(crate) use fetch::Fetcher;
+use http::{HeaderMap, HeaderName};
+use oncegate_runtime::secret::Secret;
+use store::{Source, Store};
+use trust::{Chain, Trust};
+
+use super::{BadSecret, Refusal, credentials};
+use crate::key::Members;
+
+/// What names an event: `id` alone. The id of the resource repeats over types (section 9).
+pub(crate) const MEMBERS: Members<2> =
+    Members { paths: [&["id"], &["event_type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+
+const ID: HeaderName = HeaderName::from_static("paypal-transmission-id");
+const TIME: HeaderName = HeaderName::from_static("paypal-transmission-time");
+const SIGNATURE: HeaderName = HeaderName::from_static("paypal-transmission-sig");
+const CERT_URL: HeaderName = HeaderName::from_static("paypal-cert-url");
+const ALGORITHM: HeaderName = HeaderName::from_static("paypal-auth-algo");
+const VERSION: HeaderName = HeaderName::from_static("paypal-auth-version");
+
+/// Passed on to the application (G7).
+pub(crate) static SIGNATURE_HEADERS: [HeaderName; 6] = [ID, TIME, SIGNATURE, CERT_URL, ALGORITHM, VERSION];
+
+/// The headers with the longest value that PayPal's own verification API takes.
+const HEADERS: [(HeaderName, usize); 5] = [(ID, 50), (TIME, 100), (SIGNATURE, 500), (CERT_URL, 500), (ALGORITHM, 100)];
+
+/// The one algorithm (W6). The name in the header is compared with it and chooses nothing.
+const ALGORITHM_NAME: &[u8] = b"SHA256withRSA";
+
+/// What PayPal's simulator signs with: whoever accepts it accepts made-up events from anybody.
+const SIMULATOR_WEBHOOK_ID: &str = "WEBHOOK_ID";
+
+/// Bytes of a webhook id; PayPal's have 17.
+const WEBHOOK_ID_BYTES_MAX: usize = 50;
+
+/// Which of PayPal's two worlds an endpoint belongs to. Neither takes the other's events.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Environment {
+    /// Real money.
+    Live,
+    /// Play money.
+    Sandbox,
+}
+
+/// PayPal with the webhook ids of its endpoint.
+pub struct PayPal {
+    webhook_ids: credentials::Keys<Box<str>>,
+    environment: Environment,
+    certificates: Certificates,
+    trust: Arc<Trust>,
+    tolerance: Option<Duration>,
+}
+
+/// Where certificates come from.
+#[derive(Clone)]
+pub(crate) enum Certificates {
+    /// Fetched or read from a directory, and kept.
+    Store(Arc<Store>),
+    /// Given beforehand, by URL: for looking into one request.
+    Given(Arc<HashMap<String, String>>),
+}
+
+impl PayPal {
+    pub(crate) fn new(
+        secrets: &[Secret],
+        environment: Environment,
+        certificates: Certificates,
+        trust: Arc<Trust>,
+        tolerance: Option<Duration>,
+    ) -> Result<Self, BadSecret> {
+        let webhook_ids = credentials::Keys::new(webhook_ids(secrets, environment)?);
+        Ok(Self { webhook_ids, environment, certificates, trust, tolerance })
+    }
+
+    /// The certificates of one endpoint, fetched or from a directory.
+    pub(crate) fn certificates(source: Source, trust: &Arc<Trust>) -> Certificates {
+        Certificates::Store(Store::new(source, trust.clone()))
+    }
+
+    pub(super) fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
+        self.webhook_ids.replace(webhook_ids(secrets, self.environment)?);
+        Ok(())
+    }
+
+    pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
+        let webhook_ids = self.webhook_ids.get()?;
+        // A missing header is said before a malformed one, whatever their order.
+        if HEADERS.iter().any(|(name, _)| !headers.contains_key(name)) {
+            return Err(Refusal::MissingHeader);
+        }
+        let [id, time, signature, url, algorithm] = HEADERS.each_ref().map(|(name, bytes_max)| {
+            let value = credentials::single(headers, name)?;
+            if value.len() > *bytes_max { Err(Refusal::MalformedHeader) } else { Ok(value) }
+        });
+        let (id, time) = (signed_text(id?)?, signed_text(time?)?);
+        let (signature, url, algorithm) = (signature?, url?, algorithm?);
+        if algorithm != ALGORITHM_NAME {
+            return Err(Refusal::UnsupportedAlgorithm);
+        }
+        let url = CertUrl::parse(url, self.environment).ok_or(Refusal::UntrustedCertUrl)?;
+        // What does not decode matches nothing; said here, it costs no fetch.
+        let signature = STANDARD.decode(signature).map_err(|_| Refusal::BadSignature)?;
+        let sent = match self.tolerance {
+            None => None,
+            Some(_) => Some(humantime::parse_rfc3339(time).map_err(|_| Refusal::MalformedHeader)?),
+        };
+        Ok(Verification {
+            webhook_ids,
+            certificates: self.certificates.clone(),
+            trust: self.trust.clone(),
+            id: id.to_owned(),
+            time: time.to_owned(),
+            url,
+            signature,
+            limit: self.tolerance.zip(sent),
+        })
+    }
+}
+
+/// A part of what is signed. A bar in it would move the borders between the parts.
+fn signed_text(value: &[u8]) -> Result<&str, Refusal> {
+    let permitted = |byte: &u8| (0x21..=0x7E).contains(byte) && *byte != b'|';
+    let text = std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.as_bytes().iter().all(permitted));
+    text.ok_or(Refusal::MalformedHeader)
+}
+
+impl fmt::Debug for PayPal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PayPal")
+            .field("environment", &self.environment)
+            .field("tolerance", &self.tolerance)
+            .finish_non_exhaustive()
+    }
+}
+
+fn webhook_ids(secrets: &[Secret], environment: Environment) -> Result<Arc<[Box<str>]>, BadSecret> {
+    secrets
+        .iter()
+        .map(|secret| {
+            let id = secret.expose();
+            let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            if id.len() > WEBHOOK_ID_BYTES_MAX || !id.bytes().all(permitted) {
+                return Err(BadSecret::new("not a webhook id, which is letters and digits, at most 50"));
+            }
+            if id == SIMULATOR_WEBHOOK_ID {
+                if environment == Environment::Live {
+                    return Err(BadSecret::new(
+                        "WEBHOOK_ID is what PayPal's simulator signs with: anybody could send events",
+                    ));
+                }
+                tracing::warn!("events of PayPal's simulator are taken, which anybody can send");
+            }
+            Ok(id.into())
+        })
+        .collect()
+}
+
+/// A request of PayPal's whose headers were read.
+pub struct Verification {
+    webhook_ids: Arc<[Box<str>]>,
+    certificates: Certificates,
+    trust: Arc<Trust>,
+    id: String,
+    /// As sent: this text was signed.
+    time: String,
+    url: CertUrl,
+    signature: Vec<u8>,
+    /// The limit of age, with the time when it was sent.
+    limit: Option<(Duration, SystemTime)>,
+}
+
+impl Verification {
+    /// The transmission id.
+    pub(super) async fn finish(self, body: &[u8], now: SystemTime) -> Result<String, Refusal> {
+        let chain = self.chain(now).await?;
+        let crc = crc32fast::hash(body);
+        let signed = self.webhook_ids.iter().any(|webhook_id| {
+            let message = format!("{}|{}|{webhook_id}|{crc}", self.id, self.time);
+            chain.verify_signature(message.as_bytes(), &self.signature)
+        });
+        if !signed {
+            return Err(Refusal::BadSignature);
+        }
+        if let Some((limit, sent)) = self.limit {
+            let apart = now.duration_since(sent).unwrap_or_else(|error| error.duration());
+            if apart.as_secs() > limit.as_secs() {
+                return Err(Refusal::TimestampOutOfTolerance);
+            }
+        }
+        Ok(self.id)
+    }
+
+    /// The certificate, trusted at `now`.
+    async fn chain(&self, now: SystemTime) -> Result<Arc<Chain>, Refusal> {
+        match &self.certificates {
+            Certificates::Store(store) => store.get(&self.url, now).await,
+            Certificates::Given(answers) => {
+                let answer = answers.get(&self.url.to_string()).ok_or(Refusal::CertUnavailable)?;
+                let chain = Chain::parse(answer.as_bytes()).ok_or(Refusal::CertUnavailable)?;
+                self.trust.verify(&chain, now)?;
+                Ok(Arc::new(chain))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

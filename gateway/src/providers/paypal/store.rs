@@ -1,0 +1,235 @@
+//! Certificates that were fetched: few, each asked for once at a time, and failures remembered for seconds only (W9).
+//!
+//! A stranger chooses the last part of the address and can thereby make the gateway ask PayPal for it. So only what is
+//! trusted is kept, which a stranger cannot make; what is being fetched, how often, and what failed are all bounded. Beyond
+//! the bounds the certificate counts as unavailable, and PayPal tries again.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::Instant};
+
+use super::{
+    CertUrl, Fetcher,
+    fetch::{BYTES_MAX, TIMEOUT},
+    trust::{Chain, Trust},
+};
+use crate::{providers::Refusal, throttle::Throttle};
+
+/// Trusted certificates kept. PayPal uses one or two at a time.
+const KEPT_MAX: usize = 8;
+
+/// How long a failure is remembered.
+pub(crate) const FAILURE_KEPT: Duration = Duration::from_secs(5);
+
+/// Failures remembered, and fetches under way.
+const FAILURES_MAX: usize = 64;
+const FLIGHTS_MAX: usize = 4;
+
+/// Fetches that may be begun at once, and how long until another may.
+const FETCHES_BURST: u32 = 10;
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// Where certificates come from.
+pub(crate) enum Source {
+    /// PayPal.
+    Network(Box<Fetcher>),
+    /// Files called like the last part of the address, with or without `.pem`. For clusters without egress.
+    Directory(PathBuf),
+    /// A function of the test.
+    #[cfg(test)]
+    Test(TestSource),
+}
+
+#[cfg(test)]
+pub(crate) type TestSource =
+    Box<dyn Fn(&CertUrl) -> std::pin::Pin<Box<dyn Future<Output = Option<Bytes>> + Send>> + Send + Sync>;
+
+/// The certificates.
+pub(crate) struct Store {
+    source: Source,
+    trust: Arc<Trust>,
+    state: Mutex<State>,
+    reports: Throttle,
+}
+
+struct State {
+    /// Trusted when they were put here; the one used last stands at the end.
+    kept: Vec<(CertUrl, Arc<Chain>)>,
+    failures: Vec<Failure>,
+    flights: HashMap<CertUrl, watch::Receiver<Option<Outcome>>>,
+    fetches_left: u32,
+    refilled: Instant,
+}
+
+type Outcome = Result<Arc<Chain>, Refusal>;
+
+struct Failure {
+    url: CertUrl,
+    refusal: Refusal,
+    until: Instant,
+}
+
+impl Store {
+    pub(super) fn new(source: Source, trust: Arc<Trust>) -> Arc<Self> {
+        let state = State {
+            kept: Vec::new(),
+            failures: Vec::new(),
+            flights: HashMap::new(),
+            fetches_left: FETCHES_BURST,
+            refilled: Instant::now(),
+        };
+        Arc::new(Self { source, trust, state: Mutex::new(state), reports: Throttle::default() })
+    }
+
+    /// The certificate at `url`, trusted at `now`. Has to be called inside a tokio runtime.
+    pub(super) async fn get(self: &Arc<Self>, url: &CertUrl, now: SystemTime) -> Outcome {
+        if let Some(chain) = self.kept(url) {
+            // Verified anew each time: trust ends with a certificate's validity.
+            if self.trust.verify(&chain, now).is_ok() {
+                return Ok(chain);
+            }
+            self.lock().kept.retain(|(kept, _)| kept != url);
+        }
+        let mut flight = self.flight(url, now)?;
+        match flight.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(outcome)) => outcome.clone(),
+            _ => Err(Refusal::CertUnavailable),
+        }
+    }
+
+    fn kept(&self, url: &CertUrl) -> Option<Arc<Chain>> {
+        let mut state = self.lock();
+        let index = state.kept.iter().position(|(kept, _)| kept == url)?;
+        state.kept[index..].rotate_left(1);
+        state.kept.last().map(|(_, chain)| chain.clone())
+    }
+
+    /// The fetch that is under way for `url`, or a new one. It runs on its own: whoever asked first may hang up.
+    fn flight(self: &Arc<Self>, url: &CertUrl, now: SystemTime) -> Result<watch::Receiver<Option<Outcome>>, Refusal> {
+        let mut state = self.lock();
+        // Closed without a value: the fetch panicked.
+        state.flights.retain(|_, flight| flight.has_changed().is_ok());
+        if let Some(flight) = state.flights.get(url) {
+            return Ok(flight.clone());
+        }
+        let clock = Instant::now();
+        state.failures.retain(|failure| failure.until > clock);
+        if let Some(failure) = state.failures.iter().find(|failure| failure.url == *url) {
+            return Err(failure.refusal);
+        }
+        if state.flights.len() >= FLIGHTS_MAX || !state.may_fetch(clock) {
+            drop(state);
+            self.report(url, "too many certificates were asked for");
+            return Err(Refusal::CertUnavailable);
+        }
+        let (done, flight) = watch::channel(None);
+        state.flights.insert(url.clone(), flight.clone());
+        drop(state);
+        let (store, url) = (self.clone(), url.clone());
+        tokio::spawn(async move {
+            let outcome = store.load(&url, now).await;
+            store.landed(url, &outcome);
+            done.send_replace(Some(outcome));
+        });
+        Ok(flight)
+    }
+
+    fn landed(&self, url: CertUrl, outcome: &Outcome) {
+        let mut state = self.lock();
+        state.flights.remove(&url);
+        match outcome {
+            Ok(chain) => {
+                if state.kept.len() >= KEPT_MAX {
+                    state.kept.remove(0);
+                }
+                state.kept.push((url, chain.clone()));
+            }
+            Err(refusal) => {
+                if state.failures.len() >= FAILURES_MAX {
+                    state.failures.remove(0);
+                }
+                state.failures.push(Failure { url, refusal: *refusal, until: Instant::now() + FAILURE_KEPT });
+            }
+        }
+    }
+
+    async fn load(&self, url: &CertUrl, now: SystemTime) -> Outcome {
+        let Some(answer) = self.read(url).await else { return Err(Refusal::CertUnavailable) };
+        let Some(chain) = Chain::parse(&answer) else {
+            self.report(url, "the answer is no certificate");
+            return Err(Refusal::CertUnavailable);
+        };
+        self.trust.verify(&chain, now)?;
+        tracing::info!(host = url.host(), "PayPal's certificate was taken");
+        Ok(Arc::new(chain))
+    }
+
+    async fn read(&self, url: &CertUrl) -> Option<Bytes> {
+        match &self.source {
+            Source::Network(fetcher) => fetcher
+                .fetch(url)
+                .await
+                .map_err(|error| {
+                    if let Some(unreported) = self.reports.pass() {
+                        let error = &error as &dyn std::error::Error;
+                        tracing::warn!(host = url.host(), error, unreported, "PayPal's certificate cannot be fetched");
+                    }
+                })
+                .ok(),
+            Source::Directory(directory) => {
+                let paths = [directory.join(url.name()), directory.join(format!("{}.pem", url.name()))];
+                let reading = tokio::task::spawn_blocking(move || paths.iter().find_map(|path| read_file(path)));
+                let read = tokio::time::timeout(TIMEOUT, reading).await.ok().and_then(Result::ok).flatten();
+                if read.is_none() {
+                    self.report(url, "no such file in the directory with certificates");
+                }
+                read
+            }
+            #[cfg(test)]
+            Source::Test(answer) => answer(url).await,
+        }
+    }
+
+    fn report(&self, url: &CertUrl, problem: &'static str) {
+        if let Some(unreported) = self.reports.pass() {
+            tracing::warn!(host = url.host(), problem, unreported, "PayPal's certificate is unavailable");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Counts a fetch, unless there were too many of late.
+    fn may_fetch(&mut self, now: Instant) -> bool {
+        let pauses = now.duration_since(self.refilled).as_millis() / FETCH_PAUSE.as_millis();
+        if let Some(more) = u32::try_from(pauses).ok().filter(|more| *more > 0) {
+            self.fetches_left = self.fetches_left.saturating_add(more).min(FETCHES_BURST);
+            self.refilled = now;
+        }
+        let may = self.fetches_left > 0;
+        self.fetches_left = self.fetches_left.saturating_sub(1);
+        may
+    }
+}
+
+fn read_file(path: &std::path::Path) -> Option<Bytes> {
+    use std::io::Read as _;
+
+    let file = std::fs::File::open(path).ok()?;
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).ok()?;
+    (bytes.len() <= BYTES_MAX).then(|| bytes.into())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::*;
+use crate::providers::paypal::{
+    Environment,
+    tests::{Authority, now},
+};
+
+const NAME: &str = "messageverificationcerts.paypal.com";
+
+fn url(name: &str) -> CertUrl {
+    let text = format!("https://api.paypal.com/v1/notifications/certs/{name}");
+    CertUrl::parse(text.as_bytes(), Environment::Live).unwrap()
+}
+
+/// A store over answers by name, and how often it asked.
+fn store(answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> (Arc<Store>, Arc<AtomicUsize>, Authority) {
+    let authority = Authority::new();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let source = Source::Test(Box::new(move |url| {
+        count.fetch_add(1, Relaxed);
+        let answer = answer(url.name()).map(Bytes::from);
+        Box::pin(async move {
+            // Long enough that others come meanwhile; the clock of these tests stands still otherwise.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            answer
+        })
+    }));
+    let trust = Arc::new(authority.trust(Environment::Live));
+    (Store::new(source, trust), asked, authority)
+}
+
+/// What the test's answers are made of: set once the authority is known.
+type Answer = Arc<std::sync::OnceLock<String>>;
+
+fn good() -> (Arc<Store>, Arc<AtomicUsize>) {
+    let leaf = Answer::default();
+    let given = leaf.clone();
+    let (store, asked, authority) =
+        store(move |name| name.starts_with("CERT-").then(|| given.get().cloned()).flatten());
+    leaf.set(authority.leaf(NAME, |_| {})).unwrap();
+    (store, asked)
+}
+
+#[tokio::test(start_paused = true)]
+async fn w9_many_who_want_the_same_cause_one_fetch() {
+    let (store, asked) = good();
+    let wanted = url("CERT-1");
+    let all = (0..50).map(|_| {
+        let (store, wanted) = (store.clone(), wanted.clone());
+        tokio::spawn(async move { store.get(&wanted, now()).await.is_ok() })
+    });
+    for one in all.collect::<Vec<_>>() {
+        assert!(one.await.unwrap());
+    }
+    assert_eq!(asked.load(Relaxed), 1);
+    // Whoever asked first may hang up; the fetch goes on.
+    let other = url("CERT-2");
+    assert!(tokio::time::timeout(Duration::from_millis(1), store.get(&other, now())).await.is_err());
+    assert!(store.get(&other, now()).await.is_ok());
+    assert_eq!(asked.load(Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn w9_failures_are_remembered_for_seconds_only() {
+    let leaf = Answer::default();
+    let given = leaf.clone();
+    let (store, asked, authority) = store(move |_| Some(given.get().cloned().unwrap_or("<html>".to_owned())));
+    for _ in 0..3 {
+        assert_eq!(store.get(&url("CERT-1"), now()).await.err(), Some(Refusal::CertUnavailable));
+    }
+    assert_eq!(asked.load(Relaxed), 1);
+    leaf.set(authority.leaf(NAME, |_| {})).unwrap();
+    tokio::time::advance(FAILURE_KEPT).await;
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert_eq!(asked.load(Relaxed), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_untrusted_certificate_is_remembered_but_never_kept() {
+    let (store, asked, _) = store(|_| Some(Authority::new().leaf(NAME, |_| {})));
+    for _ in 0..3 {
+        assert_eq!(store.get(&url("CERT-1"), now()).await.err(), Some(Refusal::UntrustedCertificate));
+    }
+    assert_eq!(asked.load(Relaxed), 1);
+    assert!(store.lock().kept.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn w9_a_stranger_who_varies_the_address_is_bounded_and_evicts_nobody() {
+    let (store, asked) = good();
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    for number in 0..1_000 {
+        assert_eq!(store.get(&url(&format!("x{number}")), now()).await.err(), Some(Refusal::CertUnavailable));
+    }
+    let fetched = asked.load(Relaxed);
+    assert!(fetched <= 12, "{fetched}");
+    assert!(store.lock().failures.len() <= FAILURES_MAX);
+    assert!(store.lock().flights.is_empty());
+    // The genuine one is still there, and another one can be had before long.
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert_eq!(asked.load(Relaxed), fetched);
+    tokio::time::advance(FETCH_PAUSE).await;
+    assert!(store.get(&url("CERT-2"), now()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_handful_is_kept() {
+    let (store, _) = good();
+    for number in 0..20 {
+        assert!(store.get(&url(&format!("CERT-{number}")), now()).await.is_ok(), "{number}");
+        tokio::time::advance(FETCH_PAUSE).await;
+    }
+    assert_eq!(store.lock().kept.len(), KEPT_MAX);
+}
+
+#[tokio::test(start_paused = true)]
+async fn trust_ends_with_the_certificate() {
+    let (store, asked) = good();
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    let next_year = now() + Duration::from_secs(365 * 24 * 60 * 60);
+    assert_eq!(store.get(&url("CERT-1"), next_year).await.err(), Some(Refusal::UntrustedCertificate));
+    assert_eq!(asked.load(Relaxed), 2, "asked again, for there might be another one");
+    assert!(store.lock().kept.is_empty());
+}
+
+#[tokio::test]
+async fn a_directory_is_all_that_is_asked_where_there_is_one() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("CERT-1"), authority.leaf(NAME, |_| {})).unwrap();
+    std::fs::write(directory.path().join("CERT-2.pem"), authority.leaf(NAME, |_| {})).unwrap();
+    std::fs::write(directory.path().join("CERT-3"), vec![b'x'; BYTES_MAX + 1]).unwrap();
+    let trust = Arc::new(authority.trust(Environment::Live));
+    let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-2"), now()).await.is_ok());
+    for name in ["CERT-3", "CERT-4", "pem"] {
+        assert_eq!(store.get(&url(name), now()).await.err(), Some(Refusal::CertUnavailable), "{name}");
+    }
+}

@@ -1,0 +1,156 @@
+//! Whose certificate is PayPal's: one that leads to a trusted root now, bears exactly PayPal's name, may authenticate a
+//! server, and has an RSA key of decent size (providers.md section 3, rule 5).
+//!
+//! Revocation is not checked: PayPal's own certificate has been revoked while it was in use, and a check that fails hard
+//! would have lost every event.
+
+use std::{fmt, time::SystemTime};
+
+use aws_lc_rs::rsa::PublicEncryptingKey;
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algorithms};
+
+use super::Environment;
+use crate::providers::Refusal;
+
+/// Certificates looked at in one answer. A chain has three.
+const CERTIFICATES_MAX: usize = 8;
+
+/// Bits of a key, at least.
+const KEY_BITS_MIN: usize = 2_048;
+
+/// Whom to believe.
+pub(crate) struct Trust {
+    anchors: Vec<TrustAnchor<'static>>,
+    /// For answers that hold the leaf alone, as PayPal's have.
+    intermediates: Vec<CertificateDer<'static>>,
+    name: &'static str,
+}
+
+/// Why a file with certificates cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PemError {
+    #[error("holds no certificate in PEM")]
+    None,
+    #[error("holds something that is no certificate")]
+    Broken,
+}
+
+impl Trust {
+    /// Believes the public roots that are compiled in, or instead of them the certificates in `anchors`.
+    pub(crate) fn new(
+        environment: Environment,
+        anchors: Option<&[u8]>,
+        intermediates: Option<&[u8]>,
+    ) -> Result<Self, TrustError> {
+        let anchors = match anchors {
+            None => webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+            Some(pem) => certificates(pem)
+                .and_then(|roots| {
+                    roots
+                        .iter()
+                        .map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
+                        .collect::<Result<Vec<_>, _>>()
+                        .map_err(|_| PemError::Broken)
+                })
+                .map_err(TrustError::Anchors)?,
+        };
+        let intermediates = match intermediates {
+            None => Vec::new(),
+            Some(pem) => certificates(pem).map_err(TrustError::Intermediates)?,
+        };
+        Ok(Self { anchors, intermediates, name: name(environment) })
+    }
+
+    /// Believes nobody.
+    pub(crate) fn in_nobody(environment: Environment) -> Self {
+        Self { anchors: Vec::new(), intermediates: Vec::new(), name: name(environment) }
+    }
+
+    /// Whether the chain's leaf is PayPal's at `now`.
+    pub(crate) fn verify(&self, chain: &Chain, now: SystemTime) -> Result<(), Refusal> {
+        let untrusted = |_| Refusal::UntrustedCertificate;
+        let leaf = EndEntityCert::try_from(&chain.leaf).map_err(untrusted)?;
+        let intermediates: Vec<CertificateDer<'_>> =
+            chain.rest.iter().chain(&self.intermediates).map(|der| CertificateDer::from(der.as_ref())).collect();
+        let now = now.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| Refusal::UntrustedCertificate)?;
+        leaf.verify_for_usage(
+            ALL_VERIFICATION_ALGS,
+            &self.anchors,
+            &intermediates,
+            UnixTime::since_unix_epoch(now),
+            KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .map_err(untrusted)?;
+        // Compared whole: a wildcard for all of PayPal's hosts is not the key that signs messages.
+        if !leaf.valid_dns_names().any(|name| name.eq_ignore_ascii_case(self.name)) {
+            return Err(Refusal::UntrustedCertificate);
+        }
+        let key = PublicEncryptingKey::from_der(&leaf.subject_public_key_info());
+        if key.map_or(0, |key| key.key_size_bits()) < KEY_BITS_MIN {
+            return Err(Refusal::UntrustedCertificate);
+        }
+        Ok(())
+    }
+}
+
+/// What the certificate that signs messages is called.
+fn name(environment: Environment) -> &'static str {
+    match environment {
+        Environment::Live => "messageverificationcerts.paypal.com",
+        Environment::Sandbox => "messageverificationcerts.sandbox.paypal.com",
+    }
+}
+
+/// Which of the two kinds of certificates cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TrustError {
+    Anchors(PemError),
+    Intermediates(PemError),
+}
+
+impl fmt::Debug for Trust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trust")
+            .field("name", &self.name)
+            .field("anchors", &self.anchors.len())
+            .field("intermediates", &self.intermediates.len())
+            .finish()
+    }
+}
+
+/// A certificate with those that came along. Nobody vouches for it yet.
+#[derive(Debug)]
+pub(crate) struct Chain {
+    leaf: CertificateDer<'static>,
+    rest: Vec<CertificateDer<'static>>,
+}
+
+impl Chain {
+    /// Reads an answer: PEM, the leaf first. Anything else (a page in HTML, nothing) is no certificate at all.
+    pub(crate) fn parse(pem: &[u8]) -> Option<Self> {
+        let mut certificates = certificates(pem).ok()?;
+        if certificates.len() > CERTIFICATES_MAX {
+            return None;
+        }
+        let rest = certificates.split_off(1);
+        let leaf = certificates.pop()?;
+        EndEntityCert::try_from(&leaf).ok()?;
+        Some(Self { leaf, rest })
+    }
+
+    /// Whether the leaf's key signed `message`: PKCS#1 v1.5, SHA-256.
+    pub(crate) fn verify_signature(&self, message: &[u8], signature: &[u8]) -> bool {
+        EndEntityCert::try_from(&self.leaf)
+            .is_ok_and(|leaf| leaf.verify_signature(algorithms::RSA_PKCS1_2048_8192_SHA256, message, signature).is_ok())
+    }
+}
+
+/// The certificates in a PEM text; at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| PemError::Broken)?;
+    if certificates.is_empty() { Err(PemError::None) } else { Ok(certificates) }
+}

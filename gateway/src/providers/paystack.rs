@@ -1,0 +1,171 @@
+//! Paystack: `x-paystack-signature`, HMAC-SHA512 of the body in lower-case hex, keyed with the account's API secret key.
+//!
+//! There is no webhook secret of its own, no time and no event id (providers.md section 5): what is recorded in the ledger
+//! is the only defence against a replay (W2).
+
+use std::{fmt, sync::Arc};
+
+use hmac::Hmac;
+use http::{HeaderMap, HeaderName};
+use oncegate_runtime::secret::Secret;
+use sha2::Sha512;
+
+use super::{Refusal, credentials};
+use crate::key::Members;
+
+/// What names an event. The number of the row in `data.id` comes last: it is missing from refunds, and the tables that
+/// transactions, transfers and disputes stand in number their rows independently (section 9).
+pub(crate) const MEMBERS: Members<8> = Members {
+    paths: [
+        &["event"],
+        &["data", "refund_reference"],
+        &["data", "transfer_code"],
+        &["data", "reference"],
+        &["data", "subscription_code"],
+        &["data", "invoice_code"],
+        &["data", "id"],
+        &["data", "status"],
+    ],
+    key: &[&[0], &[1, 2, 3, 4, 5, 6], &[7]],
+    naming: 1,
+    sent_id: &[],
+    event_type: &[0],
+};
+
+const HEADER: HeaderName = HeaderName::from_static("x-paystack-signature");
+
+/// Passed on to the application (G7).
+pub(crate) static SIGNATURE_HEADERS: [HeaderName; 1] = [HEADER];
+
+type KeyState = Hmac<Sha512>;
+
+/// Paystack with its keys: those of test and live mode, or the old and the new one while a key is replaced.
+pub struct Paystack {
+    keys: credentials::Keys<KeyState>,
+}
+
+impl Paystack {
+    /// Accepts what is signed with any of `secrets`. Without one everything is refused with `missing_secret`.
+    #[must_use]
+    pub fn new(secrets: &[Secret]) -> Self {
+        Self { keys: credentials::Keys::new(credentials::hmac_keys(secrets)) }
+    }
+
+    pub(super) fn replace_secrets(&self, secrets: &[Secret]) {
+        self.keys.replace(credentials::hmac_keys(secrets));
+    }
+
+    pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
+        let keys = self.keys.get()?;
+        let value = credentials::single(headers, &HEADER)?;
+        let candidate = decode(value).ok_or(Refusal::BadSignature)?;
+        Ok(Verification { keys, candidate })
+    }
+}
+
+impl fmt::Debug for Paystack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Paystack").finish_non_exhaustive()
+    }
+}
+
+/// 128 digits of lower-case hex. What does not decode matches nothing.
+fn decode(text: &[u8]) -> Option<[u8; 64]> {
+    let mut bytes = [0; 64];
+    if text.iter().any(u8::is_ascii_uppercase) {
+        return None;
+    }
+    hex::decode_to_slice(text, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+/// A request of Paystack's whose headers were read.
+pub struct Verification {
+    keys: Arc<[KeyState]>,
+    candidate: [u8; 64],
+}
+
+impl Verification {
+    pub(super) fn finish(self, body: &[u8]) -> Result<(), Refusal> {
+        if credentials::hmac_matches(&self.keys, &[body], &[self.candidate]) {
+            Ok(())
+        } else {
+            Err(Refusal::BadSignature)
+        }
+    }
+}
+
+impl fmt::Debug for Verification {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verification").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::{KeyInit as _, Mac as _};
+    use http::HeaderValue;
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    fn sign(key: &str, body: &[u8]) -> String {
+        let mut mac = KeyState::new_from_slice(key.as_bytes()).unwrap();
+        mac.update(body);
+        hex::encode(mac.finalize().into_bytes())
+    }
+
+    fn verdict(keys: &[&str], values: &[&str]) -> Result<(), Refusal> {
+        let keys: Vec<_> = keys.iter().map(|key| Secret::new(*key).unwrap()).collect();
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(HEADER, HeaderValue::from_str(value).unwrap());
+        }
+        Paystack::new(&keys).begin(&headers)?.finish(b"{}")
+    }
+
+    #[test]
+    fn one_header_in_lower_case_hex_signed_with_any_key() {
+        let good = sign("sk_live", b"{}");
+        assert_eq!(verdict(&["sk_test", "sk_live"], &[&good]), Ok(()));
+        assert_eq!(verdict(&["sk_test"], &[&good]), Err(Refusal::BadSignature));
+        assert_eq!(verdict(&["sk_live"], &[&good, &good]), Err(Refusal::MalformedHeader));
+        assert_eq!(verdict(&["sk_live"], &[]), Err(Refusal::MissingHeader));
+        assert_eq!(verdict(&[], &[&good]), Err(Refusal::MissingSecret));
+        for wrong in ["", "zz", &good.to_uppercase(), &good[..126], &format!("{good}00"), &format!("sha512={good}")] {
+            assert_eq!(verdict(&["sk_live"], &[wrong]), Err(Refusal::BadSignature), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn refunds_and_transfers_have_names_of_their_own() {
+        for (body, key) in [
+            (
+                r#"{"event":"refund.processed","data":{"refund_reference":"R-1","reference":"x","id":1,"status":"processed"}}"#,
+                "refund.processed:R-1:processed",
+            ),
+            (r#"{"event":"refund.processed","data":{"refund_reference":null,"reference":"x"}}"#, "refund.processed:x:"),
+            (
+                r#"{"event":"transfer.success","data":{"transfer_code":"TRF_1","reference":"x","status":"success"}}"#,
+                "transfer.success:TRF_1:success",
+            ),
+            (
+                r#"{"event":"subscription.create","data":{"subscription_code":"SUB_1","id":9,"status":"active"}}"#,
+                "subscription.create:SUB_1:active",
+            ),
+            (
+                r#"{"event":"charge.dispute.create","data":{"id":2867,"status":"awaiting-merchant-feedback"}}"#,
+                "charge.dispute.create:2867:awaiting-merchant-feedback",
+            ),
+        ] {
+            let identity = crate::key::identify(&MEMBERS, None, body.as_bytes(), &[0; 32]).unwrap();
+            assert_eq!(identity.event_id, key);
+            assert_eq!(identity.sent_id, None);
+        }
+        // Nothing tells one from another: only the body does.
+        let body = br#"{"event":"customeridentification.success","data":{"customer_id":"1","status":"ok"}}"#;
+        let digest: [u8; 32] = Sha256::digest(body).into();
+        let identity = crate::key::identify(&MEMBERS, None, body, &digest).unwrap();
+        assert_eq!(identity.event_id, format!("sha256:{}", hex::encode(digest)));
+    }
+}

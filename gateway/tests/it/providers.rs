@@ -1,0 +1,318 @@
+//! Each provider through the whole gateway: signed by its documented rule, named, delivered.
+
+use std::{
+    io::Write as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use oncegate_gateway::config::{FlutterwaveVersion, Options};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, RsaKeySize, SigningKey as _};
+use sha2::{Sha256, Sha512};
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    client::{PATIENCE, STRIPE, event, request, send, signature},
+    harness::Harness,
+};
+
+/// How many deliver at once while secrets are rotated.
+const SENDERS: usize = 4;
+
+const PAYPAL: &str = "/webhooks/payments/paypal";
+const PAYPAL_BODY: &str = r#"{"id":"WH-1","event_type":"PAYMENT.CAPTURE.COMPLETED","resource":{"amount":1}}"#;
+
+/// PayPal, with a root and a certificate of its own.
+struct PayPal {
+    key: KeyPair,
+    directory: tempfile::TempDir,
+}
+
+impl PayPal {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        let issue =
+            |name: &str| CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &root).unwrap().pem();
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).unwrap();
+        write("roots.pem", root.pem());
+        write("CERT-good", issue("messageverificationcerts.paypal.com"));
+        write("CERT-other", issue("www.paypal.com"));
+        write("CERT-html", "<html>502 Bad Gateway</html>".to_owned());
+        Self { key, directory }
+    }
+
+    fn options(&self, options: Options) -> Options {
+        Options {
+            paypal_webhook_id: Some("5FR00112AB334455C".into()),
+            paypal_cert_dir: Some(self.directory.path().to_owned()),
+            paypal_trust_anchors_file: Some(self.directory.path().join("roots.pem")),
+            ..options
+        }
+    }
+
+    fn webhook(&self, certificate: &str, body: &str) -> String {
+        let (id, time) = ("6f1c2e40-ffe8-11f0-9a2b-2d7c0a51e6b3", "2026-02-02T02:39:41Z");
+        let message = format!("{id}|{time}|5FR00112AB334455C|{}", crc32fast::hash(PAYPAL_BODY.as_bytes()));
+        let signature = STANDARD.encode(self.key.sign(message.as_bytes()).unwrap());
+        let headers = [
+            ("PayPal-Transmission-Id", id),
+            ("PayPal-Transmission-Time", time),
+            ("PayPal-Transmission-Sig", &signature),
+            ("PayPal-Cert-Url", &format!("https://api.paypal.com/v1/notifications/certs/{certificate}")),
+            ("PayPal-Auth-Algo", "SHA256withRSA"),
+        ];
+        request("POST", PAYPAL, &headers, body)
+    }
+}
+
+#[tokio::test]
+async fn paypals_webhooks_go_end_to_end_with_certificates_from_a_directory() {
+    let paypal = PayPal::new();
+    let harness = Harness::with(|options| paypal.options(options)).await;
+    let answer = harness.send(paypal.webhook("CERT-good", PAYPAL_BODY)).await;
+    assert_eq!(answer.said(), (200, r#"{"status":"processed"}"#));
+    let claim = harness.sidecar.claims().remove(0);
+    assert_eq!(claim.key.unwrap().event_id, "WH-1");
+    assert_eq!(claim.event_type, "PAYMENT.CAPTURE.COMPLETED");
+    assert_eq!(claim.delivery_id, "6f1c2e40-ffe8-11f0-9a2b-2d7c0a51e6b3");
+    let headers = &harness.application.deliveries()[0].headers;
+    assert!(headers.contains_key("paypal-transmission-sig"), "G7: the application can verify again");
+
+    // G6: what waiting mends is 503, anything else one 401.
+    for certificate in ["CERT-unknown", "CERT-html"] {
+        let answer = harness.send(paypal.webhook(certificate, PAYPAL_BODY)).await;
+        assert_eq!(answer.said(), (503, r#"{"status":"unavailable"}"#), "{certificate}");
+        assert_eq!(answer.header("retry-after"), Some("5"));
+    }
+    for (certificate, body) in [("CERT-other", PAYPAL_BODY), ("../roots.pem", PAYPAL_BODY), ("CERT-good", "{}")] {
+        let answer = harness.send(paypal.webhook(certificate, body)).await;
+        assert_eq!(answer.said(), (401, r#"{"status":"unauthorized"}"#), "{certificate}");
+    }
+    assert_eq!(harness.sidecar.claims().len(), 1);
+    for (verdict, count) in
+        [("cert_unavailable", 2), ("untrusted_certificate", 1), ("untrusted_cert_url", 1), ("bad_signature", 1)]
+    {
+        let name = format!("oncegate_gateway_refusals_total{{verdict=\"{verdict}\"}}");
+        assert_eq!(harness.metric(&name), count, "{verdict}");
+    }
+}
+
+fn hmac256(key: &[u8], parts: &[&str]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    parts.iter().for_each(|part| mac.update(part.as_bytes()));
+    mac.finalize().into_bytes().to_vec()
+}
+
+#[tokio::test]
+async fn every_provider_is_verified_and_named_by_its_own_rule() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("oncegate.toml");
+    let routes = r#"
+        [[route]]
+        path = "/own/services"
+        provider = "standard_webhooks"
+        tenant = "own"
+        secrets = ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"]
+
+        [[route]]
+        name = "flutterwave-v4"
+        provider = "flutterwave"
+        signature = "v4"
+        tenant = "v4"
+        secrets = ["a secret hash"]
+    "#;
+    std::fs::write(&file, routes).unwrap();
+    let harness = Harness::with(|options| Options {
+        config: Some(file),
+        flutterwave_webhook_secret: Some("the hash of v3".into()),
+        flutterwave_signature: Some(FlutterwaveVersion::V3),
+        paystack_webhook_secret: Some("sk_test_1".into()),
+        ..options
+    })
+    .await;
+    let body = r#"{"event":"charge.success","data":{"reference":"re4lyvq3s3","status":"success"}}"#;
+    let mut mac = Hmac::<Sha512>::new_from_slice(b"sk_test_1").unwrap();
+    mac.update(body.as_bytes());
+    let paystack = hex::encode(mac.finalize().into_bytes());
+    let paystack = request("POST", "/webhooks/payments/paystack", &[("x-paystack-signature", &paystack)], body);
+
+    let body = r#"{"event":"charge.completed","data":{"id":912448301,"status":"successful"}}"#;
+    let v3 = request("POST", "/webhooks/payments/flutterwave", &[("verif-hash", "the hash of v3")], body);
+
+    let body = r#"{"webhook_id":"wbk_1","type":"charge.completed","data":{"id":"chg_1"}}"#;
+    let v4 = STANDARD.encode(hmac256(b"a secret hash", &[body]));
+    let v4 = request("POST", "/webhooks/payments/flutterwave-v4", &[("flutterwave-signature", &v4)], body);
+
+    let body = r#"{"type":"invoice.paid","data":{}}"#;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs().to_string();
+    let key = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let own = format!("v1,{}", STANDARD.encode(hmac256(&key, &["msg_1", ".", &now, ".", body])));
+    let own = [("webhook-id", "msg_1"), ("webhook-timestamp", &now), ("webhook-signature", &own)];
+    let own = request("POST", "/own/services", &own, body);
+
+    for (bytes, tenant, provider, id, event_type) in [
+        (paystack, "default", "paystack", "charge.success:re4lyvq3s3:success", "charge.success"),
+        (v3, "default", "flutterwave", "charge.completed:912448301:successful", "charge.completed"),
+        (v4, "v4", "flutterwave", "wbk_1", "charge.completed"),
+        (own, "own", "standard_webhooks", "msg_1", "invoice.paid"),
+    ] {
+        let answer = harness.send(bytes).await;
+        assert_eq!(answer.said(), (200, r#"{"status":"processed"}"#), "{provider}");
+        let claim = harness.sidecar.claims().pop().unwrap();
+        let key = claim.key.unwrap();
+        assert_eq!((&*key.tenant, &*key.provider, &*key.event_id), (tenant, provider, id));
+        assert_eq!(claim.event_type, event_type);
+        assert_eq!(claim.delivery_id, "", "only PayPal signs one");
+    }
+    // G11: counted, because nothing in it was proved.
+    assert_eq!(harness.metric("oncegate_gateway_weak_events_total"), 1);
+}
+
+/// Swaps a file's content like Kubernetes does: another file takes the name.
+fn swap(path: &Path, text: &str) {
+    let mut next = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
+    next.write_all(text.as_bytes()).unwrap();
+    next.persist(path).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn w5_rotation_under_load_refuses_no_valid_event() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("stripe");
+    swap(&path, "whsec_old");
+    let harness = Harness::with(|options| Options {
+        stripe_webhook_secret: None,
+        stripe_webhook_secret_file: Some(path.clone()),
+        gateway_secret_reload: Duration::from_millis(5),
+        ..options
+    })
+    .await;
+    let address = harness.address;
+    let deliver = move |secret: &str, id: &str| {
+        let body = event(id);
+        send(address, request("POST", STRIPE, &[("stripe-signature", &signature(secret, &body))], &body))
+    };
+    // What the provider signs with. It changes only while both secrets are configured.
+    let (secret, signs_with) = watch::channel("whsec_old");
+    let stop = Arc::new(AtomicBool::new(false));
+    let changed = Arc::new(AtomicUsize::new(0));
+    let load: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (stop, signs_with, changed) = (stop.clone(), signs_with.clone(), changed.clone());
+            tokio::spawn(async move {
+                let (mut sent, mut last) = (0, "whsec_old");
+                while !stop.load(Relaxed) {
+                    let secret = *signs_with.borrow();
+                    let answer = deliver(secret, &format!("evt_{sender}_{sent}")).await;
+                    assert_eq!(answer.said(), (200, r#"{"status":"processed"}"#), "{secret}");
+                    sent += 1;
+                    if std::mem::replace(&mut last, secret) != secret {
+                        changed.fetch_add(1, Relaxed);
+                    }
+                }
+                sent
+            })
+        })
+        .collect();
+    let becomes = async |secret: &'static str, status: u16| {
+        timeout(PATIENCE, async { while deliver(secret, "probe").await.status != status {} }).await.unwrap();
+    };
+    swap(&path, "whsec_old,whsec_new");
+    becomes("whsec_new", 200).await;
+    secret.send_replace("whsec_new");
+    // Until then requests that were signed with the old one are still under way.
+    timeout(PATIENCE, async {
+        while changed.load(Relaxed) < SENDERS {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    swap(&path, "whsec_new");
+    becomes("whsec_old", 401).await;
+    stop.store(true, Relaxed);
+    for sender in load {
+        assert!(sender.await.unwrap() > 0);
+    }
+    assert_eq!(harness.metric("oncegate_gateway_secret_reloads_total{result=\"replaced\"}"), 2);
+    assert_eq!(harness.metric("oncegate_gateway_secret_reloads_total{result=\"failed\"}"), 0);
+}
+
+#[tokio::test]
+async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
+    let directory = tempfile::tempdir().unwrap();
+    let id = directory.path().join("webhook-id");
+    swap(&id, "5FR00112AB334455C");
+    let paypal = PayPal::new();
+    let harness = Harness::with(|options| Options {
+        paypal_webhook_id: None,
+        paypal_webhook_id_file: Some(id.clone()),
+        gateway_secret_reload: Duration::from_millis(5),
+        ..paypal.options(options)
+    })
+    .await;
+    let failed = "oncegate_gateway_secret_reloads_total{result=\"failed\"}";
+    for (count, bad) in ["not|an|id", " ", "WEBHOOK_ID"].into_iter().enumerate() {
+        swap(&id, bad);
+        let wanted = u64::try_from(count).unwrap() + 1;
+        timeout(PATIENCE, async {
+            while harness.metric(failed) < wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_eq!(harness.send(paypal.webhook("CERT-good", PAYPAL_BODY)).await.status, 200, "{bad}");
+        // Mended, so that the next one is a new failure.
+        let replaced = "oncegate_gateway_secret_reloads_total{result=\"replaced\"}";
+        swap(&id, &format!("5FR00112AB334455C,X{count}"));
+        timeout(PATIENCE, async {
+            while harness.metric(replaced) < wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn w5_what_signs_the_hop_to_the_application_is_read_again_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("upstream");
+    swap(&path, "whsec_b2xkIG9sZCBvbGQgb2xkIG9sZCBvbGQ=");
+    let harness = Harness::with(|options| Options {
+        upstream_secret_file: Some(path.clone()),
+        gateway_secret_reload: Duration::from_millis(5),
+        ..options
+    })
+    .await;
+    assert_eq!(harness.deliver("evt_1").await.status, 200);
+    swap(&path, "whsec_bmV3IG5ldyBuZXcgbmV3IG5ldyBuZXc=");
+    timeout(PATIENCE, async {
+        while harness.metric("oncegate_gateway_secret_reloads_total{result=\"replaced\"}") < 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(harness.deliver("evt_2").await.status, 200);
+    for (delivery, key) in
+        harness.application.deliveries().iter().zip([&b"old old old old old old"[..], b"new new new new new new"])
+    {
+        let header = |name: &str| delivery.headers[name].to_str().unwrap();
+        let body = std::str::from_utf8(&delivery.body).unwrap();
+        let wanted = hmac256(key, &[header("webhook-id"), ".", header("webhook-timestamp"), ".", body]);
+        assert_eq!(header("webhook-signature"), format!("v1,{}", STANDARD.encode(wanted)));
+    }
+}
