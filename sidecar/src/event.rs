@@ -96,7 +96,53 @@ pub struct Latest {
     pub payload_digest: Option<Digest>,
 }
 
+impl Latest {
+    /// The attempt that a claim is granted at `now`.
+    pub fn granted(claim: &Claim, now: Time) -> Latest {
+        Latest {
+            claim_id: claim.claim_id.clone(),
+            holder: claim.holder.clone(),
+            start_time: now,
+            lock_expire_time: now.plus(claim.lock_duration),
+            outcome: Outcome::Running,
+            payload_digest: claim.payload_digest,
+        }
+    }
+}
+
 impl Event {
+    /// A new event with its first attempt.
+    pub fn inserted(claim: &Claim, row: i64, fencing_token: i64, now: Time) -> Event {
+        Event {
+            row,
+            key: claim.key.clone(),
+            event_type: claim.event_type.clone(),
+            state: State::Processing,
+            attempt_count: 1,
+            attempts_forgiven: 0,
+            duplicate_count: 0,
+            mismatch_count: 0,
+            last_mismatch_time: None,
+            fencing_token,
+            create_time: now,
+            update_time: now,
+            end_time: None,
+            retry_time: None,
+            fingerprint: claim.fingerprint,
+            metadata: claim.metadata.clone(),
+            completion_metadata: None,
+            result: None,
+            last_error: None,
+            latest: Some(Latest::granted(claim, now)),
+        }
+    }
+
+    /// Whether a claim comes with another payload digest than the event's latest attempt.
+    pub fn payload_differs(&self, claim: &Claim) -> bool {
+        let known = self.latest.as_ref().and_then(|latest| latest.payload_digest);
+        matches!((known, claim.payload_digest), (Some(known), Some(given)) if known != given)
+    }
+
     /// How many attempts are in the archive rather than on the row.
     pub fn archived_count(&self) -> i32 {
         self.attempt_count - i32::from(self.latest.is_some())

@@ -25,7 +25,7 @@ use tonic::{
 use tonic_health::server::HealthReporter;
 
 use self::{layer::Outermost, service::Api};
-use crate::{config::Policy, coordinator::Coordinator};
+use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
 
 /// The largest message that is accepted (design section 7).
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -41,8 +41,12 @@ pub struct Service {
 
 impl Service {
     /// The services over a coordinator, and what reports their health.
-    pub(crate) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>) -> (Service, HealthReporter) {
-        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy))
+    pub(crate) fn new(
+        coordinator: Arc<Coordinator>,
+        policy: Arc<Policy>,
+        metrics: Arc<Metrics>,
+    ) -> (Service, HealthReporter) {
+        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy, metrics))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);

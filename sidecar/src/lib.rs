@@ -33,6 +33,7 @@ use crate::{
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
     maintenance::watch,
+    metrics::Metrics,
 };
 
 /// Why the sidecar does not start.
@@ -72,6 +73,7 @@ pub struct Sidecar {
     service: grpc::Service,
     health: HealthReporter,
     coordinator: Arc<Coordinator>,
+    metrics: Arc<Metrics>,
     listener: Option<(TcpListener, SocketAddr)>,
     settings: Settings,
 }
@@ -95,8 +97,10 @@ impl Sidecar {
         let ledger = open(&settings).await?;
         let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
         let coordinator = Coordinator::new(ledger, cache, settings.limits);
-        let (service, health) = grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()));
-        Ok(Sidecar { service, health, coordinator, listener, settings })
+        let metrics = Arc::new(Metrics::default());
+        let (service, health) =
+            grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()), metrics.clone());
+        Ok(Sidecar { service, health, coordinator, metrics, listener, settings })
     }
 
     /// Where the gRPC service listens, if it does.
@@ -111,8 +115,8 @@ impl Sidecar {
 
     /// What the admin listener shows under `/metrics`.
     pub fn metrics(&self) -> admin::Metrics {
-        let cache = self.coordinator.cache_stats();
-        Arc::new(move || metrics::render(&cache))
+        let (counted, cache) = (self.metrics.clone(), self.coordinator.cache_stats());
+        Arc::new(move || metrics::render(&counted, &cache))
     }
 
     /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish

@@ -2,10 +2,19 @@
 
 use std::fmt::Write as _;
 
-use crate::cache::stats::CacheStats;
+use crate::cache::stats::{CacheStats, Counter};
 
-/// The cache's look-ups by layer and result, and the writes that were lost.
-pub(crate) fn render(cache: &CacheStats) -> String {
+/// What the API counts.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    /// Keys of completions' metadata that were left out: too large, or no JSON.
+    pub(crate) metadata_left_out: Counter,
+    /// Calls that came with another payload digest than the event's latest attempt.
+    pub(crate) payload_changes: Counter,
+}
+
+/// Everything that is counted.
+pub(crate) fn render(metrics: &Metrics, cache: &CacheStats) -> String {
     let mut text = String::new();
     text.push_str("# HELP oncegate_cache_lookups_total Look-ups of completed events, by layer and result.\n");
     text.push_str("# TYPE oncegate_cache_lookups_total counter\n");
@@ -24,5 +33,19 @@ pub(crate) fn render(cache: &CacheStats) -> String {
     text.push_str("# HELP oncegate_cache_writes_lost_total Entries that did not get into Redis.\n");
     text.push_str("# TYPE oncegate_cache_writes_lost_total counter\n");
     let _ = writeln!(text, "oncegate_cache_writes_lost_total {}", cache.redis_writes_lost.get());
+    for (name, help, count) in [
+        (
+            "oncegate_metadata_keys_left_out_total",
+            "Keys of completions' metadata that were not kept: too large, or no JSON.",
+            &metrics.metadata_left_out,
+        ),
+        (
+            "oncegate_payload_changes_total",
+            "Calls on a known event with another payload than its latest attempt's.",
+            &metrics.payload_changes,
+        ),
+    ] {
+        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", count.get());
+    }
     text
 }

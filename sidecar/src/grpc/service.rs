@@ -11,22 +11,38 @@ use super::{convert, page_token, validate};
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
-    event::Refusal,
+    event::{Event, Refusal},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope, Cursor, Page},
     },
     maintenance::cleanup,
+    metrics::Metrics,
 };
 
 pub(super) struct Api {
     coordinator: Arc<Coordinator>,
     policy: Arc<Policy>,
+    metrics: Arc<Metrics>,
 }
 
 impl Api {
-    pub(super) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>) -> Api {
-        Api { coordinator, policy }
+    pub(super) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>, metrics: Arc<Metrics>) -> Api {
+        Api { coordinator, policy, metrics }
+    }
+
+    /// An event for its holder; what the limit left out of its metadata is counted.
+    fn marked(&self, event: Event) -> v1::Event {
+        let (event, left_out) = convert::event(event);
+        self.left_out(left_out);
+        event
+    }
+
+    fn left_out(&self, keys: usize) {
+        if keys > 0 {
+            self.metrics.metadata_left_out.add_many(keys as u64);
+            tracing::warn!(keys, "metadata of a completion is left out: too large, or not to be kept as JSON");
+        }
     }
 }
 
@@ -50,15 +66,6 @@ fn shortened(mut page: Page) -> Page {
     page
 }
 
-/// Logs what a completion's metadata lost to the limit.
-fn marked_event(event: crate::event::Event) -> v1::Event {
-    let (event, left_out) = convert::event(event);
-    if left_out > 0 {
-        tracing::warn!(left_out, fencing_token = event.fencing_token, "metadata of a completion passes the limit");
-    }
-    event
-}
-
 #[tonic::async_trait]
 impl IdempotencyService for Api {
     async fn check_and_lock(
@@ -71,6 +78,7 @@ impl IdempotencyService for Api {
             Answer::Completed(key, completion) => return Ok(Response::new(convert::completed(key, completion))),
         };
         if claimed.payload_changed {
+            self.metrics.payload_changes.add();
             tracing::info!(
                 provider = claimed.event.key.provider,
                 fencing_token = claimed.event.fencing_token,
@@ -93,10 +101,11 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::MarkCompletedRequest>,
     ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
-        let mark = validate::mark_completed(request.into_inner(), &self.policy)?;
+        let (mark, left_out) = validate::mark_completed(request.into_inner(), &self.policy)?;
+        self.left_out(left_out);
         let marked = self.coordinator.mark(mark).await?;
         Ok(Response::new(v1::MarkCompletedResponse {
-            event: Some(marked_event(marked.event)),
+            event: Some(self.marked(marked.event)),
             repeated: marked.repeated,
         }))
     }
@@ -107,7 +116,7 @@ impl IdempotencyService for Api {
     ) -> Result<Response<v1::MarkFailedResponse>, Status> {
         let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
         let marked = self.coordinator.mark(mark).await?;
-        Ok(Response::new(v1::MarkFailedResponse { event: Some(marked_event(marked.event)), repeated: marked.repeated }))
+        Ok(Response::new(v1::MarkFailedResponse { event: Some(self.marked(marked.event)), repeated: marked.repeated }))
     }
 
     async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {

@@ -128,20 +128,22 @@ pub(super) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Re
 }
 
 /// MarkCompleted. No metadata is a violation: it never refuses a completion.
-pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<Mark, Status> {
+/// Also tells how many keys of it were left out.
+pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<(Mark, usize), Status> {
     let mut fields = Fields::default();
+    let (metadata, left_out) = fields::metadata_of_completion(request.metadata);
     let key = key(&mut fields, request.key);
     let attempts_max = policy.attempts_max(&key.provider);
     let mark = Mark {
         key,
         fencing_token: fencing_token(&mut fields, request.fencing_token),
         claim_id: claim_id(&mut fields, request.claim_id),
-        ending: Ending::Completed { metadata: fields::metadata_of_completion(request.metadata) },
+        ending: Ending::Completed { metadata },
         result: result(&mut fields, request.result),
         attempts_max,
     };
     fields.finish()?;
-    Ok(mark)
+    Ok((mark, left_out))
 }
 
 /// MarkFailed.

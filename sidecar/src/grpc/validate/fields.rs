@@ -171,15 +171,13 @@ impl Fields {
     }
 }
 
-/// What of a completion's metadata can be kept. It never refuses the completion: the effect has happened, and a Mark that
-/// is refused for a line break in a note would have the event processed again.
-pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> Option<String> {
-    let (object, mut left_out) = json_object_of_what_fits(given?);
+/// What of a completion's metadata can be kept, and how many keys cannot. It never refuses the completion: the effect has
+/// happened, and a Mark that is refused for a line break in a note would have the event processed again.
+pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> (Option<String>, usize) {
+    let Some(given) = given else { return (None, 0) };
+    let (object, unfit) = json_object_of_what_fits(given);
     let text = serde_json::Value::Object(object).to_string();
     let fitting = metadata::merged(None, Some(&text));
-    left_out += fitting.left_out;
-    if left_out > 0 {
-        tracing::warn!(left_out, "metadata of a completion is left out: too large, or not to be kept as JSON");
-    }
-    (!fitting.metadata.is_empty()).then(|| serde_json::Value::Object(fitting.metadata).to_string())
+    let kept = (!fitting.metadata.is_empty()).then(|| serde_json::Value::Object(fitting.metadata).to_string());
+    (kept, unfit + fitting.left_out)
 }

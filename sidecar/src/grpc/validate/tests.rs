@@ -178,7 +178,8 @@ fn every_limit_of_marks_is_checked() {
         }),
         ..Default::default()
     };
-    let mark = mark_completed(request, &policy()).unwrap();
+    let (mark, left_out) = mark_completed(request, &policy()).unwrap();
+    assert_eq!(left_out, 2);
     assert_eq!(mark.ending, Ending::Completed { metadata: Some(r#"{"kept":true}"#.into()) });
 
     let failed = |change: fn(&mut v1::MarkFailedRequest)| {

@@ -36,7 +36,7 @@ pub(super) enum HotRow {
     /// The claim's event, as the snapshot has it.
     Seen { event: Event, claim_ended: bool, now: Time },
     /// The claim's event was inserted and granted.
-    Fresh { row: i64, fencing_token: i64, now: Time, lock_expire_time: Time },
+    Fresh { row: i64, fencing_token: i64, now: Time },
     /// The mark was applied.
     Marked { event: Event, now: Time },
     /// A claim that met an invisible insert, or a mark that was not applied.
@@ -108,12 +108,9 @@ impl Statement for Hot {
             };
             let hot_row = match source {
                 "marked" => HotRow::Marked { event: row::event(row, EVENT_COLUMN)?, now },
-                "fresh" => HotRow::Fresh {
-                    row: row.try_get(EVENT_COLUMN)?,
-                    fencing_token: row.try_get("fencing_token")?,
-                    now,
-                    lock_expire_time: row.try_get("lock_expire_time")?,
-                },
+                "fresh" => {
+                    HotRow::Fresh { row: row.try_get(EVENT_COLUMN)?, fencing_token: row.try_get("fencing_token")?, now }
+                }
                 _ => HotRow::Seen {
                     claim_ended: row.try_get("claim_ended")?,
                     event: row::event(row, EVENT_COLUMN)?,

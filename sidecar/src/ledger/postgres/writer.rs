@@ -19,8 +19,7 @@ use super::{
 };
 use crate::{
     event::{
-        Claim, Claimed, Decision, Event, Extend, Key, Latest, Lock, Mark, Marked, Micros, Outcome, Refusal, Resolve,
-        State, Time,
+        Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Micros, Refusal, Resolve, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
     ledger::{Delivery, Error, queue::Op, tally::Tally},
@@ -272,8 +271,8 @@ impl Writer {
             };
             for (item, row) in items.into_iter().zip(rows) {
                 match (item, row) {
-                    (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now, lock_expire_time }) => {
-                        let event = granted_event(&claim.request, row, fencing_token, now, lock_expire_time);
+                    (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now }) => {
+                        let event = Event::inserted(&claim.request, row, fencing_token, now);
                         keep(standing, &event, now);
                         acquired(claim, event, now, false);
                     }
@@ -314,7 +313,7 @@ impl Writer {
         candidates.sort_unstable_by_key(|candidate| candidate.event.row);
         for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
-                let changed = payload_changed(&candidate.event, &candidate.claim.request);
+                let changed = candidate.event.payload_differs(&candidate.claim.request);
                 if changed {
                     writer.tally.mismatch(&event.key, now);
                 }
@@ -514,7 +513,7 @@ impl Writer {
 
     /// Answers a claim that changed nothing.
     fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
-        let payload_changed = payload_changed(&event, &claim.request);
+        let payload_changed = event.payload_differs(&claim.request);
         // A waiting caller asks again, and is counted then.
         let last = !(claim.request.waiting && matches!(decision, Decision::InProgress { .. }));
         if payload_changed && last {
@@ -585,42 +584,4 @@ fn acquired(claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_cha
         None => Decision::InProgress { retry_after: Micros::ZERO },
     };
     send(claim, Ok(Claimed { decision, event, payload_changed, now }));
-}
-
-fn payload_changed(event: &Event, claim: &Claim) -> bool {
-    let known = event.latest.as_ref().and_then(|latest| latest.payload_digest);
-    matches!((known, claim.payload_digest), (Some(known), Some(given)) if known != given)
-}
-
-/// The event that an insert made.
-fn granted_event(claim: &Claim, row: i64, fencing_token: i64, now: Time, lock_expire_time: Time) -> Event {
-    Event {
-        row,
-        key: claim.key.clone(),
-        event_type: claim.event_type.clone(),
-        state: State::Processing,
-        attempt_count: 1,
-        attempts_forgiven: 0,
-        duplicate_count: 0,
-        mismatch_count: 0,
-        last_mismatch_time: None,
-        fencing_token,
-        create_time: now,
-        update_time: now,
-        end_time: None,
-        retry_time: None,
-        fingerprint: claim.fingerprint,
-        metadata: claim.metadata.clone(),
-        completion_metadata: None,
-        result: None,
-        last_error: None,
-        latest: Some(Latest {
-            claim_id: claim.claim_id.clone(),
-            holder: claim.holder.clone(),
-            start_time: now,
-            lock_expire_time,
-            outcome: Outcome::Running,
-            payload_digest: claim.payload_digest,
-        }),
-    }
 }

@@ -6,32 +6,6 @@ use crate::event::{
     transition,
 };
 
-/// A new event with its first attempt.
-pub(super) fn inserted(claim: &Claim, token: i64, now: Time) -> Event {
-    Event {
-        row: token,
-        key: claim.key.clone(),
-        event_type: claim.event_type.clone(),
-        state: State::Processing,
-        attempt_count: 1,
-        attempts_forgiven: 0,
-        duplicate_count: 0,
-        mismatch_count: 0,
-        last_mismatch_time: None,
-        fencing_token: token,
-        create_time: now,
-        update_time: now,
-        end_time: None,
-        retry_time: None,
-        fingerprint: claim.fingerprint,
-        metadata: claim.metadata.clone(),
-        completion_metadata: None,
-        result: None,
-        last_error: None,
-        latest: Some(attempt_of(claim, now)),
-    }
-}
-
 /// Another attempt of an event that is known.
 pub(super) fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> Event {
     Event {
@@ -45,19 +19,8 @@ pub(super) fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> E
         fingerprint: before.fingerprint.or(claim.fingerprint),
         // The result belongs to the attempt that ended, and went to the archive with it.
         result: None,
-        latest: Some(attempt_of(claim, now)),
+        latest: Some(Latest::granted(claim, now)),
         ..before.clone()
-    }
-}
-
-fn attempt_of(claim: &Claim, now: Time) -> Latest {
-    Latest {
-        claim_id: claim.claim_id.clone(),
-        holder: claim.holder.clone(),
-        start_time: now,
-        lock_expire_time: now.plus(claim.lock_duration),
-        outcome: Outcome::Running,
-        payload_digest: claim.payload_digest,
     }
 }
 

@@ -112,10 +112,12 @@ impl<'a> Transaction<'a> {
             Some(_) | None => false,
         };
         let step = transition::claim(before.as_ref(), claim_ended, claim, now);
-        let payload_changed = before.as_ref().is_some_and(|event| payload_changed(event, claim.payload_digest));
+        let payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
         let (decision, event) = match (step, before) {
             (ClaimStep::Insert, None) => {
-                let event = apply::inserted(claim, self.draw_token()?, now);
+                // The row is named after its first token: neither is ever used again.
+                let token = self.draw_token()?;
+                let event = Event::inserted(claim, token, token, now);
                 self.insert(&event)?;
                 (acquired(&event, now)?, event)
             }
@@ -377,10 +379,4 @@ fn acquired(event: &Event, now: Time) -> Result<Decision, Fault> {
         Some(latest) => Ok(Decision::Acquired(transition::lock_of(event, latest, now))),
         None => Err(Fault::Defect("an event was granted without an attempt")),
     }
-}
-
-/// Whether the event's latest attempt came with another payload than this. Unknown where either has no digest.
-fn payload_changed(event: &Event, given: Option<Digest>) -> bool {
-    let known = event.latest.as_ref().and_then(|latest| latest.payload_digest);
-    matches!((known, given), (Some(known), Some(given)) if known != given)
 }
