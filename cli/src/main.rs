@@ -15,6 +15,7 @@ mod http_client;
 mod message;
 mod migrate;
 mod output;
+mod print_config;
 mod resolve;
 mod service;
 mod sidecar;
@@ -90,6 +91,9 @@ fn main() -> ExitCode {
     // that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let matches = command_line().get_matches();
+    if print_config::print(&command_line(), &matches) {
+        return ExitCode::SUCCESS;
+    }
     let mut oncegate = match Oncegate::from_arg_matches(&matches) {
         Ok(oncegate) => oncegate,
         Err(error) => error.exit(),
@@ -113,7 +117,11 @@ fn command_line() -> clap::Command {
         };
         command.after_long_help(text).mut_subcommands(with_exit_codes)
     }
-    with_exit_codes(Oncegate::command())
+    let mut command = with_exit_codes(Oncegate::command());
+    for serves in ["all", "sidecar", "gateway"] {
+        command = command.mut_subcommand(serves, print_config::add);
+    }
+    command
 }
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {

@@ -134,3 +134,28 @@ async fn every_problem_of_the_configuration_is_listed() -> Result<()> {
     assert!(finished.stdout.contains("Exit codes"), "{finished}");
     Ok(())
 }
+
+#[tokio::test]
+async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for command in ["all", "sidecar", "gateway"] {
+        let finished = Oncegate::new(directory.path(), [command, "--print-config"])?
+            .env("DATABASE_URL", "postgres://pay:hidden-password@db/payments")
+            .env("STRIPE_WEBHOOK_SECRET", "whsec_hidden-secret")
+            .env("REDIS_PASSWORD", "hidden-too")
+            .env("LOCK_DURATION", "7m")
+            .run()
+            .await?;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        assert!(!finished.stdout.contains("hidden"), "{}", finished.stdout);
+        if command != "gateway" {
+            let line = finished.stdout.lines().find(|line| line.contains(" LOCK_DURATION ")).unwrap_or_default();
+            assert!(line.contains("7m") && line.contains("environment"), "{}", finished.stdout);
+            assert!(finished.stdout.contains("DATABASE_URL"), "{}", finished.stdout);
+        }
+        if command != "sidecar" {
+            assert!(finished.stdout.contains("STRIPE_WEBHOOK_SECRET"), "{}", finished.stdout);
+        }
+    }
+    Ok(())
+}

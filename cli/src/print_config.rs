@@ -1,0 +1,49 @@
+//! `--print-config` of the commands that serve: every setting, its value, and where that came from. Secrets are not shown.
+//! Made from the command line itself, so that no setting can be forgotten.
+
+use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+
+use crate::output::{self, Column};
+
+const FLAG: &str = "print_config";
+
+/// Adds the option to a command that serves.
+pub(crate) fn add(command: Command) -> Command {
+    command.arg(
+        Arg::new(FLAG)
+            .long("print-config")
+            .action(ArgAction::SetTrue)
+            .help("Shows every setting, its value and where it came from, and ends. Secrets are not shown"),
+    )
+}
+
+/// Shows the settings if that was asked for; whether it was.
+pub(crate) fn print(commands: &Command, matches: &ArgMatches) -> bool {
+    let Some((name, matches)) = matches.subcommand() else { return false };
+    // Other commands do not have the option.
+    if !matches.try_get_one::<bool>(FLAG).ok().flatten().is_some_and(|asked| *asked) {
+        return false;
+    }
+    let Some(command) = commands.find_subcommand(name) else { return false };
+    let rows = command.get_arguments().filter(|argument| argument.get_id() != FLAG).filter_map(|argument| {
+        let id = argument.get_id().as_str();
+        let setting = match argument.get_env() {
+            Some(variable) => variable.to_string_lossy().into_owned(),
+            None => format!("--{}", argument.get_long()?),
+        };
+        let value = match matches.get_raw(id) {
+            None => "-".to_owned(),
+            Some(_) if argument.is_hide_env_values_set() => "***".to_owned(),
+            Some(values) => values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),
+        };
+        let source = match matches.value_source(id) {
+            Some(ValueSource::CommandLine) => "option",
+            Some(ValueSource::EnvVariable) => "environment",
+            Some(ValueSource::DefaultValue) => "default",
+            Some(_) | None => "",
+        };
+        Some(vec![setting, value, source.to_owned()])
+    });
+    output::table(&[Column::Text("setting"), Column::Text("value"), Column::Text("from")], rows);
+    true
+}
