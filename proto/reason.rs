@@ -59,3 +59,16 @@ pub const ALL: &[&str] = &[
     UNIMPLEMENTED,
     INTERNAL,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::{ALL, DOMAIN};
+
+    #[test]
+    fn every_reason_has_a_row_in_the_documents_and_no_row_lacks_its_reason() {
+        let document = include_str!("../docs/errors.md");
+        assert!(document.contains(DOMAIN));
+        let rows: Vec<&str> = document.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+        assert_eq!(rows, ALL);
+    }
+}

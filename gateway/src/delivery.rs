@@ -52,6 +52,9 @@ pub(crate) struct Event {
     pub(crate) digest: [u8; 32],
 }
 
+/// A reply that was lost once is had again within this; a sidecar that stays in trouble is not worth a provider's wait.
+const CLAIM_PATIENCE_MAX: Duration = Duration::from_secs(4);
+
 /// A claim whose outcome is unknown, to be repeated as it is.
 struct Unsettled {
     claim_id: String,
@@ -74,6 +77,8 @@ pub(crate) struct Courier {
     lock_margin: Duration,
     wait_duration: Duration,
     sidecar_timeout: Duration,
+    /// How long a provider waits for a claim whose outcome stays unknown.
+    claim_patience: Duration,
     drain: Drain,
     /// Cancelled when the drain is over: what is still waiting for the application counts as timed out (G9).
     stop: CancellationToken,
@@ -116,6 +121,7 @@ impl Courier {
             lock_margin: settings.lock.margin,
             wait_duration: settings.wait_duration,
             sidecar_timeout: settings.sidecar_timeout,
+            claim_patience: CLAIM_PATIENCE_MAX.min(settings.answer_timeout / 2),
             drain: Drain::new(),
             stop: CancellationToken::new(),
             unmarked: AtomicUsize::new(0),
@@ -214,8 +220,8 @@ impl Courier {
         Box::pin(self.live(event, slot, answer_by, Some(unsettled)))
     }
 
-    /// CheckAndLock until its outcome is known (G9). One that is still unknown after the time that one call may take is
-    /// given back unsettled, to be taken up again in the background.
+    /// CheckAndLock until its outcome is known (G9). One that stays unknown for longer than a provider should wait for it
+    /// is given back unsettled, to be taken up again in the background.
     async fn claim(&self, event: &Event, answer_by: Instant, unsettled: Option<Unsettled>) -> Result<Lock, NoLock> {
         let Event { route, identity, .. } = event;
         let resumed = unsettled.is_some();
@@ -236,7 +242,7 @@ impl Courier {
                 Ok(claim) => return granted(claim, claim_id, asked, route).map_err(NoLock::Answer),
                 Err(failure) => match failure.kind {
                     Kind::Unknown | Kind::Unavailable { .. }
-                        if unknown && !resumed && first_asked.elapsed() >= self.sidecar_timeout =>
+                        if unknown && !resumed && first_asked.elapsed() >= self.claim_patience =>
                     {
                         return Err(NoLock::Unsettled(Unsettled { claim_id, first_asked }));
                     }

@@ -225,6 +225,30 @@ async fn g9_a_claim_whose_outcome_is_unknown_is_repeated_with_the_same_id_and_de
 }
 
 #[tokio::test]
+async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_event_is_delivered_when_it_is_known() {
+    let harness = Harness::with(|options| Options {
+        gateway_answer_timeout: SECONDS(8),
+        sidecar_timeout: Duration::from_millis(300),
+        sidecar_connect_timeout: Duration::from_millis(100),
+        gateway_wait_duration: Duration::ZERO,
+        ..options
+    })
+    .await;
+    // With the shortest pauses (50 ms, doubling up to 1 s) the provider's patience of 4 s is over at the ninth call, and
+    // with the longest (2 s) well before the answer's deadline.
+    for _ in 0..10 {
+        harness.sidecar.claim(unknown());
+    }
+    assert_said(&harness.deliver("evt_1").await, 503, "unavailable", Some("1"));
+    assert_eq!(harness.application.deliveries().len(), 0);
+    harness.sidecar.until(|calls| matches!(calls.last(), Some(Call::Completed(_)))).await;
+    let claims = harness.sidecar.claims();
+    assert_eq!(claims.len(), 11);
+    assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id));
+    assert_eq!(harness.application.deliveries().len(), 1);
+}
+
+#[tokio::test]
 async fn g9_a_lock_that_would_not_cover_the_delivery_is_extended_first() {
     let harness = Harness::start().await;
     // 240 s of time-out and 15 s of margin do not fit.
