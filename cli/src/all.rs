@@ -37,6 +37,7 @@ impl All {
         let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
         log_sidecar(&sidecar);
         service.show([sidecar.metrics(), gateway.metrics()]);
+        service.control(gateway.control());
         log_gateway(&gateway);
         let shutdown = service.ready();
         serve_both(sidecar, gateway, shutdown).await?;

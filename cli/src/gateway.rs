@@ -31,6 +31,7 @@ impl Gateway {
         let channel = oncegate_gateway::sidecar::channel(&settings);
         let gateway = oncegate_gateway::Gateway::bind(settings, channel).await?;
         service.show([gateway.metrics()]);
+        service.control(gateway.control());
         log_gateway(&gateway);
         let shutdown = service.ready();
         gateway.run(shutdown).await.context("the gateway failed")?;

@@ -7,6 +7,7 @@ mod bounds;
 mod cleanup;
 mod completions;
 mod dev;
+mod enforcement;
 mod failure;
 mod gateway;
 mod health;
@@ -62,6 +63,7 @@ enum Command {
     Resolve(resolve::Resolve),
     Cleanup(cleanup::Cleanup),
     Health(health::Health),
+    Enforcement(enforcement::EnforcementCommand),
     Verify(Box<verify::Verify>),
     Simulate(Box<simulate::Simulate>),
     Completions(completions::Completions),
@@ -79,6 +81,7 @@ impl Command {
             | Self::Resolve(_)
             | Self::Cleanup(_)
             | Self::Health(_)
+            | Self::Enforcement(_)
             | Self::Verify(_)
             | Self::Simulate(_)
             | Self::Completions(_) => false,
@@ -151,6 +154,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Resolve(resolve) => resolve.run().await,
         Command::Cleanup(cleanup) => cleanup.run().await,
         Command::Health(health) => health.run().await,
+        Command::Enforcement(enforcement) => enforcement.run().await,
         Command::Verify(verify) => verify.run().await,
         Command::Simulate(simulate) => simulate.run().await,
         Command::Completions(completions) => completions.run(),

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use oncegate_runtime::{
-    admin::{self, Condition, Metrics, Readiness},
+    admin::{self, Condition, Control, Metrics, Readiness},
     shutdown::{self, CancellationToken},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -30,6 +30,7 @@ pub(crate) struct Service {
     started: Condition,
     // Known only when the parts exist; probes are answered before.
     metrics: Arc<OnceLock<Metrics>>,
+    control: Arc<OnceLock<Control>>,
     admin: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
@@ -42,6 +43,9 @@ impl Service {
         let metrics = Arc::new(OnceLock::<Metrics>::new());
         let rendered = Arc::clone(&metrics);
         let render: Metrics = Arc::new(move || rendered.get().map(|metrics| metrics()).unwrap_or_default());
+        let control = Arc::new(OnceLock::<Control>::new());
+        let controlled = Arc::clone(&control);
+        let controls: Control = Arc::new(move |method, uri| controlled.get().and_then(|control| control(method, uri)));
         let admin = match options.admin_listen {
             None => None,
             Some(address) => {
@@ -49,11 +53,11 @@ impl Service {
                 tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
                 // Its own token: it answers until the very end.
                 let stop = CancellationToken::new();
-                let serve = admin::serve(listener, readiness.clone(), render, stop.clone());
+                let serve = admin::serve(listener, readiness.clone(), render, controls, stop.clone());
                 Some((tokio::spawn(serve), stop))
             }
         };
-        Ok(Self { shutdown, readiness, started, metrics, admin })
+        Ok(Self { shutdown, readiness, started, metrics, control, admin })
     }
 
     /// What /metrics shows from here on: the metrics of each part of the process.
@@ -62,6 +66,12 @@ impl Service {
         let all: Metrics = Arc::new(move || parts.iter().map(|part| part()).collect());
         // Called once, when the parts exist.
         let _ = self.metrics.set(all);
+    }
+
+    /// What else the admin listener answers from here on.
+    pub(crate) fn control(&self, control: Control) {
+        // Called once, when the part exists.
+        let _ = self.control.set(control);
     }
 
     /// Everything has been opened and bound: work may come. Gives what is cancelled by the first signal.

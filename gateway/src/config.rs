@@ -4,7 +4,7 @@ mod check;
 mod file;
 mod routes;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, builder::Resettable};
 use http::Uri;
@@ -13,6 +13,7 @@ use oncegate_runtime::{
     secret::{SecretText, file as secret_file},
 };
 
+pub use crate::enforcement::Enforcement;
 pub use crate::providers::{flutterwave::Version as FlutterwaveVersion, paypal::Environment};
 use crate::route::Route;
 
@@ -151,6 +152,14 @@ pub struct Options {
     /// 422 keeps it in the provider's list of failures; 200 ends the provider's retries.
     #[arg(long, env = "GATEWAY_HELD_STATUS", value_name = "STATUS", default_value = "422")]
     pub gateway_held_status: HeldStatus,
+
+    /// Whether what the sidecar decides is done (enforce), or only counted and logged while every verified event is
+    /// delivered (observe)
+    ///
+    /// The way back if events seem to be refused that should not be: duplicates are delivered then. Can be switched
+    /// while the gateway runs, for each route, by the file of ONCEGATE_CONFIG and on the admin listener.
+    #[arg(long, env = "GATEWAY_ENFORCEMENT", value_name = "KIND", default_value = "enforce")]
+    pub gateway_enforcement: Enforcement,
 
     /// What a 3xx, or a 4xx other than 408, 425 and 429, from the application means
     ///
@@ -368,6 +377,7 @@ pub struct Settings {
     pub(crate) drain: Duration,
     pub(crate) health_cache: Duration,
     pub(crate) secret_reload: Duration,
+    pub(crate) config_file: Option<ConfigFile>,
 }
 
 impl Settings {
@@ -375,6 +385,31 @@ impl Settings {
     #[must_use]
     pub fn shutdown_limit(&self) -> Duration {
         self.drain + 2 * self.sidecar_timeout
+    }
+}
+
+/// The file with routes, to be looked at again.
+#[derive(Debug, Clone)]
+pub(crate) struct ConfigFile {
+    pub(crate) path: PathBuf,
+    /// What holds where the file does not say.
+    pub(crate) fallback: Enforcement,
+}
+
+impl ConfigFile {
+    /// How `routes` stand by the file as it is now.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or what it says of enforcement cannot be used.
+    pub(crate) fn enforcement(&self, routes: &[Arc<Route>]) -> Result<Vec<Enforcement>, Problems> {
+        let file = file::read(&self.path)?;
+        let general = file.enforcement.unwrap_or(self.fallback);
+        let named = file.enforcement_by_path(general)?;
+        let of = |route: &Arc<Route>| {
+            named.iter().find(|(path, _)| *path == *route.path).map_or(general, |(_, enforcement)| *enforcement)
+        };
+        Ok(routes.iter().map(of).collect())
     }
 }
 

@@ -5,6 +5,7 @@
 //! sending and marking, the lock expires and the provider's next try is a new attempt with a higher fencing token (S3).
 
 mod backoff;
+mod observe;
 
 use std::{
     error::Error as StdError,
@@ -31,12 +32,13 @@ use crate::{
     body::Received,
     config::Settings,
     detach::Detach,
+    enforcement::Enforcement,
     key::Identity,
     metrics::Metrics,
     route::Route,
     sidecar::{Attempt, Claim, Failure, Grant, Kind, MarkedFailure, Sidecar},
     throttle::Throttle,
-    upstream::{Outcome, Parcel, Reply, Upstream, nothing_sent, outcome},
+    upstream::{Hold, Outcome, Parcel, Reply, Upstream, nothing_sent, outcome},
 };
 
 /// A verified event.
@@ -175,8 +177,11 @@ impl Courier {
         answer_by: Instant,
         unsettled: Option<Unsettled>,
     ) -> Answer {
-        let mut lock = match self.claim(&event, answer_by, unsettled).await {
+        // Read once: an event is handled the way it began.
+        let observing = event.route.enforcement.get() == Enforcement::Observe;
+        let mut lock = match self.claim(&event, answer_by, unsettled, observing).await {
             Ok(lock) => lock,
+            Err(no_lock) if observing => return self.observe(event, slot, no_lock).await,
             Err(NoLock::Answer(answer)) => return answer,
             Err(NoLock::Unsettled(unsettled)) => {
                 // The provider need not wait for a sidecar that is in trouble: its next try finds what became of this.
@@ -186,8 +191,13 @@ impl Courier {
             }
         };
         let started = Instant::now();
-        let outcome = match self.cover(&event, &mut lock).await {
-            Ok(()) => self.send(&event, &lock).await,
+        let covered = if observing { Ok(()) } else { self.cover(&event, &mut lock).await };
+        let outcome = match covered {
+            Ok(()) if self.stop.is_cancelled() => nothing_sent("gateway ended before anything was sent"),
+            Ok(()) => {
+                let reply = self.send(&event, Some(&lock)).await;
+                outcome(reply, event.route.policy, event.route.target.timeout)
+            }
             Err(NotCovered::Unsure(outcome)) => outcome,
             Err(NotCovered::Lost(answer)) => return answer,
         };
@@ -204,6 +214,16 @@ impl Courier {
             elapsed = ?started.elapsed(),
             "attempt ended"
         );
+        if observing {
+            // What the sidecar says of it changes nothing, so the answer does not wait for it.
+            let answer = settled(outcome.clone(), &lock);
+            let drain = self.drain.clone();
+            drain.spawn(async move {
+                let _ = self.mark(&route, &identity, &lock, &outcome).await;
+                drop(slot);
+            });
+            return answer;
+        }
         let marked = self.mark(&route, &identity, &lock, &outcome).await;
         drop(slot);
         marked.map_or_else(|answer| answer, |()| settled(outcome, &lock))
@@ -222,7 +242,14 @@ impl Courier {
 
     /// CheckAndLock until its outcome is known (G9). One that stays unknown for longer than a provider should wait for it
     /// is given back unsettled, to be taken up again in the background.
-    async fn claim(&self, event: &Event, answer_by: Instant, unsettled: Option<Unsettled>) -> Result<Lock, NoLock> {
+    /// While `observing` nothing is waited for: the event is delivered whatever comes of it.
+    async fn claim(
+        &self,
+        event: &Event,
+        answer_by: Instant,
+        unsettled: Option<Unsettled>,
+        observing: bool,
+    ) -> Result<Lock, NoLock> {
         let Event { route, identity, .. } = event;
         let resumed = unsettled.is_some();
         let Unsettled { claim_id, first_asked } = unsettled
@@ -232,7 +259,7 @@ impl Courier {
         loop {
             let asked = Instant::now();
             // Nobody waits for the outcome of a repeated claim's rival; and no wait may outlast the provider's.
-            let wait = if unknown {
+            let wait = if unknown || observing {
                 Duration::ZERO
             } else {
                 let rest = answer_by.saturating_duration_since(asked).saturating_sub(self.sidecar_timeout);
@@ -242,7 +269,7 @@ impl Courier {
                 Ok(claim) => return granted(claim, claim_id, asked, route).map_err(NoLock::Answer),
                 Err(failure) => match failure.kind {
                     Kind::Unknown | Kind::Unavailable { .. }
-                        if unknown && !resumed && first_asked.elapsed() >= self.claim_patience =>
+                        if unknown && !resumed && (observing || first_asked.elapsed() >= self.claim_patience) =>
                     {
                         return Err(NoLock::Unsettled(Unsettled { claim_id, first_asked }));
                     }
@@ -339,24 +366,22 @@ impl Courier {
         Ok(())
     }
 
-    async fn send(&self, event: &Event, lock: &Lock) -> Outcome {
-        if self.stop.is_cancelled() {
-            return nothing_sent("gateway ended before anything was sent");
-        }
+    async fn send(&self, event: &Event, lock: Option<&Lock>) -> Reply {
         let parcel = Parcel {
             route: &event.route,
             identity: &event.identity,
             headers: &event.headers,
             body: &event.body.bytes,
-            attempt: lock.attempt,
-            fencing_token: lock.fencing_token,
-            lock_remaining: lock.remaining(),
+            hold: lock.map(|lock| Hold {
+                attempt: lock.attempt,
+                fencing_token: lock.fencing_token,
+                remaining: lock.remaining(),
+            }),
         };
-        let reply = tokio::select! {
+        tokio::select! {
             reply = self.upstream.deliver(&parcel) => reply,
             () = self.stop.cancelled() => Reply::Stopped,
-        };
-        outcome(reply, event.route.policy, event.route.target.timeout)
+        }
     }
 
     /// Marks until the mark is answered (G9): late ones are valid (S3), and one that is lost would cost the rest of the

@@ -18,6 +18,7 @@ mod body;
 pub mod config;
 mod delivery;
 mod detach;
+mod enforcement;
 mod health;
 mod ingest;
 pub mod key;
@@ -32,4 +33,5 @@ mod throttle;
 mod upstream;
 pub mod verify;
 
+pub use enforcement::Enforcement;
 pub use server::{Gateway, RunError, StartError};

@@ -55,6 +55,8 @@ pub(crate) const WORDS: [&str; 17] = [
 pub(crate) struct Metrics {
     answers: [AtomicU64; WORDS.len()],
     refusals: [AtomicU64; Refusal::ALL.len()],
+    /// By the answer that enforcing would have given.
+    observed: [AtomicU64; WORDS.len()],
     deliveries: [AtomicU64; Delivered::ALL.len()],
     /// Calls to the sidecar that were sent again because nobody knew how the first ended (G9).
     pub(crate) claims_repeated: AtomicU64,
@@ -73,6 +75,13 @@ impl Metrics {
     pub(crate) fn answered(&self, word: &str) {
         if let Some(index) = WORDS.iter().position(|known| *known == word) {
             self.answers[index].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Delivered while its route only observes, where enforcing would have answered `word`.
+    pub(crate) fn observed(&self, word: &str) {
+        if let Some(index) = WORDS.iter().position(|known| *known == word) {
+            self.observed[index].fetch_add(1, Relaxed);
         }
     }
 
@@ -109,6 +118,12 @@ impl Metrics {
             "counter",
             "Webhooks answered, by the word of the answer.",
             &mut WORDS.iter().zip(&self.answers).map(|(word, count)| (label("answer", word), count.load(Relaxed))),
+        );
+        family(
+            "oncegate_gateway_observed_total",
+            "counter",
+            "Webhooks delivered without a lock because their route only observes, by the answer that they would have got.",
+            &mut WORDS.iter().zip(&self.observed).map(|(word, count)| (label("answer", word), count.load(Relaxed))),
         );
         family(
             "oncegate_gateway_refusals_total",

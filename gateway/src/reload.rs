@@ -6,6 +6,7 @@ use oncegate_runtime::secret::{ReadError, Secret, Source};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
+    config::ConfigFile,
     metrics::Metrics,
     route::{Route, Secrets},
     signing::Signer,
@@ -39,6 +40,49 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
             if let Ok(read) = tokio::task::spawn_blocking(move || source.read_list()).await {
                 file.update(read, metrics);
             }
+        }
+    }
+}
+
+/// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing else
+/// of the file is taken over while the gateway runs. What the admin listener has switched stays until the file says
+/// something new about it.
+pub(crate) async fn watch_config(
+    routes: &[Arc<Route>],
+    file: Option<ConfigFile>,
+    pause: Duration,
+    metrics: &Metrics,
+) -> Infallible {
+    let Some(file) = file else { return pending().await };
+    let mut known: Vec<_> = routes.iter().map(|route| route.enforcement.get()).collect();
+    let mut reported = false;
+    let mut ticks = interval(pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let (again, all) = (file.clone(), routes.to_vec());
+        let Ok(read) = tokio::task::spawn_blocking(move || again.enforcement(&all)).await else { continue };
+        match read {
+            Ok(now) => {
+                reported = false;
+                for ((route, known), now) in routes.iter().zip(&mut known).zip(now) {
+                    if *known != now {
+                        *known = now;
+                        metrics.reloaded(true);
+                        route.switch(now, "configuration file");
+                    }
+                }
+            }
+            Err(problems) if !reported => {
+                reported = true;
+                metrics.reloaded(false);
+                tracing::error!(
+                    file = %file.path.display(),
+                    error = &problems as &dyn StdError,
+                    "configuration cannot be read again, keeping what holds"
+                );
+            }
+            Err(_) => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use oncegate_runtime::{
     secret::{Secret, Source},
 };
 
-use crate::{config::Policy, providers::Provider, signing::Signer};
+use crate::{config::Policy, enforcement::Switch, providers::Provider, signing::Signer};
 
 /// One path for webhooks.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct Route {
     pub(crate) secrets: Secrets,
     pub(crate) target: Target,
     pub(crate) policy: Policy,
+    pub(crate) enforcement: Switch,
 }
 
 /// Secrets that may change.
@@ -77,6 +78,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{HeldStatus, InProgressStatus, OnRefusal, OnUnclear},
+        enforcement::Enforcement,
         providers::stripe::{Stripe, TOLERANCE},
     };
 
@@ -99,6 +101,7 @@ mod tests {
                 refusal: OnRefusal::Retryable,
                 unclear: OnUnclear::Retryable,
             },
+            enforcement: Switch::new(Enforcement::Enforce),
         }
     }
 

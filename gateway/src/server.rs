@@ -15,8 +15,9 @@ use tower::Service;
 
 use crate::{
     answer::{self, Answer},
-    config::{HttpLimits, Settings},
+    config::{ConfigFile, HttpLimits, Settings},
     delivery::Courier,
+    enforcement,
     health::Health,
     ingest::{Ingest, refuse_unread},
     metrics::Metrics,
@@ -36,6 +37,7 @@ pub struct Gateway {
     http: HttpLimits,
     drain: std::time::Duration,
     secret_reload: std::time::Duration,
+    config_file: Option<ConfigFile>,
     front: Arc<Front>,
 }
 
@@ -112,6 +114,7 @@ impl Gateway {
             http: settings.http,
             drain: settings.drain,
             secret_reload: settings.secret_reload,
+            config_file: settings.config_file,
             front: Arc::new(front),
         })
     }
@@ -134,6 +137,12 @@ impl Gateway {
         Arc::new(move || front.metrics.render(front.courier.under_way(), front.ingest.budget_left_kib()))
     }
 
+    /// `/enforcement` for the admin listener: shows and switches whether routes enforce or observe.
+    #[must_use]
+    pub fn control(&self) -> admin::Control {
+        enforcement::control(self.front.routes.clone())
+    }
+
     /// Serves until `shutdown` is cancelled and what is under way has finished, at most for the drain time and two of
     /// the sidecar's time-outs. Deliveries that outlast the drain are marked as timed out (G9).
     ///
@@ -143,7 +152,7 @@ impl Gateway {
     ///
     /// Deliveries that could not even be marked.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, http, drain, secret_reload, front, .. } = self;
+        let Self { listener, http, drain, secret_reload, config_file, front, .. } = self;
         let options = Options {
             connections_max: http.connections_max,
             first_byte_timeout: http.first_byte_timeout,
@@ -160,6 +169,7 @@ impl Gateway {
         let deadline = tokio::select! {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
             never = reload::watch(&front.routes, secret_reload, &front.metrics) => match never {},
+            never = reload::watch_config(&front.routes, config_file, secret_reload, &front.metrics) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {
             0 => Ok(()),

@@ -39,6 +39,8 @@ const EVENT_TYPE: HeaderName = HeaderName::from_static("oncegate-event-type");
 const ATTEMPT: HeaderName = HeaderName::from_static("oncegate-attempt");
 const FENCING_TOKEN: HeaderName = HeaderName::from_static("oncegate-fencing-token");
 const LOCK_REMAINING: HeaderName = HeaderName::from_static("oncegate-lock-remaining-ms");
+/// Only on what is delivered without a lock.
+const ENFORCEMENT: HeaderName = HeaderName::from_static("oncegate-enforcement");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -58,10 +60,17 @@ pub(crate) struct Parcel<'a> {
     /// The provider's headers, of which only a few are passed on.
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: &'a Bytes,
+    /// None while the route only observes, for an event that the sidecar would not have granted.
+    pub(crate) hold: Option<Hold>,
+}
+
+/// What the application is told of the lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Hold {
     pub(crate) attempt: i32,
     pub(crate) fencing_token: i64,
     /// What is left of the lock as this is sent.
-    pub(crate) lock_remaining: Duration,
+    pub(crate) remaining: Duration,
 }
 
 /// What came back.
@@ -217,10 +226,17 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
         text(WEBHOOK_TIMESTAMP, &timestamp);
         text(WEBHOOK_SIGNATURE, &signer.sign(&id, &timestamp, parcel.body));
     }
-    headers.insert(ATTEMPT, HeaderValue::from(parcel.attempt));
-    headers.insert(FENCING_TOKEN, HeaderValue::from(parcel.fencing_token));
-    let remaining = u64::try_from(parcel.lock_remaining.as_millis()).unwrap_or(u64::MAX);
-    headers.insert(LOCK_REMAINING, HeaderValue::from(remaining));
+    match parcel.hold {
+        Some(hold) => {
+            headers.insert(ATTEMPT, HeaderValue::from(hold.attempt));
+            headers.insert(FENCING_TOKEN, HeaderValue::from(hold.fencing_token));
+            let remaining = u64::try_from(hold.remaining.as_millis()).unwrap_or(u64::MAX);
+            headers.insert(LOCK_REMAINING, HeaderValue::from(remaining));
+        }
+        None => {
+            headers.insert(ENFORCEMENT, HeaderValue::from_static("observe"));
+        }
+    }
     request
 }
 

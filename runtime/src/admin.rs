@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, service::Service};
 use tokio::net::TcpListener;
@@ -98,23 +98,38 @@ impl Condition {
 /// Renders the metrics in the Prometheus text format.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Endpoints of the process's own beside these three: asked with method and address for every other path. `None` is "not
+/// found". Called on the listener's own task, so it must not block.
+pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
+
 /// Serves the admin endpoints on `listener` until `shutdown` is cancelled. Cancel it last: `/readyz` has to answer 503
 /// while everything else drains.
-pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Metrics, shutdown: CancellationToken) {
+pub async fn serve(
+    listener: TcpListener,
+    readiness: Readiness,
+    metrics: Metrics,
+    control: Control,
+    shutdown: CancellationToken,
+) {
     let mut options = Options::http1(Duration::from_secs(1));
     // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
     options.connections_max = 64;
-    server::serve(listener, Endpoints { readiness, metrics }, options, shutdown).await;
+    server::serve(listener, Endpoints { readiness, metrics, control }, options, shutdown).await;
 }
 
 #[derive(Clone)]
 struct Endpoints {
     readiness: Readiness,
     metrics: Metrics,
+    control: Control,
 }
 
 impl Endpoints {
-    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
+        let path = uri.path();
+        if !matches!(path, "/livez" | "/readyz" | "/metrics") {
+            return (self.control)(method, uri).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"));
+        }
         if !matches!(*method, Method::GET | Method::HEAD) {
             let mut refused = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n");
             refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -127,13 +142,13 @@ impl Endpoints {
                 None => text(StatusCode::OK, "ready\n"),
                 Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing),
             },
-            "/metrics" => {
+            // Nothing else gets this far.
+            _ => {
                 let mut page = text(StatusCode::OK, (self.metrics)());
                 page.headers_mut()
                     .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
                 page
             }
-            _ => text(StatusCode::NOT_FOUND, "not found\n"),
         }
     }
 }
@@ -144,7 +159,7 @@ impl Service<Request<Incoming>> for Endpoints {
     type Future = Ready<Result<Self::Response, Infallible>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        ready(Ok(self.answer(request.method(), request.uri().path())))
+        ready(Ok(self.answer(request.method(), request.uri())))
     }
 }
 
@@ -162,13 +177,14 @@ mod tests {
     use super::*;
 
     fn status(endpoints: &Endpoints, method: Method, path: &str) -> u16 {
-        endpoints.answer(&method, path).status().as_u16()
+        endpoints.answer(&method, &path.parse().unwrap()).status().as_u16()
     }
 
     #[test]
     fn not_ready_until_every_condition_is_met_and_never_again_once_draining() {
         let readiness = Readiness::new();
-        let endpoints = Endpoints { readiness: readiness.clone(), metrics: Arc::new(String::new) };
+        let endpoints =
+            Endpoints { readiness: readiness.clone(), metrics: Arc::new(String::new), control: Arc::new(|_, _| None) };
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
         let ledger = readiness.condition("ledger");
         let listener = readiness.condition("listener");
@@ -186,7 +202,12 @@ mod tests {
 
     #[test]
     fn unknown_paths_and_methods_are_refused() {
-        let endpoints = Endpoints { readiness: Readiness::new(), metrics: Arc::new(|| "x 1\n".to_owned()) };
+        let endpoints = Endpoints {
+            readiness: Readiness::new(),
+            metrics: Arc::new(|| "x 1\n".to_owned()),
+            control: Arc::new(|_, uri| (uri.path() == "/own").then(|| text(StatusCode::ACCEPTED, "own\n"))),
+        };
+        assert_eq!(status(&endpoints, Method::PUT, "/own?x=1"), 202);
         assert_eq!(status(&endpoints, Method::GET, "/metrics"), 200);
         assert_eq!(status(&endpoints, Method::GET, "/"), 404);
         assert_eq!(status(&endpoints, Method::POST, "/livez"), 405);

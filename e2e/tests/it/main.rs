@@ -5,6 +5,7 @@ mod bad_input;
 mod commands;
 mod dev;
 mod end_to_end;
+mod enforcement;
 mod harness;
 mod ledger;
 mod operators;

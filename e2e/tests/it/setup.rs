@@ -74,23 +74,37 @@ pub(crate) struct Everything {
     // Ends after the program that uses them.
     pub(crate) directory: TempDir,
     ledger: Ledger,
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Everything {
     pub(crate) async fn start(ledger: Ledger) -> Result<Self> {
+        Self::start_with(ledger, &[]).await
+    }
+
+    /// With settings beside those that every test has.
+    pub(crate) async fn start_with(ledger: Ledger, settings: &[(&'static str, &'static str)]) -> Result<Self> {
         let upstream = Upstream::start().await?;
         let directory = tempfile::tempdir()?;
-        let program = start(&directory, &upstream, &ledger)?;
+        let program = start(&directory, &upstream, &ledger, settings)?;
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut everything =
-            Self { upstream, program, gateway: nowhere, sidecar: nowhere, admin: nowhere, directory, ledger };
+        let mut everything = Self {
+            upstream,
+            program,
+            gateway: nowhere,
+            sidecar: nowhere,
+            admin: nowhere,
+            directory,
+            ledger,
+            settings: settings.to_vec(),
+        };
         everything.find().await?;
         Ok(everything)
     }
 
     /// Starts the program again after it has ended.
     pub(crate) async fn restart(&mut self) -> Result<()> {
-        self.program = start(&self.directory, &self.upstream, &self.ledger)?;
+        self.program = start(&self.directory, &self.upstream, &self.ledger, &self.settings)?;
         self.find().await
     }
 
@@ -129,13 +143,16 @@ impl Everything {
     }
 }
 
-fn start(directory: &TempDir, upstream: &Upstream, ledger: &Ledger) -> Result<Running> {
-    let command = Oncegate::new(directory.path(), ["all"])?
+fn start(directory: &TempDir, upstream: &Upstream, ledger: &Ledger, settings: &[(&str, &str)]) -> Result<Running> {
+    let mut command = Oncegate::new(directory.path(), ["all"])?
         .env("SIDECAR_LISTEN", "127.0.0.1:0")
         .env("GATEWAY_LISTEN", "127.0.0.1:0")
         .env("ADMIN_LISTEN", "127.0.0.1:0")
         .env("UPSTREAM_URL", upstream.url())
         .env("STRIPE_WEBHOOK_SECRET", SECRET);
+    for (name, value) in settings {
+        command = command.env(name, value);
+    }
     ledger.configure(command).start()
 }
 

@@ -6,7 +6,7 @@ use http::Uri;
 use oncegate_runtime::config::{Checks, Problem, Problems, Size, Span};
 
 use super::{
-    BodyLimits, HttpLimits, LockSettings, Options, Settings, UpstreamLimits,
+    BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits,
     routes::{self, url},
 };
 use crate::route;
@@ -62,6 +62,10 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
         drain: options.gateway_drain.unwrap_or(longest),
         health_cache: options.gateway_health_cache,
         secret_reload: options.gateway_secret_reload,
+        config_file: options
+            .config
+            .filter(|path| !path.as_os_str().is_empty())
+            .map(|path| ConfigFile { path, fallback: options.gateway_enforcement }),
     })
 }
 

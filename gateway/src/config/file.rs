@@ -17,16 +17,18 @@ use toml::{
 };
 
 use super::{
-    Options, Policy,
+    Enforcement, Options, Policy,
     routes::{Kind, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
 };
 use crate::{
+    enforcement::Switch,
     providers::Provider,
     route::{Route, Secrets, Target},
 };
 
-/// The one table of the file.
+/// What the file may hold.
 const ROUTE: &str = "route";
+const ENFORCEMENT: &str = "enforcement";
 
 /// What a route is as long as it says nothing else.
 pub(super) struct Defaults<'a> {
@@ -35,12 +37,15 @@ pub(super) struct Defaults<'a> {
     /// None where it cannot be used, which has been said, or need not be.
     pub(super) target: Option<&'a Target>,
     pub(super) policy: Policy,
+    pub(super) enforcement: Enforcement,
 }
 
 /// The file, parsed.
 pub(super) struct File {
     path: PathBuf,
     routes: Vec<Table>,
+    /// For all routes, those of the settings too, that say nothing of their own.
+    pub(super) enforcement: Option<Enforcement>,
 }
 
 /// What a table says, with the lines.
@@ -77,6 +82,7 @@ pub(super) fn read(path: &Path) -> Result<File, Problems> {
         checks.problem(place(error.span().map_or(1, |span| at(span.start)), ""), error.message().to_owned());
     }
     let mut routes = Vec::new();
+    let mut enforcement = None;
     for (key, value) in table.get_ref() {
         let line = at(key.span().start);
         match value.get_ref() {
@@ -91,16 +97,22 @@ pub(super) fn read(path: &Path) -> Result<File, Problems> {
             _ if key.get_ref() == ROUTE => {
                 checks.problem(place(line, " route"), "has to be a list of tables: write [[route]] instead of [route]");
             }
-            _ => {
-                checks.problem(place(line, &format!(" {}", key.get_ref())), "no such setting; there is only [[route]]")
-            }
+            value if key.get_ref() == ENFORCEMENT => match value.as_str().map(choice) {
+                Some(Ok(chosen)) => enforcement = Some(chosen),
+                Some(Err(message)) => checks.problem(place(line, " enforcement"), message),
+                None => checks.problem(place(line, " enforcement"), "has to be a text"),
+            },
+            _ => checks.problem(
+                place(line, &format!(" {}", key.get_ref())),
+                "no such setting; there are only enforcement and [[route]]",
+            ),
         }
     }
     checks.finish()?;
-    if routes.is_empty() {
+    if routes.is_empty() && enforcement.is_none() {
         return Err(problem(place(1, ""), "holds no [[route]]".to_owned()));
     }
-    Ok(File { path: path.to_owned(), routes })
+    Ok(File { path: path.to_owned(), routes, enforcement })
 }
 
 fn read_table(line: usize, entries: &DeTable<'_>, at: &dyn Fn(usize) -> usize) -> Table {
@@ -132,10 +144,23 @@ impl File {
         self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
     }
 
+    /// What the routes of the file say of enforcement, by their paths; `general` where they do not.
+    pub(super) fn enforcement_by_path(self, general: Enforcement) -> Result<Vec<(String, Enforcement)>, Problems> {
+        let mut checks = Checks::new();
+        let Self { path, routes, .. } = self;
+        let mut named = Vec::with_capacity(routes.len());
+        for table in routes {
+            let mut reader = Reader { path: &path, table, checks: &mut checks };
+            let enforcement = reader.choice(ENFORCEMENT).unwrap_or(general);
+            named.extend(reader.route_path().map(|path| (path, enforcement)));
+        }
+        checks.finish().map(|()| named)
+    }
+
     /// The routes, or all that is wrong with them.
     pub(super) fn routes(self, defaults: &Defaults<'_>) -> Result<Vec<Route>, Problems> {
         let mut checks = Checks::new();
-        let Self { path, routes } = self;
+        let Self { path, routes, .. } = self;
         let routes = routes
             .into_iter()
             .filter_map(|table| Reader { path: &path, table, checks: &mut checks }.route(defaults))
@@ -173,9 +198,10 @@ impl Reader<'_> {
         let provider = kind.and_then(|kind| self.provider(kind, defaults.options));
         let target = self.target(defaults);
         let policy = self.policy(defaults.policy);
+        let enforcement = Switch::new(self.choice(ENFORCEMENT).unwrap_or(defaults.enforcement));
         self.unknown(kind);
         let (provider, secrets) = provider?;
-        Some(Route { path: path?.into(), tenant: tenant?, provider, secrets, target: target?, policy })
+        Some(Route { path: path?.into(), tenant: tenant?, provider, secrets, target: target?, policy, enforcement })
     }
 
     fn route_path(&mut self) -> Option<String> {
@@ -334,12 +360,7 @@ impl Reader<'_> {
 
     fn choice<T: ValueEnum>(&mut self, key: &'static str) -> Option<T> {
         let found = self.text(key)?;
-        let parsed = T::from_str(&found.value, false).map_err(|_| {
-            let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
-            let known: Vec<_> = known.iter().map(|value| value.get_name()).collect();
-            Problem::new(found.name, format!("{:?} given, permitted are {}", found.value, known.join(", ")))
-        });
-        self.checks.take(parsed)
+        self.checks.take(choice(&found.value).map_err(|message| Problem::new(found.name, message)))
     }
 
     fn text(&mut self, key: &'static str) -> Option<Found<String>> {
@@ -411,4 +432,13 @@ impl Reader<'_> {
     fn place(&self, line: usize, what: &str) -> Cow<'static, str> {
         format!("{}:{line}{what}", self.path.display()).into()
     }
+}
+
+/// One of the values that are permitted, or a sentence that names them.
+fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
+    T::from_str(text, false).map_err(|_| {
+        let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();
+        let known: Vec<_> = known.iter().map(|value| value.get_name()).collect();
+        format!("{text:?} given, permitted are {}", known.join(", "))
+    })
 }

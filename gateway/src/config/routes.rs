@@ -10,6 +10,7 @@ use oncegate_runtime::{
 
 use super::{Environment, FlutterwaveVersion, Options, Policy, file};
 use crate::{
+    enforcement::Switch,
     providers::{
         Provider,
         flutterwave::Flutterwave,
@@ -88,6 +89,7 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     let path = options.config.as_ref().filter(|path| !path.as_os_str().is_empty());
     let file = path.and_then(|path| checks.take_all(file::read(path)));
     let elsewhere = file.as_ref().is_some_and(file::File::names_every_application);
+    let enforcement = file.as_ref().and_then(|file| file.enforcement).unwrap_or(options.gateway_enforcement);
     let providers = providers(options, checks);
     let target = target(options, providers.given == 0 && elsewhere, checks);
     if providers.given == 0 && file.is_none() && path.is_none() {
@@ -102,11 +104,14 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     if let (Some(tenant), Some(target)) = (&tenant, &target) {
         for (provider, secrets) in providers.usable {
             let path = format!("{PREFIX}{}", provider.name()).into();
-            routes.push(Route { path, tenant: tenant.clone(), provider, secrets, target: target.clone(), policy });
+            let enforcement = Switch::new(enforcement);
+            let (tenant, target) = (tenant.clone(), target.clone());
+            routes.push(Route { path, tenant, provider, secrets, target, policy, enforcement });
         }
     }
     if let Some(file) = file {
-        let defaults = file::Defaults { options, tenant: &options.gateway_tenant, target: target.as_ref(), policy };
+        let (tenant, target) = (options.gateway_tenant.as_str(), target.as_ref());
+        let defaults = file::Defaults { options, tenant, target, policy, enforcement };
         routes.extend(checks.take_all(file.routes(&defaults)).into_iter().flatten());
     }
     routes

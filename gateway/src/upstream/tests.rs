@@ -4,6 +4,7 @@ use oncegate_runtime::secret::{Secret, Source};
 use super::*;
 use crate::{
     config::{HeldStatus, InProgressStatus},
+    enforcement::{Enforcement, Switch},
     providers::{
         Provider,
         stripe::{Stripe, TOLERANCE},
@@ -33,6 +34,7 @@ fn route(signer: Option<Signer>) -> Route {
             lock_duration: Duration::from_secs(300),
         },
         policy: POLICY,
+        enforcement: Switch::new(Enforcement::Enforce),
     }
 }
 
@@ -112,9 +114,7 @@ fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
         identity: &identity,
         headers: &inbound,
         body: &body,
-        attempt: 2,
-        fencing_token: 77,
-        lock_remaining: Duration::from_millis(299_123),
+        hold: Some(Hold { attempt: 2, fencing_token: 77, remaining: Duration::from_millis(299_123) }),
     };
     let request = request(&parcel, SystemTime::now());
     assert_eq!(request.method(), Method::POST);
@@ -166,18 +166,13 @@ fn g7_a_configured_secret_signs_the_hop() {
     let body = Bytes::from_static(b"{}");
     let headers = HeaderMap::new();
     let route = route(Some(signer.clone()));
-    let parcel = Parcel {
-        route: &route,
-        identity: &identity,
-        headers: &headers,
-        body: &body,
-        attempt: 1,
-        fencing_token: 1,
-        lock_remaining: Duration::ZERO,
-    };
+    let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, hold: None };
     let request = request(&parcel, UNIX_EPOCH + Duration::from_secs(1_770_000_000));
     assert_eq!(request.headers()["webhook-id"], "shop/stripe/evt_1");
     assert_eq!(request.headers()["webhook-timestamp"], "1770000000");
+    // Without a lock the application is told so, and no token that would look like one.
+    assert_eq!(request.headers()["oncegate-enforcement"], "observe");
+    assert!(!request.headers().contains_key("oncegate-fencing-token"));
     let wanted = signer.sign("shop/stripe/evt_1", "1770000000", b"{}");
     assert_eq!(request.headers()["webhook-signature"], wanted);
 }

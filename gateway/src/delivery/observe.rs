@@ -1,0 +1,37 @@
+//! What becomes of an event without a lock while its route only observes ([`crate::enforcement`]): it is delivered all the
+//! same, and what would have been answered is counted and logged.
+
+use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
+use crate::{
+    answer::{Answer, RetryAfter},
+    upstream::{Outcome, outcome},
+};
+
+impl Courier {
+    /// Delivers without a lock, and answers what the application does. Nothing is marked: there is no attempt to mark.
+    pub(super) async fn observe(&self, event: Event, slot: OwnedSemaphorePermit, no_lock: NoLock) -> Answer {
+        let refusal = match no_lock {
+            NoLock::Answer(answer) => answer,
+            NoLock::Unsettled(_) => Answer::Unavailable(RetryAfter::SOON),
+        };
+        if self.stop.is_cancelled() {
+            return refusal;
+        }
+        let (_, word) = refusal.status_and_word();
+        self.metrics.observed(word);
+        tracing::warn!(
+            provider = event.route.provider.name(),
+            event = short(&event.route, &event.identity),
+            would_answer = word,
+            "observing only: delivered what would have been refused"
+        );
+        let reply = self.send(&event, None).await;
+        let outcome = outcome(reply, event.route.policy, event.route.target.timeout);
+        self.metrics.delivered(outcome.label());
+        drop(slot);
+        match outcome {
+            Outcome::Completed { .. } => Answer::Processed,
+            Outcome::Failed { retry_after, .. } => Answer::Failed(retry_after),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The switch between deciding and watching, per route and while the gateway runs: the way back for who suspects that
+//! events are refused which should not be.
+//!
+//! While a route observes, everything that is verified is delivered. The sidecar is asked and told as always, so that
+//! switching back finds every event where it should be; what it would have refused is counted and logged.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use bytes::Bytes;
+use clap::ValueEnum;
+use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
+use oncegate_runtime::admin;
+use serde_json::json;
+
+use crate::{
+    answer::{self, Body},
+    route::Route,
+};
+
+/// Whether what the sidecar decides is done.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforcement {
+    /// An event is delivered to whom the sidecar grants it.
+    Enforce,
+    /// Every verified event is delivered, duplicates included; what would have been refused is counted and logged.
+    Observe,
+}
+
+impl Enforcement {
+    /// As in the configuration and on the admin listener.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+        }
+    }
+}
+
+/// Where one route stands now.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    observing: AtomicBool,
+}
+
+impl Switch {
+    pub(crate) fn new(start: Enforcement) -> Self {
+        Self { observing: AtomicBool::new(start == Enforcement::Observe) }
+    }
+
+    pub(crate) fn get(&self) -> Enforcement {
+        if self.observing.load(Relaxed) { Enforcement::Observe } else { Enforcement::Enforce }
+    }
+}
+
+impl Route {
+    /// Changes what the next event meets; `by` says in the log who wanted it.
+    pub(crate) fn switch(&self, to: Enforcement, by: &'static str) {
+        let before = self.enforcement.observing.swap(to == Enforcement::Observe, Relaxed);
+        if before != (to == Enforcement::Observe) {
+            tracing::warn!(path = &*self.path, enforcement = to.name(), by, "enforcement of a route was switched");
+        }
+    }
+}
+
+/// `/enforcement` on the admin listener. GET shows every route. PUT with `?to=observe` or `?to=enforce` switches all of
+/// them, or the one that `&path=` names; no browser sends a PUT to a stranger unasked.
+pub(crate) fn control(routes: Vec<Arc<Route>>) -> admin::Control {
+    Arc::new(move |method: &Method, uri: &Uri| (uri.path() == PATH).then(|| answer(&routes, method, uri.query())))
+}
+
+const PATH: &str = "/enforcement";
+
+fn answer(routes: &[Arc<Route>], method: &Method, query: Option<&str>) -> Response<Body> {
+    match *method {
+        Method::GET | Method::HEAD => page(routes),
+        Method::PUT => match Wish::read(query.unwrap_or_default(), routes) {
+            Ok(wish) => {
+                for route in routes.iter().filter(|route| wish.path.is_none_or(|path| path == &*route.path)) {
+                    route.switch(wish.to, "admin listener");
+                }
+                page(routes)
+            }
+            Err(problem) => answer::json(StatusCode::BAD_REQUEST, Bytes::from(json!({ "error": problem }).to_string())),
+        },
+        _ => {
+            let mut refused =
+                answer::json(StatusCode::METHOD_NOT_ALLOWED, Bytes::from_static(br#"{"error":"method not allowed"}"#));
+            refused.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, PUT"));
+            refused
+        }
+    }
+}
+
+fn page(routes: &[Arc<Route>]) -> Response<Body> {
+    let routes: Vec<_> = routes
+        .iter()
+        .map(|route| {
+            json!({
+                "path": &*route.path,
+                "provider": route.provider.name(),
+                "tenant": route.tenant,
+                "enforcement": route.enforcement.get().name(),
+            })
+        })
+        .collect();
+    answer::json(StatusCode::OK, Bytes::from(json!({ "routes": routes }).to_string()))
+}
+
+/// What a PUT asks for.
+struct Wish<'a> {
+    to: Enforcement,
+    path: Option<&'a str>,
+}
+
+impl<'a> Wish<'a> {
+    /// Paths of routes have no characters that a query would encode.
+    fn read(query: &'a str, routes: &[Arc<Route>]) -> Result<Self, String> {
+        let (mut to, mut path) = (None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match key {
+                "to" => {
+                    let parsed = Enforcement::from_str(value, false);
+                    to = Some(parsed.map_err(|_| "to: permitted are enforce and observe".to_owned())?);
+                }
+                "path" if routes.iter().any(|route| &*route.path == value) => path = Some(value),
+                "path" => return Err("path: no route has it; GET /enforcement shows those that there are".to_owned()),
+                _ => return Err("permitted are to and path".to_owned()),
+            }
+        }
+        Ok(Self { to: to.ok_or("to: not given; enforce or observe")?, path })
+    }
+}
