@@ -7,6 +7,7 @@ pub mod http_client;
 pub mod postgres;
 pub mod program;
 pub mod redis;
+pub mod redis_many;
 pub mod signers;
 pub mod stripe;
 pub mod supervised;

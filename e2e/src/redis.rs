@@ -107,16 +107,7 @@ impl Redis {
 
     /// Sends one command in Redis's inline form and returns the first line of the answer.
     pub async fn command(&self, command: &str) -> Result<String> {
-        let exchange = async {
-            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await?;
-            stream.write_all(format!("{command}\r\n").as_bytes()).await?;
-            let mut answer = Vec::new();
-            while !answer.ends_with(b"\r\n") {
-                answer.push(stream.read_u8().await?);
-            }
-            anyhow::Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
-        };
-        timeout(DEADLINE, exchange).await.context("Redis did not answer")?
+        line_from(self.port, command).await
     }
 
     /// Stops the server in an orderly way.
@@ -145,7 +136,21 @@ impl Redis {
     }
 }
 
-fn find_program() -> Result<PathBuf> {
+/// Sends one command to a server on loopback and returns the first line of the answer.
+pub(crate) async fn line_from(port: u16, command: &str) -> Result<String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        stream.write_all(format!("{command}\r\n").as_bytes()).await?;
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n") {
+            answer.push(stream.read_u8().await?);
+        }
+        anyhow::Ok(String::from_utf8_lossy(&answer).trim_end().to_owned())
+    };
+    timeout(DEADLINE, exchange).await.context("Redis did not answer")?
+}
+
+pub(crate) fn find_program() -> Result<PathBuf> {
     let mut directories: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
     directories.extend(["/usr/sbin", "/opt/homebrew/bin", "/usr/local/bin"].map(PathBuf::from));
     for name in ["redis-server", "valkey-server"] {

@@ -13,6 +13,7 @@ mod outage;
 mod pair;
 mod providers;
 mod python_client;
+mod redis_many;
 mod setup;
 mod simulate;
 mod verify;
