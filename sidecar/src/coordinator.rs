@@ -265,6 +265,14 @@ impl Coordinator {
         self.ledger.cleanup_step(scope, progress).await
     }
 
+    /// What the ledger needs each second.
+    ///
+    /// # Errors
+    /// As the ledger's.
+    pub async fn maintain(&self) -> Result<(), Error> {
+        self.ledger.maintain().await
+    }
+
     /// Whether the ledger answers.
     ///
     /// # Errors

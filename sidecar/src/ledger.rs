@@ -5,6 +5,7 @@ pub mod postgres;
 pub mod queue;
 pub mod sqlite;
 pub mod tally;
+pub mod timings;
 
 use std::{sync::Arc, time::Duration};
 
@@ -82,6 +83,11 @@ pub trait Ledger: Send + Sync + 'static {
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
     fn announcements(&self) -> broadcast::Receiver<Heard>;
+    /// What has to be done again and again for queries to stay quick; called each second. Any process may do it, and
+    /// nothing but their speed depends on it.
+    async fn maintain(&self) -> Result<(), Error> {
+        Ok(())
+    }
     /// Whether the ledger answers. Used by readiness; bounded by the ledger's own time-outs.
     async fn check(&self) -> Result<(), Error>;
     /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.

@@ -32,7 +32,7 @@ use crate::{
         postgres::{self, PostgresLedger, PostgresSettings},
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
-    maintenance::watch,
+    maintenance::{sweep, watch},
     metrics::Metrics,
 };
 
@@ -130,6 +130,7 @@ impl Sidecar {
                 coordinator.stop_waiting();
             }
         });
+        let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
         match self.listener {
             Some((listener, _)) => {
                 let options = server::Options::http2(self.settings.drain);
@@ -137,8 +138,9 @@ impl Sidecar {
             }
             None => shutdown.cancelled().await,
         }
-        // Both end with the shutdown; an error would be a panic that has been reported.
+        // All end with the shutdown; an error would be a panic that has been reported.
         drop(watch.await);
+        drop(sweep.await);
         drop(stopping.await);
         self.coordinator.close().await;
     }

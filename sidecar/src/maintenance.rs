@@ -1,4 +1,5 @@
-//! What runs beside the calls: Cleanup, and the watch on the ledger that readiness and health tell of.
+//! What runs beside the calls: Cleanup, the sweep that keeps queries quick, and the watch on the ledger that readiness and health tell of.
 
 pub mod cleanup;
+pub mod sweep;
 pub mod watch;

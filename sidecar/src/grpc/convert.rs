@@ -1,5 +1,7 @@
 //! From the domain to the API's messages.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use oncegate_api::v1;
 use prost_types::{Duration, ListValue, Struct, Timestamp, Value, value::Kind};
@@ -14,6 +16,7 @@ use crate::{
     ledger::{
         EventHistory,
         filter::{Counts, StatsReport},
+        timings::Timings,
     },
 };
 
@@ -192,7 +195,8 @@ pub(super) fn claimed(claimed: Claimed) -> v1::CheckAndLockResponse {
     response
 }
 
-fn counts(counts: &Counts) -> v1::Counts {
+fn counts(counts: &Counts, timings: Option<&Timings>) -> v1::Counts {
+    let within = |share| timings.and_then(|timings| timings.percentile(share)).map(duration);
     v1::Counts {
         total: counts.total(),
         states: State::ALL
@@ -203,35 +207,45 @@ fn counts(counts: &Counts) -> v1::Counts {
         duplicates: counts.duplicates,
         retries: counts.retries,
         stuck: counts.stuck,
-        processing_p50: None,
-        processing_p95: None,
-        processing_p99: None,
+        processing_p50: within(0.5),
+        processing_p95: within(0.95),
+        processing_p99: within(0.99),
     }
 }
 
 /// The report, with buckets where they were asked for.
 pub(super) fn stats(report: StatsReport, bucketed: bool) -> v1::StatsResponse {
-    let mut total = Counts::default();
-    let mut providers: std::collections::BTreeMap<String, Counts> = std::collections::BTreeMap::new();
+    let (mut total, mut all_timings) = (Counts::default(), Timings::default());
+    let mut providers: BTreeMap<String, (Counts, Timings)> = BTreeMap::new();
     let mut buckets: Vec<v1::Bucket> = Vec::new();
-    for ((start, provider), found) in report.counts {
+    for (place, found) in report.counts {
+        let timings = report.timings.get(&place);
+        let (start, provider) = place;
         total.add(&found);
         if bucketed {
             let start_time = Some(timestamp(start));
-            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found)) };
+            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found, timings)) };
             // In the order of their start.
             match buckets.last_mut().filter(|last| last.start_time == start_time) {
                 Some(last) => last.providers.push(of_provider),
                 None => buckets.push(v1::Bucket { start_time, providers: vec![of_provider] }),
             }
         }
-        providers.entry(provider).or_default().add(&found);
+        let of_provider = providers.entry(provider).or_default();
+        of_provider.0.add(&found);
+        if let Some(timings) = timings {
+            of_provider.1.merge(timings);
+            all_timings.merge(timings);
+        }
     }
     v1::StatsResponse {
-        total: Some(counts(&total)),
+        total: Some(counts(&total, Some(&all_timings))),
         providers: providers
             .into_iter()
-            .map(|(provider, found)| v1::ProviderCounts { provider, counts: Some(counts(&found)) })
+            .map(|(provider, (found, timings))| v1::ProviderCounts {
+                provider,
+                counts: Some(counts(&found, Some(&timings))),
+            })
             .collect(),
         buckets,
         as_of_time: Some(timestamp(report.as_of)),

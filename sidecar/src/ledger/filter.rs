@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::timings::Timings;
 use crate::event::{Event, Micros, State, Time};
 
 /// A listing of events, newest first.
@@ -100,6 +101,8 @@ impl Counts {
 pub struct StatsReport {
     /// By the start of the bucket (without buckets, all stand under one key that means nothing) and provider.
     pub counts: BTreeMap<(Time, String), Counts>,
+    /// Times from lock to completion, by the same keys. Postgres has them within a second, and a crash loses that second's.
+    pub timings: BTreeMap<(Time, String), Timings>,
     /// The database's time.
     pub as_of: Time,
 }

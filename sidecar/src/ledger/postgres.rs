@@ -12,9 +12,15 @@ mod notify;
 mod read;
 mod row;
 mod statement;
+mod stats;
+mod timings;
 mod writer;
 
-use std::{str::FromStr as _, time::Duration};
+use std::{
+    str::FromStr as _,
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use sqlx::postgres::PgConnectOptions;
@@ -71,6 +77,8 @@ pub struct PostgresLedger {
     tally: Tally,
     standing: watch::Receiver<Option<Standing>>,
     node: watch::Receiver<Option<Node>>,
+    /// Up to where entries of what is open were looked at again.
+    forgotten: AtomicI64,
 }
 
 impl PostgresLedger {
@@ -97,7 +105,8 @@ impl PostgresLedger {
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone()).run());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());
-        Ok(PostgresLedger { queue, reader, notifier, tally, node, standing })
+        let forgotten = AtomicI64::new(i64::MIN);
+        Ok(PostgresLedger { queue, reader, notifier, tally, node, standing, forgotten })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -172,6 +181,12 @@ impl Ledger for PostgresLedger {
 
     fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.notifier.subscribe()
+    }
+
+    async fn maintain(&self) -> Result<(), Error> {
+        let after = self.forgotten.load(Ordering::Relaxed);
+        self.forgotten.store(self.reader.sweep(after).await?, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn check(&self) -> Result<(), Error> {

@@ -67,6 +67,12 @@ archived as (
     from held h
     where h.claim_id is not null
 ),
+opened as (
+    -- What is processing again is old, and the sweep does not come back to it.
+    insert into payment_webhook_open (event_row)
+    select g.id from granted g order by 1
+    on conflict (event_row) do nothing
+),
 counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, retries

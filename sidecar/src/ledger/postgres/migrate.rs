@@ -13,8 +13,10 @@ use super::{
 };
 
 /// Every migration, oldest first. Never edited after a release; numbers never reused.
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "events", include_str!("../../../../migrations/postgres/0001_events.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "events", include_str!("../../../../migrations/postgres/0001_events.sql")),
+    (2, "stats", include_str!("../../../../migrations/postgres/0002_stats.sql")),
+];
 
 /// Why a schema does not fit.
 #[derive(Debug, thiserror::Error)]

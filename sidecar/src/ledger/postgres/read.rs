@@ -39,8 +39,8 @@ const READ_TIME_MAX: Duration = Duration::from_secs(6);
 const CLEANUP_SLOT: i32 = 0;
 
 /// Before and after everything: bounds for filters that have none. The years 1970 and 9999.
-const EARLIEST: Time = Time(0);
-const LATEST: Time = Time(253_370_764_800_000_000);
+pub(super) const EARLIEST: Time = Time(0);
+pub(super) const LATEST: Time = Time(253_370_764_800_000_000);
 
 #[derive(Clone)]
 pub(super) struct Reader {
@@ -195,63 +195,6 @@ impl Reader {
                 events.truncate(filter.page_size);
                 let next = events.last().filter(|_| more).map(Cursor::of);
                 Ok(Page { events, next })
-            })
-        })
-        .await
-    }
-
-    pub(super) async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
-        self.run(move |connection| {
-            Box::pin(async move {
-                let start = filter.start_time.unwrap_or(EARLIEST);
-                let end = filter.end_time.unwrap_or(LATEST);
-                let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await?;
-                let bucket_of = |hour: Time| match filter.bucket {
-                    Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
-                    Some(_) | None => start,
-                };
-                let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
-                // The hours that have something processing: only there can anything be stuck.
-                let mut processing: BTreeSet<Time> = BTreeSet::new();
-                for row in sqlx::query(include_str!("stats.sql"))
-                    .bind(&filter.tenant)
-                    .bind(&filter.provider)
-                    .bind(start)
-                    .bind(end)
-                    .fetch_all(&mut *connection)
-                    .await?
-                {
-                    let hour: Time = row.try_get("hour")?;
-                    let provider: String = row.try_get("provider")?;
-                    let mut found = Counts {
-                        duplicates: row.try_get("duplicates")?,
-                        retries: row.try_get("retries")?,
-                        ..Counts::default()
-                    };
-                    for (count, state) in found.states.iter_mut().zip(State::ALL) {
-                        *count = row.try_get(state.as_str())?;
-                    }
-                    if found.states[1] > 0 {
-                        processing.insert(hour);
-                    }
-                    counts.entry((bucket_of(hour), provider)).or_default().add(&found);
-                }
-                if !processing.is_empty() {
-                    for row in sqlx::query(include_str!("stats_stuck.sql"))
-                        .bind(&filter.tenant)
-                        .bind(&filter.provider)
-                        .bind(processing.into_iter().bind_iter())
-                        .fetch_all(&mut *connection)
-                        .await?
-                    {
-                        let hour: Time = row.try_get("hour")?;
-                        let provider: String = row.try_get("provider")?;
-                        counts.entry((bucket_of(hour), provider)).or_default().stuck +=
-                            row.try_get::<i64, _>("stuck")?;
-                    }
-                }
-                counts.retain(|_, found| *found != Counts::default());
-                Ok(StatsReport { counts, as_of })
             })
         })
         .await

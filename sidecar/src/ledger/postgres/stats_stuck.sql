@@ -1,7 +1,7 @@
--- Events that are processing past their lock's expiry, by hour of creation and provider.
+-- Events that are processing past their lock's expiry, by hour of creation and provider, by walking these hours: for
+-- those of which something is missing in payment_webhook_open (stats_open.sql), rare as that is.
 --
--- In:  tenant and provider (null: all), and the hours that have processing events, as the counts tell: one event that was
---      abandoned a year ago must not make this read a year of events.
+-- In:  tenant and provider (null: all), and the hours.
 -- Index: payment_webhook_events_create_time, an hour at a time. OFFSET keeps the planner from turning it into a join.
 select h.hour, e.provider, count(*) as stuck
 from unnest($3::timestamptz[]) as h (hour)

@@ -16,13 +16,14 @@ use super::{
     },
     hot::{Hot, HotItem, HotRow, Pending},
     statement::{Link, Part},
+    timings::FlushTimings,
 };
 use crate::{
     event::{
         Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Micros, Refusal, Resolve, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
-    ledger::{Delivery, Error, queue::Op, tally::Tally},
+    ledger::{Delivery, Error, queue::Op, tally::Tally, timings::PendingTimings},
 };
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
@@ -48,11 +49,12 @@ pub(super) struct Writer {
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
     deferred: VecDeque<Queued>,
     tally: Tally,
+    timings: PendingTimings,
 }
 
 impl Writer {
     pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally }
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally, timings: PendingTimings::default() }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -297,6 +299,7 @@ impl Writer {
                     }
                     (HotItem::Mark(mark), HotRow::Marked { event, now }) => {
                         keep(standing, &event, now);
+                        self.timings.record(&event);
                         send(mark, Ok(Marked { event, repeated: false }));
                     }
                     (HotItem::Claim(claim), HotRow::Nothing | HotRow::Marked { .. }) => self.again(claim, Op::Claim),
@@ -544,6 +547,7 @@ impl Writer {
     /// written now is kept for the next time, unless nobody knows whether it was written: counting twice would be worse
     /// than losing a second.
     async fn flush(&mut self) -> bool {
+        self.flush_timings().await;
         if self.tally.is_empty() {
             // A writer without calls does not connect by itself, and health wants to know whether it can.
             let _down = self.link.connection().await;
@@ -569,6 +573,25 @@ impl Writer {
             }
         }
         written && !self.tally.is_empty()
+    }
+
+    /// Writes the processing times that were counted, as the duplicates are (L5).
+    async fn flush_timings(&mut self) {
+        if self.timings.is_empty() {
+            return;
+        }
+        let taken = self.timings.take();
+        for (timings, result) in self.link.run(&FlushTimings, taken).await {
+            match result {
+                Ok(()) => {}
+                Err(Error::Unavailable { .. }) => self.timings.restore(timings),
+                Err(error) => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    places = timings.len(),
+                    "processing times are lost"
+                ),
+            }
+        }
     }
 }
 

@@ -7,7 +7,10 @@ use rusqlite::{Connection, params};
 
 use crate::{
     event::{Event, State, Time},
-    ledger::filter::Counts,
+    ledger::{
+        filter::Counts,
+        timings::{Timings, processing_time},
+    },
 };
 
 /// Where an event is counted.
@@ -22,13 +25,21 @@ pub(super) struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Deltas {
     places: BTreeMap<Place, Counts>,
+    timings: BTreeMap<Place, Timings>,
 }
 
 impl Deltas {
     /// What is added where events of this tenant and provider are counted that were created at `create_time`.
     pub(super) fn at(&mut self, tenant: &str, provider: &str, create_time: Time) -> &mut Counts {
-        let place = Place { tenant: tenant.to_owned(), provider: provider.to_owned(), hour: create_time.hour() };
-        self.places.entry(place).or_default()
+        self.places.entry(place(tenant, provider, create_time)).or_default()
+    }
+
+    /// An event was marked; counted is how long its completion took, if it was one.
+    pub(super) fn marked(&mut self, event: &Event) {
+        if let Some(time) = processing_time(event) {
+            let place = place(&event.key.tenant, &event.key.provider, event.create_time);
+            self.timings.entry(place).or_default().record(time);
+        }
     }
 
     /// An event was created, or came from one state into another by way of a grant or without one.
@@ -43,7 +54,7 @@ impl Deltas {
 
     /// Whether there is anything to write.
     pub(super) fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.places.is_empty() && self.timings.is_empty()
     }
 
     /// Writes them.
@@ -65,17 +76,29 @@ impl Deltas {
                 counts.retries,
             ])?;
         }
+        let mut statement = conn.prepare_cached(include_str!("timing.sql"))?;
+        for (place, timings) in &self.timings {
+            for (bucket, count) in timings.buckets() {
+                statement.execute(params![place.tenant, place.provider, place.hour, bucket, count])?;
+            }
+        }
         Ok(())
     }
 
     /// Removes what counts nothing any more, after [`Self::write`].
     pub(super) fn prune(&self, conn: &Connection) -> rusqlite::Result<()> {
-        let mut statement = conn.prepare_cached(include_str!("count_prune.sql"))?;
+        let mut counts = conn.prepare_cached(include_str!("count_prune.sql"))?;
+        let mut timings = conn.prepare_cached(include_str!("timing_prune.sql"))?;
         for place in self.places.keys() {
-            statement.execute(params![place.tenant, place.provider, place.hour])?;
+            counts.execute(params![place.tenant, place.provider, place.hour])?;
+            timings.execute(params![place.tenant, place.provider, place.hour])?;
         }
         Ok(())
     }
+}
+
+fn place(tenant: &str, provider: &str, create_time: Time) -> Place {
+    Place { tenant: tenant.to_owned(), provider: provider.to_owned(), hour: create_time.hour() }
 }
 
 /// Where a state stands in [`Counts::states`].

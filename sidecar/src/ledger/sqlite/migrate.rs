@@ -7,7 +7,10 @@ use rusqlite::{Connection, TransactionBehavior, types::FromSql};
 use super::OpenError;
 
 /// In order; never edited after a release.
-const MIGRATIONS: &[&str] = &[include_str!("../../../../migrations/sqlite/0001_events.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../../migrations/sqlite/0001_events.sql"),
+    include_str!("../../../../migrations/sqlite/0002_stats.sql"),
+];
 
 /// Tells a database of oncegate from another application's file.
 const APPLICATION_ID: i32 = i32::from_be_bytes(*b"1gat");

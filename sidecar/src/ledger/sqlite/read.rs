@@ -21,6 +21,7 @@ use crate::{
     ledger::{
         Error, EventHistory,
         filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
+        timings::Timings,
     },
 };
 
@@ -188,6 +189,12 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         }
         counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
     }
+    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+    let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
+    let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time])?;
+    while let Some(row) = rows.next()? {
+        timings.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+    }
     // After the first query, which took the snapshot: nothing in it is later than this.
     let now = clock.now();
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
@@ -196,7 +203,7 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
     }
     counts.retain(|_, found| *found != Counts::default());
-    Ok(StatsReport { counts, as_of: now })
+    Ok(StatsReport { counts, timings, as_of: now })
 }
 
 /// Whether the database can be read at all.

@@ -163,6 +163,7 @@ impl<'a> Transaction<'a> {
             (MarkStep::Apply(state), Some(before)) => {
                 let event = apply::marked(&before, mark, state, self.clock.now());
                 self.update(&before, &event)?;
+                self.deltas.marked(&event);
                 Ok(Marked { event, repeated: false })
             }
             (MarkStep::Repeated, Some(event)) => Ok(Marked { event, repeated: true }),

@@ -1,0 +1,139 @@
+//! Stats: counts, processing times, and what is stuck, from one snapshot.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgBindIterExt as _};
+
+use super::read::{EARLIEST, LATEST, Reader};
+use crate::{
+    event::{State, Time},
+    ledger::{
+        Error,
+        filter::{Counts, StatsFilter, StatsReport},
+        timings::Timings,
+    },
+};
+
+/// How many events one sweep looks at: some tens of milliseconds' worth, four times what the writer makes in a second.
+const SWEEP_MAX: i32 = 100_000;
+/// How many entries of what is open are looked at again in one go.
+const PRUNE_MAX: i32 = 2_000;
+
+impl Reader {
+    pub(super) async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
+        let (report, missing) =
+            self.run(move |connection| Box::pin(async move { snapshot(connection, &filter).await })).await?;
+        if !missing.is_empty() {
+            // The next one need not walk these hours. Best effort: it would notice.
+            let healed = self
+                .run(move |connection| {
+                    Box::pin(async move {
+                        sqlx::query(include_str!("open_heal.sql"))
+                            .bind(missing.into_iter().bind_iter())
+                            .execute(&mut *connection)
+                            .await
+                            .map(drop)
+                    })
+                })
+                .await;
+            drop(healed);
+        }
+        Ok(report)
+    }
+
+    /// Looks at the events that have become old enough since the last time, and forgets a part of what is no longer open.
+    /// Gives where to go on forgetting.
+    pub(super) async fn sweep(&self, forget_after: i64) -> Result<i64, Error> {
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query(include_str!("sweep.sql")).bind(SWEEP_MAX).fetch_optional(&mut *connection).await?;
+                let row = sqlx::query(include_str!("open_prune.sql"))
+                    .bind(forget_after)
+                    .bind(PRUNE_MAX)
+                    .fetch_one(&mut *connection)
+                    .await?;
+                let last: Option<i64> = row.try_get("last_row")?;
+                let more = row.try_get::<i64, _>("looked_at")? >= i64::from(PRUNE_MAX);
+                Ok(last.filter(|_| more).unwrap_or(i64::MIN))
+            })
+        })
+        .await
+    }
+}
+
+/// The report, and the hours that had to be walked because something open was not known.
+async fn snapshot(
+    connection: &mut PgConnection,
+    filter: &StatsFilter,
+) -> Result<(StatsReport, Vec<Time>), sqlx::Error> {
+    // One snapshot for all: what is open is compared with what is counted.
+    let mut snapshot = connection.begin_with("begin isolation level repeatable read read only").await?;
+    let start = filter.start_time.unwrap_or(EARLIEST);
+    let end = filter.end_time.unwrap_or(LATEST);
+    let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *snapshot).await?;
+    let bucket_of = |hour: Time| match filter.bucket {
+        Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
+        Some(_) | None => start,
+    };
+    let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
+    // The hours that have something processing, and how much: only there can anything be stuck.
+    let mut processing: BTreeMap<Time, i64> = BTreeMap::new();
+    let counted = sqlx::query(include_str!("stats.sql")).bind(&filter.tenant).bind(&filter.provider);
+    for row in counted.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+        let hour: Time = row.try_get("hour")?;
+        let provider: String = row.try_get("provider")?;
+        let mut found = Counts {
+            duplicates: row.try_get("duplicates")?,
+            retries: row.try_get("retries")?,
+            ..Counts::default()
+        };
+        for (count, state) in found.states.iter_mut().zip(State::ALL) {
+            *count = row.try_get(state.as_str())?;
+        }
+        if found.states[1] > 0 {
+            *processing.entry(hour).or_default() += found.states[1];
+        }
+        counts.entry((bucket_of(hour), provider)).or_default().add(&found);
+    }
+    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+    let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
+    for row in timed.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+        let of = timings.entry((bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
+        let buckets: Vec<i16> = row.try_get("buckets")?;
+        let counts: Vec<i64> = row.try_get("counts")?;
+        for (bucket, count) in buckets.into_iter().zip(counts) {
+            of.add(bucket, count);
+        }
+    }
+    let mut missing = Vec::new();
+    if !processing.is_empty() {
+        let mut stuck: Vec<(Time, String, i64)> = Vec::new();
+        let open = sqlx::query(include_str!("stats_open.sql")).bind(&filter.tenant).bind(&filter.provider);
+        for row in open.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+            let hour: Time = row.try_get("hour")?;
+            let known = processing.entry(hour).or_default();
+            *known -= row.try_get::<i64, _>("processing")?;
+            stuck.push((hour, row.try_get("provider")?, row.try_get("stuck")?));
+        }
+        missing = processing.into_iter().filter(|(_, unknown)| *unknown > 0).map(|(hour, _)| hour).collect();
+        if !missing.is_empty() {
+            let walked: BTreeSet<Time> = missing.iter().copied().collect();
+            stuck.retain(|(hour, ..)| !walked.contains(hour));
+            for row in sqlx::query(include_str!("stats_stuck.sql"))
+                .bind(&filter.tenant)
+                .bind(&filter.provider)
+                .bind(missing.iter().copied().bind_iter())
+                .fetch_all(&mut *snapshot)
+                .await?
+            {
+                stuck.push((row.try_get("hour")?, row.try_get("provider")?, row.try_get("stuck")?));
+            }
+        }
+        for (hour, provider, count) in stuck {
+            counts.entry((bucket_of(hour), provider)).or_default().stuck += count;
+        }
+    }
+    snapshot.commit().await?;
+    counts.retain(|_, found| *found != Counts::default());
+    Ok((StatsReport { counts, timings, as_of }, missing))
+}

@@ -1,0 +1,7 @@
+-- Processing times by hour of creation and provider: a row per writer's slot and tenant, which the caller adds up (L5).
+--
+-- In:  tenant and provider (null: all), bounds on the hour (half open). Index: payment_webhook_timings_hour.
+select hour, provider, buckets, counts
+from payment_webhook_timings
+where ($1::text is null or tenant = $1) and ($2::text is null or provider = $2)
+    and hour >= $3::timestamptz and hour < $4::timestamptz

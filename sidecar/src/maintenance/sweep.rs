@@ -1,0 +1,25 @@
+//! Does each second what the ledger needs for its queries to stay quick.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::coordinator::Coordinator;
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Works until `shutdown`.
+pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) {
+    let mut interval = tokio::time::interval(INTERVAL);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Err(error) = coordinator.maintain().await {
+            // An outage is told by others, and the next second tries again.
+            tracing::debug!(error = &error as &dyn std::error::Error, "the ledger could not be maintained");
+        }
+    }
+}
