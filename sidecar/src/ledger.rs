@@ -3,6 +3,7 @@
 pub mod filter;
 pub mod postgres;
 pub mod queue;
+mod spans;
 pub mod sqlite;
 pub mod tally;
 pub mod timings;

@@ -3,9 +3,11 @@
 //! Safe under concurrency because every transition is one conditional statement (S1), whatever the batches around it:
 //! a batch is a way to share round trips and commits, never a transaction that others have to reckon with.
 
+mod cleanup;
 mod cold;
 mod connect;
 mod failure;
+mod history;
 mod hot;
 pub mod migrate;
 mod notify;

@@ -1,7 +1,8 @@
 -- A page of events, newest first, by key set: nothing is skipped or repeated when events come and go.
 --
--- In:  where the last page ended (time, row), bounds on the creation, filters (null: all; states as a JSON array), and
---      the most rows. Every filter is applied along the walk, so a page of a rare type looks at more rows than it returns.
+-- In:  where the last page ended (time, row), the earliest creation, filters (null: all; states as a JSON array), and
+--      the most rows. Every filter is applied along the walk, so a page of a rare type looks at more rows than it returns;
+--      hours without the tenant, provider or states are left out before (history_hours.sql).
 -- Index: payment_webhook_events_create_time, backwards.
 select
     id, tenant, provider, event_id, event_type, state, attempt_count, attempts_forgiven, duplicate_count, mismatch_count,
@@ -10,10 +11,10 @@ select
     metadata, completion_metadata
 from payment_webhook_events
 where (create_time, id) < (?1, ?2)
-    and create_time < ?3 and create_time >= ?4
-    and (?5 is null or tenant = ?5)
-    and (?6 is null or provider = ?6)
-    and (?7 is null or event_type = ?7)
-    and (?8 is null or state in (select value from json_each(?8)))
+    and create_time >= ?3
+    and (?4 is null or tenant = ?4)
+    and (?5 is null or provider = ?5)
+    and (?6 is null or event_type = ?6)
+    and (?7 is null or state in (select value from json_each(?7)))
 order by create_time desc, id desc
-limit ?9
+limit ?8

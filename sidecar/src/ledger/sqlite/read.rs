@@ -21,6 +21,7 @@ use crate::{
     ledger::{
         Error, EventHistory,
         filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
+        spans::{Span, of_hours},
         timings::Timings,
     },
 };
@@ -141,28 +142,48 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
 
 /// Events, newest first.
 pub(super) fn history(conn: &Connection, filter: &HistoryFilter) -> rusqlite::Result<Page> {
-    let after = filter.after.unwrap_or(Cursor { create_time: Time(i64::MAX), row: i64::MAX });
+    let end = Cursor { create_time: filter.end_time.unwrap_or(Time(i64::MAX)), row: 0 };
+    let end = filter.after.map_or(end, |after| after.min(end));
+    let start = filter.start_time.unwrap_or(Time(i64::MIN));
     let states = (!filter.states.is_empty())
         .then(|| serde_json::Value::from_iter(filter.states.iter().map(|state| state.as_str())).to_string());
+    let spans = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
+        vec![Span { start, end }]
+    } else {
+        let mut statement = conn.prepare_cached(include_str!("history_hours.sql"))?;
+        let from = Time(start.0.max(0)).hour();
+        let hours = statement.query_map(
+            params![filter.tenant, filter.provider, states, from, end.create_time],
+            |row| row.get::<_, Time>(0),
+        )?;
+        of_hours(hours.collect::<Result<Vec<_>, _>>()?, start, end)
+    };
     let page_size = filter.page_size.max(1);
-    let mut events = conn
-        .prepare_cached(include_str!("history_page.sql"))?
-        .query_map(
+    let mut statement = conn.prepare_cached(include_str!("history_page.sql"))?;
+    let mut events = Vec::new();
+    for span in spans {
+        // One more tells whether there is another page.
+        let wanted = page_size.saturating_add(1) - events.len();
+        let rows = statement.query_map(
             params![
-                after.create_time,
-                after.row,
-                filter.end_time.unwrap_or(Time(i64::MAX)),
-                filter.start_time.unwrap_or(Time(i64::MIN)),
+                span.end.create_time,
+                span.end.row,
+                span.start,
                 filter.tenant,
                 filter.provider,
                 filter.event_type,
                 states,
-                // One more tells whether there is another page.
-                i64::try_from(page_size.saturating_add(1)).unwrap_or(i64::MAX),
+                i64::try_from(wanted).unwrap_or(i64::MAX),
             ],
             rows::event,
-        )?
-        .collect::<Result<Vec<_>, _>>()?;
+        )?;
+        for row in rows {
+            events.push(row?);
+        }
+        if events.len() > page_size {
+            break;
+        }
+    }
     let more = events.len() > page_size;
     events.truncate(page_size);
     let next = events.last().filter(|_| more).map(Cursor::of);

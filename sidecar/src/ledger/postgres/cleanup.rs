@@ -1,0 +1,109 @@
+//! Cleanup: one bounded step after another, each a transaction of its own.
+
+use sqlx::{Row as _, postgres::PgBindIterExt as _};
+
+use super::read::{EARLIEST, Reader, read_error};
+use crate::{
+    event::Time,
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope, CleanupTotals, Cursor},
+    },
+};
+
+/// The slot of the counts that Cleanup changes. Writers' slots begin at 1.
+const CLEANUP_SLOT: i32 = 0;
+
+impl Reader {
+    pub(super) async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        let after = progress.cursor.unwrap_or(Cursor { create_time: EARLIEST, row: 0 });
+        let limit = i32::try_from(scope.batch_size).unwrap_or(i32::MAX);
+        let wanted = scope.clone();
+        let rows = self
+            .run(move |connection| {
+                Box::pin(async move {
+                    sqlx::query(include_str!("cleanup.sql"))
+                        .bind(after.create_time)
+                        .bind(after.row)
+                        .bind(wanted.before)
+                        .bind(wanted.states.iter().map(|state| state.as_str()).bind_iter())
+                        .bind(wanted.tenant)
+                        .bind(wanted.provider)
+                        .bind(limit)
+                        .bind(!wanted.dry_run)
+                        .bind(CLEANUP_SLOT)
+                        .fetch_all(&mut *connection)
+                        .await
+                })
+            })
+            .await?;
+        let read = |error: sqlx::Error| read_error(&error);
+        let mut looked_at = 0;
+        for row in &rows {
+            looked_at = row.try_get("looked_at").map_err(read)?;
+            if let Some(create_time) = row.try_get::<Option<Time>, _>("last_create_time").map_err(read)? {
+                progress.cursor = Some(Cursor { create_time, row: row.try_get("last_row").map_err(read)? });
+            }
+            if let Some(provider) = row.try_get::<Option<String>, _>("provider").map_err(read)? {
+                let totals: &mut CleanupTotals = progress.providers.entry(provider).or_default();
+                totals.matched += row.try_get::<i64, _>("matched").map_err(read)?;
+                totals.deleted += row.try_get::<i64, _>("deleted").map_err(read)?;
+                let oldest: Option<Time> = row.try_get("oldest_end_time").map_err(read)?;
+                totals.oldest_end_time = match (totals.oldest_end_time, oldest) {
+                    (Some(a), Some(b)) => Some(a.min(b)),
+                    (a, b) => a.or(b),
+                };
+            }
+        }
+        progress.done = looked_at < i64::from(limit);
+        if progress.done && !scope.dry_run {
+            self.forget_deliveries(scope, limit).await?;
+            self.fold_counts(scope.before).await?;
+        }
+        Ok(())
+    }
+
+    /// Folds the counts of what a Cleanup has passed, and forgets the processing times of hours that have nothing completed
+    /// any more.
+    async fn fold_counts(&self, before: Time) -> Result<(), Error> {
+        self.run(move |connection| {
+            Box::pin(async move {
+                sqlx::query(include_str!("cleanup_counts.sql"))
+                    .bind(before.hour())
+                    .bind(CLEANUP_SLOT)
+                    .execute(&mut *connection)
+                    .await?;
+                sqlx::query(include_str!("cleanup_timings.sql"))
+                    .bind(before.hour())
+                    .execute(&mut *connection)
+                    .await
+                    .map(drop)
+            })
+        })
+        .await
+    }
+
+    /// Removes delivery ids older than what the scope deletes, in batches.
+    async fn forget_deliveries(&self, scope: &CleanupScope, limit: i32) -> Result<(), Error> {
+        loop {
+            let (before, tenant, provider) = (scope.before, scope.tenant.clone(), scope.provider.clone());
+            let removed = self
+                .run(move |connection| {
+                    Box::pin(async move {
+                        sqlx::query(include_str!("cleanup_deliveries.sql"))
+                            .bind(before)
+                            .bind(tenant)
+                            .bind(provider)
+                            .bind(limit)
+                            .execute(&mut *connection)
+                            .await
+                    })
+                })
+                .await?
+                .rows_affected();
+            if removed < u64::from(limit.unsigned_abs()) {
+                return Ok(());
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! History: one event, and pages of them in bounded time whatever the filters are.
+
+use std::time::{Duration, Instant};
+
+use sqlx::{PgConnection, Row as _};
+
+use super::{
+    read::{EARLIEST, LATEST, Reader},
+    row,
+};
+use crate::{
+    event::{Key, Time},
+    ledger::{
+        Error, EventHistory,
+        filter::{Cursor, HistoryFilter, Page},
+        spans::{Span, of_hours},
+    },
+};
+
+/// Rows that one statement looks at: some milliseconds' worth.
+const LOOK_MAX: i64 = 20_000;
+/// A page that is not full by then ends where the walk has come to, and the next one goes on: what is rare among millions of
+/// events is found over some pages, none of which takes long.
+const PAGE_TIME_MAX: Duration = Duration::from_millis(500);
+
+impl Reader {
+    pub(super) async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
+        self.run(move |connection| {
+            Box::pin(async move {
+                let Some(row) = sqlx::query(include_str!("history_event.sql"))
+                    .bind(key.tenant)
+                    .bind(key.provider)
+                    .bind(key.event_id)
+                    .fetch_optional(&mut *connection)
+                    .await?
+                else {
+                    return Ok(None);
+                };
+                let event = row::event(&row, 0)?;
+                let mut attempts = Vec::new();
+                for row in sqlx::query(include_str!("history_attempts.sql"))
+                    .bind(event.row)
+                    .fetch_all(&mut *connection)
+                    .await?
+                {
+                    // Granted again between the two reads: the event's row tells of its latest attempt as it was.
+                    attempts.extend(row::archived(&row)?.filter(|attempt| attempt.attempt <= event.archived_count()));
+                }
+                attempts.extend(event.latest_attempt());
+                let mut resolutions = Vec::new();
+                for row in sqlx::query(include_str!("history_resolutions.sql"))
+                    .bind(event.row)
+                    .fetch_all(&mut *connection)
+                    .await?
+                {
+                    resolutions.extend(row::resolution(&row)?);
+                }
+                Ok(Some(EventHistory { event, attempts, resolutions }))
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
+        self.run(move |connection| Box::pin(async move { page(connection, &filter).await })).await
+    }
+}
+
+async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<Page, sqlx::Error> {
+    let begun = Instant::now();
+    // The end is exclusive: a place before every row that was created at it.
+    let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
+    let end = filter.after.map_or(end, |after| after.min(end));
+    let start = filter.start_time.unwrap_or(EARLIEST);
+    let states =
+        (!filter.states.is_empty()).then(|| filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>());
+    let spans = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
+        vec![Span { start, end }]
+    } else {
+        let hours: Vec<Time> = sqlx::query_scalar(include_str!("history_hours.sql"))
+            .bind(&filter.tenant)
+            .bind(&filter.provider)
+            .bind(&states)
+            .bind(start.hour())
+            .bind(end.create_time)
+            .fetch_all(&mut *connection)
+            .await?;
+        of_hours(hours, start, end)
+    };
+    let mut events = Vec::new();
+    for span in spans {
+        let mut place = span.end;
+        loop {
+            // One more than the page has: whether there is a next one.
+            let wanted = filter.page_size.saturating_add(1) - events.len();
+            let rows = sqlx::query(include_str!("history_page.sql"))
+                .bind(place.create_time)
+                .bind(place.row)
+                .bind(span.start)
+                .bind(&filter.tenant)
+                .bind(&filter.provider)
+                .bind(&filter.event_type)
+                .bind(&states)
+                .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
+                .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
+                .fetch_all(&mut *connection)
+                .await?;
+            for row in &rows {
+                events.push(row::event(row, 0)?);
+            }
+            if events.len() > filter.page_size {
+                events.truncate(filter.page_size);
+                let next = events.last().map(Cursor::of);
+                return Ok(Page { events, next });
+            }
+            let boundary = sqlx::query(include_str!("history_boundary.sql"))
+                .bind(place.create_time)
+                .bind(place.row)
+                .bind(span.start)
+                .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
+                .fetch_optional(&mut *connection)
+                .await?;
+            match boundary {
+                Some(boundary) => place = Cursor { create_time: boundary.try_get(0)?, row: boundary.try_get(1)? },
+                None => {
+                    // The stretch is walked to its end.
+                    place = Cursor { create_time: span.start, row: 0 };
+                    break;
+                }
+            }
+            if begun.elapsed() >= PAGE_TIME_MAX {
+                return Ok(Page { events, next: Some(place) });
+            }
+        }
+        if begun.elapsed() >= PAGE_TIME_MAX {
+            return Ok(Page { events, next: Some(place) });
+        }
+    }
+    Ok(Page { events, next: None })
+}

@@ -1,0 +1,62 @@
+//! Which stretches of time a listing has to walk. The counts tell which hours have any event of the state, tenant and
+//! provider that are wanted, so that a rare one is found without reading what lies between (L5).
+
+use super::filter::Cursor;
+use crate::event::{Micros, Time};
+
+const HOUR: Micros = Micros(3_600_000_000);
+
+/// A stretch of the order of events by creation, half open: from `start` on, before `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub(crate) start: Time,
+    pub(crate) end: Cursor,
+}
+
+/// The stretches that the hours (newest first) make up within the bounds, newest first; neighbours are one.
+pub(crate) fn of_hours(hours: impl IntoIterator<Item = Time>, start: Time, end: Cursor) -> Vec<Span> {
+    let mut spans: Vec<Span> = Vec::new();
+    for hour in hours {
+        let next = Cursor { create_time: hour.plus(HOUR), row: 0 };
+        match spans.last_mut() {
+            Some(last) if last.start == next.create_time => last.start = hour,
+            Some(_) | None => spans.push(Span { start: hour, end: next }),
+        }
+    }
+    spans
+        .into_iter()
+        .map(|span| Span { start: span.start.max(start), end: span.end.min(end) })
+        .filter(|span| Cursor { create_time: span.start, row: 0 } < span.end)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hour(number: i64) -> Time {
+        Time(number * HOUR.0)
+    }
+
+    fn before(time: Time) -> Cursor {
+        Cursor { create_time: time, row: 0 }
+    }
+
+    #[test]
+    fn neighbouring_hours_are_one_stretch_within_the_bounds() {
+        let hours = [9, 8, 7, 4, 2, 1].map(hour);
+        let spans = |start, end| -> Vec<(i64, i64)> {
+            of_hours(hours, start, before(end))
+                .into_iter()
+                .map(|span| (span.start.0 / HOUR.0, span.end.create_time.0 / HOUR.0))
+                .collect()
+        };
+        assert_eq!(spans(hour(0), hour(20)), [(7, 10), (4, 5), (1, 3)]);
+        assert_eq!(spans(hour(2), hour(8)), [(7, 8), (4, 5), (2, 3)]);
+        assert_eq!(spans(hour(5), hour(7)), []);
+        assert_eq!(of_hours([], hour(0), before(hour(9))), []);
+        // The place within an hour where the last page ended.
+        let end = Cursor { create_time: Time(hour(4).0 + 5), row: 17 };
+        assert_eq!(of_hours(hours, hour(4), end), [Span { start: hour(4), end }]);
+    }
+}
