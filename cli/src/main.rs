@@ -4,6 +4,7 @@
 
 mod all;
 mod bounds;
+mod check;
 mod cleanup;
 mod completions;
 mod dev;
@@ -58,6 +59,8 @@ enum Command {
     Sidecar(sidecar::Sidecar),
     Gateway(Box<gateway::Gateway>),
     Migrate(migrate::Migrate),
+    // Boxed: it has the options of a sidecar.
+    Check(Box<check::Check>),
     Stats(stats::Stats),
     History(history::History),
     Resolve(resolve::Resolve),
@@ -76,6 +79,7 @@ impl Command {
             Self::All(_) | Self::Sidecar(_) | Self::Gateway(_) => true,
             Self::Dev(_)
             | Self::Migrate(_)
+            | Self::Check(_)
             | Self::Stats(_)
             | Self::History(_)
             | Self::Resolve(_)
@@ -149,6 +153,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Sidecar(sidecar) => sidecar.run().await,
         Command::Gateway(gateway) => gateway.run().await,
         Command::Migrate(migrate) => migrate.run().await,
+        Command::Check(check) => check.run().await,
         Command::Stats(stats) => stats.run().await,
         Command::History(history) => history.run().await,
         Command::Resolve(resolve) => resolve.run().await,

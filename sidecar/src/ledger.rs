@@ -1,5 +1,6 @@
 //! The ledger: the store that decides. One trait, two implementations, one conformance suite that both pass.
 
+pub mod check;
 pub mod filter;
 pub mod postgres;
 pub mod queue;

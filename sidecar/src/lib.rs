@@ -175,6 +175,28 @@ pub struct Migrated {
     pub to: i64,
 }
 
+/// Compares the counts and percentiles that the store keeps with its rows, beside a running service.
+///
+/// # Errors
+/// When the store cannot be read or its schema does not fit.
+pub async fn check(settings: &Settings) -> Result<ledger::check::Report, StartError> {
+    match &settings.store {
+        Store::Postgres(source) => {
+            let url = source.read_one().map_err(StartError::DatabaseUrl)?;
+            postgres::check(url.expose()).await.map_err(StartError::Postgres)
+        }
+        Store::Embedded(path) => {
+            let error = |source| StartError::Embedded { path: path.clone(), source };
+            let file = path.clone();
+            // It reads all of the file.
+            match tokio::task::spawn_blocking(move || sqlite::check(&file)).await {
+                Ok(checked) => checked.map_err(error),
+                Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+            }
+        }
+    }
+}
+
 /// Applies what is missing in the store's schema.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Safe under concurrency because every transition is one conditional statement (S1), whatever the batches around it:
 //! a batch is a way to share round trips and commits, never a transaction that others have to reckon with.
 
+mod check;
 mod cleanup;
 mod cold;
 mod connect;
@@ -28,6 +29,7 @@ use async_trait::async_trait;
 use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{broadcast, watch};
 
+pub use check::check;
 pub use connect::{ConnectError, Node};
 
 use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};

@@ -6,6 +6,7 @@
 //! writes, what they were told is true until its commit.
 
 mod apply;
+mod check;
 mod clock;
 mod counts;
 mod error;
@@ -33,7 +34,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-pub use self::migrate::Migrated;
+pub use self::{check::check, migrate::Migrated};
 use self::{
     clock::Clock,
     error::unavailable,

@@ -29,6 +29,12 @@ pub(super) fn needed() -> i64 {
     i64::try_from(MIGRATIONS.len()).expect("there are a few migrations")
 }
 
+/// The newest migration that was applied; 0: none, or no file of ours.
+pub(super) fn version(conn: &Connection) -> rusqlite::Result<i64> {
+    let ours = pragma::<i32>(conn, "application_id")? == APPLICATION_ID;
+    Ok(if ours { pragma(conn, "user_version")? } else { 0 })
+}
+
 /// Brings the schema up to date if `migrate` permits it, and refuses what does not fit.
 pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Result<Migrated, OpenError> {
     let open = |source| OpenError::Open { path: path.to_owned(), source };

@@ -1,0 +1,105 @@
+//! The check of what Stats answers from, over a connection of its own: it reads every event, with the planner and the
+//! time that this takes.
+
+use std::collections::BTreeMap;
+
+use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
+
+use super::{OpenError, connect::ConnectError, migrate, options};
+use crate::{
+    event::{Micros, State, Time},
+    ledger::{
+        check::{self, Provider, Report, SHARES, Snapshot},
+        filter::Counts,
+        timings::{Place, Timings},
+    },
+};
+
+/// Settings of the session. Sorting millions of times takes memory or files.
+const SESSION: &str = "
+    set timezone = 'UTC';
+    set statement_timeout = 0;
+    set work_mem = '256MB';
+";
+
+/// Checks the counts and percentiles of a database, beside a running service.
+///
+/// # Errors
+/// When the database cannot be reached, its schema does not fit, or reading fails.
+pub async fn check(url: &str) -> Result<Report, OpenError> {
+    let options = options(url)?;
+    migrate::check(&options).await?;
+    let refused = |error| OpenError::Connect(ConnectError::Refused(error));
+    let mut connection = PgConnection::connect_with(&options).await.map_err(refused)?;
+    let report = run(&mut connection).await.map_err(refused)?;
+    drop(connection.close().await);
+    Ok(report)
+}
+
+async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
+    sqlx::raw_sql(SESSION).execute(&mut *connection).await?;
+    // Not read only: the times are sorted into a table of the session.
+    let mut snapshot = connection.begin_with("begin isolation level repeatable read").await?;
+    let mut found = Snapshot::default();
+    for row in sqlx::query(include_str!("check_counts.sql")).fetch_all(&mut *snapshot).await? {
+        let (place, counts) = counted(&row)?;
+        found.kept.insert(place, counts);
+    }
+    for row in sqlx::query(include_str!("check_rows.sql")).fetch_all(&mut *snapshot).await? {
+        let (place, counts) = counted(&row)?;
+        found.recounted.insert(place, counts);
+    }
+    for row in sqlx::query("select tenant, provider, buckets, counts from payment_webhook_timings")
+        .fetch_all(&mut *snapshot)
+        .await?
+    {
+        let timings = found.timings.entry((row.try_get(0)?, row.try_get(1)?)).or_default();
+        let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
+        for (bucket, count) in buckets.into_iter().zip(counts) {
+            timings.add(bucket, count);
+        }
+    }
+    let mut report = check::counts(&found);
+    sqlx::raw_sql(include_str!("check_completions.sql")).execute(&mut *snapshot).await?;
+    sqlx::raw_sql("create index on oncegate_check (tenant, provider, rank)").execute(&mut *snapshot).await?;
+    let mut completions: BTreeMap<Provider, i64> = found.timings.keys().map(|of| (of.clone(), 0)).collect();
+    for row in sqlx::query("select tenant, provider, count(*) from oncegate_check group by 1, 2")
+        .fetch_all(&mut *snapshot)
+        .await?
+    {
+        completions.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+    }
+    for (of, completions) in completions {
+        let none = Timings::default();
+        let timings = found.timings.get(&of).unwrap_or(&none);
+        let times = i64::try_from(timings.count()).unwrap_or(i64::MAX);
+        let mut exact = [(Micros::ZERO, Micros::ZERO); SHARES.len()];
+        for ((lowest, highest), share) in exact.iter_mut().zip(SHARES) {
+            let ranks = check::ranks(share, completions, times);
+            for (time, rank) in [(lowest, ranks.0), (highest, ranks.1)] {
+                let micros: Option<i64> = sqlx::query_scalar(
+                    "select micros from oncegate_check where tenant = $1 and provider = $2 and rank = $3",
+                )
+                .bind(&of.0)
+                .bind(&of.1)
+                .bind(rank)
+                .fetch_optional(&mut *snapshot)
+                .await?;
+                *time = Micros(micros.unwrap_or_default());
+            }
+        }
+        check::percentiles(&mut report, &of, timings, completions, &exact);
+    }
+    snapshot.rollback().await?;
+    Ok(report)
+}
+
+fn counted(row: &PgRow) -> Result<(Place, Counts), sqlx::Error> {
+    let hour: Time = row.try_get("hour")?;
+    let mut counts =
+        Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
+    for (count, state) in counts.states.iter_mut().zip(State::ALL) {
+        *count = row.try_get(state.as_str())?;
+    }
+    Ok(((row.try_get("tenant")?, row.try_get("provider")?, hour), counts))
+}

@@ -1,0 +1,13 @@
+-- Makes a table of all processing times by tenant and provider, in their order: of the latest attempts that completed, and of
+-- completions in the archive (of events that were replayed). A table of the session, for three percentiles each are asked of it.
+create temporary table oncegate_check on commit drop as
+select tenant, provider, micros, row_number() over (partition by tenant, provider order by micros) as rank
+from (
+    select e.tenant, e.provider, (extract(epoch from e.end_time - e.start_time) * 1000000)::bigint as micros
+    from payment_webhook_events e
+    where e.state = 'completed' and e.outcome = 'completed'
+    union all
+    select e.tenant, e.provider, (extract(epoch from a.end_time - a.start_time) * 1000000)::bigint
+    from payment_webhook_attempts a join payment_webhook_events e on e.id = a.event_row
+    where a.outcome = 'completed'
+) t

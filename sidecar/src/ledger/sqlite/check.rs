@@ -1,0 +1,91 @@
+//! The check of what Stats answers from: a connection of its own that only reads, beside a running service.
+
+use std::{collections::BTreeMap, path::Path, time::Duration};
+
+use rusqlite::{Connection, OpenFlags, Row};
+
+use super::{OpenError, canonical, migrate};
+use crate::{
+    event::{Micros, State, Time},
+    ledger::{
+        check::{self, Provider, Report, SHARES, Snapshot},
+        filter::Counts,
+        timings::{Place, Timings},
+    },
+};
+
+const BUSY_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Checks the counts and percentiles of a file, beside a running service. Blocks for as long as reading all of it takes.
+///
+/// # Errors
+/// When the file cannot be read or its schema does not fit.
+pub fn check(path: &Path) -> Result<Report, OpenError> {
+    let path = canonical(path);
+    let open = |source| OpenError::Open { path: path.clone(), source };
+    // Not the read-only flag: a reader of a write-ahead log has its part in the log's index.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(&path, flags).map_err(open)?;
+    conn.busy_timeout(BUSY_TIME_MAX).map_err(open)?;
+    conn.pragma_update(None, "query_only", true).map_err(open)?;
+    let (found, needed) = (migrate::version(&conn).map_err(open)?, migrate::needed());
+    match found.cmp(&needed) {
+        std::cmp::Ordering::Less => return Err(OpenError::Behind { path, found, needed }),
+        std::cmp::Ordering::Greater => return Err(OpenError::Ahead { path, found, known: needed }),
+        std::cmp::Ordering::Equal => {}
+    }
+    run(&conn).map_err(open)
+}
+
+fn run(conn: &Connection) -> rusqlite::Result<Report> {
+    // One snapshot for all.
+    let snapshot = conn.unchecked_transaction()?;
+    let mut found = Snapshot::default();
+    found.kept = counted(
+        &snapshot,
+        "select tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
+        from payment_webhook_counts",
+    )?;
+    found.recounted = counted(&snapshot, include_str!("check_rows.sql"))?;
+    let mut statement = snapshot.prepare("select tenant, provider, bucket, count from payment_webhook_timings")?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        found.timings.entry((row.get(0)?, row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+    }
+    let mut report = check::counts(&found);
+    let mut times: BTreeMap<Provider, Vec<i64>> = found.timings.keys().map(|of| (of.clone(), Vec::new())).collect();
+    let mut statement = snapshot.prepare(include_str!("check_times.sql"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        times.entry((row.get(0)?, row.get(1)?)).or_default().push(row.get(2)?);
+    }
+    for (of, times) in times {
+        let none = Timings::default();
+        let timings = found.timings.get(&of).unwrap_or(&none);
+        let completions = i64::try_from(times.len()).unwrap_or(i64::MAX);
+        let at = |rank: i64| {
+            let place = usize::try_from(rank - 1).unwrap_or_default();
+            Micros(times.get(place).copied().unwrap_or_default())
+        };
+        let exact = SHARES.map(|share| {
+            let (low, high) =
+                check::ranks(share, completions, i64::try_from(timings.count()).unwrap_or(i64::MAX));
+            (at(low), at(high))
+        });
+        check::percentiles(&mut report, &of, timings, completions, &exact);
+    }
+    Ok(report)
+}
+
+fn counted(conn: &Connection, sql: &str) -> rusqlite::Result<BTreeMap<Place, Counts>> {
+    conn.prepare(sql)?.query_map([], place)?.collect()
+}
+
+fn place(row: &Row<'_>) -> rusqlite::Result<(Place, Counts)> {
+    let hour: Time = row.get(2)?;
+    let mut counts = Counts { duplicates: row.get(9)?, retries: row.get(10)?, ..Counts::default() };
+    for (column, count) in (3..3 + State::ALL.len()).zip(&mut counts.states) {
+        *count = row.get(column)?;
+    }
+    Ok(((row.get(0)?, row.get(1)?, hour), counts))
+}
