@@ -3,6 +3,7 @@
 //! Nothing here mocks. A missing server is a failure that says what to install, never a skipped test.
 
 pub mod eventually;
+pub mod grow;
 pub mod http_client;
 pub mod postgres;
 pub mod program;

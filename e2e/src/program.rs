@@ -149,6 +149,11 @@ impl Running {
         self.output.to_string()
     }
 
+    /// Its number, until it has ended.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Sends it a signal, by its name without SIG.
     pub fn signal(&self, signal: &str) -> Result<()> {
         send_signal(self.child.id().context("oncegate has already ended")?, signal)

@@ -17,6 +17,7 @@ use crate::{
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+        load::Load,
     },
 };
 use waiters::Waiters;
@@ -263,6 +264,11 @@ impl Coordinator {
     /// As the ledger's.
     pub async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
         self.ledger.cleanup_step(scope, progress).await
+    }
+
+    /// How long calls take in the ledger, where Cleanup has to know.
+    pub fn load(&self) -> Option<Arc<Load>> {
+        self.ledger.load()
     }
 
     /// What the ledger needs each second.

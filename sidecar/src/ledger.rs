@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod filter;
+pub mod load;
 pub mod postgres;
 pub mod queue;
 mod spans;
@@ -85,6 +86,10 @@ pub trait Ledger: Send + Sync + 'static {
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
     fn announcements(&self) -> broadcast::Receiver<Heard>;
+    /// How long the writer's batches take; None where Cleanup need not know, because its steps take turns with them.
+    fn load(&self) -> Option<Arc<load::Load>> {
+        None
+    }
     /// What has to be done again and again for queries to stay quick; called each second. Any process may do it, and
     /// nothing but their speed depends on it.
     async fn maintain(&self) -> Result<(), Error> {

@@ -21,7 +21,10 @@ mod writer;
 
 use std::{
     str::FromStr as _,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,7 @@ use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
 use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Standing,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+    load::Load,
     queue::{Op, Queue},
     tally::Tally,
 };
@@ -79,6 +83,7 @@ pub struct PostgresLedger {
     reader: Reader,
     notifier: Notifier,
     tally: Tally,
+    load: Arc<Load>,
     standing: watch::Receiver<Option<Standing>>,
     node: watch::Receiver<Option<Node>>,
     /// Up to where entries of what is open were looked at again.
@@ -103,14 +108,14 @@ impl PostgresLedger {
             "the ledger is connected"
         );
         let (queue, ops) = Queue::bounded(settings.queue_max);
-        let tally = Tally::default();
+        let (tally, load) = (Tally::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
         let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened);
-        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone()).run());
+        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone(), Arc::clone(&load)).run());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());
         let forgotten = AtomicI64::new(i64::MIN);
-        Ok(PostgresLedger { queue, reader, notifier, tally, node, standing, forgotten })
+        Ok(PostgresLedger { queue, reader, notifier, tally, load, node, standing, forgotten })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -185,6 +190,10 @@ impl Ledger for PostgresLedger {
 
     fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.notifier.subscribe()
+    }
+
+    fn load(&self) -> Option<Arc<Load>> {
+        Some(Arc::clone(&self.load))
     }
 
     async fn maintain(&self) -> Result<(), Error> {

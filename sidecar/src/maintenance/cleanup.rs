@@ -1,5 +1,5 @@
 //! Cleanup: bounded steps over the events in order of creation. Safe when two run at once and when one is killed: each
-//! step is one transaction, and what it left the next run finds.
+//! step is one transaction, and what it left the next run finds. Its pace follows the calls' (`pace`).
 
 use std::{
     future::Future,
@@ -12,7 +12,9 @@ use crate::{
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope},
+        load::Seen,
     },
+    maintenance::pace::Pace,
 };
 
 /// Progress is reported no more often than this.
@@ -37,8 +39,21 @@ where
     let mut progress = CleanupProgress::default();
     let mut told = Instant::now();
     let mut tries = 0;
+    let load = coordinator.load();
+    let mut pace = Pace::default();
+    let mut seen = Seen::default();
+    if let Some(load) = &load {
+        // From here on.
+        load.look(&mut seen);
+    }
     loop {
-        match coordinator.cleanup_step(&scope, &mut progress).await {
+        let begun = Instant::now();
+        let stepped = {
+            let _step = load.as_ref().map(|load| load.step());
+            coordinator.cleanup_step(&scope, &mut progress).await
+        };
+        let step = begun.elapsed();
+        match stepped {
             Ok(()) => tries = 0,
             Err(error @ (Error::Unavailable { .. } | Error::Overloaded { .. } | Error::OutcomeUnknown))
                 if tries < TRIES_MAX =>
@@ -69,6 +84,9 @@ where
             return;
         }
         // The foreground goes first.
-        tokio::task::yield_now().await;
+        match load.as_ref().map_or(Duration::ZERO, |load| pace.after(step, load.look(&mut seen))) {
+            Duration::ZERO => tokio::task::yield_now().await,
+            pause => tokio::time::sleep(pause).await,
+        }
     }
 }

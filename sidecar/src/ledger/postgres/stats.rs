@@ -82,11 +82,8 @@ async fn snapshot(
     for row in counted.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
         let hour: Time = row.try_get("hour")?;
         let provider: String = row.try_get("provider")?;
-        let mut found = Counts {
-            duplicates: row.try_get("duplicates")?,
-            retries: row.try_get("retries")?,
-            ..Counts::default()
-        };
+        let mut found =
+            Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
         for (count, state) in found.states.iter_mut().zip(State::ALL) {
             *count = row.try_get(state.as_str())?;
         }

@@ -25,9 +25,7 @@ impl Statement for FlushTimings {
         let rows: Vec<(&str, &str, Time, i16, i64)> = items
             .iter()
             .flat_map(|((tenant, provider, hour), timings)| {
-                timings
-                    .buckets()
-                    .map(move |(bucket, count)| (tenant.as_str(), provider.as_str(), *hour, bucket, count))
+                timings.buckets().map(move |(bucket, count)| (tenant.as_str(), provider.as_str(), *hour, bucket, count))
             })
             .collect();
         sqlx::query(include_str!("timings.sql"))

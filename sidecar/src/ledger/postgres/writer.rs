@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_map::Entry},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use crate::{
         Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Micros, Refusal, Resolve, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
-    ledger::{Delivery, Error, queue::Op, tally::Tally, timings::PendingTimings},
+    ledger::{Delivery, Error, load::Load, queue::Op, tally::Tally, timings::PendingTimings},
 };
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
@@ -50,11 +51,12 @@ pub(super) struct Writer {
     deferred: VecDeque<Queued>,
     tally: Tally,
     timings: PendingTimings,
+    load: Arc<Load>,
 }
 
 impl Writer {
-    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally, timings: PendingTimings::default() }
+    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally, load: Arc<Load>) -> Writer {
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally, timings: PendingTimings::default(), load }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -78,7 +80,9 @@ impl Writer {
                 flushing = true;
             }
             let (batch, flush_asked) = self.gather(&mut closing);
+            let (begun, calls) = (self.load.begin(), batch.len());
             self.process(batch).await;
+            self.load.end(begun, calls);
             if flush_asked || flushing || self.tally.is_full() {
                 flushing = self.flush().await;
             }

@@ -68,8 +68,7 @@ fn run(conn: &Connection) -> rusqlite::Result<Report> {
             Micros(times.get(place).copied().unwrap_or_default())
         };
         let exact = SHARES.map(|share| {
-            let (low, high) =
-                check::ranks(share, completions, i64::try_from(timings.count()).unwrap_or(i64::MAX));
+            let (low, high) = check::ranks(share, completions, i64::try_from(timings.count()).unwrap_or(i64::MAX));
             (at(low), at(high))
         });
         check::percentiles(&mut report, &of, timings, completions, &exact);

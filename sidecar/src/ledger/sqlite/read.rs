@@ -152,10 +152,10 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter) -> rusqlite::Re
     } else {
         let mut statement = conn.prepare_cached(include_str!("history_hours.sql"))?;
         let from = Time(start.0.max(0)).hour();
-        let hours = statement.query_map(
-            params![filter.tenant, filter.provider, states, from, end.create_time],
-            |row| row.get::<_, Time>(0),
-        )?;
+        let hours = statement
+            .query_map(params![filter.tenant, filter.provider, states, from, end.create_time], |row| {
+                row.get::<_, Time>(0)
+            })?;
         of_hours(hours.collect::<Result<Vec<_>, _>>()?, start, end)
     };
     let page_size = filter.page_size.max(1);

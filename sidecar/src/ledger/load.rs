@@ -1,0 +1,133 @@
+//! How long the writer's batches take: what Cleanup goes by to leave the calls their time.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Batches of the writer between two looks: alone, and beside a step of Cleanup.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Window {
+    /// Mean time of a call in a batch that ran while no Cleanup step was under way.
+    pub quiet: Option<Duration>,
+    /// Mean time of a call in a batch, whatever ran beside it.
+    pub all: Option<Duration>,
+}
+
+/// What one Cleanup has seen so far. Each has its own: two at once do not take each other's view.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    all: Sum,
+    quiet: Sum,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    nanos: u128,
+    calls: u64,
+}
+
+impl Sum {
+    fn add(&mut self, time: Duration, calls: u64) {
+        self.nanos += time.as_nanos() * u128::from(calls);
+        self.calls += calls;
+    }
+
+    /// The mean of what came since.
+    fn mean_since(self, before: Sum) -> Option<Duration> {
+        let nanos = (self.nanos - before.nanos).checked_div(u128::from(self.calls - before.calls))?;
+        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+}
+
+/// Measures batches. Shared by the writer, which reports, and Cleanups, which look.
+#[derive(Debug, Default)]
+pub struct Load {
+    sums: Mutex<Seen>,
+    steps: AtomicUsize,
+}
+
+/// A batch that has begun.
+#[derive(Debug)]
+pub struct Batch {
+    begun: Instant,
+    quiet: bool,
+}
+
+/// A Cleanup step that is under way, until it is dropped.
+#[derive(Debug)]
+pub struct Step<'l>(&'l Load);
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        self.0.steps.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Load {
+    /// A batch begins.
+    pub fn begin(&self) -> Batch {
+        Batch { begun: Instant::now(), quiet: self.steps.load(Ordering::Relaxed) == 0 }
+    }
+
+    /// A batch of so many calls has ended.
+    pub fn end(&self, batch: Batch, calls: usize) {
+        let Some(calls) = u64::try_from(calls).ok().filter(|calls| *calls > 0) else { return };
+        let time = batch.begun.elapsed();
+        let quiet = batch.quiet && self.steps.load(Ordering::Relaxed) == 0;
+        // Numbers are added under it; nothing there can panic half-way.
+        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.all.add(time, calls);
+        if quiet {
+            sums.quiet.add(time, calls);
+        }
+    }
+
+    /// A Cleanup step begins.
+    pub fn step(&self) -> Step<'_> {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        Step(self)
+    }
+
+    /// What has run since the last look, and remembers this one.
+    pub fn look(&self, seen: &mut Seen) -> Window {
+        let now = *self.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(seen, now);
+        Window { quiet: now.quiet.mean_since(before.quiet), all: now.all.mean_since(before.all) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_beside_a_step_are_not_quiet_and_each_looks_for_itself() {
+        let load = Load::default();
+        let (mut one, mut other) = (Seen::default(), Seen::default());
+        assert_eq!(load.look(&mut one), Window::default());
+        load.end(load.begin(), 3);
+        let window = load.look(&mut one);
+        assert!(window.quiet.is_some() && window.quiet == window.all, "{window:?}");
+        let step = load.step();
+        load.end(load.begin(), 1);
+        let window = load.look(&mut one);
+        assert!(window.quiet.is_none() && window.all.is_some(), "{window:?}");
+        // Begun before the step or after it: it was beside it for a while.
+        let batch = load.begin();
+        drop(step);
+        load.end(batch, 1);
+        let batch = load.begin();
+        let step = load.step();
+        load.end(batch, 1);
+        assert_eq!(load.look(&mut one).quiet, None);
+        drop(step);
+        assert_eq!(load.look(&mut one), Window::default());
+        assert!(load.look(&mut other).all.is_some(), "the other has not looked yet");
+        load.end(load.begin(), 0);
+        assert_eq!(load.look(&mut other), Window::default());
+    }
+}

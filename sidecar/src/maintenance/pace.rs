@@ -1,0 +1,108 @@
+//! How fast a Cleanup may go: at full speed while nobody calls, and otherwise so that calls take no more than some percent
+//! longer than they do without it.
+
+use std::time::Duration;
+
+use crate::ledger::load::Window;
+
+/// How much longer calls may take while a Cleanup runs, over how long they take between its steps.
+const SLOWDOWN_MAX: f64 = 1.06;
+/// The longest pause after a step, as a multiple of the step's own time: a Cleanup never comes to rest.
+const PAUSE_MAX: f64 = 20.0;
+/// The shortest while there are calls: between two steps there is always something to compare with.
+const PAUSE_MIN: f64 = 0.25;
+/// How much of the old baseline a new one keeps.
+const MEMORY: f64 = 0.7;
+
+/// Decides the pause after each step of a Cleanup.
+#[derive(Clone, Debug, Default)]
+pub struct Pace {
+    /// The pause, as a multiple of a step's time; 0: none.
+    share: f64,
+    /// How long a call takes without Cleanup, in seconds.
+    baseline: Option<f64>,
+}
+
+impl Pace {
+    /// The pause after a step that took so long, by what the writer did in the meantime.
+    pub fn after(&mut self, step: Duration, window: Window) -> Duration {
+        let Some(all) = window.all else {
+            // Nobody calls.
+            self.share = 0.0;
+            return Duration::ZERO;
+        };
+        let all = all.as_secs_f64();
+        if let Some(quiet) = window.quiet.map(|quiet| quiet.as_secs_f64()) {
+            self.baseline = Some(self.baseline.map_or(quiet, |known| MEMORY * known + (1.0 - MEMORY) * quiet));
+        }
+        self.share = match self.baseline {
+            Some(baseline) if all > baseline * SLOWDOWN_MAX => (self.share * 1.5).max(1.0),
+            Some(_) => self.share * 0.9,
+            // Nothing to compare with yet: leave half of the time to the calls.
+            None => 1.0,
+        }
+        .clamp(PAUSE_MIN, PAUSE_MAX);
+        step.mul_f64(self.share)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(10);
+
+    fn window(quiet: Option<u64>, all: Option<u64>) -> Window {
+        Window { quiet: quiet.map(Duration::from_micros), all: all.map(Duration::from_micros) }
+    }
+
+    #[test]
+    fn nobody_calls_and_it_goes_at_full_speed() {
+        let mut pace = Pace::default();
+        for _ in 0..10 {
+            pace.after(STEP, window(Some(1_000), Some(2_000)));
+        }
+        assert!(pace.after(STEP, window(Some(1_000), Some(2_000))) > STEP);
+        assert_eq!(pace.after(STEP, window(None, None)), Duration::ZERO);
+    }
+
+    #[test]
+    fn calls_that_become_slow_slow_it_down_and_quick_ones_let_it_go() {
+        let mut pace = Pace::default();
+        let mut last = Duration::ZERO;
+        for _ in 0..6 {
+            let pause = pace.after(STEP, window(Some(1_000), Some(1_500)));
+            assert!(pause > last, "{pause:?} after {last:?}");
+            last = pause;
+        }
+        for _ in 0..50 {
+            let pause = pace.after(STEP, window(Some(1_000), Some(1_010)));
+            assert!(pause < last || pause == STEP.mul_f64(PAUSE_MIN), "{pause:?} after {last:?}");
+            last = pause;
+        }
+        assert_eq!(last, STEP.mul_f64(PAUSE_MIN));
+    }
+
+    #[test]
+    fn it_never_comes_to_rest_and_never_leaves_callers_nothing() {
+        let mut pace = Pace::default();
+        for _ in 0..100 {
+            let pause = pace.after(STEP, window(Some(10), Some(1_000_000)));
+            assert!(pause <= STEP.mul_f64(PAUSE_MAX));
+        }
+        // Without anything to compare with, half of the time is theirs.
+        assert_eq!(Pace::default().after(STEP, window(None, Some(1_000))), STEP);
+    }
+
+    #[test]
+    fn another_load_becomes_the_baseline() {
+        let mut pace = Pace::default();
+        for _ in 0..20 {
+            pace.after(STEP, window(Some(1_000), Some(1_020)));
+        }
+        // Ten times the callers: each call takes longer, with and without Cleanup.
+        let pauses: Vec<_> = (0..80).map(|_| pace.after(STEP, window(Some(10_000), Some(10_100)))).collect();
+        assert!(pauses.iter().max() > pauses.last(), "it was careful at first: {pauses:?}");
+        assert_eq!(pauses.last(), Some(&STEP.mul_f64(PAUSE_MIN)));
+    }
+}
