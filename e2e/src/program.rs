@@ -70,6 +70,11 @@ impl Oncegate {
         Ok(Running { child, output, readers })
     }
 
+    /// Runs it to its end, which may take so many seconds.
+    pub async fn run_for(self, seconds: u64) -> Result<Finished> {
+        self.start()?.finish(Duration::from_secs(seconds)).await
+    }
+
     /// Runs it to its end.
     pub async fn run(self) -> Result<Finished> {
         let mut running = self.start()?;
