@@ -4,10 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests fail by panicking, and print their seeds")]
 
 mod cached;
+mod check;
 mod claims;
 mod claims_refused;
 mod cleanup;
 mod extend;
+mod growth;
 mod history;
 mod marks;
 mod model;
@@ -29,8 +31,9 @@ use oncegate_sidecar::{
     },
     ledger::{
         Error, EventHistory, Ledger,
-        postgres::{PostgresLedger, PostgresSettings},
-        sqlite::{SqliteLedger, SqliteSettings},
+        check::Report,
+        postgres::{self, PostgresLedger, PostgresSettings},
+        sqlite::{self, SqliteLedger, SqliteSettings},
     },
 };
 use serde_json::Value;
@@ -98,13 +101,13 @@ pub(crate) async fn with_redis(condition: Condition, test: impl AsyncFnOnce(&Fix
 /// A ledger of the test's own.
 pub(crate) struct Fixture {
     pub(crate) ledger: Arc<dyn Ledger>,
-    _store: Store,
+    store: Store,
 }
 
 /// What lasts as long as the ledger.
 enum Store {
-    Sqlite { _directory: TempDir },
-    Postgres { _database: Database },
+    Sqlite { directory: TempDir },
+    Postgres { database: Database },
 }
 
 impl Fixture {
@@ -112,19 +115,42 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let settings = SqliteSettings { migrate: true, ..SqliteSettings::default() };
         let ledger = SqliteLedger::open(&directory.path().join("oncegate.db"), &settings).unwrap();
-        Self { ledger: Arc::new(ledger), _store: Store::Sqlite { _directory: directory } }
+        Self { ledger: Arc::new(ledger), store: Store::Sqlite { directory } }
     }
 
     pub(crate) async fn postgres() -> Self {
         let database = Database::create().await.unwrap();
         let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-        Self { ledger: Arc::new(ledger), _store: Store::Postgres { _database: database } }
+        Self { ledger: Arc::new(ledger), store: Store::Postgres { database } }
     }
 
     pub(crate) async fn cached(condition: Condition) -> Self {
         let database = Database::create().await.unwrap();
         let ledger = Cached::in_condition(&database, condition).await;
-        Self { ledger: Arc::new(ledger), _store: Store::Postgres { _database: database } }
+        Self { ledger: Arc::new(ledger), store: Store::Postgres { database } }
+    }
+
+    /// Recounts the rows, as `oncegate check` does.
+    pub(crate) async fn check(&self) -> Report {
+        match &self.store {
+            Store::Sqlite { directory } => sqlite::check(&directory.path().join("oncegate.db")).unwrap(),
+            Store::Postgres { database } => postgres::check(database.url()).await.unwrap(),
+        }
+    }
+
+    /// Changes the ledger's rows behind its back.
+    pub(crate) async fn tamper(&self, sql: &'static str) {
+        match &self.store {
+            Store::Sqlite { directory } => {
+                let conn = rusqlite::Connection::open(directory.path().join("oncegate.db")).unwrap();
+                conn.busy_timeout(Duration::from_secs(5)).unwrap();
+                conn.execute_batch(sql).unwrap();
+            }
+            Store::Postgres { database } => {
+                let mut connection = database.connect().await.unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+            }
+        }
     }
 
     /// Nothing is left open, and nothing that was asked is answered afterwards.
