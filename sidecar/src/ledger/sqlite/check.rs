@@ -40,13 +40,15 @@ pub fn check(path: &Path) -> Result<Report, OpenError> {
 fn run(conn: &Connection) -> rusqlite::Result<Report> {
     // One snapshot for all.
     let snapshot = conn.unchecked_transaction()?;
-    let mut found = Snapshot::default();
-    found.kept = counted(
-        &snapshot,
-        "select tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
-        from payment_webhook_counts",
-    )?;
-    found.recounted = counted(&snapshot, include_str!("check_rows.sql"))?;
+    let mut found = Snapshot {
+        kept: counted(
+            &snapshot,
+            "select tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
+            from payment_webhook_counts",
+        )?,
+        recounted: counted(&snapshot, include_str!("check_rows.sql"))?,
+        timings: BTreeMap::new(),
+    };
     let mut statement = snapshot.prepare("select tenant, provider, bucket, count from payment_webhook_timings")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
