@@ -2,11 +2,14 @@
 //!
 //! Nothing here mocks. A missing server is a failure that says what to install, never a skipped test.
 
+pub mod chaos;
+pub mod clock;
 pub mod eventually;
 pub mod grow;
 pub mod http_client;
 pub mod postgres;
 pub mod program;
+pub mod proxy;
 pub mod redis;
 pub mod redis_many;
 pub mod signers;

@@ -4,11 +4,13 @@
 //! copy of a small directory. They are in a cluster of the test process's own, on a free port, in a directory that goes
 //! with it; or in the server that `TEST_DATABASE_URL` names. A test that stops or kills its server starts a [`Cluster`].
 
+pub mod replication;
+
 use std::{
     env,
     ffi::OsStr,
     fs,
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{self, Command},
@@ -84,10 +86,7 @@ impl Cluster {
             .args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"])
             .current_dir(self.directory.path())
             .env("TZ", "UTC");
-        if let Some(user) = self.user {
-            std::os::unix::process::CommandExt::gid(&mut command, user.gid);
-            std::os::unix::process::CommandExt::uid(&mut command, user.uid);
-        }
+        self.run_as_user(&mut command);
         let output = command.output().context("cannot run initdb")?;
         ensure!(
             output.status.success(),
@@ -97,6 +96,13 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
+    }
+
+    fn run_as_user(&self, command: &mut Command) {
+        if let Some(user) = self.user {
+            std::os::unix::process::CommandExt::gid(command, user.gid);
+            std::os::unix::process::CommandExt::uid(command, user.uid);
+        }
     }
 
     /// Starts the server again after [`stop`](Self::stop) or [`kill`](Self::kill), on the same port and data.
@@ -192,6 +198,11 @@ impl Cluster {
         let database = Database::create_from(&self.url("postgres"), None).await?;
         migrate(database.url()).await?;
         Ok(database)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// The process that everything else of the server descends from.

@@ -164,6 +164,21 @@ impl Running {
         send_signal(self.child.id().context("oncegate has already ended")?, signal)
     }
 
+    /// Stops it where it is, as a paused machine or a very long collection of garbage does, until [`thaw`](Self::thaw).
+    pub fn freeze(&self) -> Result<()> {
+        self.signal("STOP")
+    }
+
+    /// Ends what [`freeze`](Self::freeze) began.
+    pub fn thaw(&self) -> Result<()> {
+        self.signal("CONT")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
     /// Asks it to end, as Kubernetes does, and waits until it has.
     pub async fn stop(&mut self) -> Result<Finished> {
         self.signal("TERM")?;

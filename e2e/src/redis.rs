@@ -3,7 +3,7 @@
 //! [`Redis::shared`] is one of the test process's own, or the one that `TEST_REDIS_URL` names: tests keep apart by their
 //! keys. A test that stops, freezes or fills its server starts one with [`Redis::start`].
 
-use std::{env, fs, net::Ipv4Addr, path::PathBuf, process::Command, time::Duration};
+use std::{env, fs, net::{Ipv4Addr, SocketAddr}, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
@@ -128,6 +128,11 @@ impl Redis {
     /// Ends what [`freeze`](Self::freeze) began.
     pub fn thaw(&mut self) -> Result<()> {
         self.server.as_mut().context("the server is not running")?.signal("CONT")
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
     /// What to set `REDIS_URL` to.

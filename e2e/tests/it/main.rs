@@ -2,6 +2,7 @@
 
 mod api;
 mod bad_input;
+mod chaos;
 mod commands;
 mod dev;
 mod end_to_end;

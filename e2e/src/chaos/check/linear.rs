@@ -1,0 +1,441 @@
+//! I13: the calls on one event could have happened one after the other, each between its beginning and its answer.
+//!
+//! Checked by stateright's tester against the event's states, written down here anew. Time is left out of them: where the
+//! rules ask whether a lock has expired, or a pause has passed, either answer is possible, and the callers' answers say
+//! which it was (I2 holds the expiries against the database's times). An operation of unknown outcome stays in flight for
+//! ever: the tester may put it anywhere after its beginning, or nowhere. What such an operation did is taken from the
+//! ledger's archive, and one that left no trace there did nothing: this only makes the check stricter, and keeps
+//! the search small.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use oncegate_api::v1::State;
+use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, SequentialSpec};
+
+use super::{Findings, One, Violation};
+use crate::chaos::history::{Call, Operation, Reply};
+
+/// Steps of the search after which a history counts as undecided.
+const STEPS_MAX: u64 = 200_000;
+
+/// How one event's history turned out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is linearizable.
+    Linearizable,
+    /// It is not.
+    Broken(Violation),
+    /// The search was given up, or gateways took part, whose calls are not in the record.
+    Undecided,
+}
+
+/// A call, and the tokens that it can have drawn where its answer is unknown.
+#[derive(Clone, Debug)]
+struct Step {
+    call: Call,
+    drawn: Vec<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct Latest {
+    claim_id: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug)]
+struct Machine {
+    /// Empty: the event is unknown.
+    state: &'static str,
+    token: i64,
+    attempts: i32,
+    latest: Option<Latest>,
+    archive: BTreeMap<i64, Latest>,
+    resolved: bool,
+    steps: Arc<AtomicU64>,
+}
+
+impl Machine {
+    fn new(steps: Arc<AtomicU64>) -> Self {
+        Self { state: "", token: 0, attempts: 0, latest: None, archive: BTreeMap::new(), resolved: false, steps }
+    }
+
+    fn exhausted(&self) -> bool {
+        self.steps.fetch_add(1, Relaxed) >= STEPS_MAX
+    }
+
+    /// The latest attempt's place is taken by something else.
+    fn archive(&mut self) {
+        if let Some(mut latest) = self.latest.take() {
+            if latest.outcome == "running" {
+                latest.outcome = "lock_expired";
+            }
+            self.archive.insert(self.token, latest);
+        }
+    }
+
+    fn own(&self, claim_id: &str) -> Option<&Latest> {
+        self.latest.as_ref().filter(|latest| latest.claim_id == claim_id)
+    }
+
+    fn ended(&self, claim_id: &str) -> bool {
+        match self.own(claim_id) {
+            Some(latest) => latest.outcome != "running",
+            None => self.archive.values().any(|archived| archived.claim_id == claim_id),
+        }
+    }
+
+    /// Whether a claim can be granted a new token, supposing that any lock has expired and any pause has passed.
+    fn grantable(&self, claim_id: &str) -> bool {
+        !self.ended(claim_id) && matches!(self.state, "" | "pending" | "processing" | "failed")
+    }
+
+    fn grant(&mut self, claim_id: &str, token: i64) {
+        self.archive();
+        self.state = "processing";
+        self.token = token;
+        self.attempts += 1;
+        self.latest = Some(Latest { claim_id: claim_id.to_owned(), outcome: "running" });
+        self.resolved = false;
+    }
+
+    /// Whether this token and claim are the current, running attempt's.
+    fn holds(&self, token: i64, claim_id: &str) -> bool {
+        token == self.token && self.own(claim_id).is_some_and(|latest| latest.outcome == "running")
+    }
+
+    fn end(&mut self, outcome: &'static str) {
+        if let Some(latest) = &mut self.latest {
+            latest.outcome = outcome;
+        }
+        self.state = match outcome {
+            "completed" => "completed",
+            "failed_retryable" => "failed",
+            "failed_terminal" => "dead",
+            _ => "unknown",
+        };
+    }
+
+    fn resolve(&mut self, to: &'static str, token: i64) {
+        self.archive();
+        self.state = to;
+        self.token = token;
+        self.resolved = true;
+    }
+
+    fn resolvable(&self, to: &str, force: bool) -> bool {
+        match self.state {
+            "" => false,
+            "completed" => to == "pending" && force,
+            // Processing: supposing that the lock has expired.
+            _ => true,
+        }
+    }
+
+    fn lost(&self, reply: &Reply) -> bool {
+        matches!(reply, Reply::LockLost { token, state } if *token == self.token && state == self.state)
+    }
+
+    fn claimed(&mut self, claim_id: &str, reply: &Reply) -> bool {
+        match reply {
+            Reply::ClaimEnded => self.ended(claim_id),
+            _ if self.ended(claim_id) => false,
+            Reply::Acquired { token, attempt, .. } if *token == self.token => {
+                self.holds(*token, claim_id) && *attempt == self.attempts
+            }
+            Reply::Acquired { token, attempt, .. } => {
+                let granted = self.grantable(claim_id) && *token > self.token && *attempt == self.attempts + 1;
+                if granted {
+                    self.grant(claim_id, *token);
+                }
+                granted
+            }
+            Reply::InProgress => {
+                matches!(self.state, "processing" | "failed") && self.own(claim_id).is_none()
+            }
+            Reply::AlreadyCompleted { token } => self.state == "completed" && *token == self.token,
+            Reply::Refused => matches!(self.state, "unknown" | "dead"),
+            _ => false,
+        }
+    }
+
+    fn marked(&mut self, token: i64, claim_id: &str, outcome: &'static str, reply: &Reply) -> bool {
+        if self.state.is_empty() {
+            return *reply == Reply::NotFound;
+        }
+        if self.holds(token, claim_id) {
+            // A batch that the ledger ran twice may call its own work repeated.
+            let accepted = matches!(reply, Reply::Marked { .. });
+            if accepted {
+                self.end(outcome);
+            }
+            return accepted;
+        }
+        let recorded = if token == self.token { self.latest.as_ref() } else { self.archive.get(&token) };
+        match recorded {
+            Some(recorded) if recorded.claim_id != claim_id => self.lost(reply),
+            Some(recorded) if recorded.outcome == outcome => *reply == Reply::Marked { repeated: true },
+            Some(_) if token == self.token => *reply == Reply::OutcomeConflict,
+            _ => self.lost(reply),
+        }
+    }
+
+    fn resolved(&mut self, to: &'static str, force: bool, reply: &Reply) -> bool {
+        match reply {
+            Reply::NotFound => self.state.is_empty(),
+            // The decision stands already.
+            Reply::Resolved { token } if *token == self.token => self.resolved && self.state == to,
+            Reply::Resolved { token } => {
+                let possible = self.resolvable(to, force) && *token > self.token;
+                if possible {
+                    self.resolve(to, *token);
+                }
+                possible
+            }
+            Reply::StateConflict => self.state == "processing" || self.state == "completed",
+            _ => false,
+        }
+    }
+}
+
+impl SequentialSpec for Machine {
+    type Op = Step;
+    type Ret = Reply;
+
+    /// What an operation of unknown outcome does, if it is taken to have happened here.
+    fn invoke(&mut self, step: &Step) -> Reply {
+        // The one that it drew: tokens of one event grow, so it is the first that is larger than the event's.
+        let drawn = step.drawn.iter().copied().find(|token| *token > self.token);
+        match (&step.call, drawn) {
+            (Call::Claim { claim_id }, Some(token)) if self.grantable(claim_id) => self.grant(claim_id, token),
+            (Call::Mark { token, claim_id, ending }, _) if self.holds(*token, claim_id) => self.end(ending.outcome()),
+            (Call::Resolve { to, force, .. }, Some(token)) if self.resolvable(word(*to), *force) => {
+                self.resolve(word(*to), token);
+            }
+            _ => {}
+        }
+        Reply::Nothing
+    }
+
+    fn is_valid_step(&mut self, step: &Step, reply: &Reply) -> bool {
+        if self.exhausted() {
+            return false;
+        }
+        match &step.call {
+            Call::Claim { claim_id } => self.claimed(claim_id, reply),
+            Call::Extend { token, claim_id } => match reply {
+                Reply::Extended { .. } => self.holds(*token, claim_id),
+                Reply::NotFound => self.state.is_empty(),
+                _ => !self.holds(*token, claim_id) && self.lost(reply),
+            },
+            Call::Mark { token, claim_id, ending } => self.marked(*token, claim_id, ending.outcome(), reply),
+            Call::Resolve { to, force, .. } => self.resolved(word(*to), *force, reply),
+            Call::Webhook { .. } => false,
+        }
+    }
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Pending => "pending",
+        State::Completed => "completed",
+        State::Dead => "dead",
+        State::Processing => "processing",
+        State::Failed => "failed",
+        State::Unknown => "unknown",
+        State::Unspecified => "",
+    }
+}
+
+/// The tokens that an operation of unknown outcome can have drawn.
+fn drawn(one: &One<'_>, call: &Call) -> Vec<i64> {
+    let Some(row) = one.row else { return Vec::new() };
+    match call {
+        Call::Claim { claim_id } => {
+            row.attempts.iter().filter(|attempt| attempt.claim_id == *claim_id).map(|attempt| attempt.token).collect()
+        }
+        Call::Resolve { reason, .. } => row
+            .resolutions
+            .iter()
+            .filter(|resolution| resolution.reason == *reason)
+            .map(|resolution| resolution.token)
+            .collect(),
+        Call::Extend { .. } | Call::Mark { .. } | Call::Webhook { .. } => Vec::new(),
+    }
+}
+
+/// Whether an operation of unknown outcome can have done anything.
+fn matters(one: &One<'_>, call: &Call, drawn: &[i64]) -> bool {
+    match call {
+        Call::Claim { .. } | Call::Resolve { .. } => !drawn.is_empty(),
+        Call::Mark { token, ending, .. } => one.row.is_some_and(|row| {
+            row.attempts.iter().any(|attempt| attempt.token == *token && attempt.outcome == ending.outcome())
+        }),
+        // It moves only the expiry, which is left out.
+        Call::Extend { .. } | Call::Webhook { .. } => false,
+    }
+}
+
+/// Checks one event.
+pub fn check(one: &One<'_>) -> Verdict {
+    if one.through_gateways() {
+        return Verdict::Undecided;
+    }
+    // Beginnings and answers by their places, each operation a thread of its own: the tester gets the order from them.
+    let mut moments: Vec<(usize, usize, &Operation)> = Vec::new();
+    for (thread, operation) in one.operations.iter().enumerate() {
+        match operation.reply() {
+            Some(Reply::Nothing) => {}
+            Some(_) => {
+                moments.push((operation.invoked, thread, operation));
+                moments.push((operation.returned.as_ref().map_or(0, |(place, ..)| *place), thread, operation));
+            }
+            None if matters(one, &operation.call, &drawn(one, &operation.call)) => {
+                moments.push((operation.invoked, thread, operation));
+            }
+            None => {}
+        }
+    }
+    moments.sort_by_key(|(place, ..)| *place);
+    let steps = Arc::new(AtomicU64::new(0));
+    let mut tester = LinearizabilityTester::new(Machine::new(Arc::clone(&steps)));
+    for (place, thread, operation) in moments {
+        let told = match operation.reply() {
+            _ if place == operation.invoked => {
+                let drawn = if operation.returned.is_none() { drawn(one, &operation.call) } else { Vec::new() };
+                tester.on_invoke(thread, Step { call: operation.call.clone(), drawn })
+            }
+            Some(reply) => tester.on_return(thread, reply.clone()),
+            None => continue,
+        };
+        if let Err(error) = told {
+            return broken(one, error);
+        }
+    }
+    if tester.is_consistent() {
+        Verdict::Linearizable
+    } else if steps.load(Relaxed) >= STEPS_MAX {
+        Verdict::Undecided
+    } else {
+        broken(one, "no order of the calls explains the answers".to_owned())
+    }
+}
+
+fn broken(one: &One<'_>, what: String) -> Verdict {
+    let mut findings = Findings::default();
+    findings.add("I13", one.event, what);
+    findings.into().pop().map_or(Verdict::Undecided, Verdict::Broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Run, by_event, made::*},
+        *,
+    };
+    use crate::chaos::{application::Guard, history::Ending, rows::Rows};
+
+    fn linearizable(operations: &[Operation], rows: &Rows) -> bool {
+        let effects = BTreeMap::new();
+        let run = Run { operations, deliveries: &[], rows, effects: &effects, guard: Guard::Nothing };
+        match check(&by_event(&run)[0]) {
+            Verdict::Linearizable => true,
+            Verdict::Broken(violation) => {
+                assert_eq!(violation.invariant, "I13");
+                false
+            }
+            Verdict::Undecided => panic!("undecided"),
+        }
+    }
+
+    #[test]
+    fn what_an_unknown_call_may_have_done_explains_what_others_saw() {
+        let rows = row("completed", &[(10, "a", 15, "completed")]);
+        // Both of a's calls were lost; b sees first the one, then the other.
+        let mut operations = vec![
+            lost(1, claim("a")),
+            op((2, 3), claim("b"), Reply::InProgress),
+            lost(4, mark(10, "a", Ending::Completed)),
+            op((5, 6), claim("b"), Reply::InProgress),
+            op((7, 8), claim("b"), Reply::AlreadyCompleted { token: 10 }),
+        ];
+        assert!(linearizable(&operations, &rows));
+        // It may take effect at any later time, and never before it began.
+        operations[2].invoked = 9;
+        assert!(!linearizable(&operations, &rows));
+    }
+
+    #[test]
+    fn an_answer_from_the_past_is_found() {
+        let rows = row("completed", &[(10, "a", 15, "completed")]);
+        let mut operations = vec![
+            op((1, 2), claim("a"), acquired(10, 1)),
+            op((3, 6), mark(10, "a", Ending::Completed), DONE),
+            op((4, 5), claim("b"), Reply::InProgress),
+        ];
+        assert!(linearizable(&operations, &rows));
+        operations.push(op((7, 8), claim("c"), Reply::InProgress));
+        assert!(!linearizable(&operations, &rows), "in progress, after its completion was acknowledged");
+    }
+
+    #[test]
+    fn a_stale_holder_that_is_let_through_is_found() {
+        let rows = row("completed", &[(10, "a", 200, "lock_expired"), (200, "b", 300, "completed")]);
+        let operations = |reply: Reply| {
+            vec![
+                op((1, 2), claim("a"), acquired(10, 1)),
+                op((3, 4), claim("b"), acquired(200, 2)),
+                op((5, 6), mark(200, "b", Ending::Completed), DONE),
+                op((7, 8), mark(10, "a", Ending::Completed), reply),
+            ]
+        };
+        assert!(!linearizable(&operations(DONE), &rows));
+        assert!(!linearizable(&operations(Reply::LockLost { token: 10, state: "completed".into() }), &rows));
+        assert!(!linearizable(&operations(Reply::LockLost { token: 200, state: "processing".into() }), &rows));
+        assert!(linearizable(&operations(Reply::LockLost { token: 200, state: "completed".into() }), &rows));
+    }
+
+    #[test]
+    fn two_grants_of_one_new_event_are_found() {
+        let rows = row("processing", &[(10, "a", 0, "running")]);
+        let operations = [op((1, 4), claim("a"), acquired(10, 1)), op((2, 3), claim("b"), acquired(11, 1))];
+        assert!(!linearizable(&operations, &rows));
+    }
+
+    #[test]
+    fn an_ended_claim_is_not_granted_again() {
+        let rows = row("failed", &[(10, "a", 15, "failed_retryable"), (20, "a", 25, "failed_retryable")]);
+        let operations = |reply: Reply| {
+            vec![
+                op((1, 2), claim("a"), acquired(10, 1)),
+                op((3, 4), mark(10, "a", Ending::Retryable), DONE),
+                op((5, 6), claim("a"), reply),
+            ]
+        };
+        assert!(linearizable(&operations(Reply::ClaimEnded), &rows));
+        assert!(!linearizable(&operations(acquired(20, 2)), &rows));
+    }
+
+    #[test]
+    fn resolutions_draw_tokens_of_their_own() {
+        let resolve = |to| Call::Resolve { to, force: false, reason: "r".into() };
+        let rows = row("unknown", &[(10, "a", 15, "failed_unknown")]);
+        let operations = |token| {
+            vec![
+                op((1, 2), claim("a"), acquired(10, 1)),
+                op((3, 4), mark(10, "a", Ending::Unknown), DONE),
+                op((5, 6), claim("b"), Reply::Refused),
+                op((7, 8), resolve(State::Completed), Reply::Resolved { token }),
+                op((9, 10), claim("b"), Reply::AlreadyCompleted { token }),
+                op((11, 12), resolve(State::Pending), Reply::StateConflict),
+            ]
+        };
+        assert!(linearizable(&operations(20), &rows));
+        assert!(!linearizable(&operations(10), &rows));
+    }
+}

@@ -1,0 +1,251 @@
+//! A TCP proxy between any two parts, which does to their connections what networks do, while they are in use.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+/// How long the far side has to accept. It is on this machine.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From who connected to what it connected to.
+    Request,
+    /// Back.
+    Reply,
+}
+
+/// What happens to the connections of a proxy, those that stand and those to come, until something else is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Bytes pass.
+    Up,
+    /// Bytes pass this much later, in both directions.
+    Delay(Duration),
+    /// Nothing moves and nobody is told: connections are accepted and stay silent. What was sent meanwhile arrives when
+    /// this ends.
+    Stall,
+    /// As [`Stall`](Self::Stall), one way only: requests arrive and their replies do not, or the other way round.
+    StallOne(Direction),
+    /// This many bytes pass in this direction on each connection, then both sides are reset.
+    CutAfter(Direction, u64),
+    /// One side is told that the other has finished sending, once; what it still sends passes.
+    HalfClose(Direction),
+    /// So many bytes a second in each direction.
+    Throttle(u32),
+    /// Connections are reset as soon as they are made.
+    Refuse,
+}
+
+/// How a connection is ended from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Orderly,
+    Reset,
+}
+
+#[derive(Debug)]
+struct Shared {
+    target: Mutex<SocketAddr>,
+    link: watch::Sender<Link>,
+    severed: watch::Sender<End>,
+    connections: AtomicU64,
+}
+
+/// The proxy; ends with its connections when dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    server: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens on a free port for connections to `target`.
+    pub async fn start(target: SocketAddr) -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("cannot bind the proxy's port")?;
+        let address = listener.local_addr()?;
+        let shared = Arc::new(Shared {
+            target: Mutex::new(target),
+            link: watch::Sender::new(Link::Up),
+            severed: watch::Sender::new(End::Orderly),
+            connections: AtomicU64::new(0),
+        });
+        let server = tokio::spawn(accept(listener, Arc::clone(&shared)));
+        Ok(Self { address, shared, server })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where connections go that are made from now on.
+    pub fn set_target(&self, target: SocketAddr) {
+        // Held for a copy: whoever panicked with it left nothing half-done.
+        *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+    }
+
+    /// What happens to connections from now on.
+    pub fn set(&self, link: Link) {
+        self.shared.link.send_replace(link);
+    }
+
+    /// Resets every connection that stands, as a firewall that has forgotten them does.
+    pub fn reset(&self) {
+        self.shared.severed.send_replace(End::Reset);
+    }
+
+    /// Closes every connection that stands.
+    pub fn close(&self) {
+        self.shared.severed.send_replace(End::Orderly);
+    }
+
+    /// How many connections were made so far.
+    pub fn connections(&self) -> u64 {
+        self.shared.connections.load(Relaxed)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    // Connections end with the server: dropping the set aborts them.
+    let mut connections = JoinSet::new();
+    loop {
+        if let Ok((stream, _)) = listener.accept().await {
+            shared.connections.fetch_add(1, Relaxed);
+            connections.spawn(serve(stream, Arc::clone(&shared)));
+        }
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
+    let mut severed = shared.severed.subscribe();
+    let link = shared.link.subscribe();
+    let target = *shared.target.lock().unwrap_or_else(PoisonError::into_inner);
+    let refused = *link.borrow() == Link::Refuse;
+    let far = if refused { None } else { timeout(CONNECT_TIME_MAX, TcpStream::connect(target)).await.ok() };
+    let Some(Ok(mut far)) = far else {
+        // Closed with this, a socket sends a reset and not an orderly end.
+        let _ = near.set_zero_linger();
+        return;
+    };
+    for stream in [&near, &far] {
+        let _ = stream.set_nodelay(true);
+    }
+    let end = {
+        let (near_read, near_write) = near.split();
+        let (far_read, far_write) = far.split();
+        let request = pump(near_read, far_write, link.clone(), Direction::Request);
+        let reply = pump(far_read, near_write, link, Direction::Reply);
+        tokio::select! {
+            // Both have finished, or one was cut.
+            ended = async { tokio::try_join!(request, reply) } => match ended {
+                Ok(_) => End::Orderly,
+                Err(_) => End::Reset,
+            },
+            changed = severed.changed() => match changed {
+                Ok(()) => *severed.borrow(),
+                Err(_) => End::Orderly,
+            },
+        }
+    };
+    if end == End::Reset {
+        let _ = near.set_zero_linger();
+        let _ = far.set_zero_linger();
+    }
+}
+
+/// Moves bytes one way until the sender has finished; an error when the connection has to be cut.
+async fn pump(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut link: watch::Receiver<Link>,
+    direction: Direction,
+) -> io::Result<()> {
+    let mut buffer = vec![0; 16 * 1_024];
+    let mut passed = 0;
+    let mut half_closed = false;
+    loop {
+        let now = *link.borrow_and_update();
+        let wanted = match now {
+            Link::Stall => 0,
+            Link::StallOne(which) if which == direction => 0,
+            Link::CutAfter(which, limit) if which == direction => {
+                let left = limit.saturating_sub(passed);
+                if left == 0 {
+                    return Err(io::ErrorKind::ConnectionReset.into());
+                }
+                usize::try_from(left).unwrap_or(usize::MAX)
+            }
+            // A tenth of a second's worth, so that it trickles.
+            Link::Throttle(rate) => usize::try_from(rate / 10).unwrap_or(usize::MAX).max(1),
+            Link::HalfClose(which) if which == direction && !half_closed => {
+                half_closed = true;
+                to.shutdown().await?;
+                buffer.len()
+            }
+            _ => buffer.len(),
+        };
+        if !matches!(now, Link::CutAfter(..)) {
+            passed = 0;
+        }
+        if wanted == 0 {
+            if link.changed().await.is_err() {
+                return Ok(());
+            }
+            continue;
+        }
+        let wanted = wanted.min(buffer.len());
+        let count = tokio::select! {
+            count = from.read(&mut buffer[..wanted]) => count?,
+            changed = link.changed() => match changed {
+                Ok(()) => continue,
+                Err(_) => return Ok(()),
+            },
+        };
+        if count == 0 {
+            if !half_closed {
+                to.shutdown().await?;
+            }
+            return Ok(());
+        }
+        match now {
+            Link::Delay(delay) => sleep(delay).await,
+            Link::Throttle(_) => sleep(Duration::from_millis(100)).await,
+            _ => {}
+        }
+        // A stall that began while this waited holds it back as well.
+        while matches!(*link.borrow_and_update(), Link::Stall) {
+            if link.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+        if !half_closed {
+            to.write_all(&buffer[..count]).await?;
+        }
+        passed += u64::try_from(count).unwrap_or(u64::MAX);
+    }
+}
