@@ -5,10 +5,13 @@
 //! does not repeat the machine's scheduling, so the same seed may have to run a few times to meet the same moment again.
 
 pub mod application;
+pub mod campaign;
 pub mod check;
 pub mod client;
+pub mod faults;
 pub mod history;
 pub mod kill;
 pub mod rows;
 pub mod seed;
+pub mod workload;
 pub mod world;

@@ -57,6 +57,30 @@ impl Oncegate {
         self
     }
 
+    /// Under strace, which writes what the process does with files into `log`: every write with all its bytes. The process
+    /// stays a direct child, so that signals reach it and not the tracer.
+    #[must_use]
+    pub fn traced(self, log: &Path) -> Self {
+        let inner = self.command.as_std();
+        let mut command = Command::new("strace");
+        command
+            .args(["-D", "-f", "-ttt", "-y", "-xx", "-s", "10000000"])
+            .args(["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate", "-e", "signal=none", "-o"])
+            .arg(log)
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .env_clear()
+            .envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some(directory) = inner.get_current_dir() {
+            command.current_dir(directory);
+        }
+        Self { command }
+    }
+
     /// Starts it.
     pub fn start(mut self) -> Result<Running> {
         let mut child = self.command.spawn().context("cannot start oncegate")?;

@@ -66,6 +66,7 @@ struct Shared {
     link: watch::Sender<Link>,
     severed: watch::Sender<End>,
     connections: AtomicU64,
+    requested: AtomicU64,
 }
 
 /// The proxy; ends with its connections when dropped.
@@ -86,6 +87,7 @@ impl Proxy {
             link: watch::Sender::new(Link::Up),
             severed: watch::Sender::new(End::Orderly),
             connections: AtomicU64::new(0),
+            requested: AtomicU64::new(0),
         });
         let server = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, server })
@@ -120,6 +122,11 @@ impl Proxy {
     /// How many connections were made so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Relaxed)
+    }
+
+    /// How many bytes of requests have arrived here so far, whether or not they have been passed on.
+    pub fn requested(&self) -> u64 {
+        self.shared.requested.load(Relaxed)
     }
 }
 
@@ -158,11 +165,13 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
     let end = {
         let (near_read, near_write) = near.split();
         let (far_read, far_write) = far.split();
-        let request = pump(near_read, far_write, link.clone(), Direction::Request);
-        let reply = pump(far_read, near_write, link, Direction::Reply);
+        let uncounted = AtomicU64::new(0);
+        let request = pump(near_read, far_write, link.clone(), Direction::Request, &shared.requested);
+        let reply = pump(far_read, near_write, link, Direction::Reply, &uncounted);
+        let both = async { tokio::try_join!(request, reply) };
         tokio::select! {
             // Both have finished, or one was cut.
-            ended = async { tokio::try_join!(request, reply) } => match ended {
+            ended = both => match ended {
                 Ok(_) => End::Orderly,
                 Err(_) => End::Reset,
             },
@@ -184,6 +193,7 @@ async fn pump(
     mut to: impl AsyncWrite + Unpin,
     mut link: watch::Receiver<Link>,
     direction: Direction,
+    arrived: &AtomicU64,
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1_024];
     let mut passed = 0;
@@ -232,6 +242,7 @@ async fn pump(
             }
             return Ok(());
         }
+        arrived.fetch_add(u64::try_from(count).unwrap_or(u64::MAX), Relaxed);
         match now {
             Link::Delay(delay) => sleep(delay).await,
             Link::Throttle(_) => sleep(Duration::from_millis(100)).await,

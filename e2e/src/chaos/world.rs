@@ -86,7 +86,9 @@ pub struct World {
 impl World {
     /// Starts everything: so many sidecars, each with a gateway.
     pub async fn start(count: usize, guard: Guard, temper: Temper) -> Result<Self> {
-        let cluster = Cluster::start(Options::default()).await?;
+        // Few enough connections to be used up.
+        let settings = vec![("max_connections".to_owned(), "50".to_owned())];
+        let cluster = Cluster::start(Options { settings, ..Options::default() }).await?;
         let database = cluster.database().await?;
         let redis = Redis::start().await?;
         let recorder = Recorder::default();
@@ -179,7 +181,7 @@ impl World {
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
             .env("HOSTNAME", format!("gateway-{number}"))
             .env("UPSTREAM_TIMEOUT", "1s")
-            .env("UPSTREAM_CONNECT_TIMEOUT", "1s")
+            .env("UPSTREAM_CONNECT_TIMEOUT", "500ms")
             .env("GATEWAY_LOCK_DURATION", format!("{}s", LOCK.as_secs()))
             .env("GATEWAY_LOCK_MARGIN", "1s")
             .env("GATEWAY_WAIT_DURATION", "1s")

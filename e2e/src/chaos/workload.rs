@@ -1,0 +1,237 @@
+//! What callers do: random moves on few events at a time, from a seed, and at the end whatever it takes to finish them.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use anyhow::Result;
+use oncegate_api::v1::State;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    client::{Caller, webhook},
+    history::{Ending, Recorder, Reply},
+    seed::{Dice, Seed},
+    world::LOCK,
+};
+
+/// Callers at one event at once.
+const ACTORS: usize = 3;
+
+/// Moves of each: so few that the search for an order of them all ends.
+const MOVES_MAX: u64 = 5;
+
+/// How long after the last fault an event may take to be finished (I8): a lock, a provider's next try, and the time that a
+/// busy machine takes.
+const PROGRESS_MAX: Duration = Duration::from_secs(30);
+
+/// How to reach the world, while others do things to it.
+#[derive(Clone, Debug)]
+pub struct Ways {
+    /// Of the sidecars.
+    pub sidecars: Vec<String>,
+    /// Of the gateways; none: no webhooks are sent.
+    pub gateways: Vec<SocketAddr>,
+    /// Where everything is recorded.
+    pub recorder: Recorder,
+    /// Set when the faults are over.
+    pub calm: Arc<AtomicBool>,
+}
+
+impl Ways {
+    fn callers(&self) -> Result<Vec<Caller>> {
+        self.sidecars.iter().map(|url| Caller::new(url, self.recorder.clone())).collect()
+    }
+
+    fn is_calm(&self) -> bool {
+        self.calm.load(Relaxed)
+    }
+
+    async fn wait_for_calm(&self) {
+        while !self.is_calm() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// One direct worker: takes up one event after the other, and finishes what it began when all is calm. Gives the events
+/// that it could not finish.
+///
+/// # Errors
+/// An address that is none.
+pub async fn direct(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<String>> {
+    let mut begun = Vec::new();
+    for round in 0.. {
+        if ways.is_calm() {
+            break;
+        }
+        let event = format!("evt_direct_{worker}_{round}");
+        let actors = (0..ACTORS).map(|actor| act(ways.clone(), seed.dice(&format!("{event} {actor}")), &event, actor));
+        futures::future::try_join_all(actors).await?;
+        begun.push(event);
+    }
+    ways.wait_for_calm().await;
+    let mut callers = ways.callers()?;
+    let mut left = Vec::new();
+    for event in begun {
+        let place = left.len() % callers.len();
+        if !finish(&mut callers[place], &event).await {
+            left.push(event);
+        }
+    }
+    Ok(left)
+}
+
+async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()> {
+    let mut callers = ways.callers()?;
+    // What it was told to hold last, whether or not it still does.
+    let mut held: Option<(String, i64)> = None;
+    let mut claims = 0;
+    for _ in 0..dice.between(1, MOVES_MAX) {
+        sleep(dice.millis(0, 120)).await;
+        let place = dice.index(callers.len());
+        let caller = &mut callers[place];
+        let ending = match dice.between(0, 99) {
+            0..60 => Ending::Completed,
+            60..88 => Ending::Retryable,
+            88..92 => Ending::Terminal,
+            _ => Ending::Unknown,
+        };
+        let lock = dice.percent(50).then(|| Duration::from_secs(1));
+        let wait = if dice.percent(25) { dice.millis(100, 1_500) } else { Duration::ZERO };
+        let pause = if dice.percent(30) { dice.millis(100, 800) } else { Duration::ZERO };
+        let choice = dice.between(0, 99);
+        match (&held, choice) {
+            // Mostly it goes on with what it holds, now and then it forgets, is late, or says it twice.
+            (Some((claim_id, token)), 0..55) => {
+                let reply = caller.mark(event, claim_id, *token, ending, pause).await;
+                if matches!(reply, Some(Reply::LockLost { .. } | Reply::OutcomeConflict)) {
+                    held = None;
+                }
+            }
+            (Some((claim_id, token)), 55..70) => {
+                caller.extend(event, claim_id, *token, Duration::from_secs(1)).await;
+            }
+            (Some(_), 70..78) => sleep(dice.millis(800, 1_400)).await,
+            (Some((claim_id, _)), 78..84) => drop(caller.claim(event, claim_id, lock, wait).await),
+            (_, 96..) => {
+                let to = *dice.one_of(&[State::Pending, State::Completed, State::Dead]);
+                let force = to == State::Pending && dice.percent(30);
+                let reason = format!("{event} {actor} {claims}");
+                claims += 1;
+                caller.resolve(event, to, force, &reason).await;
+            }
+            _ => {
+                claims += 1;
+                let claim_id = format!("{event} {actor} {claims}").replace(' ', "-");
+                let mut reply = caller.claim(event, &claim_id, lock, wait).await;
+                if reply.is_none() && dice.percent(70) {
+                    // The reply was lost: the same claim again.
+                    reply = caller.claim(event, &claim_id, lock, wait).await;
+                }
+                if let Some(Reply::Acquired { token, .. }) = reply {
+                    held = Some((claim_id, token));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whatever it takes to bring an event to its end; false when that takes too long.
+async fn finish(caller: &mut Caller, event: &str) -> bool {
+    let end = Instant::now() + PROGRESS_MAX;
+    for number in 0.. {
+        let claim_id = format!("{event}-finish-{number}");
+        // One call that waits, for many that ask.
+        match caller.claim(event, &claim_id, None, LOCK + Duration::from_secs(1)).await {
+            Some(Reply::AlreadyCompleted { .. } | Reply::Refused) => return true,
+            Some(Reply::Acquired { token, .. }) => {
+                let reply = caller.mark(event, &claim_id, token, Ending::Completed, Duration::ZERO).await;
+                if matches!(reply, Some(Reply::Marked { .. })) {
+                    return true;
+                }
+            }
+            _ => sleep(Duration::from_millis(300)).await,
+        }
+        if Instant::now() >= end {
+            break;
+        }
+    }
+    false
+}
+
+/// One provider: sends each event until it is told 200, twice and more to whichever gateway. Gives the events of which it
+/// was never told so.
+///
+/// # Errors
+/// An address that is none.
+pub async fn provider(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<String>> {
+    let mut open: Vec<String> = Vec::new();
+    for round in 0.. {
+        if ways.is_calm() {
+            break;
+        }
+        let event = format!("evt_webhook_{worker}_{round}");
+        let mut dice = seed.dice(&event);
+        let mut done = false;
+        for _ in 0..dice.between(1, 4) {
+            let first = dice.index(ways.gateways.len());
+            let copies = if dice.percent(40) { 2 } else { 1 };
+            let sent = (0..copies).map(|copy| {
+                let gateway = (first + copy) % ways.gateways.len();
+                webhook(&ways.recorder, &ways.gateways, gateway, &event)
+            });
+            let answers = futures::future::join_all(sent).await;
+            done |= answers.iter().any(taken);
+            if done && dice.percent(70) {
+                break;
+            }
+            sleep(dice.millis(50, 600)).await;
+        }
+        if dice.percent(10) {
+            // Somebody of the application's own meddles with the same event.
+            let mut callers = ways.callers()?;
+            let place = dice.index(callers.len());
+            let claim_id = format!("{event}-meddler");
+            let reply = callers[place].claim(&event, &claim_id, None, Duration::ZERO).await;
+            if let Some(Reply::Acquired { token, .. }) = reply {
+                callers[place].mark(&event, &claim_id, token, Ending::Retryable, Duration::ZERO).await;
+            }
+        }
+        if !done {
+            open.push(event);
+        }
+        // Old ones are tried again meanwhile, as providers do.
+        if open.len() > 3 {
+            let place = dice.index(open.len());
+            let gateway = dice.index(ways.gateways.len());
+            if taken(&webhook(&ways.recorder, &ways.gateways, gateway, &open[place]).await) {
+                open.swap_remove(place);
+            }
+        }
+    }
+    ways.wait_for_calm().await;
+    let end = Instant::now() + PROGRESS_MAX;
+    for turn in 0.. {
+        let Some(event) = open.last() else { break };
+        if Instant::now() >= end {
+            break;
+        }
+        if taken(&webhook(&ways.recorder, &ways.gateways, turn % ways.gateways.len(), event).await) {
+            open.pop();
+        } else {
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+    Ok(open)
+}
+
+fn taken(answer: &Option<Reply>) -> bool {
+    matches!(answer, Some(Reply::Answered { status: 200, .. }))
+}
