@@ -8,6 +8,7 @@ pub mod application;
 pub mod campaign;
 pub mod check;
 pub mod client;
+pub mod disk;
 pub mod faults;
 pub mod history;
 pub mod kill;

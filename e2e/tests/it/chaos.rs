@@ -4,6 +4,7 @@ mod campaign;
 mod clocks;
 mod conservation;
 mod kill9;
+mod power_cut;
 mod promotion;
 mod proxies;
 mod zombie;
