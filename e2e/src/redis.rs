@@ -3,7 +3,13 @@
 //! [`Redis::shared`] is one of the test process's own, or the one that `TEST_REDIS_URL` names: tests keep apart by their
 //! keys. A test that stops, freezes or fills its server starts one with [`Redis::start`].
 
-use std::{env, fs, net::{Ipv4Addr, SocketAddr}, path::PathBuf, process::Command, time::Duration};
+use std::{
+    env, fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{

@@ -134,9 +134,14 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-async fn handle(request: Request<Incoming>, shared: &Shared, reset: &Notify) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn handle(
+    request: Request<Incoming>,
+    shared: &Shared,
+    reset: &Notify,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+    let header =
+        |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
     let (event, token) = (header("oncegate-event-id"), header("oncegate-fencing-token").parse().unwrap_or(0));
     if body.collect().await.is_err() {
         // Only a part of it arrived: nothing to act on.

@@ -13,7 +13,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     application::{Application, Guard, Temper},
-    check::{self, Violation, effects, linear::{self, Verdict}},
+    check::{
+        self, Violation, effects,
+        linear::{self, Verdict},
+    },
     faults::{Counts, Fault},
     history::{Operation, Recorder},
     rows::{self, Rows},
@@ -186,7 +189,12 @@ type Worker = AbortOnDropHandle<Result<Vec<String>>>;
 fn start(ways: &Ways, seed: Seed, direct: usize, providers: usize) -> Vec<Worker> {
     let direct = (0..direct).map(|worker| tokio::spawn(workload::direct(ways.clone(), seed, worker)));
     let providers = (0..providers).map(|worker| tokio::spawn(workload::provider(ways.clone(), seed, worker)));
-    direct.map(AbortOnDropHandle::new).collect::<Vec<_>>().into_iter().chain(providers.map(AbortOnDropHandle::new)).collect()
+    direct
+        .map(AbortOnDropHandle::new)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .chain(providers.map(AbortOnDropHandle::new))
+        .collect()
 }
 
 /// Waits until the callers have finished what they began (I8).

@@ -67,8 +67,12 @@ impl One<'_> {
 
 /// A run by its events.
 pub fn by_event<'a>(run: &Run<'a>) -> Vec<One<'a>> {
-    let names: BTreeSet<&str> =
-        run.operations.iter().map(|operation| operation.event.as_str()).chain(run.rows.events.keys().map(String::as_str)).collect();
+    let names: BTreeSet<&str> = run
+        .operations
+        .iter()
+        .map(|operation| operation.event.as_str())
+        .chain(run.rows.events.keys().map(String::as_str))
+        .collect();
     let mut all: BTreeMap<&str, One<'a>> = names
         .into_iter()
         .map(|event| {
@@ -207,8 +211,7 @@ pub(crate) mod made {
 
     /// The invariants that a history breaks.
     pub(crate) fn broken(operations: &[Operation], rows: &Rows) -> Vec<&'static str> {
-        let run =
-            Run { operations, deliveries: &[], rows, effects: &BTreeMap::new(), guard: Guard::Nothing };
+        let run = Run { operations, deliveries: &[], rows, effects: &BTreeMap::new(), guard: Guard::Nothing };
         safety(&run).into_iter().map(|violation| violation.invariant).collect()
     }
 

@@ -6,8 +6,8 @@ use anyhow::Result;
 use oncegate_api::{
     reason,
     v1::{
-        CheckAndLockRequest, Decision, EventKey, ExtendLockRequest, FailureKind, MarkCompletedRequest, MarkFailedRequest,
-        ResolveRequest, State, idempotency_service_client::IdempotencyServiceClient,
+        CheckAndLockRequest, Decision, EventKey, ExtendLockRequest, FailureKind, MarkCompletedRequest,
+        MarkFailedRequest, ResolveRequest, State, idempotency_service_client::IdempotencyServiceClient,
     },
 };
 use tonic::{
@@ -84,7 +84,13 @@ impl Caller {
     }
 
     /// CheckAndLock.
-    pub async fn claim(&mut self, event: &str, claim_id: &str, lock: Option<Duration>, wait: Duration) -> Option<Reply> {
+    pub async fn claim(
+        &mut self,
+        event: &str,
+        claim_id: &str,
+        lock: Option<Duration>,
+        wait: Duration,
+    ) -> Option<Reply> {
         let message = CheckAndLockRequest {
             key: key(event),
             event_type: "charge.succeeded".into(),
@@ -122,8 +128,15 @@ impl Caller {
             expires: micros(response.lock.and_then(|lock| lock.expire_time)),
         };
         let call = Call::Extend { token, claim_id: claim_id.to_owned() };
-        self.recorded(event, call, message, Duration::ZERO, async |client, request| client.extend_lock(request).await, read)
-            .await
+        self.recorded(
+            event,
+            call,
+            message,
+            Duration::ZERO,
+            async |client, request| client.extend_lock(request).await,
+            read,
+        )
+        .await
     }
 
     /// MarkCompleted or MarkFailed.
@@ -193,7 +206,8 @@ fn refused(status: &Status) -> Option<Reply> {
         // The service's own word that nothing happened.
         (Code::Unavailable, reason::STORE_UNAVAILABLE | reason::OVERLOADED) => Reply::Nothing,
         (Code::Aborted, reason::LOCK_LOST) => {
-            let given = |name: &str| info.as_ref().and_then(|info| info.metadata.get(name)).cloned().unwrap_or_default();
+            let given =
+                |name: &str| info.as_ref().and_then(|info| info.metadata.get(name)).cloned().unwrap_or_default();
             Reply::LockLost {
                 token: given("fencing_token").parse().unwrap_or_default(),
                 state: given("state").trim_start_matches("STATE_").to_lowercase(),

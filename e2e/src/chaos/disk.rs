@@ -79,7 +79,11 @@ impl Trace {
             if call.ends_with("<unfinished ...>") {
                 open.insert(thread.to_owned(), (file, event));
             } else {
-                ensure!(!call.contains(" = -1 "), "a call that failed: {}", call.split(" = ").last().unwrap_or_default());
+                ensure!(
+                    !call.contains(" = -1 "),
+                    "a call that failed: {}",
+                    call.split(" = ").last().unwrap_or_default()
+                );
                 trace.push(&mut changes, time, file, event);
             }
         }

@@ -120,7 +120,8 @@ impl Fault {
         ]);
         let skew = dice.between(0, 1_200);
         // A signature is good for five minutes to either side; a gateway whose clock is further off refuses it, rightly.
-        let (any_skew, small_skew) = (i64::try_from(skew).unwrap_or(0) - 600, i64::try_from(skew % 480).unwrap_or(0) - 240);
+        let (any_skew, small_skew) =
+            (i64::try_from(skew).unwrap_or(0) - 600, i64::try_from(skew % 480).unwrap_or(0) - 240);
         let fault = match dice.between(0, 99) {
             0..40 => Fault::Link(way, link),
             40..48 => Fault::Reset(way),
@@ -222,7 +223,8 @@ const FORGE: &str = "EVAL \"local k = redis.call('KEYS', '*') local f = redis.ca
 
 /// The administrator's own way in: as a superuser it has connections of its own, beyond those of everybody else.
 async fn administer(world: &World, sql: &str) -> Result<()> {
-    let mut admin = PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
+    let mut admin =
+        PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut admin).await?;
     admin.close().await?;
     Ok(())
@@ -246,7 +248,8 @@ async fn set_read_only(world: &World, read_only: bool) -> Result<()> {
 /// Takes every connection that there is, also those that others had, and keeps them for this long.
 async fn fill(world: &World, lasts: Duration) -> Result<()> {
     // First, because it will not get in later.
-    let mut admin = PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
+    let mut admin =
+        PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
     let url = format!("{}?application_name=filler", world.database_url());
     let others = "select pg_terminate_backend(pid) from pg_stat_activity \
         where backend_type = 'client backend' and application_name <> 'filler' and pid <> pg_backend_pid()";

@@ -18,14 +18,8 @@ impl Cluster {
         if let Some(user) = self.user {
             std::os::unix::fs::chown(directory.path(), Some(user.uid), Some(user.gid))?;
         }
-        let standby = Cluster {
-            programs: self.programs.clone(),
-            user: self.user,
-            options,
-            port: 0,
-            server: None,
-            directory,
-        };
+        let standby =
+            Cluster { programs: self.programs.clone(), user: self.user, options, port: 0, server: None, directory };
         let mut copy = Command::new(self.programs.join("pg_basebackup"));
         copy.arg("--pgdata")
             .arg(standby.data())

@@ -22,7 +22,8 @@ mod tests {
 
     #[test]
     fn samples_are_read_by_their_labels() {
-        let text = "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\"} 3\na_total{b=\"d\"} 0\na_total_more 9\ne 4\n";
+        let text =
+            "# HELP a_total x\n# TYPE a_total counter\na_total{b=\"c\"} 3\na_total{b=\"d\"} 0\na_total_more 9\ne 4\n";
         let found = samples(text, "a_total");
         assert_eq!(found, BTreeMap::from([("b=\"c\"".to_owned(), 3), ("b=\"d\"".to_owned(), 0)]));
         assert_eq!(samples(text, "e"), BTreeMap::from([(String::new(), 4)]));

@@ -26,7 +26,8 @@ pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
     };
     // Whoever completed it through a gateway had reached the application.
     for delivery in one.deliveries.iter().filter(|delivery| completed_by(delivery.token)) {
-        findings.check(!effects.is_empty(), "I7", event, || format!("{} completed it without an effect", delivery.token));
+        findings
+            .check(!effects.is_empty(), "I7", event, || format!("{} completed it without an effect", delivery.token));
         if run.guard == Guard::Token {
             let late = effects.iter().any(|token| *token < delivery.token);
             findings.check(!late, "I7", event, || format!("{effects:?} took the place of {}", delivery.token));
@@ -62,7 +63,8 @@ mod tests {
     }
 
     fn found(guard: Guard, deliveries: &[i64], effects: &[i64]) -> Vec<String> {
-        let operations = [op((1, 2), Call::Webhook { gateway: 0 }, Reply::Answered { status: 200, word: String::new() })];
+        let operations =
+            [op((1, 2), Call::Webhook { gateway: 0 }, Reply::Answered { status: 200, word: String::new() })];
         let rows = row("completed", &[(10, "a", 200, "lock_expired"), (300, "b", 310, "completed")]);
         let deliveries: Vec<Delivery> = deliveries.iter().map(|token| delivery(*token)).collect();
         let effects = BTreeMap::from([(EVENT.to_owned(), effects.to_vec())]);

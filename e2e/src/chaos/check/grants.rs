@@ -61,7 +61,10 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
             format!("attempt {} has token {}, the one before it {}", later.attempt, later.token, earlier.token)
         });
         findings.check(earlier.end.is_some_and(|end| end <= later.start), "I2", event, || {
-            format!("attempt {} began at {} and the one before it ended at {:?}", later.attempt, later.start, earlier.end)
+            format!(
+                "attempt {} began at {} and the one before it ended at {:?}",
+                later.attempt, later.start, earlier.end
+            )
         });
         if earlier.outcome != "lock_expired" {
             continue;
@@ -74,7 +77,10 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
         });
         if let Some(expires) = told.max() {
             findings.check(expires <= later.start, "I2", event, || {
-                format!("attempt {} began at {}, when its forerunner's lock was to last until {expires}", later.attempt, later.start)
+                format!(
+                    "attempt {} began at {}, when its forerunner's lock was to last until {expires}",
+                    later.attempt, later.start
+                )
             });
         }
     }
@@ -87,8 +93,7 @@ mod tests {
 
     #[test]
     fn a_token_issued_twice_is_found() {
-        let operations =
-            [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), claim("b"), acquired(10, 2))];
+        let operations = [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), claim("b"), acquired(10, 2))];
         let rows = row("processing", &[(10, "a", 0, "running")]);
         assert!(broken(&operations, &rows).contains(&"I1"));
     }

@@ -155,9 +155,7 @@ impl Machine {
                 }
                 granted
             }
-            Reply::InProgress => {
-                matches!(self.state, "processing" | "failed") && self.own(claim_id).is_none()
-            }
+            Reply::InProgress => matches!(self.state, "processing" | "failed") && self.own(claim_id).is_none(),
             Reply::AlreadyCompleted { token } => self.state == "completed" && *token == self.token,
             Reply::Refused => matches!(self.state, "unknown" | "dead"),
             _ => false,

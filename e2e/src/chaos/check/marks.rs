@@ -125,7 +125,8 @@ fn after_completion(one: &One<'_>, findings: &mut Findings) {
                         other.invoked < ended
                             && matches!(
                                 &other.call,
-                                Call::Mark { ending: Ending::Completed, .. } | Call::Resolve { to: State::Completed, .. }
+                                Call::Mark { ending: Ending::Completed, .. }
+                                    | Call::Resolve { to: State::Completed, .. }
                             )
                     });
                 findings.check(asked, "I6", event, || "completed, before anybody asked for it".to_owned());
@@ -173,7 +174,8 @@ pub(crate) fn counts(run: &Run<'_>, findings: &mut Findings) {
     }
     for (state, counted) in &run.rows.counts {
         let found = states.get(state.as_str()).copied().unwrap_or_default();
-        findings.check(*counted == found, "I10", "", || format!("{counted} events are counted as {state}, {found} are"));
+        findings
+            .check(*counted == found, "I10", "", || format!("{counted} events are counted as {state}, {found} are"));
     }
 }
 
@@ -184,8 +186,7 @@ mod tests {
 
     #[test]
     fn an_acknowledged_completion_that_is_gone_is_found() {
-        let operations =
-            [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), mark(10, "a", Ending::Completed), DONE)];
+        let operations = [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), mark(10, "a", Ending::Completed), DONE)];
         let rows = row("processing", &[(10, "a", 0, "running")]);
         let found = broken(&operations, &rows);
         assert!(found.contains(&"I5") && found.contains(&"I4"), "{found:?}");
@@ -194,8 +195,7 @@ mod tests {
 
     #[test]
     fn a_mark_by_another_claim_is_found() {
-        let operations =
-            [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), mark(10, "b", Ending::Completed), DONE)];
+        let operations = [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), mark(10, "b", Ending::Completed), DONE)];
         let rows = row("completed", &[(10, "a", 15, "completed")]);
         assert_eq!(broken(&operations, &rows), ["I3"]);
     }
@@ -222,7 +222,8 @@ mod tests {
         let operations = [op((1, 2), claim("a"), Reply::AlreadyCompleted { token: 10 })];
         let rows = row("processing", &[(10, "a", 0, "running")]);
         assert!(broken(&operations, &rows).contains(&"I6"));
-        let operations = [op((1, 2), Call::Webhook { gateway: 0 }, Reply::Answered { status: 200, word: "processed".into() })];
+        let operations =
+            [op((1, 2), Call::Webhook { gateway: 0 }, Reply::Answered { status: 200, word: "processed".into() })];
         assert!(broken(&operations, &rows).contains(&"I6"));
     }
 

@@ -64,7 +64,8 @@ async fn every_webhook_is_counted_once_by_what_became_of_it() -> Result<()> {
 
     let mut seen: BTreeMap<(usize, String), u64> = BTreeMap::from([((0, "unauthorized".to_owned()), 5)]);
     for operation in world.recorder.operations() {
-        let (Call::Webhook { gateway }, Some(Reply::Answered { word, .. })) = (&operation.call, operation.reply()) else {
+        let (Call::Webhook { gateway }, Some(Reply::Answered { word, .. })) = (&operation.call, operation.reply())
+        else {
             panic!("ONCEGATE_SEED={}: not answered: {operation}", seed.0);
         };
         *seen.entry((*gateway, word.clone())).or_default() += 1;

@@ -30,7 +30,8 @@ const STORE: &str = "oncegate.db";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
-    let cuts: usize = env::var("POWER_CUTS").map_or(Ok(60), |given| given.parse()).context("POWER_CUTS is no number")?;
+    let cuts: usize =
+        env::var("POWER_CUTS").map_or(Ok(60), |given| given.parse()).context("POWER_CUTS is no number")?;
     let seed = Seed::from_environment();
     println!("ONCEGATE_SEED={}", seed.0);
     let directory = tempfile::tempdir()?;
@@ -72,7 +73,10 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
     .await;
 
     let trace = Trace::read(&log, directory.path(), STORE)?;
-    assert!(trace.syncs(&format!("{STORE}-wal")) > 10 && trace.syncs(STORE) > 0, "commits and a checkpoint were traced");
+    assert!(
+        trace.syncs(&format!("{STORE}-wal")) > 10 && trace.syncs(STORE) > 0,
+        "commits and a checkpoint were traced"
+    );
     let operations = recorder.operations();
     let completed: Vec<(f64, &Operation, i64)> = operations
         .iter()
@@ -89,7 +93,11 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
     let (mut checked, mut lost_by_a_liar) = (0, 0);
     for number in 0..cuts {
         // The last cuts are within the checkpoint.
-        let moment = if number % 4 == 0 { trace.len() - 1 - dice.index(40.min(trace.len() - 1)) } else { dice.index(trace.len()) };
+        let moment = if number % 4 == 0 {
+            trace.len() - 1 - dice.index(40.min(trace.len() - 1))
+        } else {
+            dice.index(trace.len())
+        };
         let acknowledged: Vec<_> = completed.iter().filter(|(at, ..)| *at < trace.time(moment)).collect();
         let found = recovered(&trace.cut(moment, &mut dice, true), acknowledged.is_empty()).await;
         let rows = found.with_context(|| format!("ONCEGATE_SEED={}: cut {number} at {moment}", seed.0))?;
@@ -106,7 +114,10 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
         lost_by_a_liar +=
             acknowledged.iter().filter(|(_, operation, token)| !is_completed(&liar, &operation.event, *token)).count();
     }
-    println!("{cuts} cuts, {} completions, {checked} found again, {lost_by_a_liar} lost by a disk that lies", completed.len());
+    println!(
+        "{cuts} cuts, {} completions, {checked} found again, {lost_by_a_liar} lost by a disk that lies",
+        completed.len()
+    );
     assert!(checked > completed.len(), "cuts after completions");
     assert!(lost_by_a_liar > 0, "the model is able to lose something");
     Ok(())

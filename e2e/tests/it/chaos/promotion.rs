@@ -121,7 +121,8 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     // Taken away by hand.
     rows.counts.clear();
     let effects = Default::default();
-    let run = check::Run { operations: &operations, deliveries: &[], rows: &rows, effects: &effects, guard: Guard::Nothing };
+    let run =
+        check::Run { operations: &operations, deliveries: &[], rows: &rows, effects: &effects, guard: Guard::Nothing };
     let violations = check::safety(&run);
     assert!(violations.is_empty(), "{}", check::explain(&violations, &operations, &rows));
     let since: Vec<i64> = rows.events.values().map(|event| event.token).filter(|token| *token > last).collect();
