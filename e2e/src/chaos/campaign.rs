@@ -47,6 +47,10 @@ pub struct Report {
     pub undecided: usize,
     /// Deliveries that reached the application.
     pub deliveries: usize,
+    /// Answers of caches that had not heard of a replay yet.
+    pub stale: usize,
+    /// The latest of these, after the replay was acknowledged.
+    pub stale_max: Duration,
     /// Events with more than one effect, where nothing guards them.
     pub doubled: usize,
 }
@@ -63,9 +67,14 @@ impl Report {
         self.linearizable += other.linearizable;
         self.undecided += other.undecided;
         self.deliveries += other.deliveries;
+        self.stale += other.stale;
+        self.stale_max = self.stale_max.max(other.stale_max);
         self.doubled += other.doubled;
     }
 }
+
+/// How long an entry lives in a sidecar's own cache (C6), and what a busy machine adds.
+const STALE_MAX: Duration = Duration::from_secs(65);
 
 /// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults.
 ///
@@ -265,6 +274,17 @@ fn conclude(
     violations.extend(check::safety(&run));
     violations.extend(effects::settled(&run));
     for one in check::by_event(&run).iter().filter(|one| !one.through_gateways()) {
+        for late in linear::stale(one) {
+            report.stale += 1;
+            report.stale_max = report.stale_max.max(late);
+            if late > STALE_MAX {
+                violations.push(Violation {
+                    invariant: "I13",
+                    event: one.event.to_owned(),
+                    what: format!("called completed {late:?} after its replay"),
+                });
+            }
+        }
         match linear::check(one) {
             Verdict::Linearizable => report.linearizable += 1,
             Verdict::Undecided => report.undecided += 1,

@@ -6,6 +6,10 @@
 //! ever: the tester may put it anywhere after its beginning, or nowhere. What such an operation did is taken from the
 //! ledger's archive, and one that left no trace there did nothing: this only makes the check stricter, and keeps
 //! the search small.
+//!
+//! One answer from the past is permitted, because it is documented: after a completed event was replayed by force, another
+//! sidecar's own cache may call it completed until it hears of that, at most for the minute that its entries live (C6).
+//! [`stale`] says how often, and how late.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +17,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use oncegate_api::v1::State;
@@ -57,12 +62,23 @@ struct Machine {
     latest: Option<Latest>,
     archive: BTreeMap<i64, Latest>,
     resolved: bool,
+    /// Completions that were undone by force.
+    undone: Vec<i64>,
     steps: Arc<AtomicU64>,
 }
 
 impl Machine {
     fn new(steps: Arc<AtomicU64>) -> Self {
-        Self { state: "", token: 0, attempts: 0, latest: None, archive: BTreeMap::new(), resolved: false, steps }
+        Self {
+            state: "",
+            token: 0,
+            attempts: 0,
+            latest: None,
+            archive: BTreeMap::new(),
+            resolved: false,
+            undone: Vec::new(),
+            steps,
+        }
     }
 
     fn exhausted(&self) -> bool {
@@ -122,6 +138,9 @@ impl Machine {
     }
 
     fn resolve(&mut self, to: &'static str, token: i64) {
+        if self.state == "completed" {
+            self.undone.push(self.token);
+        }
         self.archive();
         self.state = to;
         self.token = token;
@@ -156,7 +175,9 @@ impl Machine {
                 granted
             }
             Reply::InProgress => matches!(self.state, "processing" | "failed") && self.own(claim_id).is_none(),
-            Reply::AlreadyCompleted { token } => self.state == "completed" && *token == self.token,
+            Reply::AlreadyCompleted { token } => {
+                (self.state == "completed" && *token == self.token) || self.undone.contains(token)
+            }
             Reply::Refused => matches!(self.state, "unknown" | "dead"),
             _ => false,
         }
@@ -324,6 +345,24 @@ pub fn check(one: &One<'_>) -> Verdict {
     }
 }
 
+/// How long after a replay was acknowledged callers were still told of the completion that it undid.
+pub fn stale(one: &One<'_>) -> Vec<Duration> {
+    let replays = one.operations.iter().filter_map(|operation| match (&operation.call, operation.returned.as_ref()?) {
+        (Call::Resolve { force: true, .. }, (place, at, Reply::Resolved { token })) => Some((*place, *at, *token)),
+        _ => None,
+    });
+    let replays: Vec<_> = replays.collect();
+    let told = one.operations.iter().filter_map(|operation| match operation.reply()? {
+        Reply::AlreadyCompleted { token } => Some((operation.invoked, operation.at, *token)),
+        _ => None,
+    });
+    told.filter_map(|(invoked, at, token)| {
+        let replay = replays.iter().find(|(place, _, drawn)| *place < invoked && *drawn > token)?;
+        Some(at.saturating_sub(replay.1))
+    })
+    .collect()
+}
+
 fn broken(one: &One<'_>, what: String) -> Verdict {
     let mut findings = Findings::default();
     findings.add("I13", one.event, what);
@@ -435,5 +474,26 @@ mod tests {
         };
         assert!(linearizable(&operations(20), &rows));
         assert!(!linearizable(&operations(10), &rows));
+    }
+
+    #[test]
+    fn a_cache_may_be_behind_a_replay_and_nothing_else() {
+        let replay = Call::Resolve { to: State::Pending, force: true, reason: "r".into() };
+        let rows = row("completed", &[(10, "a", 15, "completed")]);
+        let operations = |token| {
+            vec![
+                op((1, 2), claim("a"), acquired(10, 1)),
+                op((3, 4), mark(10, "a", Ending::Completed), DONE),
+                op((5, 6), replay.clone(), Reply::Resolved { token: 20 }),
+                op((7, 8), claim("b"), Reply::AlreadyCompleted { token }),
+            ]
+        };
+        assert!(linearizable(&operations(10), &rows));
+        assert!(!linearizable(&operations(20), &rows));
+        let effects = BTreeMap::new();
+        let operations = operations(10);
+        let run =
+            Run { operations: &operations, deliveries: &[], rows: &rows, effects: &effects, guard: Guard::Nothing };
+        assert_eq!(stale(&by_event(&run)[0]).len(), 1);
     }
 }
