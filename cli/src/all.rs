@@ -36,6 +36,7 @@ impl All {
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
         let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
         log_sidecar(&sidecar);
+        service.tell(sidecar.facts());
         service.show([sidecar.metrics(), gateway.metrics()]);
         service.control(gateway.control());
         log_gateway(&gateway);

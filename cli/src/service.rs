@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use oncegate_runtime::{
-    admin::{self, Condition, Control, Metrics, Readiness},
+    admin::{self, Condition, Control, Facts, Metrics, Readiness},
     shutdown::{self, CancellationToken},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -31,12 +31,14 @@ pub(crate) struct Service {
     // Known only when the parts exist; probes are answered before.
     metrics: Arc<OnceLock<Metrics>>,
     control: Arc<OnceLock<Control>>,
+    facts: Arc<OnceLock<Facts>>,
     admin: Option<(JoinHandle<()>, CancellationToken)>,
 }
 
 impl Service {
     /// Listens for signals and, where asked to, for probes: these are answered while everything else still starts.
     pub(crate) async fn begin(options: &AdminOptions) -> Result<Self, Failure> {
+        permit_files();
         let shutdown = shutdown::on_signals().context("cannot listen for signals")?;
         let readiness = Readiness::new();
         let started = readiness.condition("start");
@@ -46,6 +48,9 @@ impl Service {
         let control = Arc::new(OnceLock::<Control>::new());
         let controlled = Arc::clone(&control);
         let controls: Control = Arc::new(move |method, uri| controlled.get().and_then(|control| control(method, uri)));
+        let facts = Arc::new(OnceLock::<Facts>::new());
+        let told = Arc::clone(&facts);
+        let tell: Facts = Arc::new(move || told.get().map(|facts| facts()).unwrap_or_default());
         let admin = match options.admin_listen {
             None => None,
             Some(address) => {
@@ -53,11 +58,11 @@ impl Service {
                 tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
                 // Its own token: it answers until the very end.
                 let stop = CancellationToken::new();
-                let serve = admin::serve(listener, readiness.clone(), render, controls, stop.clone());
+                let serve = admin::serve(listener, readiness.clone(), tell, render, controls, stop.clone());
                 Some((tokio::spawn(serve), stop))
             }
         };
-        Ok(Self { shutdown, readiness, started, metrics, control, admin })
+        Ok(Self { shutdown, readiness, started, metrics, control, facts, admin })
     }
 
     /// What /metrics shows from here on: the metrics of each part of the process.
@@ -72,6 +77,12 @@ impl Service {
     pub(crate) fn control(&self, control: Control) {
         // Called once, when the part exists.
         let _ = self.control.set(control);
+    }
+
+    /// What /readyz says beside being ready.
+    pub(crate) fn tell(&self, facts: Facts) {
+        // Called once, when the parts exist.
+        let _ = self.facts.set(facts);
     }
 
     /// Everything has been opened and bound: work may come. Gives what is cancelled by the first signal.
@@ -96,6 +107,22 @@ impl Service {
         tracing::info!("ended");
     }
 }
+
+/// Raises the number of files, and so of connections, that the process may have open to what it is permitted. The usual
+/// soft limit of 1,024 is for programs that call `select`; the bound on connections is above it, and a listener that
+/// runs out of files first takes nobody.
+#[cfg(unix)]
+fn permit_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, files = limit.current, "the number of open files cannot be raised");
+    }
+}
+
+#[cfg(not(unix))]
+fn permit_files() {}
 
 /// Binds a listener, or names the setting that has to change.
 pub(crate) async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {

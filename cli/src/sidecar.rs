@@ -29,6 +29,7 @@ impl Sidecar {
         let sidecar = oncegate_sidecar::Sidecar::start(settings).await?;
         log_sidecar(&sidecar);
         service.show([sidecar.metrics()]);
+        service.tell(sidecar.facts());
         let shutdown = service.ready();
         sidecar.run(shutdown).await;
         service.end().await;

@@ -233,6 +233,7 @@ mod tests {
         assert_eq!(budget.left_kib(), 8);
     }
 
+    // T35
     #[tokio::test(start_paused = true)]
     async fn slow_bodies_are_given_up() {
         let budget = Budget::new(LIMITS.budget_bytes);

@@ -17,7 +17,7 @@ use hyper::{body::Incoming, service::Service};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{self, Options};
+use crate::server::{self, Http1, Options, Protocol};
 
 /// Whether the process should get new work: ready when every condition is met and no drain has begun.
 ///
@@ -95,6 +95,9 @@ impl Condition {
     }
 }
 
+/// What `/readyz` says beside being ready: `name: value` lines for people. Never a condition.
+pub type Facts = Arc<dyn Fn() -> String + Send + Sync>;
+
 /// Renders the metrics in the Prometheus text format.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
@@ -107,6 +110,7 @@ pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + 
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
+    facts: Facts,
     metrics: Metrics,
     control: Control,
     shutdown: CancellationToken,
@@ -114,12 +118,15 @@ pub async fn serve(
     let mut options = Options::http1(Duration::from_secs(1));
     // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
     options.connections_max = 64;
-    server::serve(listener, Endpoints { readiness, metrics, control }, options, shutdown).await;
+    // Whoever is silent gives its place to a probe soon.
+    options.protocol = Protocol::Http1(Http1 { header_read_timeout: Duration::from_secs(5), ..Http1::default() });
+    server::serve(listener, Endpoints { readiness, facts, metrics, control }, options, shutdown).await;
 }
 
 #[derive(Clone)]
 struct Endpoints {
     readiness: Readiness,
+    facts: Facts,
     metrics: Metrics,
     control: Control,
 }
@@ -139,8 +146,8 @@ impl Endpoints {
             // Answering at all is what it asks: the event loop turns (W23).
             "/livez" => text(StatusCode::OK, "alive\n"),
             "/readyz" => match self.readiness.missing() {
-                None => text(StatusCode::OK, "ready\n"),
-                Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing),
+                None => text(StatusCode::OK, format!("ready\n{}", (self.facts)())),
+                Some(missing) => text(StatusCode::SERVICE_UNAVAILABLE, missing + &(self.facts)()),
             },
             // Nothing else gets this far.
             _ => {
@@ -183,8 +190,12 @@ mod tests {
     #[test]
     fn not_ready_until_every_condition_is_met_and_never_again_once_draining() {
         let readiness = Readiness::new();
-        let endpoints =
-            Endpoints { readiness: readiness.clone(), metrics: Arc::new(String::new), control: Arc::new(|_, _| None) };
+        let endpoints = Endpoints {
+            readiness: readiness.clone(),
+            facts: Arc::new(|| "fsync: on\n".to_owned()),
+            metrics: Arc::new(String::new),
+            control: Arc::new(|_, _| None),
+        };
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
         let ledger = readiness.condition("ledger");
         let listener = readiness.condition("listener");
@@ -204,6 +215,7 @@ mod tests {
     fn unknown_paths_and_methods_are_refused() {
         let endpoints = Endpoints {
             readiness: Readiness::new(),
+            facts: Arc::new(String::new),
             metrics: Arc::new(|| "x 1\n".to_owned()),
             control: Arc::new(|_, uri| (uri.path() == "/own").then(|| text(StatusCode::ACCEPTED, "own\n"))),
         };

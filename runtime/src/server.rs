@@ -37,6 +37,9 @@ pub struct Options {
     /// How long a connection may take to say anything at all (HTTP/2: to send its preface) before it is closed.
     /// Default 5 s: nobody connects without having something to say, except health checks of load balancers.
     pub first_byte_timeout: Duration,
+    /// How long a peer may take none of what was written for it before its connection is cut. hyper waits for ever: a peer
+    /// that asks and never reads would keep its place. Default 30 s.
+    pub write_timeout: Duration,
     /// How long connections may take to finish once shutdown began. What is left is cut.
     pub drain: Duration,
     /// What is spoken.
@@ -57,7 +60,13 @@ impl Options {
     }
 
     fn new(protocol: Protocol, drain: Duration) -> Self {
-        Self { connections_max: 4_096, first_byte_timeout: Duration::from_secs(5), drain, protocol }
+        Self {
+            connections_max: 4_096,
+            first_byte_timeout: Duration::from_secs(5),
+            write_timeout: Duration::from_secs(30),
+            drain,
+            protocol,
+        }
     }
 }
 
@@ -263,7 +272,7 @@ where
         let Self { service, options, shutdown, cut } = self;
         match &options.protocol {
             Protocol::Http1(limits) => {
-                let io = TokioIo::new(Watched::http1(stream, seen.clone()));
+                let io = TokioIo::new(Watched::http1(stream, seen.clone(), options.write_timeout));
                 let service = Framed::new(service, seen.clone());
                 let connection = http1::Builder::new()
                     // Without a timer the time-out is skipped silently (pitfalls 3.4.1).
@@ -276,7 +285,7 @@ where
                 watch.drive(connection, peer, &shutdown, &cut).await;
             }
             Protocol::Http2(limits) => {
-                let io = TokioIo::new(Watched::http2(stream, seen.clone()));
+                let io = TokioIo::new(Watched::http2(stream, seen.clone(), options.write_timeout));
                 let connection = http2::Builder::new(TokioExecutor::new())
                     .timer(TokioTimer::new())
                     .max_concurrent_streams(limits.streams_max)

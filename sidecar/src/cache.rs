@@ -24,7 +24,7 @@ use std::{
 use tokio::sync::watch;
 
 use self::{
-    entry::{Codec, Completion},
+    entry::{Codec, Completion, DecodeError},
     memory::Memory,
     redis::Redis,
     stats::CacheStats,
@@ -161,12 +161,20 @@ impl Cache {
                     self.keep(&epoch, digest, entry);
                 } else {
                     self.stats.redis_misses.add();
+                    if entry.tombstone {
+                        self.stats.redis_voided.add();
+                    }
                 }
                 answer
             }
             Some(Err(error)) => {
                 // Forged, stale, or of another version: a miss like any other, but one that somebody should see.
                 self.stats.redis_invalid.add();
+                match error {
+                    DecodeError::Malformed => self.stats.redis_invalid_malformed.add(),
+                    DecodeError::Tag => self.stats.redis_invalid_unverified.add(),
+                    DecodeError::Version => self.stats.redis_invalid_version.add(),
+                }
                 tracing::debug!(error = &error as &dyn std::error::Error, "a value in Redis is not ours");
                 None
             }

@@ -16,6 +16,7 @@ use crate::{
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger,
+        durability::Durability,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
         load::Load,
     },
@@ -219,6 +220,11 @@ impl Coordinator {
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))
+    }
+
+    /// What an acknowledged completion survives; None while the ledger is down.
+    pub fn durability(&self) -> Option<Durability> {
+        self.ledger.durability()
     }
 
     /// What the cache has done so far.

@@ -1,6 +1,7 @@
 //! The ledger: the store that decides. One trait, two implementations, one conformance suite that both pass.
 
 pub mod check;
+pub mod durability;
 pub mod filter;
 pub mod load;
 pub mod postgres;
@@ -22,6 +23,7 @@ use crate::{
         Time,
     },
 };
+use durability::Durability;
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
 
 /// Why the ledger did not answer. Classified by SQLSTATE or error kind, never by text.
@@ -81,6 +83,10 @@ pub trait Ledger: Send + Sync + 'static {
     fn count_duplicate(&self, key: &Key);
     /// What the ledger's connection stands on; None while it is down (C6).
     fn standing(&self) -> watch::Receiver<Option<Standing>>;
+    /// What an acknowledged completion survives (I5); None while the ledger is down, or where nothing is known.
+    fn durability(&self) -> Option<Durability> {
+        None
+    }
     /// Tells other processes on the same ledger that an event has changed, some time soon. Losing it costs them one
     /// interval of their net (L9).
     fn announce(&self, announcement: Announcement);

@@ -119,6 +119,15 @@ impl Sidecar {
         Arc::new(move || metrics::render(&counted, &cache))
     }
 
+    /// What `/readyz` says of the store: how it is set, and what an acknowledged completion survives.
+    pub fn facts(&self) -> admin::Facts {
+        let coordinator = self.coordinator.clone();
+        Arc::new(move || match coordinator.durability() {
+            Some(durability) => durability.to_string(),
+            None => "the store is not connected\n".to_owned(),
+        })
+    }
+
     /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish
     /// within the drain time, what the ledger keeps in memory is written.
     pub async fn run(self, shutdown: CancellationToken) {

@@ -30,6 +30,17 @@ pub(crate) fn render(metrics: &Metrics, cache: &CacheStats) -> String {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "oncegate_cache_lookups_total{{layer=\"{layer}\",result=\"{result}\"}} {}", count.get());
     }
+    text.push_str("# HELP oncegate_cache_refused_total Values in Redis that were not believed, by reason.\n");
+    text.push_str("# TYPE oncegate_cache_refused_total counter\n");
+    for (reason, count) in [
+        ("malformed", &cache.redis_invalid_malformed),
+        ("unverified", &cache.redis_invalid_unverified),
+        ("version", &cache.redis_invalid_version),
+        ("void", &cache.redis_voided),
+    ] {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "oncegate_cache_refused_total{{reason=\"{reason}\"}} {}", count.get());
+    }
     text.push_str("# HELP oncegate_cache_writes_lost_total Entries that did not get into Redis.\n");
     text.push_str("# TYPE oncegate_cache_writes_lost_total counter\n");
     let _ = writeln!(text, "oncegate_cache_writes_lost_total {}", cache.redis_writes_lost.get());

@@ -153,6 +153,7 @@ fn parts_are_joined_and_missing_ones_are_empty() {
     assert_eq!(named(&NESTED_TYPE, body), Ok(("7:".to_owned(), "t".to_owned())));
 }
 
+// T42
 #[test]
 fn depth_is_bounded_wherever_it_stands() {
     let nested = |levels: usize| format!(r#"{{"x":{}{},"id":"e"}}"#, "[".repeat(levels), "]".repeat(levels));

@@ -176,6 +176,7 @@ mod tests {
         stripe.begin(&headers).and_then(|verification| verification.finish(BODY, now))
     }
 
+    // T38
     #[test]
     fn headers_that_are_not_exactly_the_scheme_are_refused() {
         let stripe = Stripe::new(&[secret("whsec_a")], TOLERANCE);

@@ -28,6 +28,7 @@ fn assert_said(answer: &Answer, status: u16, word: &str, retry_after: Option<&st
     assert_eq!(answer.header("retry-after"), retry_after, "{word}");
 }
 
+// T45
 #[tokio::test]
 async fn g6_without_a_lock_nothing_is_delivered_and_the_answer_says_why() {
     let harness = Harness::start().await;
@@ -84,6 +85,7 @@ async fn g6_by_choice_duplicates_and_held_events_are_answered_with_200() {
     assert_said(&harness.deliver("evt_1").await, 503, "paused", Some("7"));
 }
 
+// T44
 #[tokio::test]
 async fn g5_the_applications_status_decides_and_is_recorded() {
     let harness = Harness::start().await;
@@ -224,6 +226,7 @@ async fn g9_a_claim_whose_outcome_is_unknown_is_repeated_with_the_same_id_and_de
     assert_ne!(harness.sidecar.claims()[5].claim_id, claims[0].claim_id);
 }
 
+// T45
 #[tokio::test]
 async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_event_is_delivered_when_it_is_known() {
     let harness = Harness::with(|options| Options {
@@ -291,6 +294,7 @@ async fn g8_a_lock_that_cannot_be_extended_delivers_nothing() {
     assert!(harness.application.deliveries().is_empty());
 }
 
+// T09
 #[tokio::test]
 async fn g9_a_mark_is_repeated_until_it_is_answered_and_only_then_is_it_a_success() {
     let harness = Harness::start().await;

@@ -56,6 +56,7 @@ async fn a_signed_event_is_locked_delivered_marked_and_answered() {
     assert_eq!(harness.metric("oncegate_gateway_answers_total{answer=\"processed\"}"), 1);
 }
 
+// T36
 #[tokio::test]
 async fn bad_requests_get_their_answer_and_reach_nobody() {
     let harness = Harness::start().await;
@@ -134,6 +135,7 @@ async fn good_requests_in_unusual_clothes_are_admitted() {
     }
 }
 
+// T36
 #[tokio::test]
 async fn the_largest_body_is_admitted() {
     let harness = Harness::start().await;
@@ -183,6 +185,7 @@ async fn read_answer(stream: &mut TcpStream, status: &str) {
     assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
 }
 
+// T35
 #[tokio::test]
 async fn slow_bodies_are_given_up() {
     let harness = Harness::with(|options| Options {
@@ -235,6 +238,7 @@ async fn too_many_deliveries_are_refused_before_the_lock() {
     assert_eq!(harness.deliver("evt_2").await.status, 200);
 }
 
+// T39
 #[tokio::test]
 async fn g3_secrets_are_read_again_when_their_file_changes() {
     let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -185,6 +185,7 @@ fn swap(path: &Path, text: &str) {
     next.persist(path).unwrap();
 }
 
+// T39
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w5_rotation_under_load_refuses_no_valid_event() {
     let directory = tempfile::tempdir().unwrap();
@@ -248,6 +249,7 @@ async fn w5_rotation_under_load_refuses_no_valid_event() {
     assert_eq!(harness.metric("oncegate_gateway_secret_reloads_total{result=\"failed\"}"), 0);
 }
 
+// T39
 #[tokio::test]
 async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
     let directory = tempfile::tempdir().unwrap();

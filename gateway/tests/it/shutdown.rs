@@ -96,6 +96,7 @@ async fn an_address_in_use_is_a_start_error() {
     assert!(matches!(started.err(), Some(StartError::Listen { address: given, .. }) if given == address));
 }
 
+// T45
 #[tokio::test]
 async fn a_sidecar_that_goes_away_means_503_and_comes_back_without_a_restart() {
     let application = Application::start().await;

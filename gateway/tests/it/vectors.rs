@@ -26,6 +26,7 @@ fn cases() -> Vec<(Case, Wanted)> {
     parsed.filter(|(_, wanted)| wanted.tier == 1 || wanted.provider == "standard_webhooks").collect()
 }
 
+// T38
 #[tokio::test]
 async fn every_case_gets_its_verdict_and_its_names() {
     let mut seen = BTreeMap::new();

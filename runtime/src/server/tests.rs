@@ -228,3 +228,29 @@ async fn http2_with_prior_knowledge_is_served_and_drained() {
     assert_eq!(ended(running).await, Served { cut: 0 });
     let _ = timeout(PATIENCE, client).await.expect("the connection is closed");
 }
+
+#[tokio::test]
+async fn a_peer_that_never_reads_is_cut() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let service = service_fn(async |_: Request<Incoming>| {
+        // More than the buffers of both kernels hold.
+        Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; 64 << 20]))))
+    });
+    let options = Options {
+        write_timeout: Duration::from_millis(200),
+        connections_max: 1,
+        ..Options::http1(Duration::from_secs(1))
+    };
+    let shutdown = CancellationToken::new();
+    let served = tokio::spawn(serve(listener, service, options, shutdown.clone()));
+    let mut deaf = TcpStream::connect(address).await.unwrap();
+    deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    // There is one place, and it comes free.
+    let mut next = TcpStream::connect(address).await.unwrap();
+    next.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    timeout(PATIENCE, next.read_u8()).await.expect("the place comes free").unwrap();
+    drop(next);
+    shutdown.cancel();
+    timeout(PATIENCE, served).await.unwrap().unwrap();
+}

@@ -34,8 +34,16 @@ pub struct CacheStats {
     pub redis_hits: Counter,
     /// Look-ups that Redis had nothing usable for.
     pub redis_misses: Counter,
-    /// Values in Redis that did not verify: forged, stale, or of another version. Should be 0.
+    /// Values in Redis that were not ours to believe, whatever the reason. Should be 0.
     pub redis_invalid: Counter,
+    /// Of these, too short, too long, or inconsistent.
+    pub redis_invalid_malformed: Counter,
+    /// Of these, not authenticated by the database's key: forged, changed, or copied from another event or database.
+    pub redis_invalid_unverified: Counter,
+    /// Of these, ours by their key, and written by another version.
+    pub redis_invalid_version: Counter,
+    /// Look-ups that found a tombstone: what was known of the event is void. Also counted as misses.
+    pub redis_voided: Counter,
     /// Look-ups that failed or took too long.
     pub redis_errors: Counter,
     /// Look-ups that were not made, because Redis was known not to answer.

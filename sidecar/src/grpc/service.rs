@@ -168,7 +168,10 @@ impl IdempotencyService for Api {
     type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;
 
     async fn cleanup(&self, request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
-        let wanted = validate::cleanup(request.into_inner(), &self.policy)?;
+        let wanted = validate::cleanup(request.into_inner(), &self.policy).inspect_err(|status| {
+            // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
+            tracing::warn!(reason = status.message(), "a cleanup was refused");
+        })?;
         let now = self.coordinator.now().await?;
         let scope = CleanupScope {
             tenant: wanted.tenant,

@@ -38,6 +38,7 @@ pub use connect::{ConnectError, Node};
 use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
 use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Standing,
+    durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     load::Load,
     queue::{Op, Queue},
@@ -102,8 +103,7 @@ impl PostgresLedger {
         let (connection, node, slot) = connect::writer(&options).await?;
         tracing::info!(
             identity = node.identity,
-            synchronous_commit = node.synchronous_commit,
-            synchronous_standby_names = node.synchronous_standby_names,
+            survives = %node.durability.survives(),
             slot,
             "the ledger is connected"
         );
@@ -178,6 +178,10 @@ impl Ledger for PostgresLedger {
 
     fn count_duplicate(&self, key: &Key) {
         self.tally.duplicate(key);
+    }
+
+    fn durability(&self) -> Option<Durability> {
+        self.node.borrow().as_ref().map(|node| node.durability.clone())
     }
 
     fn standing(&self) -> watch::Receiver<Option<Standing>> {

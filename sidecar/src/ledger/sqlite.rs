@@ -43,6 +43,7 @@ use self::{
 };
 use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Standing,
+    durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue, Reply},
     tally::Tally,
@@ -182,6 +183,7 @@ pub struct SqliteLedger {
     writer: JoinHandle<()>,
     tally: Tally,
     standing: watch::Sender<Option<Standing>>,
+    durability: Durability,
     announcements: broadcast::Sender<Heard>,
     // It holds the queue open until it is dropped.
     _ticker: AbortOnDropHandle<()>,
@@ -199,6 +201,9 @@ impl SqliteLedger {
     /// Outside of a Tokio runtime.
     pub fn open(path: &Path, settings: &SqliteSettings) -> Result<SqliteLedger, OpenError> {
         let database = Database::open(path, settings.migrate, settings.busy_timeout)?;
+        let durability =
+            durability(&database.conn).map_err(|source| OpenError::Open { path: database.path.clone(), source })?;
+        durability.warn();
         let clock = Arc::new(Clock::from(database.clock_time));
         let readers = Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
         let (queue, ops) = Queue::bounded(settings.queue_max.max(1));
@@ -222,7 +227,7 @@ impl SqliteLedger {
             .spawn(move || writer.run())
             .map_err(OpenError::Thread)?;
         let ticker = AbortOnDropHandle::new(tokio::spawn(tick(queue.clone())));
-        tracing::info!(path = %database.path.display(), "the embedded ledger is open");
+        tracing::info!(path = %database.path.display(), survives = %durability.survives(), "the embedded ledger is open");
         // Nobody else works on the file, so whatever is cached is of this opening, and dies with it.
         let standing = Standing {
             identity: format!("sqlite:{}", Uuid::new_v4().simple()).into(),
@@ -237,6 +242,7 @@ impl SqliteLedger {
             writer,
             tally,
             standing: watch::Sender::new(Some(standing)),
+            durability,
             announcements: broadcast::Sender::new(1),
             _ticker: ticker,
         })
@@ -318,6 +324,10 @@ impl Ledger for SqliteLedger {
 
     fn count_duplicate(&self, key: &Key) {
         self.tally.duplicate(key);
+    }
+
+    fn durability(&self) -> Option<Durability> {
+        Some(self.durability.clone())
     }
 
     fn standing(&self) -> watch::Receiver<Option<Standing>> {
@@ -421,6 +431,12 @@ fn connect(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<(Connec
         })
         .map_err(open)?;
     Ok((conn, migrated, fencing_token, clock_time))
+}
+
+/// What the connection has come to be set to, asked rather than assumed.
+fn durability(conn: &Connection) -> rusqlite::Result<Durability> {
+    let journal_mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+    Ok(Durability::of_embedded(&journal_mode, conn.pragma_query_value(None, "synchronous", |row| row.get(0))?))
 }
 
 #[cfg(test)]

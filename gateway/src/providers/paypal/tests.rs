@@ -198,6 +198,7 @@ impl Request {
     }
 }
 
+// T38
 #[tokio::test]
 async fn headers_are_there_once_within_limits_and_pinned() {
     let request = Request::new();

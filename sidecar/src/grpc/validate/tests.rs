@@ -262,6 +262,7 @@ fn every_limit_of_listings_and_counts_is_checked() {
     assert_eq!(complaints(stats(request)), ["bucket_duration"]);
 }
 
+// T30
 #[test]
 fn cleanup_keeps_the_minimum_retention_and_what_is_open() {
     let cleaned = |change: fn(&mut v1::CleanupRequest)| {

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::ledger::durability::{Durability, PostgresSays};
 use sqlx::{Connection as _, Executor as _, PgConnection, Row as _, postgres::PgConnectOptions};
 
 /// How long a connection may take, from the first packet to the last check.
@@ -63,10 +64,8 @@ pub struct Node {
     /// System identifier, timeline, database and the server's start: another one after a restore (also of a snapshot of
     /// the disk, which keeps all but the last), after a promotion, and in a copy.
     pub identity: String,
-    /// What an acknowledged commit survives, as the node is set for this session.
-    pub synchronous_commit: String,
-    /// Standbys that commits wait for; empty: none.
-    pub synchronous_standby_names: String,
+    /// What an acknowledged commit survives, as the node is set.
+    pub durability: Durability,
     /// What cached values are authenticated with.
     pub(super) cache_key: CacheKey,
 }
@@ -99,7 +98,15 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
                 -- A copy within one server has its original's cache key; its own number tells them apart.
                 (select oid from pg_database where datname = current_database())::text as database,
                 current_setting('synchronous_commit') as synchronous_commit,
+                current_setting('fsync') as fsync,
+                current_setting('full_page_writes') as full_page_writes,
                 current_setting('synchronous_standby_names') as synchronous_standby_names,
+                -- Others see that a standby is there, and nothing of it.
+                pg_has_role('pg_read_all_stats', 'usage') as sees_standbys,
+                (select coalesce(array_agg(concat_ws(' ', application_name, state, sync_state)), '{}')
+                    from pg_stat_replication) as standbys,
+                exists (select from pg_stat_replication where state = 'streaming' and sync_state in ('sync', 'quorum'))
+                    as synchronous_standby,
                 (select value from oncegate_meta where key = 'cache_key') as cache_key",
         )
         .fetch_one(&mut connection)
@@ -107,7 +114,15 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
         if row.try_get::<bool, _>("read_only")? {
             return Ok(None);
         }
-        let mut node = Node {
+        let says = PostgresSays {
+            synchronous_commit: row.try_get("synchronous_commit")?,
+            fsync: row.try_get("fsync")?,
+            full_page_writes: row.try_get("full_page_writes")?,
+            synchronous_standby_names: row.try_get("synchronous_standby_names")?,
+            standbys: row.try_get::<bool, _>("sees_standbys")?.then(|| row.try_get("standbys")).transpose()?,
+            synchronous_standby: row.try_get("synchronous_standby")?,
+        };
+        let node = Node {
             identity: format!(
                 "{}:{}:{}:{}",
                 row.try_get::<&str, _>("system_identifier")?,
@@ -115,19 +130,14 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
                 row.try_get::<&str, _>("database")?,
                 row.try_get::<i64, _>("started")?
             ),
-            synchronous_commit: row.try_get("synchronous_commit")?,
-            synchronous_standby_names: row.try_get("synchronous_standby_names")?,
+            durability: Durability::of_postgres(&says),
             cache_key: CacheKey(row.try_get::<&str, _>("cache_key")?.as_bytes().into()),
         };
-        if matches!(node.synchronous_commit.as_str(), "off" | "local") {
+        if says.is_raised() {
             // An acknowledged completion must be durable, whatever the database's default is (L4).
             connection.execute("set synchronous_commit = on").await?;
-            tracing::warn!(
-                was = node.synchronous_commit,
-                "synchronous_commit is raised to on for the ledger's own connection"
-            );
-            node.synchronous_commit = "on".into();
         }
+        node.durability.warn();
         advance_token(&mut connection, &node.identity).await?;
         let slot = take_slot(&mut connection).await?;
         Ok(Some((connection, node, slot)))

@@ -161,6 +161,7 @@ async fn a_restart_loses_nothing_and_goes_back_in_nothing() {
     ledger.close().await;
 }
 
+// T11
 #[tokio::test]
 async fn neither_tokens_nor_times_go_back_when_the_clock_was_set_back() {
     let (_directory, path) = file();
