@@ -16,5 +16,6 @@ pub mod signers;
 pub mod stripe;
 pub mod supervised;
 pub mod upstream;
+pub mod wire;
 
 pub use eventually::{DEADLINE, eventually};

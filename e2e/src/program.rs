@@ -178,9 +178,9 @@ impl Running {
         self.output.to_string()
     }
 
-    /// Its number, until it has ended.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.id()
+    /// Its process.
+    pub fn pid(&self) -> Result<u32> {
+        self.child.id().context("oncegate has already ended")
     }
 
     /// Sends it a signal, by its name without SIG.

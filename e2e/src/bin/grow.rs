@@ -130,7 +130,7 @@ async fn measure(cluster: &Cluster, rows: i64, time: Duration, check: bool) -> R
 
 /// Resident memory in MiB.
 fn memory(sidecar: &Running) -> Result<u64> {
-    let pid = sidecar.pid().context("the sidecar has ended")?;
+    let pid = sidecar.pid()?;
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? / 1_024)

@@ -408,6 +408,7 @@ async fn cleanup_streams_totals_and_spares_what_is_young(ledger: Ledger) -> Resu
     Ok(())
 }
 
+// T31
 async fn shutdown_ends_open_watches_and_waits_within_its_bound(ledger: Ledger) -> Result<()> {
     use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
     let served = Served::start(ledger).await?;

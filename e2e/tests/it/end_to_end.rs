@@ -158,6 +158,7 @@ async fn what_is_completed_stays_completed_over_a_restart(ledger: Ledger) -> Res
     Ok(())
 }
 
+// T43
 async fn a_changed_body_is_seen_in_history_and_a_retry_with_one_is_delivered(ledger: Ledger) -> Result<()> {
     let everything = Everything::start(ledger).await?;
     everything.upstream.answer_next([Answer::status(500)]);

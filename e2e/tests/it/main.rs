@@ -2,13 +2,17 @@
 
 mod api;
 mod bad_input;
+mod cases;
 mod chaos;
 mod commands;
 mod dev;
+mod durability;
 mod end_to_end;
 mod enforcement;
+mod faults_table;
 mod harness;
 mod ledger;
+mod limits;
 mod operators;
 mod outage;
 mod pair;
@@ -16,5 +20,6 @@ mod providers;
 mod python_client;
 mod redis_many;
 mod setup;
+mod shutdown;
 mod simulate;
 mod verify;

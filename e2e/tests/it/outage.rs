@@ -18,6 +18,7 @@ use tonic_types::StatusExt as _;
 
 use crate::setup::{Everything, Ledger, word};
 
+// T23
 #[tokio::test]
 async fn without_postgres_nothing_is_delivered_and_everything_recovers_without_a_restart() -> Result<()> {
     let mut cluster = Cluster::start(Options { fsync: true, ..Options::default() }).await?;
@@ -60,6 +61,7 @@ async fn without_postgres_nothing_is_delivered_and_everything_recovers_without_a
     Ok(())
 }
 
+// T27
 #[tokio::test]
 async fn a_read_only_database_is_unavailable_until_it_can_be_written() -> Result<()> {
     let cluster = Cluster::start(Options::default()).await?;

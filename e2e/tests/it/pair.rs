@@ -80,6 +80,7 @@ async fn complete(mut client: Client, event_id: &str, fencing_token: i64) -> Res
     client.mark_completed(request).await.map(drop)
 }
 
+// T02
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_storm_over_both_has_one_winner() -> Result<()> {
     let pair = Pair::start().await?;
@@ -133,6 +134,7 @@ async fn a_waiter_on_the_other_sidecar_is_woken_by_the_outcome() -> Result<()> {
     Ok(())
 }
 
+// T21
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_killed_frozen_flushed_and_restarted_under_load_makes_no_answer_wrong() -> Result<()> {
     let mut pair = Pair::start().await?;

@@ -84,9 +84,15 @@ impl Everything {
 
     /// With settings beside those that every test has.
     pub(crate) async fn start_with(ledger: Ledger, settings: &[(&'static str, &'static str)]) -> Result<Self> {
+        let more = |command| with(command, settings);
+        Ok(Self { settings: settings.to_vec(), ..Self::start_as(ledger, more).await? })
+    }
+
+    /// With whatever else the command should have, until it is restarted.
+    pub(crate) async fn start_as(ledger: Ledger, settings: impl FnOnce(Oncegate) -> Oncegate) -> Result<Self> {
         let upstream = Upstream::start().await?;
         let directory = tempfile::tempdir()?;
-        let program = start(&directory, &upstream, &ledger, settings)?;
+        let program = settings(command(&directory, &upstream, &ledger)?).start()?;
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let mut everything = Self {
             upstream,
@@ -96,7 +102,7 @@ impl Everything {
             admin: nowhere,
             directory,
             ledger,
-            settings: settings.to_vec(),
+            settings: Vec::new(),
         };
         everything.find().await?;
         Ok(everything)
@@ -104,7 +110,7 @@ impl Everything {
 
     /// Starts the program again after it has ended.
     pub(crate) async fn restart(&mut self) -> Result<()> {
-        self.program = start(&self.directory, &self.upstream, &self.ledger, &self.settings)?;
+        self.program = with(command(&self.directory, &self.upstream, &self.ledger)?, &self.settings).start()?;
         self.find().await
     }
 
@@ -143,17 +149,18 @@ impl Everything {
     }
 }
 
-fn start(directory: &TempDir, upstream: &Upstream, ledger: &Ledger, settings: &[(&str, &str)]) -> Result<Running> {
-    let mut command = Oncegate::new(directory.path(), ["all"])?
+fn with(command: Oncegate, settings: &[(&'static str, &'static str)]) -> Oncegate {
+    settings.iter().fold(command, |command, (name, value)| command.env(name, value))
+}
+
+fn command(directory: &TempDir, upstream: &Upstream, ledger: &Ledger) -> Result<Oncegate> {
+    let command = Oncegate::new(directory.path(), ["all"])?
         .env("SIDECAR_LISTEN", "127.0.0.1:0")
         .env("GATEWAY_LISTEN", "127.0.0.1:0")
         .env("ADMIN_LISTEN", "127.0.0.1:0")
         .env("UPSTREAM_URL", upstream.url())
         .env("STRIPE_WEBHOOK_SECRET", SECRET);
-    for (name, value) in settings {
-        command = command.env(name, value);
-    }
-    ledger.configure(command).start()
+    Ok(ledger.configure(command))
 }
 
 /// Sends a body with a signature, whatever it says.

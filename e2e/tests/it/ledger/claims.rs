@@ -136,6 +136,7 @@ async fn the_largest_values_are_kept_whole(fixture: &Fixture) {
     assert_eq!((&history.resolutions[0].reason, &history.resolutions[0].actor), (&resolve.reason, &resolve.actor));
 }
 
+// T43
 async fn keys_differ_in_every_part(fixture: &Fixture) {
     let base = key("evt_a");
     for other in [
@@ -162,6 +163,7 @@ async fn somebody_elses_lock_is_waited_for(fixture: &Fixture) {
     assert!(!claimed.payload_changed);
 }
 
+// T07
 async fn the_same_claim_gets_the_same_lock_again(fixture: &Fixture) {
     let key = key("evt_1");
     let first = fixture.acquire(claim(&key, "claim")).await;

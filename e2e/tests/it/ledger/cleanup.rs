@@ -56,6 +56,7 @@ async fn one_of_each(fixture: &Fixture) {
     fixture.resolve(resolution(&key("pending"), Resolved::Pending)).await;
 }
 
+// T29
 async fn a_dry_run_counts_what_a_real_one_deletes(fixture: &Fixture) {
     one_of_each(fixture).await;
     for number in 0..25 {

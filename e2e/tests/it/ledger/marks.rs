@@ -54,6 +54,7 @@ async fn a_completion_is_recorded_with_its_result(fixture: &Fixture) {
     assert_eq!((attempt.result, attempt.error), (Some(result(201, b"created")), None));
 }
 
+// T09
 async fn a_completion_is_repeated_and_the_first_result_stands(fixture: &Fixture) {
     let key = key("evt_1");
     let lock = fixture.acquire(claim(&key, "claim")).await;
@@ -161,6 +162,7 @@ async fn expiry_does_not_revoke(fixture: &Fixture) {
     assert_eq!(event.state, State::Unknown);
 }
 
+// T04
 async fn a_takeover_revokes(fixture: &Fixture) {
     let key = key("evt_1");
     let first = fixture.expired(&key, "first").await;

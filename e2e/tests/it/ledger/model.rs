@@ -23,6 +23,7 @@ conformance!(the_ledger_answers_as_the_rules_do);
 /// Names a seed to run again.
 const SEED: &str = "ONCEGATE_TEST_SEED";
 
+// T03
 async fn the_ledger_answers_as_the_rules_do(fixture: &Fixture) {
     let seed = env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
     // Shown when the test fails.

@@ -48,6 +48,7 @@ async fn a_bad_item_fails_alone() {
     ledger.close().await;
 }
 
+// T13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_locked_elsewhere_holds_up_its_own_call_only() {
     let (ledger, database) = ledger().await;
@@ -126,6 +127,7 @@ async fn completions_are_heap_only_updates_and_duplicates_write_nothing() {
     .await;
 }
 
+// T23
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_cut_under_load_lose_nothing_that_was_acknowledged() {
     let (ledger, database) = ledger().await;
@@ -235,6 +237,7 @@ async fn a_schema_that_does_not_fit_is_a_clear_refusal() {
     assert!(error.contains("999"), "{error}");
 }
 
+// T01
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_that_go_away_leave_no_transaction_and_no_lost_mark() {
     let (ledger, database) = ledger().await;

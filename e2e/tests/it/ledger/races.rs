@@ -34,6 +34,7 @@ conformance!(
     calls_under_way_are_answered_when_the_ledger_closes,
 );
 
+// T02
 async fn of_64_concurrent_claims_one_wins(fixture: &Fixture) {
     for round in 0..100 {
         let key = key(&format!("evt_{round}"));
@@ -68,6 +69,7 @@ async fn of_64_concurrent_claims_one_wins(fixture: &Fixture) {
     assert_eq!((counts.total(), counts.retries), (100, 0));
 }
 
+// T03, T15
 async fn many_events_are_claimed_by_many_in_opposite_orders(fixture: &Fixture) {
     const EVENTS: usize = 200;
     let callers = (0..16).map(|caller| {
@@ -103,6 +105,7 @@ async fn many_events_are_claimed_by_many_in_opposite_orders(fixture: &Fixture) {
 }
 
 /// Eight writers, 32 events, locks of a millisecond that nobody gives back.
+// T03
 async fn thousands_of_takeovers_keep_tokens_attempts_and_counts(fixture: &Fixture) {
     const GRANTS: usize = 3_000;
     let granted = Arc::new(AtomicUsize::new(0));
@@ -234,6 +237,7 @@ async fn completions_that_race_are_accepted_once(fixture: &Fixture) {
     }
 }
 
+// T01
 async fn cancelled_claims_hold_nothing_that_their_claim_id_does_not_get(fixture: &Fixture) {
     let mut random = StdRng::seed_from_u64(7);
     for round in 0..300 {

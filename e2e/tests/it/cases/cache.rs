@@ -1,0 +1,315 @@
+//! Redis in trouble: whatever it answers is a miss, and answers stay right (C1, C4). What is in it and not ours to believe
+//! is a miss that is counted, by its reason (C3, I9).
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use oncegate_api::v1::{Decision, ResolveRequest, State};
+use oncegate_e2e::{eventually, http_client, postgres::Database, redis::Redis};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::{Sidecar, ask, claim, completion, fake_redis::FakeRedis, key};
+use crate::setup::Ledger;
+
+/// A sidecar that keeps nothing in its own process, so that every duplicate asks Redis.
+async fn sidecar(redis: &str) -> Result<Sidecar> {
+    let ledger = Ledger::postgres().await?;
+    Sidecar::start_with(ledger, |command| command.env("REDIS_URL", redis).env("CACHE_SIZE", "0B")).await
+}
+
+async fn metric(sidecar: &Sidecar, name: &str) -> Result<u64> {
+    let page = http_client::get(sidecar.admin, "/metrics").await?;
+    let page = String::from_utf8_lossy(&page.body).into_owned();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+    Ok(line.with_context(|| format!("no {name} in\n{page}"))?.parse()?)
+}
+
+async fn complete(sidecar: &Sidecar, event_id: &str) -> Result<i64> {
+    let client = sidecar.client().await?;
+    let token = ask(&client, claim(event_id, "first")).await?.lock.context("the lock")?.fencing_token;
+    client.clone().mark_completed(completion(event_id, token)).await?;
+    Ok(token)
+}
+
+/// Every answer that matters, and how long the slowest of them took.
+async fn answers_are_right(sidecar: &Sidecar, round: &str) -> Result<Duration> {
+    let client = sidecar.client().await?;
+    let mut slowest = Duration::ZERO;
+    for number in 0..20 {
+        let event_id = format!("evt_{round}_{number}");
+        complete(sidecar, &event_id).await?;
+        for _ in 0..3 {
+            let began = Instant::now();
+            let answer = ask(&client, claim(&event_id, "again")).await?;
+            slowest = slowest.max(began.elapsed());
+            assert_eq!(answer.decision(), Decision::AlreadyCompleted, "{event_id}");
+        }
+    }
+    Ok(slowest)
+}
+
+macro_rules! answers {
+    ($($name:ident: $error:literal,)+) => {
+        $(
+            // T19
+            #[tokio::test]
+            async fn $name() -> Result<()> {
+                redis_that_answers($error).await
+            }
+        )+
+    };
+}
+
+answers! {
+    redis_that_is_read_only_is_a_miss: "READONLY You can't write against a read only replica.",
+    redis_that_is_loading_is_a_miss: "LOADING Redis is loading the dataset in memory",
+    redis_that_is_full_is_a_miss: "OOM command not allowed when used memory > 'maxmemory'.",
+    redis_that_cannot_save_is_a_miss: "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to.",
+    redis_that_wants_a_password_is_a_miss: "NOAUTH Authentication required.",
+    redis_that_sends_us_to_itself_is_a_miss: "MOVED 3999 {address}",
+    redis_that_asks_us_to_itself_is_a_miss: "ASK 3999 {address}",
+    redis_that_answers_what_nobody_knows_is_a_miss: "WHATEVER it is",
+}
+
+async fn redis_that_answers(error: &str) -> Result<()> {
+    let redis = FakeRedis::start(error).await?;
+    let sidecar = sidecar(&redis.url()).await?;
+    let slowest = answers_are_right(&sidecar, "a").await?;
+    // The budget of a look-up, and a machine that is busy.
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    eventually("redis has been asked, and refused", async || (redis.refused() > 0).then_some(())).await;
+    answers_are_right(&sidecar, "b").await?;
+    assert_eq!(metric(&sidecar, "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}").await?, 0);
+    // No storm: a Redis that refuses is left alone.
+    let before = redis.refused();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(redis.refused() - before < 100, "{} commands in half a second", redis.refused() - before);
+    Ok(())
+}
+
+/// T16
+#[tokio::test]
+async fn without_redis_at_the_start_it_is_ready_and_uses_redis_when_it_comes() -> Result<()> {
+    let mut redis = Redis::start().await?;
+    redis.kill()?;
+    let sidecar = sidecar(&redis.url()).await?;
+    eventually("it is ready", async || {
+        (http_client::get(sidecar.admin, "/readyz").await.ok()?.status == 200).then_some(())
+    })
+    .await;
+    answers_are_right(&sidecar, "without").await?;
+    redis.restart().await?;
+    let client = sidecar.client().await?;
+    complete(&sidecar, "evt_with").await?;
+    eventually("duplicates are answered by redis", async || {
+        ask(&client, claim("evt_with", "again")).await.ok()?;
+        let hits = metric(&sidecar, "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}").await.ok()?;
+        (hits > 0).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+/// T17. A Redis that takes everything and says nothing: the breaker opens, and it is not waited for any more.
+#[tokio::test]
+async fn redis_that_stalls_is_left_alone_after_its_budget() -> Result<()> {
+    let mut redis = Redis::start().await?;
+    let sidecar = sidecar(&redis.url()).await?;
+    answers_are_right(&sidecar, "before").await?;
+    redis.freeze()?;
+    let slowest = answers_are_right(&sidecar, "during").await?;
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    let skipped = "oncegate_cache_lookups_total{layer=\"redis\",result=\"skipped\"}";
+    assert!(metric(&sidecar, skipped).await? > 0, "the breaker did not open");
+    redis.thaw()?;
+    Ok(())
+}
+
+/// Redis, and two sidecars of two databases on it.
+struct Foreign {
+    redis: Redis,
+    sidecar: Sidecar,
+}
+
+/// A command in the binary form, and its answer: what an inline command cannot say.
+async fn raw(redis: &Redis, parts: &[&[u8]]) -> Result<Option<Vec<u8>>> {
+    let address = redis.url().trim_start_matches("redis://").to_owned();
+    let mut stream = TcpStream::connect(address).await?;
+    let mut command = format!("*{}\r\n", parts.len()).into_bytes();
+    for part in parts {
+        command.extend_from_slice(format!("${}\r\n", part.len()).as_bytes());
+        command.extend_from_slice(part);
+        command.extend_from_slice(b"\r\n");
+    }
+    stream.write_all(&command).await?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.push(stream.read_u8().await?);
+    }
+    let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+    match line.strip_prefix('$') {
+        Some("-1") => Ok(None),
+        Some(length) => {
+            let mut value = vec![0; length.parse()?];
+            stream.read_exact(&mut value).await?;
+            Ok(Some(value))
+        }
+        None => Ok(Some(line.into_bytes())),
+    }
+}
+
+impl Foreign {
+    async fn start() -> Result<Self> {
+        let redis = Redis::start().await?;
+        let sidecar = sidecar(&redis.url()).await?;
+        Ok(Self { redis, sidecar })
+    }
+
+    /// Completes an event, and tells the name and the value of its entry.
+    async fn entry(&self, sidecar: &Sidecar, event_id: &str) -> Result<(String, Vec<u8>)> {
+        let before = self.names().await?;
+        complete(sidecar, event_id).await?;
+        let client = sidecar.client().await?;
+        let name = eventually("the entry is written", async || {
+            // Written again after each duplicate that the ledger had to answer: at its start redis was not yet found.
+            ask(&client, claim(event_id, "again")).await.ok()?;
+            self.names().await.ok()?.into_iter().find(|name| !before.contains(name))
+        })
+        .await;
+        let value = raw(&self.redis, &[b"GET", name.as_bytes()]).await?.context("the entry")?;
+        Ok((name, value))
+    }
+
+    async fn names(&self) -> Result<Vec<String>> {
+        let keys = "return table.concat(redis.call('KEYS', 'oncegate:*'), ' ')";
+        let names = raw(&self.redis, &[b"EVAL", keys.as_bytes(), b"0"]).await?.unwrap_or_default();
+        Ok(String::from_utf8(names)?.split_whitespace().map(str::to_owned).collect())
+    }
+
+    async fn put(&self, name: &str, value: &[u8]) -> Result<()> {
+        raw(&self.redis, &[b"SET", name.as_bytes(), value]).await?;
+        Ok(())
+    }
+
+    /// A duplicate is answered right, by the ledger, and the value was counted under a reason, that often.
+    async fn refused(&self, event_id: &str, reasons: &[&str]) -> Result<()> {
+        let count = async || -> Result<u64> {
+            let mut count = 0;
+            for reason in reasons {
+                count += metric(&self.sidecar, &format!("oncegate_cache_refused_total{{reason=\"{reason}\"}}")).await?;
+            }
+            Ok(count)
+        };
+        let hit = "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}";
+        let invalid = "oncegate_cache_lookups_total{layer=\"redis\",result=\"invalid\"}";
+        let before = (count().await?, metric(&self.sidecar, hit).await?, metric(&self.sidecar, invalid).await?);
+        let answer = ask(&self.sidecar.client().await?, claim(event_id, "again")).await?;
+        assert_eq!(answer.decision(), Decision::AlreadyCompleted);
+        assert_eq!(count().await?, before.0 + 1, "{event_id}: counted as {reasons:?}");
+        assert_eq!(metric(&self.sidecar, hit).await?, before.1, "{event_id}: believed");
+        assert_eq!(metric(&self.sidecar, invalid).await?, before.2 + 1, "{event_id}");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn entries_that_are_forged_swapped_cut_or_changed_are_misses_counted_by_reason() -> Result<()> {
+    let shared = Foreign::start().await?;
+    let (name, value) = shared.entry(&shared.sidecar, "evt_1").await?;
+    let (other_name, other) = shared.entry(&shared.sidecar, "evt_2").await?;
+
+    // Another event's, both ways.
+    shared.put(&name, &other).await?;
+    shared.refused("evt_1", &["unverified"]).await?;
+    shared.put(&other_name, &value).await?;
+    shared.refused("evt_2", &["unverified"]).await?;
+    // Cut at either end, and nothing at all.
+    for length in [0, 1, 15, 16, value.len() / 2, value.len() - 1] {
+        shared.put(&name, &value[..length]).await?;
+        shared.refused("evt_1", &["malformed", "unverified"]).await?;
+    }
+    shared.put(&name, &value[1..]).await?;
+    shared.refused("evt_1", &["malformed", "unverified"]).await?;
+    // Made up: as long as one of ours, and far longer.
+    shared.put(&name, &vec![1; value.len()]).await?;
+    shared.refused("evt_1", &["unverified"]).await?;
+    shared.put(&name, &vec![1; 1024 * 1024]).await?;
+    shared.refused("evt_1", &["malformed"]).await?;
+    // One bit, in every byte.
+    for place in 0..value.len() {
+        let mut changed = value.clone();
+        changed[place] ^= 1 << (place % 8);
+        shared.put(&name, &changed).await?;
+        shared.refused("evt_1", &["unverified"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn entries_of_another_database_are_misses_under_either_name() -> Result<()> {
+    let shared = Foreign::start().await?;
+    let elsewhere = sidecar(&shared.redis.url()).await?;
+    let (theirs, their_value) = shared.entry(&elsewhere, "evt_1").await?;
+    // Under its own name it is nothing to us: the event is new here.
+    let client = shared.sidecar.client().await?;
+    let answer = ask(&client, claim("evt_1", "first")).await?;
+    let lock = answer.lock.context("an entry of another database suppressed an event")?;
+    let before = shared.names().await?;
+    client.clone().mark_completed(completion("evt_1", lock.fencing_token)).await?;
+    let ours = eventually("the entry is written", async || {
+        ask(&client, claim("evt_1", "again")).await.ok()?;
+        shared.names().await.ok()?.into_iter().find(|name| !before.contains(name))
+    })
+    .await;
+    assert_ne!(ours, theirs);
+    // Under ours it does not verify.
+    shared.put(&ours, &their_value).await?;
+    shared.refused("evt_1", &["unverified"]).await?;
+    Ok(())
+}
+
+/// A copy of a database has its original's key; what tells them apart is its identity.
+#[tokio::test]
+async fn entries_of_a_copy_with_the_same_key_do_not_verify() -> Result<()> {
+    let shared = Foreign::start().await?;
+    let copy = Database::create().await?;
+    let key = shared.sidecar.outside("select value from oncegate_meta where key = 'cache_key'").await?;
+    let mut admin = copy.connect().await?;
+    sqlx::query("update oncegate_meta set value = $1 where key = 'cache_key'").bind(key).execute(&mut admin).await?;
+    let url = shared.redis.url();
+    let elsewhere =
+        Sidecar::start_with(Ledger::Postgres(copy), |command| command.env("REDIS_URL", url).env("CACHE_SIZE", "0B"))
+            .await?;
+    let (_, their_value) = shared.entry(&elsewhere, "evt_1").await?;
+    let (ours, _) = shared.entry(&shared.sidecar, "evt_1").await?;
+    shared.put(&ours, &their_value).await?;
+    shared.refused("evt_1", &["unverified"]).await
+}
+
+/// Stale: what an operator has decided on since. The tombstone is found, counted, and written over by nobody slower.
+#[tokio::test]
+async fn a_stale_entry_is_void_and_counted() -> Result<()> {
+    let shared = Foreign::start().await?;
+    let client = shared.sidecar.client().await?;
+    complete(&shared.sidecar, "evt_1").await?;
+    let (name, _) = shared.entry(&shared.sidecar, "evt_2").await?;
+    let replay = ResolveRequest {
+        key: key("evt_2"),
+        to: State::Pending.into(),
+        force: true,
+        reason: "asked to".into(),
+        actor: "amara".into(),
+        ..Default::default()
+    };
+    client.clone().resolve(replay).await?;
+    let void = "oncegate_cache_refused_total{reason=\"void\"}";
+    assert_eq!(metric(&shared.sidecar, void).await?, 0);
+    let lock = ask(&client, claim("evt_2", "replay")).await?.lock.context("granted anew")?;
+    assert_eq!(metric(&shared.sidecar, void).await?, 1);
+    assert_eq!(lock.attempt, 2);
+    assert!(raw(&shared.redis, &[b"GET", name.as_bytes()]).await?.is_some(), "a tombstone, and no deletion");
+    Ok(())
+}

@@ -1,0 +1,266 @@
+//! The sidecar's listener: HTTP/2, frame by frame.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use oncegate_api::v1::{
+    CheckAndLockRequest, EventKey, HistoryRequest, idempotency_service_client::IdempotencyServiceClient,
+};
+use oncegate_e2e::wire::{
+    http2::{
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, begin, call,
+        field, frame, frames,
+    },
+    say, until_closed,
+};
+use prost::Message as _;
+use prost_types::Duration as Lasting;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
+
+use super::meanwhile;
+use crate::setup::{Everything, Ledger, on_each_ledger};
+
+/// No flood takes longer to be stopped, or to be let pass.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Sends pieces until the far side closes or all are sent; what it answered. Reads meanwhile, unless told not to.
+async fn flood(address: SocketAddr, settings: &[(u16, u32)], pieces: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>> {
+    let (mut reader, mut writer) = begin(address, settings).await?.into_split();
+    let answer = tokio::spawn(async move {
+        let mut answer = Vec::new();
+        // Ends with the connection; a reset is an end as well.
+        let _ = reader.read_to_end(&mut answer).await;
+        answer
+    });
+    for piece in pieces {
+        if timeout(PATIENCE, writer.write_all(&piece))
+            .await
+            .context("the flood was neither taken nor refused")?
+            .is_err()
+        {
+            break;
+        }
+    }
+    // So that the far side ends too when it took everything.
+    let _ = writer.shutdown().await;
+    drop(writer);
+    Ok(timeout(PATIENCE, answer).await.context("the connection was not closed")??)
+}
+
+fn goaway(answer: &[u8]) -> Option<u32> {
+    let frames = frames(answer);
+    let (.., payload) = frames.iter().find(|(kind, ..)| *kind == GOAWAY)?;
+    Some(u32::from_be_bytes([payload[4], payload[5], payload[6], payload[7]]))
+}
+
+/// `ENHANCE_YOUR_CALM` (RFC 9113, section 7).
+const CALM: u32 = 0xb;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rapid_resets_end_the_connection() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        for _ in 0..20 {
+            let headers = call("CheckAndLock");
+            let streams = (0..20_000).map(move |number: u32| {
+                let stream = number * 2 + 1;
+                [frame(HEADERS, END_HEADERS, stream, &headers), frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())]
+                    .concat()
+            });
+            let answer = flood(address, &[], streams).await?;
+            // Told so, or cut off in the middle of the answer.
+            ensure!(matches!(goaway(&answer), Some(CALM) | None), "{:?}", goaway(&answer));
+        }
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_without_end_end_the_connection() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        for kind in ["empty", "small", "large"] {
+            let first = frame(HEADERS, 0, 1, &call("CheckAndLock"));
+            let more = match kind {
+                "empty" => Vec::new(),
+                "small" => field("x", "y"),
+                _ => field("x", &"y".repeat(16_000)),
+            };
+            // At most 800 MiB.
+            let rest = (0..50_000).map(move |_| frame(CONTINUATION, 0, 1, &more));
+            let began = Instant::now();
+            let answer = flood(address, &[], std::iter::once(first).chain(rest)).await?;
+            ensure!(began.elapsed() < PATIENCE, "{kind}");
+            let frames = frames(&answer);
+            ensure!(!frames.iter().any(|(kind, ..)| *kind == DATA), "{kind}: answered as a call");
+        }
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
+/// What asks for an answer each: the answers must not pile up for a peer that does not read them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_and_pings_without_end_do_not_pile_up() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        let mut peers = JoinSet::new();
+        for (kind, payload) in [(SETTINGS, &b""[..]), (SETTINGS, &[0, 3, 0, 0, 0, 1]), (PING, b"01234567")] {
+            let piece = frame(kind, 0, 0, payload).repeat(1_000);
+            for reads in [true, false] {
+                let piece = piece.clone();
+                peers.spawn(async move {
+                    let mut stream = begin(address, &[]).await?;
+                    let began = Instant::now();
+                    let mut answers = vec![0; 64 * 1024];
+                    while began.elapsed() < Duration::from_secs(2) {
+                        let written = timeout(Duration::from_millis(200), stream.write_all(&piece)).await;
+                        if let Ok(Err(_closed)) = written {
+                            break;
+                        }
+                        if reads {
+                            let _ = timeout(Duration::from_millis(1), stream.read(&mut answers)).await;
+                        }
+                    }
+                    anyhow::Ok(())
+                });
+            }
+        }
+        while let Some(peer) = peers.join_next().await {
+            peer??;
+        }
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
+/// Calls whose answers may not be sent, as many as a connection permits, on many connections.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn windows_of_zero_hold_up_nobody_else() -> Result<()> {
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        let mut stalled = Vec::new();
+        for _ in 0..20 {
+            let mut stream = begin(address, &[(INITIAL_WINDOW_SIZE, 0)]).await?;
+            for number in 0..200_u32 {
+                let headers = frame(HEADERS, END_HEADERS, number * 2 + 1, &call("History"));
+                // An empty message: everything there is.
+                let body = frame(DATA, END_STREAM, number * 2 + 1, &[0, 0, 0, 0, 0]);
+                stream.write_all(&[headers, body].concat()).await?;
+            }
+            stalled.push(stream);
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // And other calls are answered.
+        let mut client = IdempotencyServiceClient::connect(format!("http://{address}")).await?;
+        client.history(HistoryRequest::default()).await?;
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
+/// Silence, half a preface, no preface, and a preface with nothing behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_silent_connections_are_closed_by_their_deadline() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        let mut peers = JoinSet::new();
+        for number in 0..2_000 {
+            // What overflows the queue of the listener is known to nobody but the peer.
+            if number % 100 == 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            peers.spawn(async move {
+                let said = [&b""[..], &PREFACE[..1], &PREFACE[..23], b"GET / HTTP/1.1\r\n\r\n"][number % 4];
+                let mut stream = say(address, said).await?;
+                let answer = until_closed(&mut stream, Duration::from_secs(15)).await;
+                ensure!(answer.is_some(), "{number} is still connected");
+                Ok(())
+            });
+        }
+        while let Some(peer) = peers.join_next().await {
+            peer??;
+        }
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
+on_each_ledger!(metadata_messages_and_streams_have_their_limits);
+
+async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let mut client = IdempotencyServiceClient::connect(format!("http://{}", everything.sidecar)).await?;
+    // Metadata of 64 KiB.
+    let mut request = tonic::Request::new(HistoryRequest::default());
+    request.metadata_mut().insert("x-large", "y".repeat(64 * 1024).parse()?);
+    let status = client.history(request).await.expect_err("headers beyond the limit");
+    assert!(!matches!(status.code(), tonic::Code::Ok | tonic::Code::Internal), "{status:?}");
+    // A message of more than a megabyte.
+    let key = Some(EventKey { provider: "stripe".into(), event_id: "evt_1".into(), ..Default::default() });
+    let large = CheckAndLockRequest { key: key.clone(), event_type: "y".repeat(1024 * 1024 + 1), ..Default::default() };
+    let status = client.check_and_lock(large).await.expect_err("a message beyond the limit");
+    assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
+    // One that says that it is four gigabytes.
+    let mut stream = begin(everything.sidecar, &[]).await?;
+    let headers = frame(HEADERS, END_HEADERS, 1, &call("CheckAndLock"));
+    stream.write_all(&[headers, frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff])].concat()).await?;
+    until(&mut stream, HEADERS).await.context("refused without waiting for the rest")?;
+
+    // More streams than permitted: those beyond are refused, and the connection goes on.
+    let claim = CheckAndLockRequest { key, event_type: "charge.succeeded".into(), ..Default::default() };
+    client.check_and_lock(claim.clone()).await?;
+    let waiting = CheckAndLockRequest { wait_duration: Some(Lasting { seconds: 20, nanos: 0 }), ..claim };
+    let message = prost_message(&waiting);
+    let mut stream = begin(everything.sidecar, &[]).await?;
+    for number in 0..400_u32 {
+        let headers = frame(HEADERS, END_HEADERS, number * 2 + 1, &call("CheckAndLock"));
+        stream.write_all(&[headers, frame(DATA, END_STREAM, number * 2 + 1, &message)].concat()).await?;
+    }
+    stream.write_all(&frame(PING, 0, 0, b"01234567")).await?;
+    let seen = until(&mut stream, PING).await?;
+    let announced = seen.iter().find(|(kind, ..)| *kind == SETTINGS).context("settings")?;
+    assert!(announced.2.chunks(6).any(|setting| setting == [0, 3, 0, 0, 1, 0]), "256 streams: {announced:?}");
+    // REFUSED_STREAM (RFC 9113, section 7): nothing was done, the caller may ask again.
+    let refused = seen.iter().filter(|(kind, _, why)| *kind == RST_STREAM && why == &7_u32.to_be_bytes()).count();
+    assert_eq!(refused, 144, "those beyond 256");
+    Ok(())
+}
+
+fn prost_message(message: &CheckAndLockRequest) -> Vec<u8> {
+    let bytes = message.encode_to_vec();
+    let length = u32::try_from(bytes.len()).expect("a short message").to_be_bytes();
+    [&[0], &length[..], &bytes].concat()
+}
+
+/// Reads until a frame of a kind has come.
+async fn until(stream: &mut TcpStream, wanted: u8) -> Result<Vec<(u8, u32, Vec<u8>)>> {
+    let mut seen = Vec::new();
+    let read = async {
+        loop {
+            let found = frames(&seen);
+            if found.iter().any(|(kind, ..)| *kind == wanted) {
+                return Ok(found);
+            }
+            if stream.read_buf(&mut seen).await? == 0 {
+                bail!("the connection was closed");
+            }
+        }
+    };
+    timeout(PATIENCE, read).await.context("no such frame in time")?
+}
