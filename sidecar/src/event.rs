@@ -1,6 +1,7 @@
 //! The domain: what an event is, what may be asked of it, and the rules by which it changes. No I/O, no clock, no
 //! framework types: everything here can be tested as a table.
 
+pub mod apply;
 pub mod metadata;
 mod text;
 pub mod time;
@@ -24,7 +25,7 @@ pub struct Key {
 }
 
 /// What the processing of an event ended with, as the caller reported it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StoredResult {
     /// A status in the caller's own terms.
     pub code: i32,
@@ -35,7 +36,7 @@ pub struct StoredResult {
 }
 
 /// One event as the ledger holds it, with its latest attempt (S9).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
     /// The ledger's own identifier of the row. A deleted event that is seen again gets another one.
     pub row: i64,
@@ -80,7 +81,7 @@ pub struct Event {
 }
 
 /// The attempt that stands on the event's own row. Its number is `attempt_count`, its token the event's.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Latest {
     /// Chosen by the caller, or by the service where the caller gave none.
     pub claim_id: String,
@@ -173,7 +174,7 @@ impl Event {
 }
 
 /// One attempt: one lock granted, and how it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attempt {
     /// 1 for the first; dense per event (I10).
     pub attempt: i32,
@@ -198,7 +199,7 @@ pub struct Attempt {
 }
 
 /// What an operator did by hand.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Resolution {
     /// The state it was taken from.
     pub from_state: State,

@@ -56,7 +56,7 @@ impl fmt::Debug for KeyDigest {
 }
 
 /// What is known of a completed event; or, as a tombstone, that what was known up to this token is void.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     pub(super) tombstone: bool,
     pub(super) fencing_token: i64,
@@ -84,7 +84,7 @@ pub struct Completion {
 
 impl Entry {
     /// Of a completed event, unless its result is too large to be kept.
-    pub(super) fn completed(event: &Event) -> Option<Entry> {
+    pub fn completed(event: &Event) -> Option<Entry> {
         if event.result.as_ref().is_some_and(|result| result.body.len() > RESULT_BYTES_MAX) {
             return None;
         }
@@ -101,7 +101,7 @@ impl Entry {
     }
 
     /// Of an event that an operator decided on.
-    pub(super) fn tombstone(fencing_token: i64, end_time: Time) -> Entry {
+    pub fn tombstone(fencing_token: i64, end_time: Time) -> Entry {
         Entry {
             tombstone: true,
             fencing_token,
@@ -116,7 +116,7 @@ impl Entry {
 
     /// The answer to a claim that is a plain duplicate. Whatever the ledger would have to count, compare with the archive,
     /// or refuse, is not for the cache to answer.
-    pub(super) fn answer(&self, claim: &Claim) -> Option<Completion> {
+    pub fn answer(&self, claim: &Claim) -> Option<Completion> {
         let differs = |known: Option<Digest>, given: Option<Digest>| matches!((known, given), (Some(known), Some(given)) if known != given);
         let plain = !self.tombstone
             && !differs(self.fingerprint, claim.fingerprint)
@@ -132,6 +132,11 @@ impl Entry {
             end_time: self.end_time,
             result: self.result.clone(),
         })
+    }
+
+    /// The token that it was written under, which Redis compares (C2).
+    pub fn fencing_token(&self) -> i64 {
+        self.fencing_token
     }
 
     /// About how much memory it takes beyond its own size.

@@ -5,7 +5,6 @@
 //! [`transition`](crate::event::transition) decide within the transaction that applies them, and since nobody else
 //! writes, what they were told is true until its commit.
 
-mod apply;
 mod check;
 mod clock;
 mod counts;

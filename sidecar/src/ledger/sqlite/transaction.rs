@@ -5,11 +5,11 @@ mod cleanup;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 
-use super::{apply, clock::Clock, counts::Deltas, error::Fault, rows};
+use super::{clock::Clock, counts::Deltas, error::Fault, rows};
 use crate::{
     event::{
         Attempt, Claim, Claimed, Decision, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution,
-        Resolve, Time,
+        Resolve, Time, apply,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
     ledger::Delivery,

@@ -1,13 +1,13 @@
-//! What each step of [`transition`](crate::event::transition) makes of an event. Pure: the row that is written and the
-//! event that is answered are the same value, so that they cannot differ.
+//! What each step of [`transition`](super::transition) makes of an event. Pure: the row that is written and the event that
+//! is answered are the same value, so that they cannot differ.
 
-use crate::event::{
+use super::{
     Attempt, Claim, Ending, Event, Extend, Latest, Mark, Outcome, Resolution, Resolve, Resolved, State, Time,
     transition,
 };
 
 /// Another attempt of an event that is known.
-pub(super) fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> Event {
+pub fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> Event {
     Event {
         state: State::Processing,
         attempt_count: before.attempt_count + 1,
@@ -25,7 +25,7 @@ pub(super) fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> E
 }
 
 /// An event whose attempts are used up (S7). The token stays: a late Mark of it is still accepted (S3).
-pub(super) fn buried(before: &Event, now: Time) -> Event {
+pub fn buried(before: &Event, now: Time) -> Event {
     let mut event =
         Event { state: State::Dead, update_time: now, end_time: Some(now), retry_time: None, ..before.clone() };
     if let Some(latest) = event.latest.as_mut().filter(|latest| latest.outcome == Outcome::Running) {
@@ -35,7 +35,7 @@ pub(super) fn buried(before: &Event, now: Time) -> Event {
 }
 
 /// An event whose latest attempt has ended as `mark` says, and is `state` now.
-pub(super) fn marked(before: &Event, mark: &Mark, state: State, now: Time) -> Event {
+pub fn marked(before: &Event, mark: &Mark, state: State, now: Time) -> Event {
     let mut event = Event {
         state,
         update_time: now,
@@ -75,7 +75,7 @@ fn added(before: Option<&str>, addition: Option<&str>) -> Option<String> {
 }
 
 /// An event whose lock ends later.
-pub(super) fn extended(before: &Event, extend: &Extend, now: Time) -> Event {
+pub fn extended(before: &Event, extend: &Extend, now: Time) -> Event {
     let mut event = Event { update_time: now, ..before.clone() };
     if let Some(latest) = &mut event.latest {
         latest.lock_expire_time = latest.lock_expire_time.max(now.plus(extend.lock_duration));
@@ -84,7 +84,7 @@ pub(super) fn extended(before: &Event, extend: &Extend, now: Time) -> Event {
 }
 
 /// An event as an operator decided; its latest attempt is in the archive.
-pub(super) fn resolved(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Event {
+pub fn resolved(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Event {
     let pending = resolve.to == Resolved::Pending;
     Event {
         state: resolve.to.state(),
@@ -101,7 +101,7 @@ pub(super) fn resolved(before: &Event, resolve: &Resolve, token: i64, now: Time)
 }
 
 /// The record of that decision.
-pub(super) fn resolution(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Resolution {
+pub fn resolution(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Resolution {
     Resolution {
         from_state: before.state,
         to_state: resolve.to.state(),
@@ -114,7 +114,7 @@ pub(super) fn resolution(before: &Event, resolve: &Resolve, token: i64, now: Tim
 }
 
 /// The latest attempt as the archive is to have it: one that still runs ends here and now, its lock expired.
-pub(super) fn archived(before: &Event, now: Time) -> Option<Attempt> {
+pub fn archived(before: &Event, now: Time) -> Option<Attempt> {
     let attempt = before.latest_attempt()?;
     if attempt.outcome != Outcome::Running {
         return Some(attempt);

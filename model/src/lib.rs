@@ -1,0 +1,25 @@
+//! A model of the protocol for an exhaustive search: two holders, events, the ledger, the cache between them, cleanup, an
+//! operator, and what can go wrong around them. Every interleaving of a small world is visited.
+//!
+//! What is real and what is modelled: the ledger decides by [`transition`](oncegate_sidecar::event::transition) and changes
+//! events by [`apply`](oncegate_sidecar::event::apply), the cache answers by its own
+//! [`Entry`](oncegate_sidecar::cache::Entry): the code is checked, not a copy of it. Modelled is what surrounds them: that
+//! a ledger takes one step at a time (S1), that Redis writes by compare-and-set (C2), and which events Cleanup may take. The
+//! judgement ([`history`]) keeps its own record and does not look at what the rules make of events.
+//!
+//! Faults: a call that was sent stays on its way for ever, and arrives at any later time, any number of times, or never.
+//! Answers get lost. Commits fail. Holders and the sidecar crash. Redis forgets everything, or takes a write late. The
+//! database's clock moves at any moment, past every expiry.
+//!
+//! What it leaves out: a write that reaches Redis after Redis was flushed, which was flushed after it took the tombstone of
+//! the same event (it would take a write on its way for longer than an operator's decision and a flush); the minute that a
+//! process's own entry may outlive a lost announcement; and forged values, which the MAC keeps out (C3).
+
+pub mod broken;
+pub mod history;
+mod ledger;
+mod protocol;
+pub mod world;
+
+pub use broken::Broken;
+pub use protocol::Protocol;
