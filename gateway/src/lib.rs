@@ -19,6 +19,8 @@ pub mod config;
 mod delivery;
 mod detach;
 mod enforcement;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod health;
 mod ingest;
 pub mod key;

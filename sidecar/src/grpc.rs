@@ -3,10 +3,10 @@
 
 mod convert;
 mod layer;
-mod page_token;
+pub(crate) mod page_token;
 mod service;
 mod status;
-mod validate;
+pub(crate) mod validate;
 
 use std::{
     convert::Infallible,

@@ -7,6 +7,8 @@ pub mod cache;
 pub mod config;
 pub mod coordinator;
 pub mod event;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod grpc;
 pub mod ledger;
 pub mod maintenance;

@@ -10,7 +10,7 @@
 //! CRC; so the transmission id goes to the ledger, which refuses it with another body.
 
 mod address;
-mod cert_url;
+pub(crate) mod cert_url;
 mod fetch;
 pub(crate) mod store;
 pub(crate) mod trust;

@@ -148,7 +148,7 @@ impl Entry {
 
 /// Why a value is not one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum DecodeError {
+pub(crate) enum DecodeError {
     /// Too short, too long, or inconsistent.
     #[error("the value is malformed")]
     Malformed,
@@ -170,13 +170,13 @@ const PAYLOAD_DIGEST: u8 = 4;
 const RESULT: u8 = 8;
 
 /// Names and authenticates entries for one database (C3).
-pub(super) struct Codec {
+pub(crate) struct Codec {
     prefix: String,
     mac: Hmac<Sha256>,
 }
 
 impl Codec {
-    pub(super) fn new(standing: &Standing) -> Codec {
+    pub(crate) fn new(standing: &Standing) -> Codec {
         Codec {
             prefix: format!("oncegate:1:{}:", standing.identity),
             mac: Hmac::<Sha256>::new_from_slice(&standing.cache_key).expect("HMAC takes keys of any length"),
@@ -198,7 +198,7 @@ impl Codec {
     }
 
     /// The value of an entry.
-    pub(super) fn encode(&self, digest: KeyDigest, entry: &Entry) -> Vec<u8> {
+    pub(crate) fn encode(&self, digest: KeyDigest, entry: &Entry) -> Vec<u8> {
         let mut value = Vec::with_capacity(HEAD_BYTES + 64 + entry.heap_bytes() + 16 + TAG_BYTES);
         value.put_u8(VERSION);
         value.put_i64(entry.fencing_token);
@@ -220,13 +220,25 @@ impl Codec {
             put_short(&mut value, result.content_type.as_bytes());
             value.put_slice(&result.body);
         }
-        let tag = self.tag(digest, &value).finalize().into_bytes();
+        self.seal(digest, &mut value);
+        value
+    }
+
+    fn seal(&self, digest: KeyDigest, value: &mut Vec<u8>) {
+        let tag = self.tag(digest, value).finalize().into_bytes();
         value.put_slice(&tag[..TAG_BYTES]);
+    }
+
+    /// Any bytes, as if a sidecar had written them: what is behind the MAC has to be as careful.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn sealed(&self, digest: KeyDigest, value: &[u8]) -> Vec<u8> {
+        let mut value = value.to_vec();
+        self.seal(digest, &mut value);
         value
     }
 
     /// The entry in a value that is named after `digest`. Reads nothing of it before it has verified.
-    pub(super) fn decode(&self, digest: KeyDigest, value: &[u8]) -> Result<Entry, DecodeError> {
+    pub(crate) fn decode(&self, digest: KeyDigest, value: &[u8]) -> Result<Entry, DecodeError> {
         let length = value.len().checked_sub(TAG_BYTES).ok_or(DecodeError::Malformed)?;
         let (mut rest, tag) = value.split_at(length);
         if rest.len() < HEAD_BYTES || rest.len() > HEAD_BYTES + 2 * 255 + 64 + 4 + RESULT_BYTES_MAX {

@@ -16,7 +16,7 @@ const TOKEN_BYTES: usize = 1 + 8 + 8 + DIGEST_BYTES;
 
 /// Why a page token cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum PageTokenError {
+pub(crate) enum PageTokenError {
     /// It is none of ours.
     #[error("is not a token that this service gave out")]
     Malformed,
@@ -26,7 +26,7 @@ pub(super) enum PageTokenError {
 }
 
 /// The token of the place where a page ended.
-pub(super) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
+pub(crate) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
     let mut token = Vec::with_capacity(TOKEN_BYTES);
     token.push(VERSION);
     token.extend(cursor.create_time.0.to_be_bytes());
@@ -36,7 +36,7 @@ pub(super) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
 }
 
 /// The place that a token names.
-pub(super) fn decode(token: &str, filter: &HistoryFilter) -> Result<Cursor, PageTokenError> {
+pub(crate) fn decode(token: &str, filter: &HistoryFilter) -> Result<Cursor, PageTokenError> {
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| PageTokenError::Malformed)?;
     let bytes: [u8; TOKEN_BYTES] = bytes.try_into().map_err(|_| PageTokenError::Malformed)?;
     let (version, rest) = bytes.split_at(1);

@@ -84,7 +84,7 @@ fn lock_duration(fields: &mut Fields, given: Option<prost_types::Duration>, poli
 }
 
 /// CheckAndLock: the claim, and how long to wait.
-pub(super) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
+pub(crate) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
     fields.text("event_type", &request.event_type, 1..=128, Charset::Visible);
@@ -115,7 +115,7 @@ pub(super) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) 
 }
 
 /// ExtendLock.
-pub(super) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Result<Extend, Status> {
+pub(crate) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Result<Extend, Status> {
     let mut fields = Fields::default();
     let extend = Extend {
         key: key(&mut fields, request.key),
@@ -129,7 +129,7 @@ pub(super) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Re
 
 /// MarkCompleted. No metadata is a violation: it never refuses a completion.
 /// Also tells how many keys of it were left out.
-pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<(Mark, usize), Status> {
+pub(crate) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<(Mark, usize), Status> {
     let mut fields = Fields::default();
     let (metadata, left_out) = fields::metadata_of_completion(request.metadata);
     let key = key(&mut fields, request.key);
@@ -147,7 +147,7 @@ pub(super) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy)
 }
 
 /// MarkFailed.
-pub(super) fn mark_failed(request: v1::MarkFailedRequest, policy: &Policy) -> Result<Mark, Status> {
+pub(crate) fn mark_failed(request: v1::MarkFailedRequest, policy: &Policy) -> Result<Mark, Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
     let fencing_token = fencing_token(&mut fields, request.fencing_token);
@@ -181,7 +181,7 @@ pub(super) fn mark_failed(request: v1::MarkFailedRequest, policy: &Policy) -> Re
 }
 
 /// Resolve.
-pub(super) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
+pub(crate) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
     if request.fencing_token < 0 {
@@ -223,7 +223,7 @@ pub(super) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
 }
 
 /// What History is asked for.
-pub(super) enum History {
+pub(crate) enum History {
     /// One event.
     Event(Key),
     /// A listing.
@@ -231,7 +231,7 @@ pub(super) enum History {
 }
 
 /// History.
-pub(super) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
+pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
     let mut fields = Fields::default();
     if let Some(given) = request.key {
         let key = key(&mut fields, Some(given));
@@ -321,7 +321,7 @@ fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>
 }
 
 /// Stats. Buckets over an open range are counted when the answer is known, by [`buckets_within_limit`].
-pub(super) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
+pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
     fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
@@ -359,24 +359,24 @@ fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
 }
 
 /// Whether an answer whose range was open has no more buckets than permitted.
-pub(super) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
+pub(crate) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
     let mut fields = Fields::default();
     check_buckets(&mut fields, first, last.plus(bucket), bucket);
     fields.finish()
 }
 
 /// What Cleanup is asked for. The moment is computed from the database's clock.
-pub(super) struct Cleanup {
-    pub(super) tenant: Option<String>,
-    pub(super) provider: Option<String>,
-    pub(super) older_than: Micros,
-    pub(super) states: Vec<State>,
-    pub(super) dry_run: bool,
-    pub(super) batch_size: usize,
+pub(crate) struct Cleanup {
+    pub(crate) tenant: Option<String>,
+    pub(crate) provider: Option<String>,
+    pub(crate) older_than: Micros,
+    pub(crate) states: Vec<State>,
+    pub(crate) dry_run: bool,
+    pub(crate) batch_size: usize,
 }
 
 /// Cleanup.
-pub(super) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cleanup, Status> {
+pub(crate) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cleanup, Status> {
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
     fields.text("provider", &request.provider, 0..=64, Charset::LowerName);

@@ -6,7 +6,7 @@ use super::timings::Timings;
 use crate::event::{Event, Micros, State, Time};
 
 /// A listing of events, newest first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct HistoryFilter {
     /// None: all tenants.
     pub tenant: Option<String>,

@@ -54,6 +54,10 @@ impl Charset {
     }
 }
 
+/// The most violations that one answer lists. A request can have hundreds of thousands (a byte each, in a list of states),
+/// and each takes a hundred times what it was given.
+const VIOLATIONS_MAX: usize = 32;
+
 /// The violations found so far.
 #[derive(Default)]
 pub(super) struct Fields {
@@ -62,7 +66,9 @@ pub(super) struct Fields {
 
 impl Fields {
     pub(super) fn violation(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.violations.push(FieldViolation::new(field, description));
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(FieldViolation::new(field, description));
+        }
     }
 
     pub(super) fn finish(self) -> Result<(), Status> {
