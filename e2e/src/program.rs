@@ -185,7 +185,7 @@ impl Running {
 
     /// Sends it a signal, by its name without SIG.
     pub fn signal(&self, signal: &str) -> Result<()> {
-        send_signal(self.child.id().context("oncegate has already ended")?, signal)
+        send_signal(self.pid()?, signal)
     }
 
     /// Stops it where it is, as a paused machine or a very long collection of garbage does, until [`thaw`](Self::thaw).
@@ -196,11 +196,6 @@ impl Running {
     /// Ends what [`freeze`](Self::freeze) began.
     pub fn thaw(&self) -> Result<()> {
         self.signal("CONT")
-    }
-
-    /// Its process.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.id()
     }
 
     /// Asks it to end, as Kubernetes does, and waits until it has.
