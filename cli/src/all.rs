@@ -6,6 +6,7 @@ use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
 use crate::{
     failure::Failure,
     service::{AdminOptions, Service, log_gateway, log_sidecar},
+    threads::ThreadOptions,
 };
 
 /// Serve both, in one process, for a single machine
@@ -24,6 +25,9 @@ pub(crate) struct All {
 
     #[command(flatten)]
     gateway: oncegate_gateway::config::Options,
+
+    #[command(flatten)]
+    pub(crate) threads: ThreadOptions,
 
     #[command(flatten)]
     admin: AdminOptions,

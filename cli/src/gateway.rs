@@ -5,6 +5,7 @@ use anyhow::Context as _;
 use crate::{
     failure::Failure,
     service::{AdminOptions, Service, log_gateway},
+    threads::ThreadOptions,
 };
 
 /// Take webhooks, and deliver each event once
@@ -19,6 +20,9 @@ Examples:
 pub(crate) struct Gateway {
     #[command(flatten)]
     gateway: oncegate_gateway::config::Options,
+
+    #[command(flatten)]
+    pub(crate) threads: ThreadOptions,
 
     #[command(flatten)]
     admin: AdminOptions,

@@ -24,9 +24,10 @@ mod sidecar;
 mod sidecar_client;
 mod simulate;
 mod stats;
+mod threads;
 mod verify;
 
-use std::{num::NonZero, process::ExitCode, thread, time::Duration};
+use std::{num::NonZero, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
@@ -91,6 +92,27 @@ impl Command {
             | Self::Completions(_) => false,
         }
     }
+
+    /// How many threads it works on.
+    fn threads(&self) -> NonZero<u16> {
+        match self {
+            Self::All(all) => all.threads.count(),
+            Self::Sidecar(sidecar) => sidecar.threads.count(),
+            Self::Gateway(gateway) => gateway.threads.count(),
+            Self::Dev(_)
+            | Self::Check(_)
+            | Self::Enforcement(_)
+            | Self::Migrate(_)
+            | Self::Stats(_)
+            | Self::History(_)
+            | Self::Resolve(_)
+            | Self::Cleanup(_)
+            | Self::Health(_)
+            | Self::Verify(_)
+            | Self::Simulate(_)
+            | Self::Completions(_) => NonZero::<u16>::MIN,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -133,13 +155,7 @@ fn command_line() -> clap::Command {
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     logging::init(&oncegate.logging).context("cannot start logging")?;
-    let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        // On one core too: with a single worker, a task that holds it up holds up the probes as well.
-        .worker_threads(threads.max(2))
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime = threads::runtime(oncegate.command.threads()).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
     // Everything that matters has been waited for; what is left must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));

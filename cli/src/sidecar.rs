@@ -3,6 +3,7 @@
 use crate::{
     failure::Failure,
     service::{AdminOptions, Service, log_sidecar},
+    threads::ThreadOptions,
 };
 
 /// Serve the gRPC API: who may process an event, and how it ended
@@ -17,6 +18,9 @@ Examples:
 pub(crate) struct Sidecar {
     #[command(flatten)]
     sidecar: oncegate_sidecar::config::Options,
+
+    #[command(flatten)]
+    pub(crate) threads: ThreadOptions,
 
     #[command(flatten)]
     admin: AdminOptions,
