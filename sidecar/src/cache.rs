@@ -14,6 +14,7 @@ pub mod entry;
 mod memory;
 mod redis;
 pub mod stats;
+mod worth;
 
 use std::{
     collections::HashMap,
@@ -28,13 +29,14 @@ use self::{
     memory::Memory,
     redis::Redis,
     stats::CacheStats,
+    worth::Worth,
 };
 pub use self::{
     entry::{Entry, KeyDigest},
     redis::{RedisOptions, RedisUrlError},
 };
 use crate::{
-    event::{Claim, Event, Micros, State, Time},
+    event::{Claim, Claimed, Decision, Event, Key, Micros, State, Time},
     ledger::Standing,
 };
 
@@ -73,6 +75,8 @@ struct Epoch {
 pub struct Cache {
     memory: Memory,
     redis: Option<Redis>,
+    /// Whether it is worth asking.
+    worth: Worth,
     standing: watch::Receiver<Option<Standing>>,
     /// Read-locked while an entry is put into memory, write-locked while memory is emptied: no entry of an old epoch
     /// can slip in behind the emptying.
@@ -83,9 +87,22 @@ pub struct Cache {
     unburied: Mutex<HashMap<KeyDigest, i64>>,
 }
 
-/// A look-up that may be followed by a fill: holds the epoch of the time when the ledger was asked.
+/// A look-up that may be followed by a fill.
 #[derive(Clone)]
-pub struct Ticket(Option<Arc<Epoch>>);
+pub struct Ticket {
+    /// Of the time when the ledger was asked.
+    epoch: Option<Arc<Epoch>>,
+    digest: KeyDigest,
+    /// Redis might have answered, but was not worth asking.
+    unasked: bool,
+}
+
+impl Ticket {
+    /// Of the event that it is about.
+    pub fn digest(&self) -> KeyDigest {
+        self.digest
+    }
+}
 
 impl Cache {
     /// A cache for a ledger that stands on what `standing` tells.
@@ -101,6 +118,7 @@ impl Cache {
         Ok(Cache {
             memory: Memory::new(settings.memory_bytes_max),
             redis,
+            worth: Worth::default(),
             standing,
             epoch: RwLock::new(None),
             retention_min: settings.retention_min.into(),
@@ -116,11 +134,14 @@ impl Cache {
 
     /// The epoch of the ledger's connection as it stands; None while it is down, and then nothing is answered.
     fn epoch(&self) -> Option<Arc<Epoch>> {
-        let standing = self.standing.borrow().clone();
-        let known = self.epoch.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if known.as_ref().map(|epoch| &epoch.standing) == standing.as_ref() {
-            return known;
+        let standing = self.standing.borrow();
+        {
+            let known = self.epoch.read().unwrap_or_else(PoisonError::into_inner);
+            if known.as_ref().map(|epoch| &epoch.standing) == standing.as_ref() {
+                return known.clone();
+            }
         }
+        let standing = standing.clone();
         let mut epoch = self.epoch.write().unwrap_or_else(PoisonError::into_inner);
         if epoch.as_ref().map(|epoch| &epoch.standing) != standing.as_ref() {
             // The connection was made anew: whatever was cached may belong to a past that is no more (C6).
@@ -130,26 +151,31 @@ impl Cache {
         epoch.clone()
     }
 
-    /// Looks up whether a claim is a plain duplicate of a completed event. The ticket is for [`Cache::fill`], when
+    /// Looks up whether a claim is a plain duplicate of a completed event. The ticket is for [`Cache::told`], when
     /// the ledger had to be asked.
     pub async fn look_up(&self, claim: &Claim) -> (Option<Completion>, Ticket) {
-        let Some(epoch) = self.epoch() else { return (None, Ticket(None)) };
+        let mut ticket = self.ticket(&claim.key);
+        let Some(epoch) = &ticket.epoch else { return (None, ticket) };
         // A delivery id is compared by the ledger, whatever the event.
         if claim.delivery_id.is_some() {
-            return (None, Ticket(Some(epoch)));
+            return (None, ticket);
         }
-        let digest = KeyDigest::of(&claim.key);
-        if let Some(entry) = self.memory.get(digest) {
-            if let Some(completion) = entry.answer(claim) {
+        let digest = ticket.digest;
+        if let Some(answer) = self.memory.answer(digest, claim) {
+            if answer.is_some() {
                 self.stats.memory_hits.add();
-                return (Some(completion), Ticket(Some(epoch)));
             }
-            return (None, Ticket(Some(epoch)));
+            return (answer, ticket);
         }
         self.stats.memory_misses.add();
-        let Some(redis) = &self.redis else { return (None, Ticket(Some(epoch))) };
+        let Some(redis) = &self.redis else { return (None, ticket) };
         if self.unburied().contains_key(&digest) {
-            return (None, Ticket(Some(epoch)));
+            return (None, ticket);
+        }
+        if !self.worth.is_enough() {
+            self.stats.redis_unasked.add();
+            ticket.unasked = true;
+            return (None, ticket);
         }
         let found = redis.get(epoch.codec.name(digest)).await;
         let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
@@ -158,7 +184,7 @@ impl Cache {
                 let answer = entry.answer(claim);
                 if answer.is_some() {
                     self.stats.redis_hits.add();
-                    self.keep(&epoch, digest, entry);
+                    self.keep(epoch, digest, &entry);
                 } else {
                     self.stats.redis_misses.add();
                     if entry.tombstone {
@@ -179,23 +205,35 @@ impl Cache {
                 None
             }
         };
+        self.worth.saw(answer.is_some());
         // The connection may have gone while Redis was asked.
-        let answer = answer.filter(|_| self.still(&epoch));
-        (answer, Ticket(Some(epoch)))
+        let answer = answer.filter(|_| self.still(epoch));
+        (answer, ticket)
     }
 
     fn still(&self, epoch: &Epoch) -> bool {
         self.standing.borrow().as_ref() == Some(&epoch.standing)
     }
 
+    /// What the ledger answered to a claim that was looked up before.
+    pub fn told(&self, ticket: &Ticket, claimed: &Claimed) {
+        let completed = claimed.decision == Decision::AlreadyCompleted;
+        if ticket.unasked {
+            self.worth.saw(completed);
+        }
+        if completed {
+            self.fill(ticket, &claimed.event, claimed.now);
+        }
+    }
+
     /// Keeps a completed event, as the ledger told it at `now` of its clock, after the commit was acknowledged.
     pub fn fill(&self, ticket: &Ticket, event: &Event, now: Time) {
-        let Ticket(Some(epoch)) = ticket else { return };
+        let Some(epoch) = &ticket.epoch else { return };
         if event.state != State::Completed || !self.still(epoch) {
             return;
         }
         let Some(entry) = Entry::completed(event) else { return };
-        let digest = KeyDigest::of(&event.key);
+        let digest = ticket.digest;
         if let Some(redis) = &self.redis {
             let age = now.since(event.end_time.unwrap_or(event.update_time));
             let life =
@@ -204,12 +242,12 @@ impl Cache {
                 redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
             }
         }
-        self.keep(epoch, digest, entry);
+        self.keep(epoch, digest, &entry);
     }
 
     /// A ticket for a fill that no look-up came before: a Mark's.
-    pub fn ticket(&self) -> Ticket {
-        Ticket(self.epoch())
+    pub fn ticket(&self, key: &Key) -> Ticket {
+        Ticket { epoch: self.epoch(), digest: KeyDigest::of(key), unasked: false }
     }
 
     /// An operator has decided on the event: what was cached of it must not be answered any more. Waits, for a bounded
@@ -219,7 +257,7 @@ impl Cache {
         let digest = KeyDigest::of(&event.key);
         // A tombstone with the higher token, never a DEL: a slow writer could put the old entry back (C2).
         let entry = Entry::tombstone(event.fencing_token, event.update_time);
-        self.memory.put(digest, entry.clone());
+        self.memory.put(digest, &entry);
         let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) else { return };
         let (name, value) = (epoch.codec.name(digest), epoch.codec.encode(digest, &entry));
         if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
@@ -250,7 +288,7 @@ impl Cache {
 
     /// Another process has resolved the event: what is held of it up to this token is void.
     pub fn void(&self, digest: KeyDigest, fencing_token: i64) {
-        self.memory.put(digest, Entry::tombstone(fencing_token, Time(0)));
+        self.memory.put(digest, &Entry::tombstone(fencing_token, Time(0)));
     }
 
     /// Empties the process's own layer.
@@ -258,7 +296,7 @@ impl Cache {
         self.memory.clear();
     }
 
-    fn keep(&self, epoch: &Arc<Epoch>, digest: KeyDigest, entry: Entry) {
+    fn keep(&self, epoch: &Arc<Epoch>, digest: KeyDigest, entry: &Entry) {
         let current = self.epoch.read().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, epoch)) {
             self.memory.put(digest, entry);

@@ -109,7 +109,7 @@ impl Coordinator {
         let seat = if wait.is_zero() { None } else { self.waiters.enter(&claim.key) };
         let Some(seat) = seat else {
             let claimed = self.ask(claim).await?;
-            self.keep(&ticket, &claimed);
+            self.cache.told(&ticket, &claimed);
             return Ok(Answer::Decided(claimed));
         };
         loop {
@@ -127,7 +127,7 @@ impl Coordinator {
             let retry_after = match claimed.decision {
                 Decision::InProgress { retry_after } if claim.waiting => retry_after,
                 _ => {
-                    self.keep(&ticket, &claimed);
+                    self.cache.told(&ticket, &claimed);
                     return Ok(Answer::Decided(claimed));
                 }
             };
@@ -152,12 +152,6 @@ impl Coordinator {
         self.ledger.claim(claim).await
     }
 
-    fn keep(&self, ticket: &crate::cache::Ticket, claimed: &Claimed) {
-        if claimed.decision == Decision::AlreadyCompleted {
-            self.cache.fill(ticket, &claimed.event, claimed.now);
-        }
-    }
-
     /// MarkCompleted and MarkFailed. Goes on when the caller goes away.
     ///
     /// # Errors
@@ -167,8 +161,8 @@ impl Coordinator {
         let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
         // A task of its own: whoever waits for the outcome is woken though the caller has gone away.
         let task = self.tasks.spawn(async move {
-            let key = mark.key.clone();
-            let ticket = cache.ticket();
+            let ticket = cache.ticket(&mark.key);
+            let digest = ticket.digest();
             let answer = ledger.mark(mark).await;
             if let Ok(marked) = &answer {
                 if !marked.repeated {
@@ -176,14 +170,10 @@ impl Coordinator {
                     cache.fill(&ticket, &marked.event, marked.event.update_time);
                 }
                 // Also of a repetition: the first may have been cut off before it could tell.
-                ledger.announce(Announcement {
-                    digest: KeyDigest::of(&key),
-                    fencing_token: marked.event.fencing_token,
-                    resolved: false,
-                });
+                ledger.announce(Announcement { digest, fencing_token: marked.event.fencing_token, resolved: false });
             }
             // Also after an error: it may have happened.
-            waiters.wake(&KeyDigest::of(&key));
+            waiters.wake(&digest);
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))

@@ -26,6 +26,7 @@ pub(crate) fn render(metrics: &Metrics, cache: &CacheStats) -> String {
         ("redis", "invalid", &cache.redis_invalid),
         ("redis", "error", &cache.redis_errors),
         ("redis", "skipped", &cache.redis_skipped),
+        ("redis", "unasked", &cache.redis_unasked),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "oncegate_cache_lookups_total{{layer=\"{layer}\",result=\"{result}\"}} {}", count.get());

@@ -114,18 +114,21 @@ impl Entry {
         }
     }
 
+    /// Whether any claim can be answered from it: earlier attempts' claims are in the archive (S4).
+    pub(super) fn is_answerable(&self) -> bool {
+        !self.tombstone && self.attempt_count == 1 && !self.claim_id.is_empty()
+    }
+
     /// The answer to a claim that is a plain duplicate. Whatever the ledger would have to count, compare with the archive,
     /// or refuse, is not for the cache to answer.
     pub fn answer(&self, claim: &Claim) -> Option<Completion> {
         let differs = |known: Option<Digest>, given: Option<Digest>| matches!((known, given), (Some(known), Some(given)) if known != given);
-        let plain = !self.tombstone
+        let plain = self.is_answerable()
             && !differs(self.fingerprint, claim.fingerprint)
             && !differs(self.payload_digest, claim.payload_digest)
             && claim.delivery_id.is_none()
-            // A late copy of the call that got the lock is told so (S4), and earlier attempts' claims are in the archive.
-            && self.attempt_count == 1
-            && self.claim_id != claim.claim_id
-            && !self.claim_id.is_empty();
+            // A late copy of the call that got the lock is told so (S4).
+            && self.claim_id != claim.claim_id;
         plain.then(|| Completion {
             fencing_token: self.fencing_token,
             attempt_count: self.attempt_count,
@@ -185,7 +188,10 @@ impl Codec {
 
     /// The name of an event's entry.
     pub(super) fn name(&self, digest: KeyDigest) -> String {
-        format!("{}{}", self.prefix, digest.encode())
+        let mut name = String::with_capacity(self.prefix.len() + 22);
+        name.push_str(&self.prefix);
+        URL_SAFE_NO_PAD.encode_string(digest.0, &mut name);
+        name
     }
 
     fn tag(&self, digest: KeyDigest, value: &[u8]) -> Hmac<Sha256> {

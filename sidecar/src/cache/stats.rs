@@ -48,6 +48,8 @@ pub struct CacheStats {
     pub redis_errors: Counter,
     /// Look-ups that were not made, because Redis was known not to answer.
     pub redis_skipped: Counter,
+    /// Look-ups that were not made, because the last calls were of new events: the ledger is asked at once.
+    pub redis_unasked: Counter,
     /// Entries that were not written to Redis: it failed, or more came than it takes.
     pub redis_writes_lost: Counter,
 }
