@@ -16,6 +16,7 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures::future::Either;
 use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
 use tonic::{
     body::Body,
@@ -36,7 +37,39 @@ pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
 /// All of the sidecar's gRPC services as one tower service. Cloning is cheap; clones share everything.
 #[derive(Clone)]
 pub struct Service {
-    routes: Outermost<Routes>,
+    services: Outermost<Services>,
+}
+
+/// The API itself, and the services beside it.
+#[derive(Clone)]
+struct Services {
+    /// Asked first, without a router between.
+    api: IdempotencyServiceServer<Api>,
+    others: Routes,
+}
+
+impl TowerService<http::Request<Body>> for Services {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Either<
+        <IdempotencyServiceServer<Api> as TowerService<http::Request<Body>>>::Future,
+        <Routes as TowerService<http::Request<Body>>>::Future,
+    >;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // As all of them.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+        if service == Some(SERVICE_NAME) {
+            Either::Left(self.api.call(request))
+        } else {
+            Either::Right(self.others.call(request))
+        }
+    }
 }
 
 impl Service {
@@ -51,7 +84,7 @@ impl Service {
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let mut routes = Routes::new(api).add_service(health);
+        let mut others = Routes::new(health);
         // Reflection fails to build only on descriptors that do not parse, and these were made by our own build.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -59,12 +92,12 @@ impl Service {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         if let Ok(v1) = reflection().build_v1() {
-            routes = routes.add_service(v1);
+            others = others.add_service(v1);
         }
         if let Ok(v1alpha) = reflection().build_v1alpha() {
-            routes = routes.add_service(v1alpha);
+            others = others.add_service(v1alpha);
         }
-        (Service { routes: Outermost::new(routes.prepare()) }, reporter)
+        (Service { services: Outermost::new(Services { api, others: others.prepare() }) }, reporter)
     }
 }
 
@@ -83,6 +116,6 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        self.routes.call(request.map(Body::new))
+        self.services.call(request.map(Body::new))
     }
 }

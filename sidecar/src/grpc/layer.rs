@@ -44,9 +44,9 @@ where
                 return Box::pin(async move { Ok(refused.into_http()) });
             }
         };
-        let mut inner = self.inner.clone();
+        // Called here, not within the future: a request is large, and would be moved once more.
+        let answer = self.inner.clone().call(request);
         Box::pin(async move {
-            let answer = inner.call(request);
             let response = match deadline {
                 None => answer.await?,
                 Some(timeout) => match tokio::time::timeout(timeout, answer).await {
