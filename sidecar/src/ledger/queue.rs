@@ -118,3 +118,71 @@ impl Queue {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::event::{Ending, Micros};
+
+    fn key(event_id: &str) -> Key {
+        Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() }
+    }
+
+    fn claim(event_id: &str) -> Claim {
+        Claim {
+            key: key(event_id),
+            event_type: "t".into(),
+            claim_id: "claim".into(),
+            holder: String::new(),
+            lock_duration: Micros(1_000_000),
+            fingerprint: None,
+            metadata: None,
+            payload_digest: None,
+            delivery_id: None,
+            attempts_max: 0,
+            waiting: false,
+        }
+    }
+
+    fn mark(event_id: &str) -> Mark {
+        Mark {
+            key: key(event_id),
+            fencing_token: 1,
+            claim_id: None,
+            ending: Ending::Completed { metadata: None },
+            result: None,
+            attempts_max: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn beyond_its_bound_a_call_is_refused_at_once_and_room_is_used_again() {
+        let (queue, mut ops) = Queue::bounded(2);
+        let mut waiting: Vec<_> =
+            ["a", "b"].map(|event_id| Box::pin(queue.ask(|reply| Op::Claim(claim(event_id), reply)))).into();
+        for ask in &mut waiting {
+            assert!(ask.now_or_never().is_none(), "it waits for its answer");
+        }
+        let refused = queue.ask(|reply| Op::Claim(claim("c"), reply)).now_or_never().expect("not kept waiting");
+        assert!(matches!(refused, Err(Error::Overloaded { retry_after }) if !retry_after.is_zero()), "{refused:?}");
+        // The writer takes one: there is room for one more, and for no two.
+        let taken = ops.recv().await.expect("two are queued");
+        assert_eq!(taken.key(), Some(&key("a")));
+        assert!(queue.ask(|reply| Op::Claim(claim("d"), reply)).now_or_never().is_none());
+        let refused = queue.ask(|reply| Op::Claim(claim("e"), reply)).now_or_never().expect("not kept waiting");
+        assert!(matches!(refused, Err(Error::Overloaded { .. })), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_claim_whose_caller_is_gone_is_abandoned_and_a_mark_never_is() {
+        let (queue, mut ops) = Queue::bounded(2);
+        assert!(queue.ask(|reply| Op::Claim(claim("a"), reply)).now_or_never().is_none());
+        assert!(queue.ask(|reply| Op::Mark(mark("a"), reply)).now_or_never().is_none());
+        // Both futures are dropped: their callers have gone away.
+        let (claim, mark) = (ops.recv().await.expect("a claim"), ops.recv().await.expect("a mark"));
+        assert!(claim.is_abandoned());
+        assert!(!mark.is_abandoned(), "it may be the only record of an effect");
+    }
+}
