@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How long a server is silent before the others act, in milliseconds.
-const SILENCE: &str = "1000";
+const SILENCE: &str = "2000";
 /// Electing takes longer than most things that tests wait for.
 const FAILOVER_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -113,7 +113,8 @@ impl RedisCluster {
             // The bus's own port: the usual one, ten thousand above, may be none.
             let bus = free_port()?;
             Ok(format!(
-                "cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {SILENCE}\ncluster-config-file nodes.conf"
+                "cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {SILENCE}\ncluster-config-file nodes.conf\n\
+                 cluster-replica-validity-factor 0"
             ))
         };
         let mut nodes = Vec::new();
@@ -138,6 +139,13 @@ impl RedisCluster {
                 .context("a replica does not get to know its primary")?;
         }
         cluster.settled(6).await?;
+        for replica in &cluster.replicas {
+            within(FAILOVER_DEADLINE, async || {
+                replica.ask("INFO replication").await.ok()?.contains("master_link_status:up").then_some(())
+            })
+            .await
+            .context("a replica does not follow its primary")?;
+        }
         Ok(cluster)
     }
 

@@ -205,6 +205,16 @@ impl Foreign {
         };
         let hit = "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}";
         let invalid = "oncegate_cache_lookups_total{layer=\"redis\",result=\"invalid\"}";
+        // After a run of new events Redis is not asked: duplicates of another event bring it back.
+        complete(&self.sidecar, &format!("warm_{event_id}")).await?;
+        let client = self.sidecar.client().await?;
+        let unasked = "oncegate_cache_lookups_total{layer=\"redis\",result=\"unasked\"}";
+        eventually("redis is asked", async || {
+            let before = metric(&self.sidecar, unasked).await.ok()?;
+            ask(&client, claim(&format!("warm_{event_id}"), "again")).await.ok()?;
+            (metric(&self.sidecar, unasked).await.ok()? == before).then_some(())
+        })
+        .await;
         let before = (count().await?, metric(&self.sidecar, hit).await?, metric(&self.sidecar, invalid).await?);
         let answer = ask(&self.sidecar.client().await?, claim(event_id, "again")).await?;
         assert_eq!(answer.decision(), Decision::AlreadyCompleted);
