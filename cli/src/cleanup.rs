@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use oncegate_api::v1::{CleanupRequest, CleanupResponse, State, idempotency_service_client::IdempotencyServiceClient};
+use oncegate_gateway::sidecar::Pool;
 use serde::Serialize;
-use tonic::transport::Channel;
 
 use crate::{
     failure::Failure,
@@ -110,7 +110,7 @@ impl Cleanup {
     /// Asks for a cleanup and returns the last of its messages.
     async fn follow(
         &self,
-        client: &mut IdempotencyServiceClient<Channel>,
+        client: &mut IdempotencyServiceClient<Pool>,
         dry_run: bool,
         mut progress: impl FnMut(&CleanupResponse),
     ) -> Result<CleanupResponse, Failure> {

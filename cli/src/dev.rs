@@ -119,7 +119,7 @@ impl Dev {
 
     fn sidecar_options(&self) -> oncegate_sidecar::config::Options {
         oncegate_sidecar::config::Options {
-            sidecar_listen: self.sidecar_listen,
+            sidecar_listen: self.sidecar_listen.into(),
             store: self.database.clone(),
             ..defaults()
         }

@@ -1,6 +1,6 @@
 //! How a command fails, and the exit code that says so to scripts.
 
-use std::{io, net::SocketAddr, process::ExitCode};
+use std::{fmt::Display, io, process::ExitCode};
 
 use oncegate_runtime::config::{Problem, Problems};
 
@@ -86,6 +86,6 @@ impl From<oncegate_gateway::StartError> for Failure {
 }
 
 /// An address that cannot be listened on: the setting has to change, or whoever has it already.
-pub(crate) fn listen(setting: &'static str, address: SocketAddr, error: &io::Error) -> Failure {
+pub(crate) fn listen(setting: &'static str, address: impl Display, error: &io::Error) -> Failure {
     Problem::new(setting, format!("cannot listen on {address}: {error}")).into()
 }

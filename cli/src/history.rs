@@ -7,8 +7,8 @@ use oncegate_api::v1::{
     Event, EventHistory, EventKey, HistoryRequest, Result as StoredResult, State,
     idempotency_service_client::IdempotencyServiceClient,
 };
+use oncegate_gateway::sidecar::Pool;
 use oncegate_runtime::config::Problem;
-use tonic::transport::Channel;
 
 use crate::{
     bounds::{StateName, bound, timestamp},
@@ -90,13 +90,13 @@ pub(crate) struct History {
 const FILTERS: [&str; 6] = ["provider", "event_type", "states", "since", "until", "limit"];
 
 /// A client that takes the largest pages: five hundred events with results of 64 KiB each.
-pub(crate) fn client(channel: Channel) -> IdempotencyServiceClient<Channel> {
+pub(crate) fn client(channel: Pool) -> IdempotencyServiceClient<Pool> {
     IdempotencyServiceClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 /// One event with all that happened to it.
 pub(crate) async fn find(
-    client: &mut IdempotencyServiceClient<Channel>,
+    client: &mut IdempotencyServiceClient<Pool>,
     sidecar: &Sidecar,
     key: EventKey,
 ) -> Result<EventHistory, Failure> {
@@ -123,7 +123,7 @@ impl History {
         Ok(())
     }
 
-    async fn list(&self, client: &mut IdempotencyServiceClient<Channel>) -> Result<(), Failure> {
+    async fn list(&self, client: &mut IdempotencyServiceClient<Pool>) -> Result<(), Failure> {
         let limit = usize::try_from(self.limit.unwrap_or(50)).unwrap_or(usize::MAX);
         let mut left = limit;
         let mut page_token = String::new();

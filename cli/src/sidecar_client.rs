@@ -1,12 +1,10 @@
 //! Calls to a sidecar, and its errors in words.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
-use oncegate_runtime::config::Problem;
-use tonic::{
-    Code, Status,
-    transport::{Channel, Endpoint},
-};
+use oncegate_gateway::sidecar::{Pool, ReachOptions};
+use oncegate_runtime::secret::{SecretText, file};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::failure::Failure;
@@ -14,21 +12,54 @@ use crate::failure::Failure;
 /// A sidecar that is there accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the sidecar is.
+/// A command is over before anything changes.
+const NEVER: Duration = Duration::from_secs(3_600);
+
+/// Where the sidecar is, and who asks it. The environment's names are the gateway's: what works for it works here.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct Sidecar {
-    /// The sidecar to ask
+    /// The sidecar to ask: http://host:port, https://host:port or unix:/path/of/a.sock
     #[arg(long = "sidecar", env = "SIDECAR_URL", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub(crate) url: String,
+
+    /// The authorities that the sidecar's certificate has to lead to, in PEM; by default the system's
+    #[arg(long, env = "SIDECAR_CA_FILE", value_name = "FILE", value_parser = file)]
+    ca_file: Option<PathBuf>,
+
+    /// Your certificate in PEM, where the sidecar asks for one
+    #[arg(long, env = "SIDECAR_CLIENT_CERT_FILE", value_name = "FILE", value_parser = file)]
+    cert_file: Option<PathBuf>,
+
+    /// The private key of your certificate, in PEM
+    #[arg(long, env = "SIDECAR_CLIENT_KEY_FILE", value_name = "FILE", value_parser = file)]
+    key_file: Option<PathBuf>,
+
+    /// The token that the sidecar knows you by; other users of this machine see an option, so prefer the file
+    #[arg(long, env = "SIDECAR_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<SecretText>,
+
+    /// A file with the token
+    #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = file)]
+    token_file: Option<PathBuf>,
 }
 
 impl Sidecar {
     /// Connects.
-    pub(crate) async fn connect(&self) -> Result<Channel, Failure> {
-        let endpoint = Endpoint::from_shared(self.url.clone())
-            .map_err(|error| Problem::new("SIDECAR_URL", format!("{} is not a URL: {error}", self.url)))?
-            .connect_timeout(CONNECT_TIMEOUT);
-        endpoint.connect().await.map_err(|error| self.unreachable(error.into()))
+    pub(crate) async fn connect(&self) -> Result<Pool, Failure> {
+        let reach = ReachOptions {
+            url: self.url.clone(),
+            ca_file: self.ca_file.clone(),
+            cert_file: self.cert_file.clone(),
+            key_file: self.key_file.clone(),
+            token: self.token.clone(),
+            token_file: self.token_file.clone(),
+            connect_timeout: CONNECT_TIMEOUT,
+            resolve_interval: NEVER,
+            reload: NEVER,
+        };
+        let sidecars = Pool::new(reach.validate()?);
+        sidecars.connect().await.map_err(|error| self.unreachable(anyhow::Error::from_boxed(error)))?;
+        Ok(sidecars)
     }
 
     /// What an error of a call means for the command.
@@ -98,7 +129,14 @@ mod tests {
 
     #[test]
     fn an_outage_of_the_store_is_not_one_of_the_sidecar() {
-        let sidecar = Sidecar { url: "http://127.0.0.1:1".into() };
+        let sidecar = Sidecar {
+            url: "http://127.0.0.1:1".into(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            token: None,
+            token_file: None,
+        };
         assert!(matches!(sidecar.failure(&Status::unavailable("connection closed")), Failure::Unreachable(_)));
         let mut details = ErrorDetails::new();
         details.set_error_info("STORE_UNAVAILABLE", "oncegate.dev", []);

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use oncegate_api::v1::{
     self, Counts, State, StatsRequest, StatsResponse, idempotency_service_client::IdempotencyServiceClient,
 };
+use oncegate_gateway::sidecar::Pool;
 use oncegate_runtime::shutdown;
-use tonic::transport::Channel;
 
 use crate::{
     bounds::{bound, timestamp},
@@ -103,7 +103,7 @@ impl Stats {
 
     /// Looks again and again. What fails at first is reported as usual; later it is waited for, since whoever watches a
     /// sidecar wants to see it come back.
-    async fn watch(&self, client: &mut IdempotencyServiceClient<Channel>, interval: Duration) -> Result<(), Failure> {
+    async fn watch(&self, client: &mut IdempotencyServiceClient<Pool>, interval: Duration) -> Result<(), Failure> {
         let mut counted = self.ask(client).await?;
         let mut trouble = None;
         loop {
@@ -140,7 +140,7 @@ impl Stats {
         output::redraw(&text)
     }
 
-    async fn ask(&self, client: &mut IdempotencyServiceClient<Channel>) -> Result<StatsResponse, Failure> {
+    async fn ask(&self, client: &mut IdempotencyServiceClient<Pool>) -> Result<StatsResponse, Failure> {
         let request = StatsRequest {
             tenant: self.tenant.clone(),
             provider: self.provider.clone(),

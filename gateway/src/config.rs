@@ -7,7 +7,6 @@ mod routes;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, builder::Resettable};
-use http::Uri;
 use oncegate_runtime::{
     config::{Problems, byte_size, duration},
     secret::{SecretText, file as secret_file},
@@ -15,7 +14,7 @@ use oncegate_runtime::{
 
 pub use crate::enforcement::Enforcement;
 pub use crate::providers::{flutterwave::Version as FlutterwaveVersion, paypal::Environment};
-use crate::route::Route;
+use crate::{route::Route, sidecar::Reach};
 
 /// What the operator may set. The texts are the manual (`--help`).
 #[derive(clap::Args, Clone, Debug)]
@@ -29,11 +28,40 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub gateway_listen: SocketAddr,
 
-    /// The sidecar, as http://host:port
+    /// The sidecar, as http://host:port, https://host:port or unix:/path/of/a.sock; several separated by commas
     ///
-    /// Loopback by default: the sidecar belongs into the gateway's own pod.
+    /// Loopback by default: a sidecar in the gateway's own pod. All addresses that a name has (a headless Service in
+    /// Kubernetes) get their share of the calls.
     #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = "http://127.0.0.1:50051")]
     pub sidecar_url: String,
+
+    /// The authorities that the sidecar's certificate has to lead to, in PEM; by default the system's
+    ///
+    /// For https:// in SIDECAR_URL. Read again when it changes, as are the other files for TLS.
+    #[arg(long, env = "SIDECAR_CA_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub sidecar_ca_file: Option<PathBuf>,
+
+    /// The gateway's own certificate in PEM, where the sidecar asks for one
+    #[arg(long, env = "SIDECAR_CLIENT_CERT_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub sidecar_client_cert_file: Option<PathBuf>,
+
+    /// The private key of the gateway's certificate, in PEM
+    #[arg(long, env = "SIDECAR_CLIENT_KEY_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub sidecar_client_key_file: Option<PathBuf>,
+
+    /// The token that the sidecar knows the gateway by
+    #[arg(long, env = "SIDECAR_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub sidecar_token: Option<SecretText>,
+
+    /// A file with the token, read again when it changes
+    #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub sidecar_token_file: Option<PathBuf>,
+
+    /// How often the name of the sidecar is resolved again
+    ///
+    /// When that fails, the addresses that are known stay. At once, but for a second, when an address fails.
+    #[arg(long, env = "SIDECAR_RESOLVE_INTERVAL", value_name = "DURATION", default_value = "15s", value_parser = duration)]
+    pub sidecar_resolve_interval: Duration,
 
     /// A file in TOML with routes of their own: `[[route]]` with provider, secrets, application and policies
     ///
@@ -363,8 +391,7 @@ pub struct Settings {
     /// Where the public listener binds.
     pub listen: SocketAddr,
     /// Where [`crate::sidecar::channel`] connects to.
-    pub sidecar_url: Uri,
-    pub(crate) sidecar_connect_timeout: Duration,
+    pub sidecar: Reach,
     pub(crate) routes: Vec<Route>,
     pub(crate) http: HttpLimits,
     pub(crate) body: BodyLimits,

@@ -10,7 +10,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     answer::{self, json},
-    sidecar::Sidecar,
+    sidecar::{Failure, Sidecar},
 };
 
 /// How long a failure is kept: shorter than a success, so that the page recovers with the sidecar, yet long enough that
@@ -20,6 +20,8 @@ const FAILURE_KEPT: Duration = Duration::from_secs(1);
 /// The page, with the statistics that everybody gets for a while.
 pub(crate) struct Health {
     sidecar: Sidecar,
+    /// Those of the gateway's routes: what others have is none of this public page's business (W21).
+    tenants: Vec<String>,
     kept: Duration,
     /// Held during the call to the sidecar: whoever comes meanwhile waits for the same answer, so that this public page
     /// causes one call at a time at most.
@@ -32,7 +34,7 @@ struct Latest {
     statistics: Option<Statistics>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct Statistics {
     total: i64,
     completed: i64,
@@ -49,8 +51,8 @@ struct Page {
 }
 
 impl Health {
-    pub(crate) fn new(sidecar: Sidecar, kept: Duration) -> Self {
-        Self { sidecar, kept, latest: Mutex::new(None) }
+    pub(crate) fn new(sidecar: Sidecar, tenants: Vec<String>, kept: Duration) -> Self {
+        Self { sidecar, tenants, kept, latest: Mutex::new(None) }
     }
 
     /// 200 with statistics, or 503 without when the sidecar does not give any.
@@ -71,8 +73,8 @@ impl Health {
         if let Some(latest) = latest.filter(|latest| Instant::now() < latest.until) {
             return latest.statistics;
         }
-        let statistics = match self.sidecar.stats().await {
-            Ok(stats) => Some(summary(&stats.total.unwrap_or_default())),
+        let statistics = match self.ask().await {
+            Ok(statistics) => Some(statistics),
             Err(failure) => {
                 let status = &failure.status as &dyn std::error::Error;
                 tracing::warn!(status, "sidecar gives no statistics");
@@ -82,6 +84,26 @@ impl Health {
         let kept = if statistics.is_some() { self.kept } else { FAILURE_KEPT };
         *latest = Some(Latest { until: Instant::now() + kept, statistics });
         statistics
+    }
+
+    async fn ask(&self) -> Result<Statistics, Failure> {
+        let mut sum = Statistics::default();
+        for tenant in &self.tenants {
+            let stats = self.sidecar.stats(tenant).await?;
+            sum = sum.and(summary(&stats.total.unwrap_or_default()));
+        }
+        Ok(sum)
+    }
+}
+
+impl Statistics {
+    fn and(self, other: Self) -> Self {
+        Self {
+            total: self.total + other.total,
+            completed: self.completed + other.completed,
+            failed: self.failed + other.failed,
+            processing: self.processing + other.processing,
+        }
     }
 }
 

@@ -100,8 +100,11 @@ impl Gateway {
         let sidecar = Sidecar::new(sidecar, settings.sidecar_timeout, &settings.lock);
         let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
         let upstream = Upstream::new(settings.upstream, tls).map_err(StartError::TrustRoots)?;
+        let mut tenants: Vec<String> = settings.routes.iter().map(|route| route.tenant.clone()).collect();
+        tenants.sort();
+        tenants.dedup();
         let front = Front {
-            health: Health::new(sidecar.clone(), settings.health_cache),
+            health: Health::new(sidecar.clone(), tenants, settings.health_cache),
             ingest: Ingest::new(settings.body, metrics.clone()),
             courier: Arc::new(Courier::new(&settings, sidecar, upstream, metrics.clone())),
             answer_timeout: settings.answer_timeout,

@@ -4,6 +4,11 @@
 //! and a cancelled call (which is how tonic reports a deadline, pitfalls 3.3.4) say nothing. Errors are told apart by their
 //! `ErrorInfo` reason and code, never by text.
 
+mod dial;
+mod options;
+mod pool;
+mod target;
+
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use bytes::Bytes;
@@ -11,7 +16,10 @@ use oncegate_api::{
     reason,
     v1::{self, idempotency_service_client::IdempotencyServiceClient},
 };
-use tonic::{Code, Request, Response, Status, transport::Channel};
+pub use options::{Reach, ReachOptions};
+pub use pool::Pool;
+pub use target::{Resolve, SystemResolver};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
 
@@ -22,25 +30,13 @@ use crate::{
     route::Route,
 };
 
-type BoxError = Box<dyn StdError + Send + Sync>;
+pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// How often an idle connection is asked whether it is alive, and how long that may take: a sidecar that vanished
-/// without a word is noticed before an event waits for it.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A connection to the sidecar of `settings`, made when it is first needed and again when it is lost. Has to be called
-/// inside a tokio runtime.
+/// The sidecars of `settings`, as one service. Connections are made when they are needed. Has to be called inside a tokio
+/// runtime.
 #[must_use]
-pub fn channel(settings: &Settings) -> Channel {
-    Channel::builder(settings.sidecar_url.clone())
-        // Neither has a default (pitfalls 3.3.4).
-        .connect_timeout(settings.sidecar_connect_timeout)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .tcp_nodelay(true)
-        .connect_lazy()
+pub fn channel(settings: &Settings) -> Pool {
+    Pool::new(settings.sidecar.clone())
 }
 
 /// What carries calls, its type forgotten: a channel, or the sidecar's own service in the same process.
@@ -230,10 +226,10 @@ impl Sidecar {
         self.call(message, self.timeout, async |mut client, request| client.mark_failed(request).await).await.map(drop)
     }
 
-    /// Stats over everything that is kept.
-    pub(crate) async fn stats(&self) -> Result<v1::StatsResponse, Failure> {
-        self.call(v1::StatsRequest::default(), self.timeout, async |mut client, request| client.stats(request).await)
-            .await
+    /// Stats over everything that is kept of a tenant.
+    pub(crate) async fn stats(&self, tenant: &str) -> Result<v1::StatsResponse, Failure> {
+        let message = v1::StatsRequest { tenant: tenant.to_owned(), ..v1::StatsRequest::default() };
+        self.call(message, self.timeout, async |mut client, request| client.stats(request).await).await
     }
 
     /// Sends a call with its deadline, which is told to the sidecar and enforced here as well.
@@ -286,7 +282,7 @@ fn kind(status: &Status) -> Kind {
         }
     }
     match status.code() {
-        Code::Unavailable if never_sent(status) => Kind::Unavailable { retry_after },
+        _ if never_sent(status) => Kind::Unavailable { retry_after },
         Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => Kind::Unavailable { retry_after },
         Code::InvalidArgument => Kind::Rejected,
         _ => Kind::Unknown,
@@ -302,14 +298,7 @@ fn is_completed(state: &str) -> bool {
 
 /// Whether the connection could not even be made.
 fn never_sent(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    status.source().is_some_and(pool::never_sent)
 }
 
 /// An answer that breaks the contract. What was done is not known.

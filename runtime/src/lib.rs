@@ -8,6 +8,8 @@
 pub mod admin;
 pub mod config;
 pub mod logging;
+pub mod reload;
 pub mod secret;
 pub mod server;
 pub mod shutdown;
+pub mod tls;

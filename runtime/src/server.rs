@@ -4,6 +4,7 @@
 //! a peer that connected and said nothing holds up for an hour (pitfalls 3.3.1, 3.4.2, 3.4.7). This module does.
 
 mod framing;
+mod listener;
 mod watched;
 
 use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -21,12 +22,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::graceful::GracefulConnection,
 };
+pub use listener::{Accepted, Address, AddressError, Listener};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use watched::{Seen, Watched};
+
+use crate::tls::{ClientCertificate, ServerTls};
 
 /// How connections are served.
 #[derive(Debug, Clone)]
@@ -44,6 +48,8 @@ pub struct Options {
     pub drain: Duration,
     /// What is spoken.
     pub protocol: Protocol,
+    /// TLS around it; not on Unix sockets. The handshake has to be done within `first_byte_timeout`.
+    pub tls: Option<ServerTls>,
 }
 
 impl Options {
@@ -66,6 +72,7 @@ impl Options {
             write_timeout: Duration::from_secs(30),
             drain,
             protocol,
+            tls: None,
         }
     }
 }
@@ -124,6 +131,24 @@ impl Default for Http2 {
     }
 }
 
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address; None on a Unix socket.
+    pub address: Option<SocketAddr>,
+    /// Its certificate, verified, where it has one.
+    pub certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.address {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unix"),
+        }
+    }
+}
+
 /// How serving ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Served {
@@ -138,9 +163,32 @@ pub struct Served {
 /// whose length is ambiguous carries the extension [`AmbiguousFraming`].
 ///
 /// Dropping the future closes the listener and leaves open connections running on their own until they end.
-pub async fn serve<S, B>(listener: TcpListener, service: S, options: Options, shutdown: CancellationToken) -> Served
+pub async fn serve<S, B>(
+    listener: impl Into<Listener>,
+    service: S,
+    options: Options,
+    shutdown: CancellationToken,
+) -> Served
 where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn StdError + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    serve_each(listener, move |_: &Peer| service.clone(), options, shutdown).await
+}
+
+/// As [`serve`], with a service made for each connection, which may depend on who is at its other end.
+pub async fn serve_each<S, B>(
+    listener: impl Into<Listener>,
+    service: impl Fn(&Peer) -> S + Clone + Send + 'static,
+    options: Options,
+    shutdown: CancellationToken,
+) -> Served
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body + Send + 'static,
@@ -151,7 +199,7 @@ where
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     let worker = Worker { service, options: Arc::new(options), shutdown: shutdown.clone(), cut: cut.clone() };
-    accept(listener, &worker, &connections, &shutdown).await;
+    accept(listener.into(), &worker, &connections, &shutdown).await;
     // The listener is gone; from here on only open connections count.
     connections.close();
     if tokio::time::timeout(drain, connections.wait()).await.is_ok() {
@@ -165,13 +213,14 @@ where
 }
 
 /// Accepts until shutdown. Takes the listener so that it is closed on return.
-async fn accept<S, B>(
-    listener: TcpListener,
-    worker: &Worker<S>,
+async fn accept<M, S, B>(
+    listener: Listener,
+    worker: &Worker<M>,
     connections: &TaskTracker,
     shutdown: &CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    M: Fn(&Peer) -> S + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn StdError + Send + Sync>>,
     B: Body + Send + 'static,
@@ -204,9 +253,9 @@ async fn accept<S, B>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => {
+            Ok(accepted) => {
                 back_off = BackOff::default();
-                connections.spawn(worker.clone().serve(stream, peer, slot));
+                connections.spawn(worker.clone().serve(accepted, slot));
             }
             Err(error) if concerns_one_connection(&error) => {
                 tracing::debug!(%error, "a connection went away before it was accepted");
@@ -247,29 +296,65 @@ impl BackOff {
 
 /// What every connection needs.
 #[derive(Clone)]
-struct Worker<S> {
-    service: S,
+struct Worker<M> {
+    service: M,
     options: Arc<Options>,
     shutdown: CancellationToken,
     cut: CancellationToken,
 }
 
-impl<S, B> Worker<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    S::Error: Into<Box<dyn StdError + Send + Sync>>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn StdError + Send + Sync>>,
-{
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, slot: OwnedSemaphorePermit) {
-        // Answers are small; waiting to fill a packet would add up to 40 ms to each.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%peer, %error, "cannot set TCP_NODELAY");
+impl<M> Worker<M> {
+    async fn serve<S, B>(self, accepted: Accepted, slot: OwnedSemaphorePermit)
+    where
+        M: Fn(&Peer) -> S,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        match accepted {
+            Accepted::Tcp(stream, address) => {
+                // Answers are small; waiting to fill a packet would add up to 40 ms to each.
+                if let Err(error) = stream.set_nodelay(true) {
+                    tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY");
+                }
+                let mut peer = Peer { address: Some(address), certificate: None };
+                let Some(tls) = self.options.tls.clone() else { return self.speak(stream, peer, slot).await };
+                let handshake = tokio::select! {
+                    handshake = tls.accept(stream, self.options.first_byte_timeout) => handshake,
+                    () = self.shutdown.cancelled() => return,
+                };
+                match handshake {
+                    Ok((stream, certificate)) => {
+                        peer.certificate = certificate.map(Arc::new);
+                        self.speak(Box::new(stream) as Box<dyn Stream>, peer, slot).await;
+                    }
+                    Err(error) => tracing::debug!(peer = %address, error = %Chain(&error), "no TLS with a client"),
+                }
+            }
+            Accepted::Unix(stream) => {
+                let peer = Peer { address: None, certificate: None };
+                self.speak(Box::new(stream) as Box<dyn Stream>, peer, slot).await;
+            }
         }
+    }
+
+    async fn speak<S, B, T>(self, stream: T, peer: Peer, slot: OwnedSemaphorePermit)
+    where
+        M: Fn(&Peer) -> S,
+        T: Stream + 'static,
+        S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+        S::Future: Send + 'static,
+        S::Error: Into<Box<dyn StdError + Send + Sync>>,
+        B: Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
         let seen = Arc::new(Seen::default());
         let Self { service, options, shutdown, cut } = self;
+        let service = service(&peer);
         match &options.protocol {
             Protocol::Http1(limits) => {
                 let io = TokioIo::new(Watched::http1(stream, seen.clone(), options.write_timeout));
@@ -282,7 +367,7 @@ where
                     .max_buf_size(limits.buffer_bytes_max)
                     .serve_connection(io, service);
                 let watch = Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout };
-                watch.drive(connection, peer, &shutdown, &cut).await;
+                watch.drive(connection, &peer, &shutdown, &cut).await;
             }
             Protocol::Http2(limits) => {
                 let io = TokioIo::new(Watched::http2(stream, seen.clone(), options.write_timeout));
@@ -301,12 +386,17 @@ where
                     begun_at: HTTP2_PREFACE_BYTES,
                     first_byte_timeout: options.first_byte_timeout,
                 };
-                watch.drive(connection, peer, &shutdown, &cut).await;
+                watch.drive(connection, &peer, &shutdown, &cut).await;
             }
         }
         drop(slot);
     }
 }
+
+/// What a connection is made of.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
 const HTTP2_PREFACE_BYTES: usize = 24;
@@ -319,7 +409,7 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    async fn drive<C>(&self, connection: C, peer: SocketAddr, shutdown: &CancellationToken, cut: &CancellationToken)
+    async fn drive<C>(&self, connection: C, peer: &Peer, shutdown: &CancellationToken, cut: &CancellationToken)
     where
         C: GracefulConnection<Error = hyper::Error>,
     {

@@ -1,13 +1,17 @@
 //! The sidecar's configuration: options as given, and the settings that they come to.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+mod access;
+
+use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration},
-    secret::{SecretText, Source},
+    secret::{SecretText, Source, file},
+    server::Address,
 };
 
+pub use self::access::{Access, ClientAuth};
 use crate::{
     cache::{CacheSettings, RedisOptions},
     coordinator::Limits,
@@ -20,12 +24,46 @@ use crate::{
 #[group(skip)]
 #[command(next_help_heading = "Sidecar")]
 pub struct Options {
-    /// Where the gRPC service listens. Anything but loopback needs --insecure, for the service is not yet able to tell
-    /// callers apart: keep it within the pod or the cluster's own network.
+    /// Where the gRPC service listens: address and port, or unix:/path/of/a.sock for callers in the same pod. Anything but
+    /// loopback and Unix sockets needs TLS, and tokens or client certificates, or --insecure.
     #[arg(long, env = "SIDECAR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
-    pub sidecar_listen: SocketAddr,
+    pub sidecar_listen: Address,
 
-    /// Permits to serve without TLS and tokens on an address that others can reach.
+    /// The listener's certificate in PEM, its own first and the intermediates behind it: TLS is spoken, and nothing else.
+    /// Read again when it changes, as are the other files of this kind.
+    #[arg(long, env = "SIDECAR_TLS_CERT_FILE", value_name = "FILE", value_parser = file)]
+    pub sidecar_tls_cert_file: Option<PathBuf>,
+
+    /// The private key of the listener's certificate, in PEM.
+    #[arg(long, env = "SIDECAR_TLS_KEY_FILE", value_name = "FILE", value_parser = file)]
+    pub sidecar_tls_key_file: Option<PathBuf>,
+
+    /// The authorities of client certificates, in PEM: mutual TLS. A certificate of another, or one that has expired, ends
+    /// the handshake.
+    #[arg(long, env = "SIDECAR_TLS_CLIENT_CA_FILE", value_name = "FILE", value_parser = file)]
+    pub sidecar_tls_client_ca_file: Option<PathBuf>,
+
+    /// Whether callers have to have a certificate, where there is an authority for them. optional: those without are known
+    /// by their token.
+    #[arg(long, env = "SIDECAR_TLS_CLIENT_AUTH", value_name = "WHEN", default_value = "required")]
+    pub sidecar_tls_client_auth: ClientAuth,
+
+    /// A file in TOML with the identities that may call: name, role (caller, operator, cleanup), tenants, tokens or names in
+    /// certificates, and when they end. Whoever is not in it is refused, and who is taken out of it from then on. Without
+    /// it everybody who can connect may do everything.
+    #[arg(long, env = "SIDECAR_TOKENS_FILE", value_name = "FILE", value_parser = file)]
+    pub sidecar_tokens_file: Option<PathBuf>,
+
+    /// How often the files with certificates and identities are looked at for changes.
+    #[arg(long, env = "SIDECAR_ACCESS_RELOAD", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub sidecar_access_reload: Duration,
+
+    /// Calls per second and tenant that claim, list or count; beyond it they are refused as QUOTA_EXCEEDED. Marks and
+    /// extensions are never refused. 0: no quota.
+    #[arg(long, env = "SIDECAR_TENANT_CALLS_PER_SECOND", default_value_t = 0, value_name = "COUNT")]
+    pub sidecar_tenant_calls_per_second: u32,
+
+    /// Permits to serve without TLS, or without tokens and client certificates, on an address that others can reach.
     #[arg(long, env = "ONCEGATE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
@@ -125,6 +163,8 @@ pub struct Policy {
     pub provider_attempts_max: BTreeMap<String, i32>,
     /// What Cleanup cannot undercut.
     pub retention_min: Duration,
+    /// Calls per second and tenant; None: no quota.
+    pub tenant_calls_per_second: Option<NonZeroU32>,
 }
 
 impl Policy {
@@ -141,6 +181,7 @@ impl Default for Policy {
             attempts_max: 100,
             provider_attempts_max: BTreeMap::new(),
             retention_min: Duration::from_secs(6 * 24 * 3_600),
+            tenant_calls_per_second: None,
         }
     }
 }
@@ -149,7 +190,9 @@ impl Default for Policy {
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where to listen; None: only in this process.
-    pub listen: Option<SocketAddr>,
+    pub listen: Option<Address>,
+    /// Who may call on that address.
+    pub access: Access,
     /// Where events are kept.
     pub store: Store,
     /// Whether to apply missing migrations at start.
@@ -171,16 +214,7 @@ impl Options {
     /// Everything that is wrong with them, at once.
     pub fn validate(self) -> Result<Settings, Problems> {
         let mut checks = Checks::new();
-        if !self.sidecar_listen.ip().is_loopback() && !self.insecure {
-            checks.problem(
-                "SIDECAR_LISTEN",
-                format!(
-                    "{} can be reached by others, and the service has neither TLS nor tokens: listen on a loopback \
-                     address, or say --insecure",
-                    self.sidecar_listen
-                ),
-            );
-        }
+        let access = access::access(&self, &mut checks);
         let database = checks.take(Source::choose("DATABASE_URL", self.database_url, self.database_url_file)).flatten();
         checks.within(
             "LOCK_DURATION",
@@ -229,6 +263,7 @@ impl Options {
         }
         Ok(Settings {
             listen: Some(self.sidecar_listen),
+            access,
             store: database.map_or(Store::Embedded(self.store), Store::Postgres),
             migrate: self.migrate,
             policy: Policy {
@@ -236,6 +271,7 @@ impl Options {
                 attempts_max,
                 provider_attempts_max,
                 retention_min: self.retention_min,
+                tenant_calls_per_second: NonZeroU32::new(self.sidecar_tenant_calls_per_second),
             },
             cache: CacheSettings {
                 memory_bytes_max: self.cache_size,

@@ -1,9 +1,11 @@
 //! The API: `oncegate.v1.IdempotencyService`, health and reflection, over any HTTP/2 listener or in one process with
 //! the gateway.
 
+pub(crate) mod access;
 mod convert;
 mod layer;
 pub(crate) mod page_token;
+mod quota;
 mod service;
 mod status;
 pub(crate) mod validate;
@@ -18,6 +20,7 @@ use std::{
 
 use futures::future::Either;
 use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
+use oncegate_runtime::server::Peer;
 use tonic::{
     body::Body,
     codegen::{Service as TowerService, http},
@@ -25,7 +28,11 @@ use tonic::{
 };
 use tonic_health::server::HealthReporter;
 
-use self::{layer::Outermost, service::Api};
+use self::{
+    access::{Door, Guard},
+    layer::Outermost,
+    service::Api,
+};
 use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
 
 /// The largest message that is accepted (design section 7).
@@ -98,6 +105,11 @@ impl Service {
             others = others.add_service(v1alpha);
         }
         (Service { services: Outermost::new(Services { api, others: others.prepare() }) }, reporter)
+    }
+
+    /// The services behind the door, for one connection.
+    pub(crate) fn guarded(self, door: Arc<Door>, peer: Peer) -> Service {
+        Service { services: self.services.guarded(Guard::new(door, peer)) }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Inside, arrows point one way: `grpc, maintenance → coordinator → ledger → event`. `event` is the domain and knows no
 //! I/O; `ledger` decides (S1); nothing above it grants anything.
 
+pub mod access;
 pub mod cache;
 pub mod config;
 pub mod coordinator;
@@ -14,14 +15,14 @@ pub mod ledger;
 pub mod maintenance;
 mod metrics;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use oncegate_runtime::{
     admin,
+    reload::Files,
     secret::ReadError,
-    server::{self, TowerToHyperService},
+    server::{self, Address, Listener, Peer, TowerToHyperService},
 };
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
@@ -29,6 +30,7 @@ use crate::{
     cache::{Cache, RedisUrlError},
     config::{Settings, Store},
     coordinator::Coordinator,
+    grpc::access::Door,
     ledger::{
         Ledger,
         postgres::{self, PostgresLedger, PostgresSettings},
@@ -45,7 +47,7 @@ pub enum StartError {
     #[error("cannot listen on {address} (SIDECAR_LISTEN)")]
     Listen {
         /// As configured.
-        address: SocketAddr,
+        address: Address,
         /// Why.
         #[source]
         source: io::Error,
@@ -76,7 +78,7 @@ pub struct Sidecar {
     health: HealthReporter,
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
-    listener: Option<(TcpListener, SocketAddr)>,
+    listener: Option<(Listener, Address)>,
     settings: Settings,
 }
 
@@ -87,10 +89,10 @@ impl Sidecar {
     /// When the ledger cannot be opened, its schema does not fit, or the address is taken.
     pub async fn start(settings: Settings) -> Result<Sidecar, StartError> {
         // First the address: a second process on it should say so before it touches the store.
-        let listener = match settings.listen {
+        let listener = match &settings.listen {
             Some(address) => {
-                let error = |source| StartError::Listen { address, source };
-                let listener = TcpListener::bind(address).await.map_err(error)?;
+                let error = |source| StartError::Listen { address: address.clone(), source };
+                let listener = Listener::bind(address).await.map_err(error)?;
                 let bound = listener.local_addr().map_err(error)?;
                 Some((listener, bound))
             }
@@ -106,11 +108,11 @@ impl Sidecar {
     }
 
     /// Where the gRPC service listens, if it does.
-    pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().map(|(_, address)| *address)
+    pub fn local_addr(&self) -> Option<&Address> {
+        self.listener.as_ref().map(|(_, address)| address)
     }
 
-    /// The services, for callers in the same process: no socket between.
+    /// The services, for callers in the same process: no socket between, and no questions asked.
     pub fn service(&self) -> grpc::Service {
         self.service.clone()
     }
@@ -118,7 +120,14 @@ impl Sidecar {
     /// What the admin listener shows under `/metrics`.
     pub fn metrics(&self) -> admin::Metrics {
         let (counted, cache) = (self.metrics.clone(), self.coordinator.cache_stats());
-        Arc::new(move || metrics::render(&counted, &cache))
+        let access = self.settings.access.clone();
+        Arc::new(move || {
+            let mut text = metrics::render(&counted, &cache);
+            let certificates = access.tls.as_ref().map(|tls| tls.files().counts());
+            let identities = access.directory.as_ref().map(|files| files.counts());
+            metrics::render_reloads(&mut text, [("certificates", certificates), ("identities", identities)]);
+            text
+        })
     }
 
     /// What `/readyz` says of the store: how it is set, and what an acknowledged completion survives.
@@ -144,8 +153,25 @@ impl Sidecar {
         let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
         match self.listener {
             Some((listener, _)) => {
-                let options = server::Options::http2(self.settings.drain);
-                server::serve(listener, TowerToHyperService::new(self.service), options, shutdown).await;
+                let access = self.settings.access;
+                let mut watches = tokio::task::JoinSet::new();
+                if let Some(tls) = &access.tls {
+                    watches.spawn(Files::watch(tls.files().clone(), access.reload));
+                }
+                let door = access.directory.map(|directory| {
+                    watches.spawn(Files::watch(directory.clone(), access.reload));
+                    Door::new(directory, self.metrics.clone())
+                });
+                let options = server::Options { tls: access.tls, ..server::Options::http2(self.settings.drain) };
+                let service = self.service;
+                let service = move |peer: &Peer| {
+                    let service = service.clone();
+                    TowerToHyperService::new(match &door {
+                        None => service,
+                        Some(door) => service.guarded(door.clone(), peer.clone()),
+                    })
+                };
+                server::serve_each(listener, service, options, shutdown).await;
             }
             None => shutdown.cancelled().await,
         }

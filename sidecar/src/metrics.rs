@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use oncegate_runtime::reload::Counts;
+
 use crate::cache::stats::{CacheStats, Counter};
 
 /// What the API counts.
@@ -11,6 +13,12 @@ pub(crate) struct Metrics {
     pub(crate) metadata_left_out: Counter,
     /// Calls that came with another payload digest than the event's latest attempt.
     pub(crate) payload_changes: Counter,
+    /// Calls without credentials that are known.
+    pub(crate) unauthenticated: Counter,
+    /// Calls of somebody known that the role or the tenant does not permit.
+    pub(crate) permission_denied: Counter,
+    /// Calls beyond a tenant's quota.
+    pub(crate) quota_exceeded: Counter,
 }
 
 /// Everything that is counted.
@@ -56,8 +64,33 @@ pub(crate) fn render(metrics: &Metrics, cache: &CacheStats) -> String {
             "Calls on a known event with another payload than its latest attempt's.",
             &metrics.payload_changes,
         ),
+        (
+            "oncegate_calls_unauthenticated_total",
+            "Calls that were denied for want of credentials that are known.",
+            &metrics.unauthenticated,
+        ),
+        (
+            "oncegate_calls_permission_denied_total",
+            "Calls that were denied because the caller's role or tenants do not permit them.",
+            &metrics.permission_denied,
+        ),
+        ("oncegate_calls_over_quota_total", "Calls beyond their tenant's quota.", &metrics.quota_exceeded),
     ] {
         let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", count.get());
     }
     text
+}
+
+/// Files that were read again when they changed: `None` where there are none.
+pub(crate) fn render_reloads<const N: usize>(text: &mut String, files: [(&str, Option<Counts>); N]) {
+    text.push_str(
+        "# HELP oncegate_sidecar_reloads_total Files that changed: replaced, or failed and the old content kept.\n",
+    );
+    text.push_str("# TYPE oncegate_sidecar_reloads_total counter\n");
+    for (name, counts) in files {
+        let Some(counts) = counts else { continue };
+        for (result, count) in [("replaced", counts.replaced), ("failed", counts.failed)] {
+            let _ = writeln!(text, "oncegate_sidecar_reloads_total{{files=\"{name}\",result=\"{result}\"}} {count}");
+        }
+    }
 }

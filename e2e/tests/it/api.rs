@@ -48,7 +48,8 @@ impl Served {
             }
         };
         let settings = Settings {
-            listen: Some(([127, 0, 0, 1], 0).into()),
+            listen: Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()),
+            access: oncegate_sidecar::config::Access::open(),
             store,
             migrate: false,
             policy: Policy::default(),
@@ -57,7 +58,7 @@ impl Served {
             drain: Duration::from_secs(5),
         };
         let sidecar = Sidecar::start(settings).await?;
-        let address = sidecar.local_addr().context("a listener")?;
+        let address = sidecar.local_addr().context("a listener")?.clone();
         let service = sidecar.service();
         let shutdown = CancellationToken::new();
         let running = AbortOnDropHandle::new(tokio::spawn(sidecar.run(shutdown.clone())));

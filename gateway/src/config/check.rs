@@ -2,14 +2,10 @@
 
 use std::time::Duration;
 
-use http::Uri;
 use oncegate_runtime::config::{Checks, Problem, Problems, Size, Span};
 
-use super::{
-    BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits,
-    routes::{self, url},
-};
-use crate::route;
+use super::{BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits, routes};
+use crate::{route, sidecar::ReachOptions};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -26,7 +22,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     order(&options, checks);
     limits(&options, checks);
     let holder = checks.take(holder(&options.gateway_holder));
-    let sidecar_url = checks.take(sidecar_url(&options.sidecar_url));
+    let sidecar = checks.take_all(sidecar(&options).validate());
     let routes = routes::routes(&options, checks);
     route::check(&routes, checks);
     let longest = routes.iter().map(|route| route.target.timeout).max().unwrap_or(options.upstream_timeout);
@@ -34,8 +30,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     Some(Settings {
         listen: options.gateway_listen,
-        sidecar_url: sidecar_url?,
-        sidecar_connect_timeout: options.sidecar_connect_timeout,
+        sidecar: sidecar?,
         routes,
         http: HttpLimits {
             connections_max: options.gateway_connections_max,
@@ -164,13 +159,16 @@ fn holder(name: &str) -> Result<String, Problem> {
     Ok(name.to_owned())
 }
 
-fn sidecar_url(text: &str) -> Result<Uri, Problem> {
-    let uri = url("SIDECAR_URL", text)?;
-    if uri.scheme_str() == Some("https") {
-        return Err(Problem::new(
-            "SIDECAR_URL",
-            format!("{uri} given, only http:// is spoken: keep the sidecar in the gateway's pod"),
-        ));
+fn sidecar(options: &Options) -> ReachOptions {
+    ReachOptions {
+        url: options.sidecar_url.clone(),
+        ca_file: options.sidecar_ca_file.clone(),
+        cert_file: options.sidecar_client_cert_file.clone(),
+        key_file: options.sidecar_client_key_file.clone(),
+        token: options.sidecar_token.clone(),
+        token_file: options.sidecar_token_file.clone(),
+        connect_timeout: options.sidecar_connect_timeout,
+        resolve_interval: options.sidecar_resolve_interval,
+        reload: options.gateway_secret_reload,
     }
-    Ok(uri)
 }

@@ -69,7 +69,7 @@ fn every_limit_is_checked_and_all_are_reported_together() {
         gateway_deliveries_max: 0,
         gateway_tenant: "a/b".into(),
         gateway_holder: "a\nb".into(),
-        sidecar_url: "https://127.0.0.1:1".into(),
+        sidecar_url: "127.0.0.1:1".into(),
         upstream_url: Some("ftp://x".into()),
         upstream_secret: Some("not base64!".into()),
         sidecar_timeout: Duration::from_millis(500),

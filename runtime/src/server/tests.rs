@@ -5,6 +5,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
     sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout},

@@ -12,17 +12,26 @@ use tonic::{
     codegen::{Service, http},
 };
 
-use super::status::{retryable, status};
+use super::{
+    access::Guard,
+    status::{retryable, status},
+};
 
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Outermost<S> {
     inner: S,
+    /// None where everybody may do everything.
+    guard: Option<Guard>,
 }
 
 impl<S> Outermost<S> {
     pub(super) fn new(inner: S) -> Self {
-        Outermost { inner }
+        Outermost { inner, guard: None }
+    }
+
+    pub(super) fn guarded(self, guard: Guard) -> Self {
+        Outermost { guard: Some(guard), ..self }
     }
 }
 
@@ -34,8 +43,12 @@ where
     /// Serves one call.
     pub(super) fn call(
         &self,
-        request: http::Request<Body>,
+        mut request: http::Request<Body>,
     ) -> Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>> {
+        // First of all: a stranger learns nothing of what a call would have come to.
+        if let Some(Err(refused)) = self.guard.as_ref().map(|guard| guard.admit(&mut request)) {
+            return Box::pin(async move { Ok(refused.into_http()) });
+        }
         let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
             None => None,
             Some(Some(timeout)) => Some(timeout),

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{convert, page_token, validate};
+use super::{access, convert, page_token, quota::TenantQuota, validate};
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
@@ -24,11 +24,21 @@ pub(super) struct Api {
     coordinator: Arc<Coordinator>,
     policy: Arc<Policy>,
     metrics: Arc<Metrics>,
+    quota: Option<TenantQuota>,
 }
 
 impl Api {
     pub(super) fn new(coordinator: Arc<Coordinator>, policy: Arc<Policy>, metrics: Arc<Metrics>) -> Api {
-        Api { coordinator, policy, metrics }
+        let quota = policy.tenant_calls_per_second.map(TenantQuota::new);
+        Api { coordinator, policy, metrics, quota }
+    }
+
+    /// Takes a call from the tenant's quota, where there are any.
+    fn within_quota(&self, tenant: &str) -> Result<(), Status> {
+        match &self.quota {
+            None => Ok(()),
+            Some(quota) => quota.take(tenant).inspect_err(|_| self.metrics.quota_exceeded.add()),
+        }
     }
 
     /// An event for its holder; what the limit left out of its metadata is counted.
@@ -45,6 +55,9 @@ impl Api {
         }
     }
 }
+
+/// What asks for the events of all tenants has a quota of its own; no tenant has this name.
+const ALL_TENANTS: &str = "*";
 
 /// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
 const PAGE_BYTES_MAX: usize = 3 << 20;
@@ -72,7 +85,9 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
+        access::event(&request, "CheckAndLock", |request| request.key.as_ref())?;
         let (claim, wait) = validate::check_and_lock(request.into_inner(), &self.policy)?;
+        self.within_quota(&claim.key.tenant)?;
         let claimed = match self.coordinator.claim(claim, wait).await? {
             Answer::Decided(claimed) => claimed,
             Answer::Completed(key, completion) => return Ok(Response::new(convert::completed(key, completion))),
@@ -92,6 +107,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::ExtendLockRequest>,
     ) -> Result<Response<v1::ExtendLockResponse>, Status> {
+        access::event(&request, "ExtendLock", |request| request.key.as_ref())?;
         let extend = validate::extend_lock(request.into_inner(), &self.policy)?;
         let lock = self.coordinator.extend(extend).await?;
         Ok(Response::new(v1::ExtendLockResponse { lock: Some(convert::lock(lock)) }))
@@ -101,6 +117,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::MarkCompletedRequest>,
     ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
+        access::event(&request, "MarkCompleted", |request| request.key.as_ref())?;
         let (mark, left_out) = validate::mark_completed(request.into_inner(), &self.policy)?;
         self.left_out(left_out);
         let marked = self.coordinator.mark(mark).await?;
@@ -114,14 +131,20 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::MarkFailedRequest>,
     ) -> Result<Response<v1::MarkFailedResponse>, Status> {
+        access::event(&request, "MarkFailed", |request| request.key.as_ref())?;
         let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
         let marked = self.coordinator.mark(mark).await?;
         Ok(Response::new(v1::MarkFailedResponse { event: Some(self.marked(marked.event)), repeated: marked.repeated }))
     }
 
-    async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+    async fn history(&self, mut request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        match &request.get_ref().key {
+            Some(_) => access::event(&request, "History", |request| request.key.as_ref())?,
+            None => access::listing(&mut request, "History", |request| &mut request.tenant)?,
+        }
         match validate::history(request.into_inner())? {
             validate::History::Event(key) => {
+                self.within_quota(&key.tenant)?;
                 let history = self.coordinator.history_of(key).await?.ok_or(Error::Refused(Refusal::NotFound))?;
                 Ok(Response::new(v1::HistoryResponse {
                     events: vec![convert::event_history(history)],
@@ -129,6 +152,7 @@ impl IdempotencyService for Api {
                 }))
             }
             validate::History::Page(filter) => {
+                self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
                 let page = shortened(self.coordinator.history(filter.clone()).await?);
                 let next_page_token = page.next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
                 Ok(Response::new(v1::HistoryResponse {
@@ -140,6 +164,7 @@ impl IdempotencyService for Api {
     }
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
+        access::event(&request, "Resolve", |request| request.key.as_ref())?;
         let resolve = validate::resolve(request.into_inner())?;
         let (to, actor) = (resolve.to, resolve.actor.clone());
         let event = self.coordinator.resolve(resolve).await?;
@@ -153,8 +178,10 @@ impl IdempotencyService for Api {
         Ok(Response::new(v1::ResolveResponse { event: Some(convert::event(event).0) }))
     }
 
-    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+    async fn stats(&self, mut request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        access::listing(&mut request, "Stats", |request| &mut request.tenant)?;
         let filter = validate::stats(request.into_inner())?;
+        self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
         let bucket = filter.bucket;
         let report = self.coordinator.stats(filter).await?;
         if let Some(bucket) = bucket
@@ -167,7 +194,8 @@ impl IdempotencyService for Api {
 
     type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;
 
-    async fn cleanup(&self, request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
+    async fn cleanup(&self, mut request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
+        access::listing(&mut request, "Cleanup", |request| &mut request.tenant)?;
         let wanted = validate::cleanup(request.into_inner(), &self.policy).inspect_err(|status| {
             // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
             tracing::warn!(reason = status.message(), "a cleanup was refused");

@@ -1,0 +1,100 @@
+//! One connection to one sidecar.
+
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use http::{Uri, uri::Authority};
+use hyper_util::rt::TokioIo;
+use oncegate_runtime::tls::ClientTls;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::timeout,
+};
+use tonic::transport::{Channel, Endpoint};
+
+/// How often an idle connection is asked whether it is alive, and how long that may take: a sidecar that vanished
+/// without a word is noticed before an event waits for it.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where a sidecar is, and how it is spoken to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Dial {
+    /// Over TCP; `tls` holds the name that the certificate has to be for.
+    Tcp { address: SocketAddr, authority: Authority, tls: Option<String> },
+    /// Over a Unix socket.
+    Unix(PathBuf),
+}
+
+impl Dial {
+    fn order(&self) -> (Option<SocketAddr>, &str, bool, Option<&PathBuf>) {
+        match self {
+            Self::Tcp { address, authority, tls } => (Some(*address), authority.as_str(), tls.is_some(), None),
+            Self::Unix(path) => (None, "", false, Some(path)),
+        }
+    }
+}
+
+impl PartialOrd for Dial {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Dial {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.order().cmp(&other.order())
+    }
+}
+
+/// What a connection is made of.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Connects, TLS included, within `limit`.
+pub(super) async fn connect(dial: &Dial, tls: Option<&ClientTls>, limit: Duration) -> io::Result<Box<dyn Stream>> {
+    let connecting = async {
+        match dial {
+            Dial::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?) as Box<dyn Stream>),
+            Dial::Tcp { address, tls: name, .. } => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                match (name, tls) {
+                    (Some(name), Some(tls)) => {
+                        let name = ServerName::try_from(name.clone()).map_err(io::Error::other)?;
+                        Ok(Box::new(tls.connect(name, stream).await?) as Box<dyn Stream>)
+                    }
+                    (None, _) => Ok(Box::new(stream) as Box<dyn Stream>),
+                    // Nothing is ever sent in the clear that was meant for TLS.
+                    (Some(_), None) => Err(io::Error::other("TLS is wanted and not configured")),
+                }
+            }
+        }
+    };
+    timeout(limit, connecting).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+}
+
+/// A channel that connects when it is first needed, and again when the connection is lost.
+pub(super) fn channel(dial: &Dial, tls: Option<ClientTls>, limit: Duration) -> Channel {
+    let (scheme, authority) = match dial {
+        Dial::Tcp { authority, tls: Some(_), .. } => ("https", authority.as_str()),
+        Dial::Tcp { authority, tls: None, .. } => ("http", authority.as_str()),
+        Dial::Unix(_) => ("http", "localhost"),
+    };
+    let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+    let origin = origin.expect("scheme, authority and path make a URI");
+    let dial = dial.clone();
+    // The connector below knows better where to go.
+    Endpoint::from_static("http://sidecar")
+        .origin(origin)
+        .connect_timeout(limit)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
+            let (dial, tls) = (dial.clone(), tls.clone());
+            async move { connect(&dial, tls.as_ref(), limit).await.map(TokioIo::new) }
+        }))
+}

@@ -1,0 +1,168 @@
+//! How sidecars are reached, as configured: for the gateway and for the operators' commands alike.
+
+use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use oncegate_runtime::{
+    config::{Checks, Problem, Problems, Span},
+    reload::Files,
+    secret::{Secret, SecretText, Source},
+    tls::{ClientTls, ClientTlsFiles},
+};
+
+use super::target::{self, Target};
+
+/// gRPC is spoken over HTTP/2 and nothing else.
+const PROTOCOLS: &[&[u8]] = &[b"h2"];
+
+/// What is configured, not yet checked. Problems name the settings of the environment.
+#[derive(Debug, Clone)]
+pub struct ReachOptions {
+    /// SIDECAR_URL: `http://`, `https://` or `unix:`, several separated by commas.
+    pub url: String,
+    /// SIDECAR_CA_FILE: the authorities of the sidecar's certificate; None: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// SIDECAR_CLIENT_CERT_FILE: our own certificate.
+    pub cert_file: Option<PathBuf>,
+    /// SIDECAR_CLIENT_KEY_FILE: its key.
+    pub key_file: Option<PathBuf>,
+    /// SIDECAR_TOKEN.
+    pub token: Option<SecretText>,
+    /// SIDECAR_TOKEN_FILE.
+    pub token_file: Option<PathBuf>,
+    /// How long connecting may take, TLS included.
+    pub connect_timeout: Duration,
+    /// How often names are resolved again.
+    pub resolve_interval: Duration,
+    /// How often files are looked at for changes.
+    pub reload: Duration,
+}
+
+/// How sidecars are reached, checked. `Debug` shows no token.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    pub(super) targets: Arc<[Target]>,
+    pub(super) tls: Option<ClientTls>,
+    pub(super) token: Option<Token>,
+    pub(super) connect_timeout: Duration,
+    pub(super) resolve_interval: Duration,
+    pub(super) reload: Duration,
+}
+
+/// The value of `authorization`.
+#[derive(Debug, Clone)]
+pub(super) enum Token {
+    Value(HeaderValue),
+    File(Arc<Files<HeaderValue>>),
+}
+
+impl Token {
+    pub(super) fn current(&self) -> HeaderValue {
+        match self {
+            Self::Value(value) => value.clone(),
+            Self::File(file) => (*file.current()).clone(),
+        }
+    }
+}
+
+/// A token that cannot be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("a token may hold neither blanks nor control characters")]
+struct BadToken;
+
+impl ReachOptions {
+    /// Checks everything and reads the files.
+    ///
+    /// # Errors
+    ///
+    /// All problems.
+    pub fn validate(self) -> Result<Reach, Problems> {
+        let mut checks = Checks::new();
+        let targets = checks.take(target::targets(&self.url)).unwrap_or_default();
+        let tls = self.tls(targets.iter().any(Target::is_tls), &mut checks);
+        let token = checks.take(token(self.token, self.token_file)).flatten();
+        if token.is_some() && targets.iter().any(|target| !target.is_tls() && !target.is_local()) {
+            tracing::warn!("the token is sent to the sidecar without TLS: whoever listens in can use it");
+        }
+        checks.within(
+            "SIDECAR_RESOLVE_INTERVAL",
+            Span(self.resolve_interval),
+            Span(Duration::from_millis(10))..=Span(Duration::from_secs(3_600)),
+        );
+        checks.finish()?;
+        Ok(Reach {
+            targets: targets.into(),
+            tls,
+            token,
+            connect_timeout: self.connect_timeout,
+            resolve_interval: self.resolve_interval,
+            reload: self.reload,
+        })
+    }
+
+    fn tls(&self, wanted: bool, checks: &mut Checks) -> Option<ClientTls> {
+        let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+        let (ca, certificate, key) = (given(&self.ca_file), given(&self.cert_file), given(&self.key_file));
+        if !wanted {
+            // An `https://` that was forgotten must not go unnoticed, and neither a certificate that is of no use.
+            if ca.is_some() || certificate.is_some() {
+                checks.problem("SIDECAR_URL", "has no https://, and there are files for TLS: leave one or the other");
+            }
+            return None;
+        }
+        let identity = match (certificate, key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => {
+                checks.problem("SIDECAR_CLIENT_KEY_FILE", "missing: the certificate needs its key");
+                None
+            }
+            (None, Some(_)) => {
+                checks.problem("SIDECAR_CLIENT_CERT_FILE", "missing: the key needs its certificate");
+                None
+            }
+        };
+        let read = ClientTls::read(&ClientTlsFiles { ca, identity }, PROTOCOLS);
+        read.map_err(|error| checks.problem("SIDECAR_CA_FILE", chain(&error))).ok()
+    }
+}
+
+fn token(value: Option<SecretText>, file: Option<PathBuf>) -> Result<Option<Token>, Problem> {
+    match Source::choose("SIDECAR_TOKEN", value, file)? {
+        None => Ok(None),
+        Some(Source::File(path)) => {
+            let read = Files::read("token for the sidecar", vec![path], |content| {
+                let text = std::str::from_utf8(&content[0])?.trim();
+                Ok(header(&Secret::new(text)?)?)
+            });
+            read.map(|file| Some(Token::File(Arc::new(file))))
+                .map_err(|error| Problem::new("SIDECAR_TOKEN_FILE", chain(&error)))
+        }
+        Some(source) => {
+            let problem = |message: String| Problem::new("SIDECAR_TOKEN", message);
+            let secret = source.read_one().map_err(|error| problem(error.to_string()))?;
+            header(&secret).map(|value| Some(Token::Value(value))).map_err(|error| problem(error.to_string()))
+        }
+    }
+}
+
+fn header(token: &Secret) -> Result<HeaderValue, BadToken> {
+    let token = token.expose().trim();
+    if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(BadToken);
+    }
+    let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| BadToken)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

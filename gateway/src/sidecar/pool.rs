@@ -1,0 +1,463 @@
+//! All sidecars as one: calls go to the less busy of two, away from those that fail, and once more where that is safe.
+//!
+//! A name is resolved again every few seconds, for one HTTP/2 connection to a Kubernetes Service would stay with one pod
+//! for ever (pitfalls 3.3.10). When it cannot be resolved, the addresses that are known stay.
+//!
+//! A call is repeated here, byte for byte and therefore with its `claim_id`, when its connection could not be made, broke,
+//! or led to a sidecar that is overloaded; at most twice, within a budget of a tenth of all calls, so that retries do not
+//! make an outage worse. Whatever the sidecar itself answers besides is the caller's to judge (`docs/errors.md`).
+
+use std::{
+    error::Error as StdError,
+    fmt::Write as _,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use oncegate_api::reason;
+use oncegate_runtime::{admin, reload::Files};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
+use tonic::{Code, Status, body::Body, transport::Channel};
+use tonic_types::StatusExt as _;
+use tower::{
+    Service, ServiceExt as _,
+    retry::budget::{Budget as _, TpsBudget},
+};
+
+use super::{
+    BoxError,
+    dial::{self, Dial},
+    options::{Reach, Token},
+    target::{Resolve, SystemResolver, Target},
+};
+
+/// Tries after the first.
+const RETRIES_MAX: u32 = 2;
+
+/// Retries as a share of calls, and those a second that a quiet gateway may make all the same.
+const RETRIES_SHARE: f32 = 0.1;
+const RETRIES_A_SECOND: u32 = 5;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+
+/// The longest pause before the first retry; twice that before the second. Chosen at random up to it, so that the calls of
+/// a lost connection do not all arrive at once.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// How long an address is left alone after a failure: doubled with each, while there are others.
+const ASIDE_MIN: Duration = Duration::from_millis(200);
+const ASIDE_MAX: Duration = Duration::from_secs(5);
+
+/// What has gone wrong is a reason to resolve at once, but not more often than this.
+const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// Sidecars, as a tower service. Cloning is cheap; clones share everything. What runs in the background ends with the last.
+#[derive(Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Aborted when dropped.
+    _background: Arc<JoinSet<()>>,
+}
+
+struct Shared {
+    reach: Reach,
+    resolver: Arc<dyn Resolve>,
+    members: RwLock<Arc<[Arc<Member>]>>,
+    budget: TpsBudget,
+    /// Somebody found the addresses wanting.
+    wanting: Notify,
+    /// The members have changed, or could not be found.
+    resolved: Notify,
+    retries: AtomicU64,
+    retries_refused: AtomicU64,
+    resolutions_failed: AtomicU64,
+}
+
+/// One address.
+struct Member {
+    dial: Dial,
+    channel: Channel,
+    in_flight: AtomicUsize,
+    health: Mutex<Health>,
+}
+
+#[derive(Default)]
+struct Health {
+    failures: u32,
+    /// Until when others are preferred.
+    aside: Option<Instant>,
+}
+
+/// There is no address to call.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("no sidecar has an address: the name of SIDECAR_URL cannot be resolved")]
+pub(super) struct NoAddress;
+
+impl Pool {
+    /// The sidecars of `reach`. Connections are made when they are needed. Has to be called inside a tokio runtime.
+    #[must_use]
+    pub fn new(reach: Reach) -> Self {
+        Self::with_resolver(reach, SystemResolver)
+    }
+
+    /// The same, with another idea of what names stand for.
+    #[must_use]
+    pub fn with_resolver(reach: Reach, resolver: impl Resolve) -> Self {
+        let mut background = JoinSet::new();
+        if let Some(tls) = &reach.tls {
+            background.spawn(Files::watch(tls.files().clone(), reach.reload));
+        }
+        if let Some(Token::File(file)) = &reach.token {
+            background.spawn(Files::watch(file.clone(), reach.reload));
+        }
+        let shared = Arc::new(Shared {
+            reach,
+            resolver: Arc::new(resolver),
+            members: RwLock::new(Arc::new([])),
+            budget: TpsBudget::new(BUDGET_WINDOW, RETRIES_A_SECOND, RETRIES_SHARE),
+            wanting: Notify::new(),
+            resolved: Notify::new(),
+            retries: AtomicU64::new(0),
+            retries_refused: AtomicU64::new(0),
+            resolutions_failed: AtomicU64::new(0),
+        });
+        background.spawn(shared.clone().keep_resolving());
+        Self { shared, _background: Arc::new(background) }
+    }
+
+    /// Connects to any of them now, to say at once that nobody is there.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with the last one that was tried.
+    pub async fn connect(&self) -> Result<(), BoxError> {
+        let shared = &self.shared;
+        let mut last: BoxError = NoAddress.into();
+        for member in shared.members_or_wait().await.iter() {
+            match dial::connect(&member.dial, shared.reach.tls.as_ref(), shared.reach.connect_timeout).await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// What the admin listener shows under `/metrics`.
+    #[must_use]
+    pub fn metrics(&self) -> admin::Metrics {
+        let shared = self.shared.clone();
+        Arc::new(move || shared.render())
+    }
+}
+
+impl Service<http::Request<Body>> for Pool {
+    type Response = http::Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // Which one is asked is not known before the call; what keeps calls within bounds is the courier's.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let shared = self.shared.clone();
+        Box::pin(async move { shared.call(request).await })
+    }
+}
+
+impl Shared {
+    async fn call(&self, request: http::Request<Body>) -> Result<http::Response<Body>, BoxError> {
+        let (parts, body) = request.into_parts();
+        // A single message, of the size of an event's metadata at most.
+        let body = body.collect().await?.to_bytes();
+        self.budget.deposit();
+        let mut members = self.members_or_wait().await;
+        let mut asked: Option<Arc<Member>> = None;
+        let mut unknown: Option<BoxError> = None;
+        for tries in 0.. {
+            let member = pick(&members, asked.as_ref(), Instant::now()).ok_or(NoAddress)?;
+            let tried = self.try_member(&member, &parts, &body).await;
+            let verdict = match &tried {
+                Ok(response) => verdict(response),
+                Err(error) if never_sent(error.as_ref()) => Verdict::NotDone,
+                Err(_) => Verdict::Unknown,
+            };
+            if verdict == Verdict::Done {
+                member.worked();
+            } else if verdict != Verdict::Refused {
+                member.failed(Instant::now());
+                self.wanting.notify_one();
+            }
+            // After a try that may have had an effect, one that had none says nothing about that.
+            let settles = matches!(verdict, Verdict::Done) || unknown.is_none();
+            let again = matches!(verdict, Verdict::NotDone | Verdict::Unknown) && tries < RETRIES_MAX;
+            if !again || !self.budget.withdraw() {
+                if again {
+                    self.retries_refused.fetch_add(1, Relaxed);
+                }
+                return match unknown {
+                    Some(error) if !settles => Err(error),
+                    _ => tried,
+                };
+            }
+            if let (Verdict::Unknown, Err(error)) = (verdict, tried) {
+                unknown.get_or_insert(error);
+            }
+            self.retries.fetch_add(1, Relaxed);
+            tokio::time::sleep(PAUSE_MAX.mul_f64(rand::random::<f64>() * f64::from(1 << tries))).await;
+            asked = Some(member);
+            members = self.members_or_wait().await;
+        }
+        unreachable!("the loop ends by its count of tries")
+    }
+
+    async fn try_member(
+        &self,
+        member: &Arc<Member>,
+        parts: &http::request::Parts,
+        body: &Bytes,
+    ) -> Result<http::Response<Body>, BoxError> {
+        let mut request = http::Request::new(Body::new(Full::new(body.clone())));
+        *request.method_mut() = parts.method.clone();
+        *request.uri_mut() = parts.uri.clone();
+        *request.version_mut() = parts.version;
+        *request.headers_mut() = parts.headers.clone();
+        *request.extensions_mut() = parts.extensions.clone();
+        if let Some(token) = &self.reach.token {
+            request.headers_mut().insert(http::header::AUTHORIZATION, token.current());
+        }
+        let _in_flight = InFlight::of(member.clone());
+        let mut channel = member.channel.clone();
+        Ok(channel.ready().await?.call(request).await?)
+    }
+
+    fn members(&self) -> Arc<[Arc<Member>]> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The members; at the start, and after a resolution that found none, waits for the next one.
+    async fn members_or_wait(&self) -> Arc<[Arc<Member>]> {
+        let resolved = self.resolved.notified();
+        tokio::pin!(resolved);
+        resolved.as_mut().enable();
+        let members = self.members();
+        if !members.is_empty() {
+            return members;
+        }
+        self.wanting.notify_one();
+        // The time-out of a connection, which this is a part of.
+        let _ = tokio::time::timeout(self.reach.connect_timeout, resolved).await;
+        self.members()
+    }
+
+    async fn keep_resolving(self: Arc<Self>) {
+        loop {
+            self.resolve().await;
+            self.resolved.notify_waiters();
+            tokio::time::sleep(RESOLVE_PAUSE.min(self.reach.resolve_interval)).await;
+            let _ = tokio::time::timeout(self.reach.resolve_interval, self.wanting.notified()).await;
+        }
+    }
+
+    async fn resolve(&self) {
+        let mut dials = Vec::new();
+        let mut failed = false;
+        for target in self.reach.targets.iter() {
+            match target {
+                Target::Unix(path) => dials.push(Dial::Unix(path.clone())),
+                Target::Tcp { host, port, authority, tls } => {
+                    let looked_up = self.resolver.resolve(host, *port);
+                    let found = match tokio::time::timeout(Duration::from_secs(5), looked_up).await {
+                        Ok(Ok(found)) => found,
+                        Ok(Err(error)) => {
+                            tracing::warn!(host, %error, "name of the sidecar cannot be resolved, keeping the addresses");
+                            Vec::new()
+                        }
+                        Err(_) => {
+                            tracing::warn!(
+                                host,
+                                "resolving the name of the sidecar takes too long, keeping the addresses"
+                            );
+                            Vec::new()
+                        }
+                    };
+                    failed |= found.is_empty();
+                    let host = tls.then(|| host.clone());
+                    dials.extend(found.into_iter().map(|address| Dial::Tcp {
+                        address,
+                        authority: authority.clone(),
+                        tls: host.clone(),
+                    }));
+                }
+            }
+        }
+        let old = self.members();
+        if failed {
+            self.resolutions_failed.fetch_add(1, Relaxed);
+            // Those of the name that failed are not known from the others'.
+            dials.extend(old.iter().map(|member| member.dial.clone()));
+        }
+        dials.sort();
+        dials.dedup();
+        if dials.len() == old.len() && old.iter().zip(&dials).all(|(member, dial)| member.dial == *dial) {
+            return;
+        }
+        let known = |dial: &Dial| old.iter().find(|member| member.dial == *dial).cloned();
+        let members: Arc<[Arc<Member>]> =
+            dials.into_iter().map(|dial| known(&dial).unwrap_or_else(|| Arc::new(self.member(dial)))).collect();
+        tracing::info!(addresses = members.len(), before = old.len(), "addresses of the sidecar have changed");
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) = members;
+    }
+
+    fn member(&self, dial: Dial) -> Member {
+        let channel = dial::channel(&dial, self.reach.tls.clone(), self.reach.connect_timeout);
+        Member { dial, channel, in_flight: AtomicUsize::new(0), health: Mutex::default() }
+    }
+
+    fn render(&self) -> String {
+        let mut text = String::new();
+        let mut row = |name: &str, kind: &str, help: &str, value: u64| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        };
+        let addresses = u64::try_from(self.members().len()).unwrap_or(u64::MAX);
+        row("oncegate_gateway_sidecar_addresses", "gauge", "Addresses of sidecars that are known.", addresses);
+        row(
+            "oncegate_gateway_sidecar_retries_total",
+            "counter",
+            "Calls sent again, to another sidecar where there is one.",
+            self.retries.load(Relaxed),
+        );
+        row(
+            "oncegate_gateway_sidecar_retries_refused_total",
+            "counter",
+            "Calls not sent again because the budget for retries was used up.",
+            self.retries_refused.load(Relaxed),
+        );
+        row(
+            "oncegate_gateway_sidecar_resolutions_failed_total",
+            "counter",
+            "Resolutions of the sidecar's name that failed; the addresses known were kept.",
+            self.resolutions_failed.load(Relaxed),
+        );
+        text
+    }
+}
+
+/// What a try came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// The sidecar did its work, or says why it will not.
+    Done,
+    /// It cannot at the moment, and no other could.
+    Refused,
+    /// Nothing happened, and another might.
+    NotDone,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// Errors stand in the headers of an answer that has no body. Those of the stream end up with the caller.
+fn verdict(response: &http::Response<Body>) -> Verdict {
+    let headers = response.headers();
+    if !headers.contains_key("grpc-status") {
+        return Verdict::Done;
+    }
+    let Some(status) = Status::from_header_map(headers).filter(|status| status.code() == Code::Unavailable) else {
+        return Verdict::Done;
+    };
+    match status.get_details_error_info() {
+        Some(info) if info.domain == reason::DOMAIN && info.reason == reason::OVERLOADED => Verdict::NotDone,
+        // The store's trouble is everybody's.
+        Some(_) => Verdict::Refused,
+        // A proxy's, or a connection's that broke after the headers.
+        None => Verdict::Unknown,
+    }
+}
+
+/// Whether the connection could not even be made.
+pub(super) fn never_sent(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<tonic::ConnectError>() || error.is::<NoAddress>() {
+            return true;
+        }
+        next = error.source();
+    }
+    false
+}
+
+/// Of two at random the less busy one (power of two choices), not the one asked before and none that is set aside, as long
+/// as there are others.
+fn pick(members: &[Arc<Member>], before: Option<&Arc<Member>>, now: Instant) -> Option<Arc<Member>> {
+    let well: Vec<&Arc<Member>> = members.iter().filter(|member| member.is_well(now)).collect();
+    let all: Vec<&Arc<Member>> = members.iter().collect();
+    for candidates in [well, all] {
+        let others: Vec<&Arc<Member>> = candidates
+            .iter()
+            .copied()
+            .filter(|member| !before.is_some_and(|before| Arc::ptr_eq(before, member)))
+            .collect();
+        if let Some(member) = less_busy(&others) {
+            return Some(member);
+        }
+    }
+    members.first().cloned()
+}
+
+fn less_busy(members: &[&Arc<Member>]) -> Option<Arc<Member>> {
+    let one = members.get(rand::random_range(0..members.len().max(1)))?;
+    let other = members.get(rand::random_range(0..members.len()))?;
+    let busy = |member: &Member| member.in_flight.load(Relaxed);
+    Some(if busy(other) < busy(one) { Arc::clone(other) } else { Arc::clone(one) })
+}
+
+impl Member {
+    fn is_well(&self, now: Instant) -> bool {
+        self.health().aside.is_none_or(|until| until <= now)
+    }
+
+    fn worked(&self) {
+        let mut health = self.health();
+        if health.failures > 0 {
+            *health = Health::default();
+        }
+    }
+
+    fn failed(&self, now: Instant) {
+        let mut health = self.health();
+        health.failures = health.failures.saturating_add(1);
+        let doubled = ASIDE_MIN.saturating_mul(1 << (health.failures - 1).min(10)).min(ASIDE_MAX);
+        health.aside = Some(now + doubled.mul_f64(0.75 + 0.5 * rand::random::<f64>()));
+    }
+
+    fn health(&self) -> std::sync::MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a call while it is under way.
+struct InFlight {
+    member: Arc<Member>,
+}
+
+impl InFlight {
+    fn of(member: Arc<Member>) -> Self {
+        member.in_flight.fetch_add(1, Relaxed);
+        Self { member }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.member.in_flight.fetch_sub(1, Relaxed);
+    }
+}

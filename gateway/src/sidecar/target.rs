@@ -1,0 +1,152 @@
+//! Where sidecars are: what SIDECAR_URL says, and what its names stand for at the moment.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::Pin,
+    str::FromStr as _,
+};
+
+use http::{Uri, uri::Authority};
+use oncegate_runtime::config::Problem;
+
+/// The port that a URL means that names none.
+const PORT: u16 = 50_051;
+
+/// One part of SIDECAR_URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    /// A name or address, and a port.
+    Tcp { host: String, port: u16, authority: Authority, tls: bool },
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+impl Target {
+    /// Whether only this machine can listen in on it.
+    pub(super) fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp { host, .. } => {
+                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+            }
+            Self::Unix(_) => true,
+        }
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, Self::Tcp { tls: true, .. })
+    }
+}
+
+/// The targets of a list of URLs, separated by commas; never empty.
+pub(super) fn targets(text: &str) -> Result<Vec<Target>, Problem> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Err(problem(text, "names no sidecar"));
+    }
+    parts.into_iter().map(target).collect()
+}
+
+fn target(text: &str) -> Result<Target, Problem> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        // As in unix:///run/oncegate/grpc.sock.
+        let path = Path::new(path.strip_prefix("//").unwrap_or(path));
+        return if path.as_os_str().is_empty() {
+            Err(problem(text, "names no socket"))
+        } else {
+            Ok(Target::Unix(path.to_owned()))
+        };
+    }
+    let uri = Uri::from_str(text).map_err(|_| problem(text, "is not a URL"))?;
+    let tls = match uri.scheme_str() {
+        Some("http") => false,
+        Some("https") => true,
+        _ => return Err(problem(text, "begins with none of http://, https:// and unix:")),
+    };
+    match uri.authority() {
+        Some(authority) if authority.as_str().contains('@') => {
+            // Not repeated: it may hold a password.
+            Err(problem("a URL", "may not hold a user name or password"))
+        }
+        Some(authority) if !authority.host().is_empty() => {
+            if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+                return Err(problem(text, "may hold no path"));
+            }
+            let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+            let port = authority.port_u16().unwrap_or(PORT);
+            Ok(Target::Tcp { host, port, authority: authority.clone(), tls })
+        }
+        _ => Err(problem(text, "names no host")),
+    }
+}
+
+fn problem(text: &str, why: &str) -> Problem {
+    Problem::new(
+        "SIDECAR_URL",
+        format!(
+            "{text} {why}; write for example http://127.0.0.1:50051, https://sidecar:50051 or unix:/run/oncegate/grpc.sock"
+        ),
+    )
+}
+
+/// What a name stands for.
+pub trait Resolve: Send + Sync + 'static {
+    /// All addresses of `host`, each with `port`.
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>>;
+}
+
+/// What the system says: `/etc/hosts`, DNS.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemResolver;
+
+impl Resolve for SystemResolver {
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        port: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>> {
+        Box::pin(async move { Ok(tokio::net::lookup_host((host, port)).await?.collect()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_sidecars_may_be_named_in_three_ways() {
+        let found =
+            targets("http://127.0.0.1:1, https://sidecar.payments.svc ,unix:///run/s.sock,http://[::1]:2/").unwrap();
+        let shown: Vec<(String, bool, bool)> = found
+            .iter()
+            .map(|target| match target {
+                Target::Tcp { host, port, .. } => (format!("{host} {port}"), target.is_tls(), target.is_local()),
+                Target::Unix(path) => (path.display().to_string(), target.is_tls(), target.is_local()),
+            })
+            .collect();
+        let wanted = [
+            ("127.0.0.1 1", false, true),
+            ("sidecar.payments.svc 50051", true, false),
+            ("/run/s.sock", false, true),
+            ("::1 2", false, true),
+        ];
+        assert_eq!(shown, wanted.map(|(text, tls, local)| (text.to_owned(), tls, local)));
+    }
+
+    #[test]
+    fn what_is_no_sidecar_is_refused() {
+        for text in
+            ["", " , ", "127.0.0.1:50051", "ftp://x", "http://", "unix:", "unix://", "http://x/path", "http://x?y"]
+        {
+            assert!(targets(text).is_err(), "{text}");
+        }
+        let said = targets("http://user:s3cret@host").unwrap_err().to_string();
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}

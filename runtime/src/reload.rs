@@ -1,0 +1,208 @@
+//! What is made from files, and made again when they change: certificates, tokens.
+
+use std::{
+    error::Error as StdError,
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::{MissedTickBehavior, interval};
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+type Build<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, BoxError> + Send + Sync>;
+
+/// Why files could not be used. Names them, never what they hold.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file as configured.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// What they hold is of no use.
+    #[error("{files} cannot be used")]
+    Content {
+        /// The files as configured.
+        files: String,
+        /// Why.
+        #[source]
+        source: BoxError,
+    },
+}
+
+/// A value made from the content of some files. A path is opened anew each time, because a projected Kubernetes secret is
+/// updated by swapping a symbolic link (W5); content is compared and not times, which such a swap does not move reliably.
+pub struct Files<T> {
+    what: &'static str,
+    paths: Vec<PathBuf>,
+    build: Build<T>,
+    current: RwLock<Arc<T>>,
+    state: Mutex<State>,
+    replaced: AtomicU64,
+    failed: AtomicU64,
+}
+
+struct State {
+    content: Vec<Vec<u8>>,
+    /// A failure is reported once until it is mended.
+    reported: bool,
+}
+
+/// How often files changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// The value was replaced.
+    pub replaced: u64,
+    /// They had become unusable, and the old value was kept. What an alarm looks at.
+    pub failed: u64,
+}
+
+impl<T> Files<T> {
+    /// Reads the files and makes the value. `what` it is stands in the log when it changes. `build` gets the content of
+    /// the files in the order of `paths`.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, or of which `build` makes nothing.
+    pub fn read(
+        what: &'static str,
+        paths: Vec<PathBuf>,
+        build: impl Fn(&[Vec<u8>]) -> Result<T, BoxError> + Send + Sync + 'static,
+    ) -> Result<Self, FilesError> {
+        let content = contents(&paths)?;
+        let first = build(&content).map_err(|source| unusable(&paths, source))?;
+        Ok(Self {
+            what,
+            paths,
+            build: Box::new(build),
+            current: RwLock::new(Arc::new(first)),
+            state: Mutex::new(State { content, reported: false }),
+            replaced: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
+    }
+
+    /// The value as of the latest content that could be used.
+    pub fn current(&self) -> Arc<T> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What happened since the start.
+    pub fn counts(&self) -> Counts {
+        Counts { replaced: self.replaced.load(Relaxed), failed: self.failed.load(Relaxed) }
+    }
+
+    /// Looks at the files now; blocks on the file system. Unusable content leaves the old value in place.
+    pub fn refresh(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let built = match contents(&self.paths) {
+            Ok(content) if content == state.content => {
+                state.reported = false;
+                return;
+            }
+            Ok(content) => {
+                (self.build)(&content).map(|value| (content, value)).map_err(|source| unusable(&self.paths, source))
+            }
+            Err(error) => Err(error),
+        };
+        match built {
+            Ok((content, value)) => {
+                *state = State { content, reported: false };
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+                self.replaced.fetch_add(1, Relaxed);
+                tracing::info!(files = names(&self.paths), "{} were read again", self.what);
+            }
+            Err(error) if !state.reported => {
+                state.reported = true;
+                self.failed.fetch_add(1, Relaxed);
+                tracing::error!(
+                    files = names(&self.paths),
+                    error = &error as &dyn StdError,
+                    "{} cannot be read again, keeping the old ones",
+                    self.what
+                );
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl<T: Send + Sync + 'static> Files<T> {
+    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    pub async fn watch(self: Arc<Self>, pause: Duration) {
+        let mut ticks = interval(pause);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let files = self.clone();
+            // A hanging network file system must not hold up calls. An error would be a panic that has been reported.
+            let _ = tokio::task::spawn_blocking(move || files.refresh()).await;
+        }
+    }
+}
+
+impl<T> fmt::Debug for Files<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Files").field("what", &self.what).field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// More than any certificate chain or list of tokens has; a wrong path must not fill the memory.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+fn contents(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FilesError> {
+    let read = |path: &PathBuf| -> io::Result<Vec<u8>> {
+        let mut content = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, FILE_BYTES_MAX + 1), &mut content)?;
+        if content.len() as u64 > FILE_BYTES_MAX {
+            return Err(io::Error::other("larger than 4 MiB"));
+        }
+        Ok(content)
+    };
+    paths.iter().map(|path| read(path).map_err(|source| FilesError::Read { path: path.clone(), source })).collect()
+}
+
+fn unusable(paths: &[PathBuf], source: BoxError) -> FilesError {
+    FilesError::Content { files: names(paths), source }
+}
+
+fn names(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w5_a_change_is_taken_over_and_a_bad_one_keeps_the_old() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("number");
+        let number = |content: &[Vec<u8>]| Ok(std::str::from_utf8(&content[0])?.trim().parse::<u32>()?);
+        assert!(matches!(Files::read("numbers", vec![path.clone()], number), Err(FilesError::Read { .. })));
+        std::fs::write(&path, "x").unwrap();
+        assert!(matches!(Files::read("numbers", vec![path.clone()], number), Err(FilesError::Content { .. })));
+        std::fs::write(&path, "1").unwrap();
+        let files = Files::read("numbers", vec![path.clone()], number).unwrap();
+        for (content, wanted, counted) in
+            [("1", 1, (0, 0)), ("2", 2, (1, 0)), ("x", 2, (1, 1)), ("y", 2, (1, 1)), ("2", 2, (1, 1)), ("z", 2, (1, 2))]
+        {
+            std::fs::write(&path, content).unwrap();
+            files.refresh();
+            let counts = files.counts();
+            assert_eq!((*files.current(), (counts.replaced, counts.failed)), (wanted, counted), "{content}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        files.refresh();
+        assert_eq!(*files.current(), 2);
+    }
+}

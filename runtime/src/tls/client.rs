@@ -1,0 +1,93 @@
+//! The side that calls.
+
+use std::{path::PathBuf, sync::Arc};
+
+use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{TlsError, authorities, chain, key, provider};
+use crate::reload::{Files, FilesError};
+
+/// Where a caller's certificates are.
+#[derive(Debug, Clone, Default)]
+pub struct ClientTlsFiles {
+    /// The authorities that the server's certificate has to lead to, in PEM; None: the system's.
+    pub ca: Option<PathBuf>,
+    /// The caller's own chain and private key in PEM, where the server asks for them.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// A caller's TLS. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct ClientTls {
+    files: Arc<Files<ClientConfig>>,
+}
+
+impl ClientTls {
+    /// Reads the files. `protocols` are offered by ALPN.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read, certificates that do not fit together, or a system without trust roots.
+    pub fn read(files: &ClientTlsFiles, protocols: &'static [&'static [u8]]) -> Result<Self, FilesError> {
+        let mut paths: Vec<PathBuf> = files.ca.iter().cloned().collect();
+        let (has_ca, has_identity) = (files.ca.is_some(), files.identity.is_some());
+        if let Some((certificate, key)) = &files.identity {
+            paths.extend([certificate.clone(), key.clone()]);
+        }
+        let files = Files::read("certificates of the caller", paths, move |content| {
+            let (ca, rest) = if has_ca { (content.first(), &content[1..]) } else { (None, content) };
+            let identity = if has_identity { Some((rest[0].as_slice(), rest[1].as_slice())) } else { None };
+            Ok(client_config(ca.map(Vec::as_slice), identity, protocols)?)
+        })?;
+        Ok(Self { files: Arc::new(files) })
+    }
+
+    /// The files behind it, to be watched and counted.
+    #[must_use]
+    pub fn files(&self) -> &Arc<Files<ClientConfig>> {
+        &self.files
+    }
+
+    /// The handshake, with the certificates as they are now. Has no time-out of its own.
+    ///
+    /// # Errors
+    ///
+    /// A server whose certificate does not lead to the authorities or is not for `name`, or that refuses ours.
+    pub async fn connect(&self, name: ServerName<'static>, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
+        TlsConnector::from(self.files.current()).connect(name, stream).await
+    }
+}
+
+fn client_config(
+    ca: Option<&[u8]>,
+    identity: Option<(&[u8], &[u8])>,
+    protocols: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
+    let roots = match ca {
+        Some(pem) => authorities(pem)?,
+        None => system_roots()?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(TlsError::Provider)?
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, private_key)) => {
+            builder.with_client_auth_cert(chain(certificate)?, key(private_key)?).map_err(TlsError::Pair)?
+        }
+    };
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    // A new connection shows the certificate as it is now.
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
+fn system_roots() -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // Some systems have a few that cannot be parsed; those that can be are enough.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(roots) }
+}

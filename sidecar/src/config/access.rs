@@ -1,0 +1,142 @@
+//! Who may call, as configured: TLS, identities, and what has to be said out loud.
+
+use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
+
+use clap::ValueEnum;
+use oncegate_runtime::{
+    config::{Checks, Span},
+    reload::Files,
+    server::Address,
+    tls::{self, ServerTls, ServerTlsFiles},
+};
+
+use super::Options;
+use crate::access::{self, Directory};
+
+/// gRPC is spoken over HTTP/2 and nothing else.
+const PROTOCOLS: &[&[u8]] = &[b"h2"];
+
+/// Whether callers have to have a certificate.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Without one there is no connection.
+    Required,
+    /// Whoever has none is known by a token.
+    Optional,
+}
+
+/// Who may call the service on its listener, and how it is protected.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// TLS on the listener.
+    pub tls: Option<ServerTls>,
+    /// The identities that may call; None: everybody may do everything.
+    pub directory: Option<Arc<Files<Directory>>>,
+    /// How often their files are looked at.
+    pub reload: Duration,
+}
+
+impl Access {
+    /// No TLS, and everybody may do everything: for listeners that only this process or machine reaches.
+    #[must_use]
+    pub fn open() -> Self {
+        Self { tls: None, directory: None, reload: access::RELOAD }
+    }
+}
+
+pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
+    let tls = tls(options, checks);
+    let directory = options.sidecar_tokens_file.as_ref().filter(|path| given(path)).and_then(|path| {
+        let read = Directory::read(path.clone());
+        read.map_err(|error| checks.problem("SIDECAR_TOKENS_FILE", chain(&error))).ok()
+    });
+    let has_client_ca = options.sidecar_tls_client_ca_file.as_ref().is_some_and(given);
+    if let Some(directory) = &directory
+        && directory.current().has_certificates()
+        && !has_client_ca
+    {
+        checks.problem(
+            "SIDECAR_TOKENS_FILE",
+            "there are identities that are known by certificates, and no SIDECAR_TLS_CLIENT_CA_FILE to verify them by",
+        );
+    }
+    checks.within(
+        "SIDECAR_ACCESS_RELOAD",
+        Span(options.sidecar_access_reload),
+        Span(Duration::from_millis(10))..=Span(Duration::from_secs(3_600)),
+    );
+    if !options.sidecar_listen.is_local() && !options.insecure {
+        let mut missing = Vec::new();
+        if options.sidecar_tls_cert_file.is_none() {
+            missing.push("TLS (SIDECAR_TLS_CERT_FILE, SIDECAR_TLS_KEY_FILE)");
+        }
+        if options.sidecar_tokens_file.is_none() && !has_client_ca {
+            missing.push("a way to tell callers from strangers (SIDECAR_TOKENS_FILE or SIDECAR_TLS_CLIENT_CA_FILE)");
+        }
+        if !missing.is_empty() {
+            checks.problem(
+                "SIDECAR_LISTEN",
+                format!(
+                    "{} can be reached by others, and the service lacks {}: give it that, listen on a loopback address \
+                     or a Unix socket, or say --insecure",
+                    options.sidecar_listen,
+                    missing.join(", and ")
+                ),
+            );
+        }
+    }
+    Access { tls, directory: directory.map(Arc::new), reload: options.sidecar_access_reload }
+}
+
+fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
+    let given = |path: &Option<PathBuf>| path.clone().filter(given);
+    let client_ca = given(&options.sidecar_tls_client_ca_file);
+    match (given(&options.sidecar_tls_cert_file), given(&options.sidecar_tls_key_file)) {
+        (None, None) => {
+            if client_ca.is_some() {
+                checks.problem("SIDECAR_TLS_CLIENT_CA_FILE", "given without SIDECAR_TLS_CERT_FILE: there is no TLS");
+            }
+            None
+        }
+        (Some(_), None) => {
+            checks.problem("SIDECAR_TLS_KEY_FILE", "missing: the certificate in SIDECAR_TLS_CERT_FILE needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            checks.problem("SIDECAR_TLS_CERT_FILE", "missing: the key in SIDECAR_TLS_KEY_FILE needs its certificate");
+            None
+        }
+        (Some(_), Some(_)) if matches!(options.sidecar_listen, Address::Unix(_)) => {
+            checks.problem(
+                "SIDECAR_TLS_CERT_FILE",
+                format!("given, but no TLS is spoken on {}: leave it out", options.sidecar_listen),
+            );
+            None
+        }
+        (Some(certificate), Some(key)) => {
+            let auth = match options.sidecar_tls_client_auth {
+                ClientAuth::Required => tls::ClientAuth::Required,
+                ClientAuth::Optional => tls::ClientAuth::Optional,
+            };
+            let files = ServerTlsFiles { certificate, key, client_ca: client_ca.map(|path| (path, auth)) };
+            let read = ServerTls::read(&files, PROTOCOLS);
+            read.map_err(|error| checks.problem("SIDECAR_TLS_CERT_FILE", chain(&error))).ok()
+        }
+    }
+}
+
+/// A blank in a composed environment switches a setting off.
+fn given(path: &PathBuf) -> bool {
+    !path.as_os_str().is_empty()
+}
+
+fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

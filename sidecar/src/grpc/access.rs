@@ -1,0 +1,209 @@
+//! At the door: who calls, and whether that is permitted. What a request says about its tenant is looked at once it has
+//! been decoded, by [`Caller`].
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use jiff::Timestamp;
+use oncegate_api::{reason, v1};
+use oncegate_runtime::{reload::Files, server::Peer};
+use tonic::{Code, Status, codegen::http};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    access::{Directory, Identity, Method, Tenants, Unknown},
+    metrics::Metrics,
+};
+
+/// Refusals of strangers that are logged one by one in a second; of further ones, the number. Whoever is known is never
+/// left out.
+const STRANGERS_LOGGED: u64 = 100;
+
+/// What keeps the door, for all connections.
+pub(crate) struct Door {
+    directory: Arc<Files<Directory>>,
+    metrics: Arc<Metrics>,
+    strangers: Strangers,
+}
+
+impl Door {
+    pub(crate) fn new(directory: Arc<Files<Directory>>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self { directory, metrics, strangers: Strangers::default() })
+    }
+}
+
+/// The door of one connection.
+#[derive(Clone)]
+pub(super) struct Guard {
+    door: Arc<Door>,
+    peer: Peer,
+}
+
+impl Guard {
+    pub(super) fn new(door: Arc<Door>, peer: Peer) -> Self {
+        Self { door, peer }
+    }
+
+    /// Lets a request in, with its caller as an extension, or says why not.
+    pub(super) fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
+        let path = request.uri().path();
+        let method = Method::of(path);
+        // Asked by probes and load balancers, which have no credentials, and tells nothing of events.
+        if method == Method::Health {
+            return Ok(());
+        }
+        let mut authorizations = request.headers().get_all(http::header::AUTHORIZATION).iter();
+        let authorization = authorizations.next().map(http::HeaderValue::as_bytes);
+        // Two of them: whichever is meant, somebody would be wrong (W7).
+        let authorization = if authorizations.next().is_some() { Some(&b""[..]) } else { authorization };
+        let directory = self.door.directory.current();
+        let identity = match directory.identify(authorization, self.peer.certificate.as_ref(), Timestamp::now()) {
+            Ok(identity) => identity,
+            Err(unknown) => return Err(self.stranger(path, &unknown)),
+        };
+        let caller = Caller { identity, metrics: self.door.metrics.clone() };
+        if !caller.identity.role.permits(method) {
+            let why = format!("the role {} does not permit it", caller.identity.role);
+            return Err(caller.denied(path, &why));
+        }
+        if matches!(method, Method::Resolve | Method::Cleanup) {
+            // What is done by hand, or deletes, has a line of its own (W20).
+            tracing::info!(caller = caller.identity.name, method = path, peer = %self.peer, "an operator calls");
+        }
+        request.extensions_mut().insert(caller);
+        Ok(())
+    }
+
+    fn stranger(&self, method: &str, unknown: &Unknown) -> Status {
+        self.door.metrics.unauthenticated.add();
+        let (who, why) = match unknown {
+            Unknown::NoCredentials => (String::new(), "neither a token nor a client certificate was sent"),
+            Unknown::UnknownToken => (String::new(), "the token is not known"),
+            Unknown::UnknownCertificate(certificate) => {
+                let names = certificate.uris.iter().chain(&certificate.dns_names).map(String::as_str);
+                (names.collect::<Vec<_>>().join(","), "the client certificate is not known")
+            }
+            Unknown::Expired(identity) => (identity.name.clone(), "the credentials have expired"),
+        };
+        if let Some(unreported) = self.door.strangers.pass() {
+            // The path is the caller's own text: printed as a value, never as a format.
+            tracing::warn!(caller = who, ?method, peer = %self.peer, why, unreported, "a call was denied");
+        }
+        refused(Code::Unauthenticated, reason::UNAUTHENTICATED, why)
+    }
+}
+
+/// Whoever was let in. An extension of the request.
+#[derive(Clone)]
+pub(super) struct Caller {
+    identity: Arc<Identity>,
+    metrics: Arc<Metrics>,
+}
+
+impl Caller {
+    fn denied(&self, method: &str, why: &str) -> Status {
+        self.metrics.permission_denied.add();
+        tracing::warn!(caller = self.identity.name, ?method, why, "a call was denied");
+        refused(Code::PermissionDenied, reason::PERMISSION_DENIED, why)
+    }
+
+    /// Whether the tenant is one of the caller's (W21).
+    fn of_tenant(&self, method: &str, tenant: &str) -> Result<(), Status> {
+        // As the contract has it for keys.
+        let tenant = if tenant.is_empty() { "default" } else { tenant };
+        if self.identity.tenants.include(tenant) {
+            return Ok(());
+        }
+        Err(self.denied(method, "the event belongs to a tenant of somebody else"))
+    }
+
+    /// The tenant of a listing: whoever is bound to one tenant gets that one's without naming it.
+    fn of_listing(&self, method: &str, tenant: &mut String) -> Result<(), Status> {
+        match &self.identity.tenants {
+            Tenants::All => Ok(()),
+            Tenants::Only(tenants) if tenant.is_empty() => match (tenants.first(), tenants.len()) {
+                (Some(only), 1) => {
+                    tenant.clone_from(only);
+                    Ok(())
+                }
+                _ => Err(self.denied(method, "the tenants of everybody were asked for: name one")),
+            },
+            Tenants::Only(_) => self.of_tenant(method, tenant),
+        }
+    }
+}
+
+/// Whether the caller, where callers are told apart, may touch the event. A request without a key is refused later, for
+/// that.
+pub(super) fn event<T>(
+    request: &tonic::Request<T>,
+    method: &'static str,
+    key: impl FnOnce(&T) -> Option<&v1::EventKey>,
+) -> Result<(), Status> {
+    let Some(caller) = request.extensions().get::<Caller>() else { return Ok(()) };
+    match key(request.get_ref()) {
+        Some(key) => caller.of_tenant(method, &key.tenant),
+        None => Ok(()),
+    }
+}
+
+/// The same for what lists, counts or deletes by tenant.
+pub(super) fn listing<T>(
+    request: &mut tonic::Request<T>,
+    method: &'static str,
+    tenant: impl FnOnce(&mut T) -> &mut String,
+) -> Result<(), Status> {
+    let Some(caller) = request.extensions().get::<Caller>().cloned() else { return Ok(()) };
+    caller.of_listing(method, tenant(request.get_mut()))
+}
+
+fn refused(code: Code, reason: &str, message: &str) -> Status {
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, reason::DOMAIN, HashMap::new()))
+}
+
+/// How many strangers were logged in this second.
+#[derive(Default)]
+struct Strangers {
+    second: AtomicU64,
+    seen: AtomicU64,
+    held_back: AtomicU64,
+}
+
+impl Strangers {
+    /// How many were held back before, if this one may be logged.
+    fn pass(&self) -> Option<u64> {
+        self.pass_at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
+    }
+
+    fn pass_at(&self, now: u64) -> Option<u64> {
+        if self.second.swap(now, Relaxed) != now {
+            self.seen.store(0, Relaxed);
+        }
+        if self.seen.fetch_add(1, Relaxed) < STRANGERS_LOGGED {
+            Some(self.held_back.swap(0, Relaxed))
+        } else {
+            self.held_back.fetch_add(1, Relaxed);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_cannot_fill_the_log_and_are_counted() {
+        let strangers = Strangers::default();
+        let logged = (0..1_000).filter(|_| strangers.pass_at(7).is_some()).count();
+        assert_eq!(logged, 100);
+        assert_eq!(strangers.pass_at(8), Some(900));
+        assert_eq!(strangers.pass_at(8), Some(0));
+    }
+}

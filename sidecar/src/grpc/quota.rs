@@ -1,0 +1,72 @@
+//! Calls per second and tenant, so that one tenant's flood is not everybody's.
+//!
+//! What claims, lists or counts is held to it. What ends work that was granted is not: refusing a Mark or an extension would
+//! cost a second attempt at a payment.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
+use oncegate_api::reason;
+use tonic::{Code, Status};
+
+use super::status::retryable;
+
+/// Tenants with a bucket of their own at once. Buckets that have filled up again are dropped; where that is not enough,
+/// newcomers share one, so that made-up names take no memory.
+const TENANTS_MAX: usize = 10_000;
+
+/// The tenants' buckets.
+pub(super) struct TenantQuota {
+    buckets: DefaultKeyedRateLimiter<String>,
+}
+
+impl TenantQuota {
+    /// So many calls a second, and as many at once.
+    pub(super) fn new(calls_per_second: NonZeroU32) -> Self {
+        Self { buckets: RateLimiter::keyed(Quota::per_second(calls_per_second)) }
+    }
+
+    /// Takes a call from the tenant's bucket.
+    pub(super) fn take(&self, tenant: &str) -> Result<(), Status> {
+        if self.buckets.len() >= TENANTS_MAX {
+            self.buckets.retain_recent();
+        }
+        // No tenant has this name: it would have to be empty.
+        let key = if self.buckets.len() >= TENANTS_MAX { String::new() } else { tenant.to_owned() };
+        self.buckets.check_key(&key).map_err(|exhausted| {
+            let wait = exhausted.wait_time_from(self.buckets.clock().now()).max(Duration::from_millis(1));
+            let message = format!("the tenant {tenant:?} has used up its calls per second");
+            retryable(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, message, wait)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_tenant_uses_up_its_own_quota_and_nobody_elses() {
+        let quota = TenantQuota::new(NonZeroU32::new(3).expect("not zero"));
+        assert!((0..3).all(|_| quota.take("eager").is_ok()));
+        let refused = quota.take("eager").expect_err("one too many");
+        assert_eq!(refused.code(), Code::ResourceExhausted);
+        let details = refused.get_error_details();
+        assert_eq!(details.error_info().expect("a reason").reason, reason::QUOTA_EXCEEDED);
+        let wait = details.retry_info().and_then(|info| info.retry_delay).expect("a pause");
+        assert!(wait <= Duration::from_millis(334), "{wait:?}");
+        assert!(quota.take("other").is_ok());
+    }
+
+    #[test]
+    fn made_up_tenants_take_a_bounded_memory() {
+        let quota = TenantQuota::new(NonZeroU32::new(1).expect("not zero"));
+        let refused =
+            (0..TENANTS_MAX + 1_000).filter(|number| quota.take(&format!("tenant-{number}")).is_err()).count();
+        assert!(quota.buckets.len() <= TENANTS_MAX + 1);
+        // They share a bucket of one call a second.
+        assert!(refused > 900, "{refused}");
+    }
+}
