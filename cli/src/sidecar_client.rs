@@ -64,8 +64,10 @@ impl Sidecar {
 
     /// What an error of a call means for the command.
     pub(crate) fn failure(&self, status: &Status) -> Failure {
-        // The sidecar's own refusals carry a reason; without one, it was the connection that failed.
-        if status.code() == Code::Unavailable && status.get_details_error_info().is_none() {
+        // The sidecar's own refusals carry a reason; without one, it was the connection that failed. One that speaks
+        // something else, or refuses our certificate, breaks off.
+        let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown);
+        if broken && status.get_details_error_info().is_none() {
             return self.unreachable(anyhow::anyhow!("{}", status.message()));
         }
         Failure::Failed(anyhow::anyhow!("{}", explain(status)))

@@ -4,6 +4,7 @@
 
 pub mod chaos;
 pub mod clock;
+pub mod certificates;
 pub mod eventually;
 pub mod grow;
 pub mod http_client;

@@ -63,6 +63,8 @@ pub(crate) enum Answer {
     Conflict,
     /// Any verdict on signature, header or certificate.
     Unauthorized,
+    /// Such a verdict, and its sender has had too many of them (W14).
+    TooManyFailures(RetryAfter),
     /// The body is not one JSON object that names its event once.
     MalformedBody,
     /// The request says in two ways how long it is, or breaks off.
@@ -103,6 +105,7 @@ impl Answer {
             Self::Held(HeldStatus::Ok) => (StatusCode::OK, "held"),
             Self::Conflict => (StatusCode::UNPROCESSABLE_ENTITY, "conflict"),
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
             Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed_body"),
             Self::MalformedRequest => (StatusCode::BAD_REQUEST, "malformed_request"),
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
@@ -131,6 +134,7 @@ impl Answer {
             Self::InProgress(InProgressStatus::Conflict, after)
             | Self::Unsettled(after)
             | Self::Paused(after)
+            | Self::TooManyFailures(after)
             | Self::Unavailable(after) => Some(after.value()),
             Self::Continues => Some(RetryAfter::After(Duration::from_secs(30)).value()),
             Self::Overloaded => Some(RetryAfter::SOON.value()),
@@ -162,8 +166,9 @@ impl Answer {
             Self::MethodNotAllowed(methods) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(methods));
             }
-            // What follows on the connection cannot be told from the rest of this request (pitfalls 3.4.5).
-            Self::MalformedRequest | Self::TooSlow | Self::TooLarge => {
+            // What follows on the connection cannot be told from the rest of this request (pitfalls 3.4.5), or is not
+            // worth reading.
+            Self::MalformedRequest | Self::TooSlow | Self::TooLarge | Self::TooManyFailures(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -204,6 +209,7 @@ mod tests {
             (Answer::Held(HeldStatus::Ok), 200, "held", None),
             (Answer::Conflict, 422, "conflict", None),
             (Answer::Unauthorized, 401, "unauthorized", None),
+            (Answer::TooManyFailures(pause()), 429, "too_many_failures", Some("3")),
             (Answer::MalformedBody, 400, "malformed_body", None),
             (Answer::MalformedRequest, 400, "malformed_request", None),
             (Answer::TooSlow, 408, "too_slow", None),

@@ -14,7 +14,7 @@ use oncegate_runtime::{
 
 pub use crate::enforcement::Enforcement;
 pub use crate::providers::{flutterwave::Version as FlutterwaveVersion, paypal::Environment};
-use crate::{route::Route, sidecar::Reach};
+use crate::{failures::FailureLimits, route::Route, sidecar::Reach};
 
 /// What the operator may set. The texts are the manual (`--help`).
 #[derive(clap::Args, Clone, Debug)]
@@ -295,6 +295,19 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_CONNECTIONS_MAX", value_name = "NUMBER", default_value_t = 4_096)]
     pub gateway_connections_max: usize,
 
+    /// Refused signatures a minute, per route and source address; beyond it they get 429 and a closed connection. 0: no limit
+    ///
+    /// Only what failed its verification counts and is answered so: a valid signature is never refused, whoever else comes
+    /// from its address.
+    #[arg(long, env = "GATEWAY_FAILURES_PER_MINUTE", value_name = "NUMBER", default_value_t = 600)]
+    pub gateway_failures_per_minute: u32,
+
+    /// Proxies of your own in front of the gateway, each of which appends the address it saw to X-Forwarded-For
+    ///
+    /// 0: the source is the address of the connection. More than there are lets strangers choose their address.
+    #[arg(long, env = "GATEWAY_TRUSTED_HOPS", value_name = "NUMBER", default_value_t = 0)]
+    pub gateway_trusted_hops: usize,
+
     /// Deliveries under way at once, waiting duplicates included; beyond it requests get 503 before the lock
     #[arg(long, env = "GATEWAY_DELIVERIES_MAX", value_name = "NUMBER", default_value_t = 1_024)]
     pub gateway_deliveries_max: usize,
@@ -395,6 +408,7 @@ pub struct Settings {
     pub(crate) routes: Vec<Route>,
     pub(crate) http: HttpLimits,
     pub(crate) body: BodyLimits,
+    pub(crate) failures: FailureLimits,
     pub(crate) upstream: UpstreamLimits,
     pub(crate) lock: LockSettings,
     pub(crate) sidecar_timeout: Duration,

@@ -2,6 +2,7 @@
 //! signature, and only then what is in the body. A request that fails here leaves a counter behind and nothing else.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, SystemTime},
 };
@@ -16,6 +17,7 @@ use crate::{
     body::{self, Budget, Stopped},
     config::BodyLimits,
     delivery::Event,
+    failures::{FailureLimits, Failures},
     metrics::Metrics,
     providers::Refusal,
     route::Route,
@@ -32,11 +34,18 @@ pub(crate) struct Ingest {
     budget: Budget,
     metrics: Arc<Metrics>,
     refusals: Throttle,
+    failures: Failures,
 }
 
 impl Ingest {
-    pub(crate) fn new(limits: BodyLimits, metrics: Arc<Metrics>) -> Self {
-        Self { limits, budget: Budget::new(limits.budget_bytes), metrics, refusals: Throttle::default() }
+    pub(crate) fn new(limits: BodyLimits, failures: FailureLimits, metrics: Arc<Metrics>) -> Self {
+        Self {
+            limits,
+            budget: Budget::new(limits.budget_bytes),
+            metrics,
+            refusals: Throttle::default(),
+            failures: Failures::new(failures),
+        }
     }
 
     /// What is left of the budget for bodies, in KiB.
@@ -44,19 +53,20 @@ impl Ingest {
         self.budget.left_kib()
     }
 
-    /// Admits a request on `route`, or says what to answer. `now` is the clock for signatures.
+    /// Admits a request on `route` from `peer`, or says what to answer. `now` is the clock for signatures.
     pub(crate) async fn admit<B>(
         &self,
         route: &Arc<Route>,
         parts: Parts,
         mut body: B,
+        peer: Option<SocketAddr>,
         now: SystemTime,
     ) -> Result<Event, Answer>
     where
         B: Body<Data = Bytes> + Send + Unpin + 'static,
         B::Error: Send,
     {
-        let checked = self.check(route, parts, &mut body, now).await;
+        let checked = self.check(route, parts, &mut body, peer, now).await;
         checked.map_err(|(answer, unread)| {
             if unread == Unread::Rest {
                 forget(body);
@@ -70,6 +80,7 @@ impl Ingest {
         route: &Arc<Route>,
         parts: Parts,
         body: &mut B,
+        peer: Option<SocketAddr>,
         now: SystemTime,
     ) -> Result<Event, (Answer, Unread)>
     where
@@ -84,8 +95,10 @@ impl Ingest {
         if is_encoded(&parts.headers) {
             return Err((Answer::Encoded, early));
         }
-        let verification =
-            route.provider.begin(&parts.headers).map_err(|refusal| (self.refuse(route, refusal), early))?;
+        let verification = route
+            .provider
+            .begin(&parts.headers)
+            .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, early))?;
         let received = body::read(body, &self.limits, &self.budget).await.map_err(|stopped| match stopped {
             Stopped::TooLarge => (Answer::TooLarge, Unread::Rest),
             Stopped::OverBudget => (Answer::Overloaded, Unread::Rest),
@@ -95,7 +108,7 @@ impl Ingest {
         let signed = verification
             .finish(&received.bytes, now)
             .await
-            .map_err(|refusal| (self.refuse(route, refusal), Unread::Nothing))?;
+            .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;
         let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
         let identity = route.provider.identify(&signed, &received.bytes, &digest).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
@@ -109,8 +122,20 @@ impl Ingest {
         Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received, digest })
     }
 
-    fn refuse(&self, route: &Route, refusal: Refusal) -> Answer {
+    fn refuse(
+        &self,
+        route: &Arc<Route>,
+        refusal: Refusal,
+        headers: &HeaderMap,
+        peer: Option<SocketAddr>,
+        unread: Unread,
+    ) -> (Answer, Unread) {
         self.metrics.refused(refusal);
+        // What is no fault of the sender's does not count.
+        let counts = !matches!(refusal, Refusal::CertUnavailable | Refusal::MissingSecret);
+        if let Some(wait) = counts.then(|| self.failures.add(route, headers, peer)).flatten() {
+            return (Answer::TooManyFailures(RetryAfter::After(wait)), Unread::Nothing);
+        }
         // Providers disable an endpoint that refuses them for days, so somebody has to hear of it; a stranger must not be
         // able to fill the log.
         if let Some(unreported) = self.refusals.pass() {
@@ -121,7 +146,7 @@ impl Ingest {
                 "signature was refused"
             );
         }
-        match refusal {
+        let answer = match refusal {
             // The one that is mended by waiting (G6).
             Refusal::CertUnavailable => Answer::Unavailable(RetryAfter::After(Duration::from_secs(5))),
             Refusal::MissingHeader
@@ -133,7 +158,8 @@ impl Ingest {
             | Refusal::UnsupportedAlgorithm
             | Refusal::UntrustedCertUrl
             | Refusal::UntrustedCertificate => Answer::Unauthorized,
-        }
+        };
+        (answer, unread)
     }
 }
 

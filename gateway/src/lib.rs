@@ -21,6 +21,7 @@ mod detach;
 mod enforcement;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod failures;
 mod health;
 mod ingest;
 pub mod key;

@@ -30,7 +30,7 @@ impl Delivered {
 }
 
 /// The words of the answers, as labels: a closed list, so that no request can make a series (pitfalls 3.5.4).
-pub(crate) const WORDS: [&str; 17] = [
+pub(crate) const WORDS: [&str; 18] = [
     "processed",
     "already_processed",
     "failed",
@@ -39,6 +39,7 @@ pub(crate) const WORDS: [&str; 17] = [
     "held",
     "conflict",
     "unauthorized",
+    "too_many_failures",
     "malformed_body",
     "malformed_request",
     "too_slow",

@@ -7,7 +7,7 @@ use http::{Method, Request, Response};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
-    server::{self, AmbiguousFraming, Http1, Options, Protocol},
+    server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol},
     shutdown::CancellationToken,
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -105,7 +105,7 @@ impl Gateway {
         tenants.dedup();
         let front = Front {
             health: Health::new(sidecar.clone(), tenants, settings.health_cache),
-            ingest: Ingest::new(settings.body, metrics.clone()),
+            ingest: Ingest::new(settings.body, settings.failures, metrics.clone()),
             courier: Arc::new(Courier::new(&settings, sidecar, upstream, metrics.clone())),
             answer_timeout: settings.answer_timeout,
             metrics,
@@ -163,8 +163,11 @@ impl Gateway {
             ..Options::http1(drain)
         };
         let handler = front.clone();
-        let service = service_fn(move |request| handler.clone().handle(request));
-        let serve = server::serve(listener, service, options, shutdown.clone());
+        let service = move |peer: &Peer| {
+            let (handler, peer) = (handler.clone(), peer.address);
+            service_fn(move |request| handler.clone().handle(request, peer))
+        };
+        let serve = server::serve_each(listener, service, options, shutdown.clone());
         let begun = async {
             shutdown.cancelled().await;
             Instant::now()
@@ -192,7 +195,11 @@ struct Front {
 }
 
 impl Front {
-    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<answer::Body>, Infallible> {
+    async fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Response<answer::Body>, Infallible> {
         let started = Instant::now();
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
             // Whatever the path: where this request ends is a guess.
@@ -211,7 +218,7 @@ impl Front {
                 Some(_) if parts.method != Method::POST => {
                     refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
                 }
-                Some(route) => match self.ingest.admit(route, parts, body, SystemTime::now()).await {
+                Some(route) => match self.ingest.admit(route, parts, body, peer, SystemTime::now()).await {
                     Ok(event) => self.courier.handle(event, started + self.answer_timeout).await,
                     Err(answer) => answer,
                 },

@@ -419,10 +419,17 @@ mod tests {
     async fn a_connection_that_cannot_be_made_means_that_nothing_happened() {
         // Bound and closed again: nobody listens there.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let channel = Channel::builder(format!("http://127.0.0.1:{port}").parse().unwrap()).connect_lazy();
+        let url = format!("http://127.0.0.1:{port}");
+        let settings = crate::config::Options {
+            sidecar_url: url,
+            upstream_url: Some("http://127.0.0.1:1/".into()),
+            stripe_webhook_secret: Some("whsec_test".into()),
+            ..Default::default()
+        };
+        let channel = channel(&settings.validate().unwrap());
         let lock = LockSettings { margin: Duration::from_secs(15), holder: "test".into() };
         let sidecar = Sidecar::new(channel, Duration::from_secs(10), &lock);
-        let failure = sidecar.stats().await.unwrap_err();
+        let failure = sidecar.stats("default").await.unwrap_err();
         assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });
     }
 }

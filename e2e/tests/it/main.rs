@@ -1,5 +1,6 @@
 //! Everything with everything real, in one test binary.
 
+mod access;
 mod api;
 mod bad_input;
 mod cases;

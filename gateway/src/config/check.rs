@@ -1,11 +1,11 @@
 //! From options to settings that fit together.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use oncegate_runtime::config::{Checks, Problem, Problems, Size, Span};
 
 use super::{BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits, routes};
-use crate::{route, sidecar::ReachOptions};
+use crate::{failures::FailureLimits, route, sidecar::ReachOptions};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -42,6 +42,10 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
             budget_bytes: bytes(options.gateway_body_budget),
             timeout: options.gateway_body_timeout,
             first_byte_timeout: options.gateway_body_first_byte_timeout,
+        },
+        failures: FailureLimits {
+            per_minute: NonZeroU32::new(options.gateway_failures_per_minute),
+            trusted_hops: options.gateway_trusted_hops,
         },
         upstream: UpstreamLimits {
             connect_timeout: options.upstream_connect_timeout,
@@ -145,6 +149,7 @@ fn limits(options: &Options, checks: &mut Checks) {
     checks.within("GATEWAY_BODY_BUDGET", Size(options.gateway_body_budget), size(1 << 10)..=size(1 << 40));
     checks.within("UPSTREAM_BODY_BYTES_MAX", Size(options.upstream_body_bytes_max), size(0)..=size(16 << 20));
     checks.within("GATEWAY_CONNECTIONS_MAX", options.gateway_connections_max, 1..=1_000_000);
+    checks.within("GATEWAY_TRUSTED_HOPS", options.gateway_trusted_hops, 0..=16);
     checks.within("GATEWAY_DELIVERIES_MAX", options.gateway_deliveries_max, 1..=1_000_000);
 }
 

@@ -271,3 +271,29 @@ async fn g3_secrets_are_read_again_when_their_file_changes() {
     timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 401 {} }).await.unwrap();
     assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);
 }
+
+#[tokio::test]
+async fn w14_failures_beyond_the_limit_get_429_and_a_valid_signature_never_does() {
+    let harness = Harness::with(|options| Options { gateway_failures_per_minute: 3, ..options }).await;
+    let forged = || {
+        let body = event("evt_forged");
+        request("POST", STRIPE, &[("stripe-signature", &signature("whsec_other", &body))], &body)
+    };
+    for _ in 0..3 {
+        assert_eq!(harness.send(forged()).await.status, 401);
+    }
+    let limited = harness.send(forged()).await;
+    assert_eq!(limited.said(), (429, r#"{"status":"too_many_failures"}"#));
+    assert_eq!(limited.header("connection"), Some("close"));
+    assert!((1..=20).contains(&limited.header("retry-after").unwrap().parse::<u64>().unwrap()));
+    // Refused before its body, which nobody waits for.
+    let headless = request("POST", STRIPE, &[("content-length", "100000")], "");
+    assert_eq!(harness.send(headless).await.status, 429);
+    // From the same address, and in the middle of it.
+    for number in 0..5 {
+        assert_eq!(harness.deliver(&format!("evt_{number}")).await.status, 200);
+        assert_eq!(harness.send(forged()).await.status, 429);
+    }
+    assert_eq!(harness.metric("oncegate_gateway_answers_total{answer=\"too_many_failures\"}"), 7);
+    assert_eq!(harness.application.deliveries().len(), 5);
+}

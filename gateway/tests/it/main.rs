@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod application;
+mod balance;
 mod client;
 mod delivery;
 mod harness;

@@ -134,3 +134,14 @@ fn every_method_of_the_contract_is_known() {
         assert_eq!(Method::of(path), Method::Unknown, "{path}");
     }
 }
+
+#[test]
+fn the_example_of_the_documents_can_be_used() {
+    let document = include_str!("../../../docs/security.md");
+    let example = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    let directory = directory(example);
+    assert_eq!((directory.tokens.len(), directory.certificates.len()), (2, 2));
+    for (role, says) in [(Role::Caller, "`caller`"), (Role::Operator, "`operator`"), (Role::Cleanup, "`cleanup`")] {
+        assert!(document.contains(&format!("| {says} |")), "{role}");
+    }
+}

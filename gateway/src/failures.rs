@@ -1,0 +1,142 @@
+//! What a stranger's failures may cost, by source, route and time (W14).
+//!
+//! The signature of a request is known only when its body has been read, and a provider may share its address with anybody
+//! (a NAT, a proxy in front of us). So nothing is ever refused for what others did before: a request is verified, and only
+//! one that failed is held to the limit. Beyond it the answer is 429, nothing more is read of the request, its connection
+//! is closed and no line is logged.
+
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
+    sync::Arc,
+    time::Duration,
+};
+
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
+use http::HeaderMap;
+
+use crate::route::Route;
+
+/// Sources with a bucket of their own at once. Those that have filled up again are dropped; where that is not enough,
+/// newcomers share one, so that made-up addresses take no memory.
+const SOURCES_MAX: usize = 50_000;
+
+/// How failures are limited.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FailureLimits {
+    /// Per minute, source and route, and as many at once; None: no limit.
+    pub(crate) per_minute: Option<NonZeroU32>,
+    /// Proxies of our own, each of which appends the address that it saw to `X-Forwarded-For`.
+    pub(crate) trusted_hops: usize,
+}
+
+/// An IPv4 address, or the 64 bits of an IPv6 address that a provider gives to one customer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Source(IpAddr);
+
+impl Source {
+    fn of(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
+            }
+            address @ IpAddr::V4(_) => Self(address),
+        }
+    }
+}
+
+/// A route, as long as the gateway lives, and a source; no source for what has no bucket of its own.
+type Key = (usize, Option<Source>);
+
+/// The buckets.
+pub(crate) struct Failures {
+    buckets: Option<DefaultKeyedRateLimiter<Key>>,
+    trusted_hops: usize,
+}
+
+impl Failures {
+    pub(crate) fn new(limits: FailureLimits) -> Self {
+        let buckets = limits.per_minute.map(|count| RateLimiter::keyed(Quota::per_minute(count)));
+        Self { buckets, trusted_hops: limits.trusted_hops }
+    }
+
+    /// Counts a failure; when it is one too many, how long until the next may fail.
+    pub(crate) fn add(&self, route: &Arc<Route>, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Duration> {
+        let source = source(headers, peer, self.trusted_hops);
+        self.add_at(Arc::as_ptr(route).addr(), source)
+    }
+
+    fn add_at(&self, route: usize, source: Option<Source>) -> Option<Duration> {
+        let buckets = self.buckets.as_ref()?;
+        if buckets.len() >= SOURCES_MAX {
+            buckets.retain_recent();
+        }
+        let source = source.filter(|_| buckets.len() < SOURCES_MAX);
+        let full = buckets.check_key(&(route, source)).err()?;
+        Some(full.wait_time_from(buckets.clock().now()))
+    }
+}
+
+/// Who sent a request: the socket's peer, or what the outermost proxy of our own saw. What stands before that in the header
+/// was written by strangers.
+fn source(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) -> Option<Source> {
+    let forwarded = || {
+        let values = headers.get_all("x-forwarded-for");
+        let all: Vec<&str> =
+            values.iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',')).collect();
+        address(all.get(all.len().checked_sub(trusted_hops)?)?.trim())
+    };
+    let address = if trusted_hops == 0 { None } else { forwarded() };
+    address.or(peer.map(|peer| peer.ip())).map(Source::of)
+}
+
+/// An address, with or without a port.
+fn address(text: &str) -> Option<IpAddr> {
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(forwarded: &[&'static str], hops: usize) -> String {
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append("x-forwarded-for", http::HeaderValue::from_static(value));
+        }
+        let peer = Some(([10, 0, 0, 9], 1234).into());
+        source(&headers, peer, hops).unwrap().0.to_string()
+    }
+
+    #[test]
+    fn w14_a_source_is_what_our_own_proxies_saw_and_nothing_that_a_stranger_writes() {
+        assert_eq!(seen(&["1.1.1.1"], 0), "10.0.0.9", "no proxy is trusted unless configured");
+        assert_eq!(seen(&["6.6.6.6, 1.1.1.1"], 1), "1.1.1.1");
+        assert_eq!(seen(&["6.6.6.6", "1.1.1.1"], 1), "1.1.1.1", "lines are one list");
+        assert_eq!(seen(&["6.6.6.6, 1.1.1.1, 10.0.0.2"], 2), "1.1.1.1");
+        assert_eq!(seen(&["1.1.1.1:4711"], 1), "1.1.1.1");
+        assert_eq!(seen(&["[2001:db8:1:2:3::1]:4711"], 1), "2001:db8:1:2::");
+        assert_eq!(seen(&["::ffff:1.1.1.1"], 1), "1.1.1.1");
+        // Fewer than there are proxies, or rubbish: what is sure.
+        assert_eq!(seen(&["1.1.1.1"], 2), "10.0.0.9");
+        assert_eq!(seen(&["unknown"], 1), "10.0.0.9");
+        assert_eq!(seen(&[], 1), "10.0.0.9");
+    }
+
+    #[test]
+    fn w14_each_source_and_route_has_its_own_limit_in_a_bounded_memory() {
+        let failures = Failures::new(FailureLimits { per_minute: NonZeroU32::new(2), trusted_hops: 0 });
+        let from = |number: u32| Some(Source(std::net::Ipv4Addr::from(number).into()));
+        assert_eq!([failures.add_at(1, from(1)), failures.add_at(1, from(1))], [None, None]);
+        let wait = failures.add_at(1, from(1)).unwrap();
+        assert!(wait > Duration::from_secs(20) && wait <= Duration::from_secs(30), "{wait:?}");
+        assert_eq!([failures.add_at(2, from(1)), failures.add_at(1, from(2))], [None, None]);
+        let limit = u32::try_from(SOURCES_MAX).unwrap();
+        let limited = (0..limit + 100).filter(|number| failures.add_at(3, from(*number)).is_some()).count();
+        assert!(limited >= 90, "{limited}");
+        assert!(failures.buckets.as_ref().unwrap().len() <= SOURCES_MAX + 2);
+        let unlimited = Failures::new(FailureLimits { per_minute: None, trusted_hops: 0 });
+        assert!((0..100).all(|_| unlimited.add_at(1, from(1)).is_none()));
+    }
+}

@@ -1,0 +1,253 @@
+//! Several sidecars behind one name: each gets its share, one that dies costs no webhook, and names that cannot be resolved
+//! change nothing (pitfalls 3.3.10, 3.3.11).
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use oncegate_api::{reason, v1::idempotency_service_server::IdempotencyServiceServer};
+use oncegate_gateway::{
+    Gateway,
+    config::Options,
+    sidecar::{Pool, Resolve},
+};
+use oncegate_runtime::{
+    admin::Metrics,
+    server::{self, TowerToHyperService, serve},
+    shutdown::CancellationToken,
+};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::Code;
+
+use crate::{
+    application::Application,
+    client::{PATIENCE, deliver},
+    harness::options,
+    sidecar::{Call, Scripted, Sidecar, error},
+};
+
+/// What the name stands for at the moment: addresses, or nothing when it cannot be resolved.
+#[derive(Clone, Default)]
+struct Names {
+    addresses: Arc<Mutex<Option<Vec<SocketAddr>>>>,
+}
+
+impl Names {
+    fn set(&self, addresses: Option<&[&Served]>) {
+        let addresses = addresses.map(|served| served.iter().map(|served| served.address).collect());
+        *self.addresses.lock().unwrap() = addresses;
+    }
+}
+
+impl Resolve for Names {
+    fn resolve<'a>(
+        &'a self,
+        host: &'a str,
+        _: u16,
+    ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>> {
+        assert_eq!(host, "sidecar.test");
+        let found = self.addresses.lock().unwrap().clone();
+        Box::pin(async move { found.ok_or_else(|| io::Error::other("no such name")) })
+    }
+}
+
+/// A scripted sidecar on an address of its own.
+struct Served {
+    sidecar: Sidecar,
+    address: SocketAddr,
+    /// Closes the listener and breaks the connections.
+    stop: CancellationToken,
+}
+
+impl Served {
+    async fn start(ip: [u8; 4]) -> Self {
+        let sidecar = Sidecar::default();
+        let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = TowerToHyperService::new(IdempotencyServiceServer::new(sidecar.clone()));
+        let stop = CancellationToken::new();
+        // No drain: what is under way is cut.
+        tokio::spawn(serve(listener, service, server::Options::http2(Duration::ZERO), stop.clone()));
+        Self { sidecar, address, stop }
+    }
+
+    fn claims(&self) -> usize {
+        self.sidecar.claims().len()
+    }
+}
+
+struct Balanced {
+    application: Application,
+    address: SocketAddr,
+    metrics: Metrics,
+    _run: AbortOnDropHandle<()>,
+}
+
+impl Balanced {
+    async fn start(names: &Names) -> Self {
+        let application = Application::start().await;
+        let options = Options {
+            sidecar_url: "http://sidecar.test:50051".into(),
+            sidecar_resolve_interval: Duration::from_millis(20),
+            sidecar_connect_timeout: Duration::from_millis(500),
+            ..options(&application.url())
+        };
+        let settings = options.validate().unwrap();
+        let pool = Pool::with_resolver(settings.sidecar.clone(), names.clone());
+        let metrics = pool.metrics();
+        let gateway = Gateway::bind(settings, pool).await.unwrap();
+        let address = gateway.local_addr();
+        let run = tokio::spawn(async move { gateway.run(CancellationToken::new()).await.unwrap() });
+        Self { application, address, metrics, _run: AbortOnDropHandle::new(run) }
+    }
+
+    async fn deliver(&self, count: usize, name: &str) {
+        for number in 0..count {
+            let answer = deliver(self.address, &format!("evt_{name}_{number}")).await;
+            assert_eq!(answer.status, 200, "{name} {number}: {answer:?}");
+        }
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let text = (self.metrics)();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let met = async {
+            while !condition(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, met).await.unwrap_or_else(|_| panic!("not in time: {what}\n{}", (self.metrics)()));
+    }
+}
+
+const ADDRESSES: &str = "oncegate_gateway_sidecar_addresses";
+
+#[tokio::test]
+async fn calls_are_shared_and_a_new_sidecar_gets_its_part() {
+    let (first, second) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    let names = Names::default();
+    names.set(Some(&[&first, &second]));
+    let balanced = Balanced::start(&names).await;
+    balanced.deliver(40, "shared").await;
+    // Forty flips of a coin: one side less than four times is one in a hundred million.
+    assert!(first.claims() >= 4 && second.claims() >= 4, "{} {}", first.claims(), second.claims());
+
+    let third = Served::start([127, 0, 0, 3]).await;
+    names.set(Some(&[&first, &second, &third]));
+    balanced.until("the new address is known", |balanced| balanced.metric(ADDRESSES) == 3).await;
+    balanced.deliver(60, "joined").await;
+    assert!(third.claims() >= 4, "{}", third.claims());
+
+    // Gone from the name: nothing goes there any more.
+    names.set(Some(&[&third]));
+    balanced.until("the old addresses are forgotten", |balanced| balanced.metric(ADDRESSES) == 1).await;
+    let before = first.sidecar.calls().len() + second.sidecar.calls().len();
+    balanced.deliver(10, "left").await;
+    assert_eq!(first.sidecar.calls().len() + second.sidecar.calls().len(), before);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_dies_costs_no_webhook() {
+    let (dying, living) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    let names = Names::default();
+    names.set(Some(&[&dying, &living]));
+    let balanced = Balanced::start(&names).await;
+    balanced.deliver(20, "before").await;
+    // Its name still stands for both, as in the seconds after a crash. Its listener goes away first; its connections break
+    // while claims are under way that it never answers.
+    dying.sidecar.claim(Scripted::Hang);
+    dying.sidecar.claim(Scripted::Hang);
+    let under_way: Vec<_> =
+        (0..8).map(|number| tokio::spawn(deliver(balanced.address, &format!("evt_under_way_{number}")))).collect();
+    timeout(PATIENCE, dying.sidecar.until(|calls| {
+        calls.iter().filter(|call| matches!(call, Call::Claim(claim, _) if claim.key.as_ref().unwrap().event_id.contains("under_way"))).count() >= 1
+    }))
+    .await
+    .unwrap();
+    dying.stop.cancel();
+    for answer in under_way {
+        assert_eq!(answer.await.unwrap().status, 200);
+    }
+    balanced.deliver(30, "after").await;
+    assert!(balanced.metric("oncegate_gateway_sidecar_retries_total") >= 1);
+    assert_eq!(balanced.application.deliveries().len(), 58, "each event once");
+}
+
+#[tokio::test]
+async fn addresses_stay_when_the_name_cannot_be_resolved() {
+    let served = Served::start([127, 0, 0, 1]).await;
+    let names = Names::default();
+    let balanced = Balanced::start(&names).await;
+    // Nothing is known yet, and so nothing happened.
+    assert_eq!(deliver(balanced.address, "evt_early").await.status, 503);
+    names.set(Some(&[&served]));
+    balanced.until("the name is resolved", |balanced| balanced.metric(ADDRESSES) == 1).await;
+    balanced.deliver(3, "known").await;
+    names.set(None);
+    let failed = "oncegate_gateway_sidecar_resolutions_failed_total";
+    let before = balanced.metric(failed);
+    balanced.until("resolutions fail", |balanced| balanced.metric(failed) > before + 1).await;
+    balanced.deliver(5, "kept").await;
+    assert_eq!(balanced.metric(ADDRESSES), 1);
+}
+
+#[tokio::test]
+async fn an_overloaded_sidecar_is_not_asked_again_but_another_is_with_the_same_claim() {
+    let (first, second) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    for served in [&first, &second] {
+        let overloaded = error(Code::Unavailable, reason::OVERLOADED, &[], Some(Duration::from_millis(100)));
+        served.sidecar.claim(Scripted::Error(overloaded));
+    }
+    let names = Names::default();
+    names.set(Some(&[&first, &second]));
+    let balanced = Balanced::start(&names).await;
+    // Both are overloaded once; the third try finds one that is not.
+    balanced.deliver(1, "busy").await;
+    let mut claims = first.sidecar.claims();
+    claims.extend(second.sidecar.claims());
+    assert_eq!(claims.len(), 3);
+    assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id));
+    assert!(first.claims() >= 1 && second.claims() >= 1);
+
+    // The store's trouble is everybody's: nobody else is asked.
+    for served in [&first, &second] {
+        let down = error(Code::Unavailable, reason::STORE_UNAVAILABLE, &[], Some(Duration::from_secs(1)));
+        served.sidecar.claim(Scripted::Error(down));
+    }
+    assert_eq!(deliver(balanced.address, "evt_down").await.status, 503);
+    assert_eq!(first.claims() + second.claims(), 4);
+}
+
+#[tokio::test]
+async fn retries_stay_within_their_budget_when_everything_fails() {
+    let served = Served::start([127, 0, 0, 1]).await;
+    let names = Names::default();
+    names.set(Some(&[&served]));
+    let balanced = Balanced::start(&names).await;
+    served.stop.cancel();
+    let answers = futures_of((0..200).map(|number| deliver(balanced.address, &format!("evt_{number}")))).await;
+    assert!(answers.iter().all(|answer| answer.status == 503), "{answers:?}");
+    let retries = balanced.metric("oncegate_gateway_sidecar_retries_total");
+    // Ten seconds' worth of the five a second that are always permitted, and a tenth of the calls.
+    assert!((1..=75).contains(&retries), "{retries}");
+    assert!(balanced.metric("oncegate_gateway_sidecar_retries_refused_total") > 0);
+}
+
+async fn futures_of<T: Send + 'static>(all: impl Iterator<Item = impl Future<Output = T> + Send + 'static>) -> Vec<T> {
+    let tasks: Vec<_> = all.map(tokio::spawn).collect();
+    let mut results = Vec::new();
+    for task in tasks {
+        results.push(task.await.unwrap());
+    }
+    results
+}
