@@ -66,7 +66,7 @@ impl Sidecar {
     pub(crate) fn failure(&self, status: &Status) -> Failure {
         // The sidecar's own refusals carry a reason; without one, it was the connection that failed. One that speaks
         // something else, or refuses our certificate, breaks off.
-        let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown);
+        let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal);
         if broken && status.get_details_error_info().is_none() {
             return self.unreachable(anyhow::anyhow!("{}", status.message()));
         }

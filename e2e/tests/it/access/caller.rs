@@ -55,7 +55,7 @@ pub(super) async fn attempt(pool: &Pool, method: &str) -> Result<char> {
         (Code::PermissionDenied, reason::PERMISSION_DENIED) => 'P',
         // Let in, and told that there is no such event.
         (Code::NotFound, reason::EVENT_NOT_FOUND) => '+',
-        (Code::Unavailable | Code::Unknown | Code::Cancelled, "") => 'X',
+        (Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal, "") => 'X',
         _ => anyhow::bail!("{method}: {status:?}"),
     })
 }
