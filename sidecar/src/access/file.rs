@@ -128,7 +128,7 @@ impl Entry {
             directory.tokens.push((digest, identity.clone()));
         }
         for name in self.certificates {
-            if !name.strip_prefix("uri:").or(name.strip_prefix("dns:")).is_some_and(|name| !name.is_empty()) {
+            if name.strip_prefix("uri:").or(name.strip_prefix("dns:")).is_none_or(str::is_empty) {
                 problem("certificates are named as uri:spiffe://... or dns:...");
             }
             if directory.certificates.iter().any(|(known, _)| *known == name) {

@@ -1,6 +1,11 @@
 //! Who may call, as configured: TLS, identities, and what has to be said out loud.
 
-use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::ValueEnum;
 use oncegate_runtime::{
@@ -46,11 +51,11 @@ impl Access {
 
 pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     let tls = tls(options, checks);
-    let directory = options.sidecar_tokens_file.as_ref().filter(|path| given(path)).and_then(|path| {
-        let read = Directory::read(path.clone());
+    let directory = options.sidecar_tokens_file.as_deref().filter(|path| given(path)).and_then(|path| {
+        let read = Directory::read(path.to_owned());
         read.map_err(|error| checks.problem("SIDECAR_TOKENS_FILE", chain(&error))).ok()
     });
-    let has_client_ca = options.sidecar_tls_client_ca_file.as_ref().is_some_and(given);
+    let has_client_ca = options.sidecar_tls_client_ca_file.as_deref().is_some_and(given);
     if let Some(directory) = &directory
         && directory.current().has_certificates()
         && !has_client_ca
@@ -89,7 +94,7 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
 }
 
 fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
-    let given = |path: &Option<PathBuf>| path.clone().filter(given);
+    let given = |path: &Option<PathBuf>| path.clone().filter(|path| given(path));
     let client_ca = given(&options.sidecar_tls_client_ca_file);
     match (given(&options.sidecar_tls_cert_file), given(&options.sidecar_tls_key_file)) {
         (None, None) => {
@@ -126,7 +131,7 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
 }
 
 /// A blank in a composed environment switches a setting off.
-fn given(path: &PathBuf) -> bool {
+fn given(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
 
