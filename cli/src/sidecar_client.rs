@@ -36,7 +36,7 @@ pub(crate) struct Sidecar {
 
     /// The token that the sidecar knows you by; other users of this machine see an option, so prefer the file
     #[arg(long, env = "SIDECAR_TOKEN", value_name = "TOKEN", hide_env_values = true)]
-    token: Option<SecretText>,
+    sidecar_token: Option<SecretText>,
 
     /// A file with the token
     #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = file)]
@@ -51,7 +51,7 @@ impl Sidecar {
             ca_file: self.ca_file.clone(),
             cert_file: self.cert_file.clone(),
             key_file: self.key_file.clone(),
-            token: self.token.clone(),
+            token: self.sidecar_token.clone(),
             token_file: self.token_file.clone(),
             connect_timeout: CONNECT_TIMEOUT,
             resolve_interval: NEVER,
@@ -136,7 +136,7 @@ mod tests {
             ca_file: None,
             cert_file: None,
             key_file: None,
-            token: None,
+            sidecar_token: None,
             token_file: None,
         };
         assert!(matches!(sidecar.failure(&Status::unavailable("connection closed")), Failure::Unreachable(_)));
