@@ -2,9 +2,9 @@
 //!
 //! Nothing here mocks. A missing server is a failure that says what to install, never a skipped test.
 
+pub mod certificates;
 pub mod chaos;
 pub mod clock;
-pub mod certificates;
 pub mod eventually;
 pub mod grow;
 pub mod http_client;

@@ -19,9 +19,9 @@ pub mod config;
 mod delivery;
 mod detach;
 mod enforcement;
+mod failures;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
-mod failures;
 mod health;
 mod ingest;
 pub mod key;

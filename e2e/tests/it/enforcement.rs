@@ -117,7 +117,7 @@ impl Alone {
         let mut program = Oncegate::new(directory.path(), ["gateway"])?
             .env("GATEWAY_LISTEN", "127.0.0.1:0")
             .env("ADMIN_LISTEN", "127.0.0.1:0")
-            .env("SIDECAR_URL", upstream::refused_url()?)
+            .env("SIDECAR_URL", upstream::refused_url()?.trim_end_matches("/payments"))
             .env("UPSTREAM_URL", upstream.url())
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
             .env("GATEWAY_SECRET_RELOAD", "50ms")
