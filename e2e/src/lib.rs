@@ -13,6 +13,7 @@ pub mod program;
 pub mod proxy;
 pub mod redis;
 pub mod redis_many;
+pub mod secrets;
 pub mod signers;
 pub mod stripe;
 pub mod supervised;

@@ -18,15 +18,23 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{eventually::DEADLINE, supervised::send_signal};
+use crate::{eventually::DEADLINE, secrets::Secrets, supervised::send_signal};
 
 /// How long a command that is to end by itself may take.
 const RUN_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A command that has not been started yet.
+/// Set to anything: every program of the tests logs all there is to log, of every library.
+const TRACE: &str = "ONCEGATE_TEST_TRACE";
+
+/// Everything; libraries are quiet unless they are named.
+pub const LOG_EVERYTHING: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,rustls=trace,sqlx=trace,tonic=trace,\
+                                  tower=trace,fred=trace";
+
+/// A command that has not been started yet. What it writes is searched for the secrets that it was given, always.
 #[derive(Debug)]
 pub struct Oncegate {
     command: Command,
+    secrets: Secrets,
 }
 
 impl Oncegate {
@@ -47,13 +55,24 @@ impl Oncegate {
                 command.env(name, value);
             }
         }
-        Ok(Self { command })
+        if env::var_os(TRACE).is_some() {
+            command.env("ONCEGATE_LOG", LOG_EVERYTHING);
+        }
+        Ok(Self { command, secrets: Secrets::default() })
     }
 
     /// With a setting.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<str>) -> Self {
         self.command.env(name, value.as_ref());
+        self.secrets.add_setting(name, value.as_ref());
+        self
+    }
+
+    /// With a secret that it gets otherwise, from a file or the database.
+    #[must_use]
+    pub fn secret(mut self, secret: &str) -> Self {
+        self.secrets.add(secret);
         self
     }
 
@@ -78,7 +97,7 @@ impl Oncegate {
         if let Some(directory) = inner.get_current_dir() {
             command.current_dir(directory);
         }
-        Self { command }
+        Self { command, secrets: self.secrets }
     }
 
     /// Starts it.
@@ -91,7 +110,7 @@ impl Oncegate {
             tokio::spawn(read(stdout, Arc::clone(&output), Stream::Out)),
             tokio::spawn(read(stderr, Arc::clone(&output), Stream::Err)),
         ];
-        Ok(Running { child, output, readers })
+        Ok(Running { child, output, readers, secrets: self.secrets })
     }
 
     /// Runs it to its end, which may take so many seconds.
@@ -133,9 +152,25 @@ pub struct Running {
     child: Child,
     output: Arc<Output>,
     readers: [JoinHandle<()>; 2],
+    secrets: Secrets,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // No secret is in any output, whatever the test is about.
+        let told = self.secrets.told_in(&self.output.to_string());
+        if let Some(told) = told.filter(|_| !std::thread::panicking()) {
+            panic!("oncegate has told a secret: {told}");
+        }
+    }
 }
 
 impl Running {
+    /// Takes up a secret that it got after its start, to be searched for at its end.
+    pub fn add_secret(&mut self, secret: &str) {
+        self.secrets.add(secret);
+    }
+
     /// The address that a part of it logged when it listened: `sidecar`, `gateway`, `admin` or `application`.
     pub async fn address(&mut self, part: &str) -> Result<SocketAddr> {
         let message = format!("{part} listening");

@@ -20,6 +20,7 @@ mod pair;
 mod providers;
 mod python_client;
 mod redis_many;
+mod secrets;
 mod setup;
 mod shutdown;
 mod simulate;
