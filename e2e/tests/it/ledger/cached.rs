@@ -240,6 +240,27 @@ async fn a_duplicate_is_answered_by_redis_until_an_operator_replays_the_event() 
     second.close().await;
 }
 
+/// The script by itself: two writers that race are too quick for a test of the whole to see the wrong order (C2).
+#[tokio::test]
+async fn a_write_to_redis_never_replaces_a_higher_token() {
+    const SCRIPT: &str = include_str!("../../../../sidecar/src/cache/redis/write.lua");
+
+    let redis = Redis::start().await.unwrap();
+    let script = SCRIPT.replace('\\', r"\\").replace('"', "\\\"").replace('\n', "\\n");
+    let write = async |version: u8, token: u8| {
+        let value = format!(r"\x{version:02x}\x00\x00\x00\x00\x00\x00\x00\x{token:02x}rest");
+        redis.command(&format!("EVAL \"{script}\" 1 name \"{value}\" 60000")).await.unwrap()
+    };
+    for (token, written) in [(5, ":1"), (4, ":0"), (5, ":1"), (255, ":1"), (6, ":0")] {
+        assert_eq!(write(1, token).await, written, "token {token}");
+    }
+    // What another version wrote is only ever a miss.
+    assert_eq!(write(2, 1).await, ":1");
+    redis.command("DEL name").await.unwrap();
+    assert_eq!(redis.command("LPUSH name rubbish").await.unwrap(), ":1");
+    assert_eq!(write(1, 1).await, ":1", "over what is no string");
+}
+
 #[tokio::test]
 async fn forged_values_are_misses_that_are_counted() {
     use super::{claim, completion, key};

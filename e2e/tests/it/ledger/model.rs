@@ -1,5 +1,5 @@
 //! Commands at random, on the ledger and on a model in memory that has nothing but the pure rules: every answer, and
-//! all that is kept in the end, must be the same.
+//! all that is kept in the end, must be the same. And the same commands on both ledgers, side by side.
 
 use std::{collections::BTreeMap, env};
 
@@ -9,13 +9,16 @@ use oncegate_sidecar::{
         Refusal, Resolution, Resolve, Resolved, State, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
-    ledger::Error,
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope, Counts},
+    },
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use super::{
     Fixture, HOUR, assert_attempts_in_order, comparable, conformance, result,
-    stats::{assert_equal_a_recount, everything},
+    stats::{assert_equal_a_recount, everything, total},
 };
 
 conformance!(the_ledger_answers_as_the_rules_do);
@@ -23,20 +26,62 @@ conformance!(the_ledger_answers_as_the_rules_do);
 /// Names a seed to run again.
 const SEED: &str = "ONCEGATE_TEST_SEED";
 
-// T03
-async fn the_ledger_answers_as_the_rules_do(fixture: &Fixture) {
-    let seed = env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+/// How many commands there are, 1,500 unless this says otherwise.
+const COMMANDS: &str = "ONCEGATE_TEST_COMMANDS";
+
+fn number_in<T: std::str::FromStr>(name: &str) -> Option<T> {
+    env::var(name).ok().map(|number| number.parse().unwrap_or_else(|_| panic!("{name} is no number: {number}")))
+}
+
+fn seed() -> u64 {
+    let seed = number_in(SEED).unwrap_or_else(rand::random);
     // Shown when the test fails.
     println!("{SEED}={seed}");
+    seed
+}
+
+// T03
+async fn the_ledger_answers_as_the_rules_do(fixture: &Fixture) {
+    run_commands(fixture, seed()).await;
+}
+
+/// What commands came to, without what only one ledger can have: its tokens and times.
+#[derive(Debug, PartialEq)]
+struct Story {
+    /// After each command, how its event stands.
+    steps: Vec<String>,
+    /// How many of each, in the end.
+    counts: Counts,
+}
+
+async fn run_commands(fixture: &Fixture, seed: u64) -> Story {
     let mut random = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
-    for number in 0..1_500 {
+    let mut steps = Vec::new();
+    for number in 0..number_in(COMMANDS).unwrap_or(1_500) {
         let command = model.command(&mut random);
         println!("{number}: {command:?}");
+        let key = command.key().cloned();
         model.run(fixture, command).await;
+        steps.push(model.standing(number, key.as_ref()));
     }
     model.assert_kept(fixture).await;
-    assert_equal_a_recount(fixture, &everything()).await;
+    let report = assert_equal_a_recount(fixture, &everything()).await;
+    Story { steps, counts: total(&report) }
+}
+
+// T03
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn both_ledgers_answer_alike() {
+    let seed = seed();
+    let (sqlite, postgres) = (Fixture::sqlite(), Fixture::postgres().await);
+    let (on_sqlite, on_postgres) = (run_commands(&sqlite, seed).await, run_commands(&postgres, seed).await);
+    for (sqlite, postgres) in on_sqlite.steps.iter().zip(&on_postgres.steps) {
+        assert_eq!(sqlite, postgres);
+    }
+    assert_eq!(on_sqlite, on_postgres);
+    sqlite.close().await;
+    postgres.close().await;
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +90,20 @@ enum Command {
     Mark(Mark),
     Extend(Extend),
     Resolve(Resolve),
+    /// Of all that has ended in these states.
+    Cleanup(Vec<State>),
+}
+
+impl Command {
+    fn key(&self) -> Option<&Key> {
+        match self {
+            Command::Claim(claim) => Some(&claim.key),
+            Command::Mark(mark) => Some(&mark.key),
+            Command::Extend(extend) => Some(&extend.key),
+            Command::Resolve(resolve) => Some(&resolve.key),
+            Command::Cleanup(_) => None,
+        }
+    }
 }
 
 /// An event as the rules make it, with times and tokens as the ledger answered them.
@@ -77,6 +136,9 @@ impl Model {
         let digest = |random: &mut StdRng| Some([random.random_range(1..3); 32]);
         let maybe = |random: &mut StdRng, chance: u32| random.random_range(0..100) < chance;
         let attempts_max = [0, 2, 3, 6][random.random_range(0..4)];
+        if random.random_range(0..500) == 0 {
+            return Command::Cleanup(State::ALL.into_iter().filter(|_| random.random_range(0..2) == 0).collect());
+        }
         match random.random_range(0..100) {
             0..50 => Command::Claim(Claim {
                 key,
@@ -147,6 +209,7 @@ impl Model {
             Command::Mark(mark) => self.mark(fixture, mark).await,
             Command::Extend(extend) => self.extend(fixture, extend).await,
             Command::Resolve(resolve) => self.resolve(fixture, resolve, now).await,
+            Command::Cleanup(states) => self.cleanup(fixture, states, now).await,
         }
     }
 
@@ -316,7 +379,50 @@ impl Model {
         assert_eq!(comparable(&answer), comparable(&known.event));
     }
 
+    async fn cleanup(&mut self, fixture: &Fixture, states: Vec<State>, now: Time) {
+        let goes =
+            |event: &Event| states.contains(&event.state) && !matches!(event.state, State::Pending | State::Processing);
+        let going: Vec<Key> =
+            self.events.values().filter(|known| goes(&known.event)).map(|known| known.event.key.clone()).collect();
+        for key in &going {
+            // Counts that are still in memory would go to the event that comes after it.
+            let known = &self.events[key];
+            fixture.counted(key, known.duplicates, known.mismatches).await;
+        }
+        let scope = CleanupScope {
+            tenant: None,
+            provider: None,
+            // What has ended by now ended before this.
+            before: now.plus(Micros(1)),
+            states,
+            dry_run: false,
+            batch_size: 2,
+        };
+        let mut progress = CleanupProgress::default();
+        while !progress.done {
+            fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+        }
+        let deleted: i64 = progress.providers.values().map(|totals| totals.deleted).sum();
+        assert_eq!(usize::try_from(deleted).unwrap(), going.len());
+        self.events.retain(|key, _| !going.contains(key));
+        self.deliveries.clear();
+    }
+
     // === what is kept ===
+
+    /// How an event stands, or how many there are.
+    fn standing(&self, number: usize, key: Option<&Key>) -> String {
+        let Some(key) = key else { return format!("{number}: {} events", self.events.len()) };
+        let Some(known) = self.events.get(key) else { return format!("{number}: {key:?} is absent") };
+        let Event { state, attempt_count, attempts_forgiven, result, last_error, fingerprint, .. } = &known.event;
+        let outcomes: Vec<Outcome> =
+            known.archive.iter().cloned().chain(known.event.latest_attempt()).map(|attempt| attempt.outcome).collect();
+        let (duplicates, mismatches, resolutions) = (known.duplicates, known.mismatches, known.resolutions.len());
+        format!(
+            "{number}: {key:?} {state} {attempt_count} {attempts_forgiven} {outcomes:?} {result:?} {last_error:?} \
+             {fingerprint:?} {duplicates} {mismatches} {resolutions}"
+        )
+    }
 
     async fn assert_kept(&self, fixture: &Fixture) {
         for (key, known) in &self.events {
