@@ -52,18 +52,7 @@ pub(crate) struct HttpClient {
 impl HttpClient {
     /// A client that waits this long for each answer.
     pub(crate) fn new(timeout: Duration) -> Self {
-        let connector = HttpsConnectorBuilder::new()
-            .with_native_roots()
-            // A machine without root certificates can still speak plain HTTP to itself.
-            .unwrap_or_else(|_| {
-                let roots = rustls::RootCertStore::empty();
-                HttpsConnectorBuilder::new().with_tls_config(
-                    rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth(),
-                )
-            })
-            .https_or_http()
-            .enable_http1()
-            .build();
+        let connector = connector();
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Self { client, timeout }
     }
@@ -90,6 +79,21 @@ impl HttpClient {
             Err(_) => Err(SendError::NoAnswer(anyhow::anyhow!("no answer within {:?}", self.timeout))),
         }
     }
+}
+
+/// Connects by http and https.
+pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
+    HttpsConnectorBuilder::new()
+        .with_native_roots()
+        // A machine without root certificates can still speak plain HTTP to itself.
+        .unwrap_or_else(|_| {
+            let roots = rustls::RootCertStore::empty();
+            HttpsConnectorBuilder::new()
+                .with_tls_config(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+        })
+        .https_or_http()
+        .enable_http1()
+        .build()
 }
 
 /// A URL with a path for where it has none, so that `http://host:port` is enough.

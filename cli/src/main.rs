@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod all;
+mod bench;
 mod bounds;
 mod check;
 mod cleanup;
@@ -70,6 +71,7 @@ enum Command {
     Enforcement(enforcement::EnforcementCommand),
     Verify(Box<verify::Verify>),
     Simulate(Box<simulate::Simulate>),
+    Bench(Box<bench::Bench>),
     Completions(completions::Completions),
 }
 
@@ -89,6 +91,7 @@ impl Command {
             | Self::Enforcement(_)
             | Self::Verify(_)
             | Self::Simulate(_)
+            | Self::Bench(_)
             | Self::Completions(_) => false,
         }
     }
@@ -110,6 +113,7 @@ impl Command {
             | Self::Health(_)
             | Self::Verify(_)
             | Self::Simulate(_)
+            | Self::Bench(_)
             | Self::Completions(_) => NonZero::<u16>::MIN,
         }
     }
@@ -178,6 +182,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Enforcement(enforcement) => enforcement.run().await,
         Command::Verify(verify) => verify.run().await,
         Command::Simulate(simulate) => simulate.run().await,
+        Command::Bench(bench) => bench.run().await,
         Command::Completions(completions) => completions.run(),
     }
 }

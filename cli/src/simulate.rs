@@ -104,14 +104,28 @@ struct Sending {
 
 /// Where to send to, and what is known of it.
 #[derive(Debug)]
-struct Target {
-    url: Uri,
+pub(crate) struct Target {
+    pub(crate) url: Uri,
     dev: Option<DevFile>,
 }
 
 impl Target {
+    /// The gateway at this URL, or else the one of `dev` in this directory, or else the usual one; with a path for where
+    /// the URL has none.
+    pub(crate) fn find(url: Option<&str>, path: &str) -> Result<Self, Failure> {
+        let directory = env::current_dir().context("cannot find the current directory")?;
+        let dev = DevFile::read(&directory)?;
+        let url = match (url, &dev) {
+            (Some(url), _) => url,
+            (None, Some(DevFile { gateway: Some(url), .. })) => url,
+            (None, _) => "http://127.0.0.1:8080",
+        };
+        let url = with_default_path(url, path).map_err(|error| Problem::new("--url", format!("{error:#}")))?;
+        Ok(Self { url, dev })
+    }
+
     /// The secret to sign with: the one given, or the one of `dev`.
-    fn secret(
+    pub(crate) fn secret(
         &self,
         provider: &str,
         setting: &'static str,
@@ -176,15 +190,7 @@ pub(crate) struct Reply {
 
 impl Sending {
     fn target(&self, path: &str) -> Result<Target, Failure> {
-        let directory = env::current_dir().context("cannot find the current directory")?;
-        let dev = DevFile::read(&directory)?;
-        let url = match (&self.url, &dev) {
-            (Some(url), _) => url,
-            (None, Some(DevFile { gateway: Some(url), .. })) => url,
-            (None, _) => "http://127.0.0.1:8080",
-        };
-        let url = with_default_path(url, path).map_err(|error| Problem::new("--url", format!("{error:#}")))?;
-        Ok(Target { url, dev })
+        Target::find(self.url.as_deref(), path)
     }
 
     fn body(&self) -> Result<Option<Bytes>, Failure> {

@@ -16,6 +16,8 @@ use crate::failure::Failure;
 
 /// Where the gateway takes them.
 pub(crate) const PATH: &str = "/webhooks/payments/stripe";
+/// The header that carries the signature.
+pub(crate) const SIGNATURE: HeaderName = HeaderName::from_static("stripe-signature");
 
 /// Send webhooks signed as Stripe signs them
 ///
@@ -63,11 +65,18 @@ pub(crate) fn webhook(body: Bytes, secret: Secret) -> Webhook {
     let signed = body.clone();
     let sign = move |now, good| {
         let signature = sign(&secret, &signed, now);
-        let signature = if good { signature } else { spoil(signature) };
-        let value = HeaderValue::try_from(signature).expect("digits, hexadecimals and punctuation make a header");
-        vec![(HeaderName::from_static("stripe-signature"), value)]
+        vec![(SIGNATURE, header(if good { signature } else { spoil(signature) }))]
     };
     Webhook { body, sign: Box::new(sign) }
+}
+
+/// The genuine value of the header for a body that is sent now.
+pub(crate) fn signature(secret: &Secret, body: &[u8], now: SystemTime) -> HeaderValue {
+    header(sign(secret, body, now))
+}
+
+fn header(signature: String) -> HeaderValue {
+    HeaderValue::try_from(signature).expect("digits, hexadecimals and punctuation make a header")
 }
 
 /// An event id as Stripe's look.

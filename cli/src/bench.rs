@@ -1,0 +1,406 @@
+//! `oncegate bench`: how much an installation does, and whether it does it right.
+
+mod grpc;
+mod http;
+mod load;
+mod message;
+mod report;
+mod tally;
+mod target;
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use oncegate_runtime::{
+    config::{Checks, Problem, Span, byte_size, duration},
+    secret::SecretText,
+};
+use tonic::transport::Endpoint;
+
+use self::{
+    grpc::Sidecar,
+    http::{Gateway, Shared},
+    load::{CALLERS_MAX, KEYS_FROM, Limits, Progress, Run, Workload},
+    message::Messages,
+    report::{About, Report},
+    tally::Tally,
+    target::Caller,
+};
+use crate::{
+    failure::Failure,
+    http_client, output,
+    simulate::{self, stripe},
+};
+
+/// A server that is there accepts a connection at once.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Callers that share a connection, unless told otherwise.
+const CALLERS_PER_CONNECTION: u32 = 32;
+/// HTTP/2 connections, unless told otherwise: more make small packets.
+const CONNECTIONS_MAX: u32 = 16;
+
+/// Measure what an installation does under load, and whether it does it right
+///
+/// Every caller asks, waits for the answer, and asks again. Afterwards, what was acknowledged as completed is asked for
+/// again: all of it has to be there, and nothing may have been granted twice.
+///
+/// It WRITES REAL EVENTS, as many as the service takes. With --target grpc they are of the tenant "bench" and the
+/// provider of --provider. With --target http they go through the gateway to the application behind it, as Stripe's
+/// webhooks whose ids begin with evt_bench_: point it at a gateway whose application may get them. To delete what it
+/// wrote: `oncegate cleanup --tenant bench --days 7` once it is old enough, or a database of its own that is dropped.
+///
+/// Exits with 0 if nothing was answered wrongly. Calls that failed are counted by their code, and are not wrong.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  oncegate bench
+  oncegate bench --workload duplicates --concurrency 256 --duration 30s
+  oncegate bench --workload storm --concurrency 100
+  oncegate bench --workload mixed --duplicate-share 0.3 --json
+  oncegate bench --target http --url http://127.0.0.1:8080 --secret-file secret.txt")]
+pub(crate) struct Bench {
+    /// What to call: a sidecar, or a gateway with signed webhooks
+    #[arg(long, value_enum, default_value = "grpc")]
+    target: TargetName,
+
+    /// Where it is [default: http://127.0.0.1:50051, or for a gateway the one of `oncegate dev` in this directory, or
+    /// http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+
+    /// What the callers do
+    #[arg(long, value_enum, default_value = "cycle")]
+    workload: WorkloadName,
+
+    /// Callers at once
+    #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CALLERS_MAX)))]
+    concurrency: u32,
+
+    /// Connections that the callers share [default: one for 32 callers, at most 16]. Over HTTP each has its own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    connections: Option<u32>,
+
+    /// Threads that make the load. One is enough for more than 100,000 calls a second
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    threads: u32,
+
+    /// How long to measure
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    duration: Duration,
+
+    /// How long to run before that
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    warm_up: Duration,
+
+    /// How many completed events duplicates are sent of
+    #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    keys: u64,
+
+    /// The share of duplicates in the mixed workload
+    #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
+    duplicate_share: f64,
+
+    /// How long to wait for each answer
+    #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
+    timeout: Duration,
+
+    /// The most completions to ask for again at the end
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    check_max: u64,
+
+    /// The provider of the events, over gRPC
+    #[arg(long, default_value = "bench", value_name = "NAME")]
+    provider: String,
+
+    /// How large a webhook's body is, over HTTP
+    #[arg(long, default_value = "2KiB", value_name = "SIZE", value_parser = byte_size)]
+    body_size: u64,
+
+    /// The secret to sign webhooks with. Other users of the machine see arguments: prefer the environment
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET")]
+    secret: Option<SecretText>,
+
+    /// A file with the secret to sign webhooks with
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+
+    /// Show the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum TargetName {
+    /// A sidecar
+    Grpc,
+    /// A gateway
+    Http,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, Debug)]
+enum WorkloadName {
+    /// New events, each locked and completed
+    Cycle,
+    /// Duplicates of completed events
+    Duplicates,
+    /// All callers at once for one new event, again and again: one wins
+    Storm,
+    /// New events and duplicates
+    Mixed,
+}
+
+/// How callers come to their target.
+#[derive(Clone)]
+enum Route {
+    Grpc { endpoint: Box<Endpoint>, messages: Arc<Messages>, timeout: Duration },
+    Http(Arc<Shared>),
+}
+
+impl Bench {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        self.validate()?;
+        let (workload, name) = match self.workload {
+            WorkloadName::Cycle => (Workload::Cycle, "cycle"),
+            WorkloadName::Duplicates => (Workload::Duplicates, "duplicates"),
+            WorkloadName::Storm => (Workload::Storm, "storm"),
+            WorkloadName::Mixed => (Workload::Mixed(self.duplicate_share), "mixed"),
+        };
+        let threads = self.threads.min(self.concurrency);
+        let connections = match self.target {
+            TargetName::Http => self.concurrency,
+            TargetName::Grpc => self
+                .connections
+                .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX)),
+        };
+        let (route, url) = self.route()?;
+        route.try_to_connect(&url).await?;
+        let run = Arc::new(Run::new(
+            workload,
+            Limits {
+                concurrency: self.concurrency,
+                threads,
+                keys: self.keys,
+                warm_up: self.warm_up,
+                duration: self.duration,
+                check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
+            },
+        ));
+        let progress: Vec<Arc<Progress>> = (0..threads).map(|_| Arc::default()).collect();
+        let mut tasks = Vec::new();
+        for (thread, progress) in (0..threads).zip(&progress) {
+            let (run, route, progress) = (Arc::clone(&run), route.clone(), Arc::clone(progress));
+            // A runtime of its own: callers do not wander between threads.
+            tasks.push(tokio::task::spawn_blocking(move || {
+                let loaded = load_thread(&run, &route, thread, threads, connections, &progress);
+                if loaded.is_err() {
+                    run.failed.cancel();
+                }
+                loaded
+            }));
+        }
+        let shown = self.show_progress(&run, &progress);
+        let watch = tokio::spawn(stop_on_interrupt(Arc::clone(&run)));
+        let ended = join(tasks).await;
+        watch.abort();
+        shown.abort();
+        let (tally, measured) = ended?;
+        let about = About {
+            target: if self.target == TargetName::Grpc { "grpc" } else { "http" },
+            url,
+            workload: name,
+            concurrency: self.concurrency,
+            connections,
+            threads,
+        };
+        let report = Report::new(about, tally, measured);
+        if self.json {
+            output::json(&report);
+        } else {
+            report.show();
+        }
+        if report.is_good() { Ok(()) } else { Err(Failure::NotAsItShouldBe) }
+    }
+
+    fn validate(&self) -> Result<(), Failure> {
+        let mut checks = Checks::new();
+        if !(0.0..=1.0).contains(&self.duplicate_share) {
+            checks.problem("--duplicate-share", format!("{} given, has to be from 0 to 1", self.duplicate_share));
+        }
+        checks.within(
+            "--duration",
+            Span(self.duration),
+            Span(Duration::from_millis(100))..=Span(Duration::from_secs(30 * 86_400)),
+        );
+        checks.within(
+            "--timeout",
+            Span(self.timeout),
+            Span(Duration::from_millis(1))..=Span(Duration::from_secs(3_600)),
+        );
+        checks.within("--body-size", self.body_size, 0..=1024 * 1024);
+        Ok(checks.finish()?)
+    }
+
+    fn route(&self) -> Result<(Route, String), Failure> {
+        let run: u32 = rand::random();
+        let run = format!("{run:08x}");
+        if self.target == TargetName::Http {
+            let target = simulate::Target::find(self.url.as_deref(), stripe::PATH)?;
+            let secret =
+                target.secret("stripe", "STRIPE_WEBHOOK_SECRET", self.secret.clone(), self.secret_file.clone())?;
+            let url = target.url.to_string();
+            let shared = Shared {
+                url: target.url,
+                secret,
+                run,
+                body_bytes: usize::try_from(self.body_size).unwrap_or(usize::MAX),
+                timeout: self.timeout,
+                connector: http_client::connector(),
+            };
+            return Ok((Route::Http(Arc::new(shared)), url));
+        }
+        let url = self.url.clone().unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
+        let endpoint = Endpoint::from_shared(url.clone())
+            .map_err(|error| Problem::new("--url", format!("{url} is not a URL: {error}")))?
+            .connect_timeout(CONNECT_TIMEOUT);
+        let messages = Arc::new(Messages::new(&run, &self.provider));
+        Ok((Route::Grpc { endpoint: Box::new(endpoint), messages, timeout: self.timeout }, url))
+    }
+
+    /// A line on standard error, where it is a terminal.
+    fn show_progress(&self, run: &Arc<Run>, progress: &[Arc<Progress>]) -> tokio::task::JoinHandle<()> {
+        let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::no_length() };
+        let bar = bar.with_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is sound"));
+        let (run, progress) = (Arc::clone(run), progress.to_vec());
+        tokio::spawn(async move {
+            let bar = ClearedAtTheEnd(bar);
+            let mut ticks = tokio::time::interval(Duration::from_millis(250));
+            let mut before = (0, std::time::Instant::now());
+            loop {
+                ticks.tick().await;
+                let sum = |of: fn(&Progress) -> &std::sync::atomic::AtomicU64| {
+                    progress.iter().map(|thread| of(thread).load(Ordering::Relaxed)).sum::<u64>()
+                };
+                let (done, failed, checked) = (
+                    sum(|progress| &progress.done),
+                    sum(|progress| &progress.failed),
+                    sum(|progress| &progress.checked),
+                );
+                let now = std::time::Instant::now();
+                let rate = (done - before.0) as f64 / now.duration_since(before.1).as_secs_f64().max(1e-3);
+                before = (done, now);
+                let phase = match run.window() {
+                    None => "preparing".to_owned(),
+                    Some(window) if now < window.from => "warming up".to_owned(),
+                    Some(window) if now < window.until && !run.stop.load(Ordering::Relaxed) => {
+                        format!("{:.0} s left", window.until.duration_since(now).as_secs_f64())
+                    }
+                    Some(_) => format!("checking: {checked}"),
+                };
+                bar.0.set_message(format!("{rate:.0} a second, {done} done, {failed} failed, {phase}"));
+                bar.0.tick();
+            }
+        })
+    }
+}
+
+struct ClearedAtTheEnd(ProgressBar);
+
+impl Drop for ClearedAtTheEnd {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+impl Route {
+    /// Whether somebody is there, before threads are started that would all find out by themselves.
+    async fn try_to_connect(&self, url: &str) -> Result<(), Failure> {
+        let unreachable = |error: anyhow::Error| Failure::Unreachable(error.context(format!("cannot reach {url}")));
+        match self {
+            Self::Grpc { endpoint, .. } => {
+                Sidecar::connect(endpoint).await.map_err(|error| unreachable(error.into()))?;
+            }
+            Self::Http(shared) => {
+                let mut gateway = Gateway::new(Arc::clone(shared), KEYS_FROM);
+                match tokio::time::timeout(CONNECT_TIMEOUT, gateway.connect()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(fault)) => return Err(unreachable(anyhow::anyhow!("{}", fault.code))),
+                    Err(_) => return Err(unreachable(anyhow::anyhow!("no connection within {CONNECT_TIMEOUT:?}"))),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One thread's part of the load.
+fn load_thread(
+    run: &Arc<Run>,
+    route: &Route,
+    thread: u32,
+    threads: u32,
+    connections: u32,
+    progress: &Arc<Progress>,
+) -> Result<(Tally, Duration)> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
+    runtime.block_on(async {
+        let numbers = (0..run.concurrency).filter(|number| number % threads == thread);
+        let mut callers = Vec::new();
+        match route {
+            Route::Grpc { endpoint, messages, timeout } => {
+                let mut channels = Vec::new();
+                for _ in 0..(connections / threads).max(1) {
+                    channels.push(Sidecar::connect(endpoint).await.context("cannot connect")?);
+                }
+                for (number, channel) in numbers.zip(channels.iter().cycle()) {
+                    let sidecar = Sidecar::new(channel.clone(), Arc::clone(messages), *timeout);
+                    callers.push((number, Caller::Grpc(sidecar)));
+                }
+            }
+            Route::Http(shared) => {
+                for number in numbers {
+                    let mut gateway = Gateway::new(Arc::clone(shared), KEYS_FROM);
+                    gateway.connect().await.map_err(|fault| anyhow::anyhow!("{}", fault.code))?;
+                    callers.push((number, Caller::Http(Box::new(gateway))));
+                }
+            }
+        }
+        load::run(run, callers, progress).await
+    })
+}
+
+/// The first Ctrl-C ends the measurement early; the second one the program.
+async fn stop_on_interrupt(run: Arc<Run>) {
+    if tokio::signal::ctrl_c().await.is_ok() {
+        run.stop.store(true, Ordering::Relaxed);
+        output::notice("stopping; again to stop at once");
+        if tokio::signal::ctrl_c().await.is_ok() {
+            std::process::exit(130);
+        }
+    }
+}
+
+/// What all threads counted, and for how long they measured.
+async fn join(tasks: Vec<tokio::task::JoinHandle<Result<(Tally, Duration)>>>) -> Result<(Tally, Duration)> {
+    let mut all = (Tally::default(), Duration::ZERO);
+    let mut failed = None;
+    for task in tasks {
+        match task.await.context("a thread of the load panicked").and_then(|loaded| loaded) {
+            Ok((tally, measured)) => {
+                all.0.add(tally);
+                all.1 = all.1.max(measured);
+            }
+            // The first one is the cause; those that waited for it come after, or before: they say so.
+            Err(error) => failed = Some(failed.unwrap_or(error)),
+        }
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(all),
+    }
+}

@@ -1,0 +1,362 @@
+//! The closed loop: every caller asks, waits for the answer, and asks again.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::sync::Barrier;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    tally::{Operation, SharedTally, Tally},
+    target::{Answer, Caller, Fault, Verdict},
+};
+
+/// The number of the first event of those that are sent again and again: far from the new ones.
+pub(super) const KEYS_FROM: u64 = 900_000_000_000;
+/// Claims of duplicates, and of the check at the end, are other claims than those that completed the events.
+const DUPLICATE: u32 = 20_000;
+const CHECK: u32 = 40_000;
+/// The most callers, so that the three kinds stay apart.
+pub(super) const CALLERS_MAX: u32 = 20_000;
+/// After a call that failed: a server in trouble is asked no more often than this.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How often something is tried that has to succeed before or after the load.
+const TRIES: u32 = 10;
+
+/// What the callers do.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Workload {
+    /// New events.
+    Cycle,
+    /// Duplicates of completed events.
+    Duplicates,
+    /// All callers at once for one new event, again and again.
+    Storm,
+    /// New events, and this share of duplicates.
+    Mixed(f64),
+}
+
+/// What all threads of a run have in common.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) workload: Workload,
+    pub(super) concurrency: u32,
+    pub(super) keys: u64,
+    pub(super) warm_up: Duration,
+    pub(super) duration: Duration,
+    /// The most completions that one caller remembers for the check.
+    pub(super) check_max: usize,
+    /// Set to end early; what was measured until then counts.
+    pub(super) stop: AtomicBool,
+    /// Cancelled when a thread cannot begin: the others wait for it.
+    pub(super) failed: CancellationToken,
+    window: OnceLock<Window>,
+    start: Barrier,
+    round: Barrier,
+    storm: Storm,
+}
+
+/// When the measured time begins and ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Window {
+    pub(super) from: Instant,
+    pub(super) until: Instant,
+}
+
+/// The storm under way.
+#[derive(Debug, Default)]
+struct Storm {
+    winners: AtomicU32,
+    faults: AtomicU32,
+    over: AtomicBool,
+}
+
+/// What the progress line reads.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// Operations that were answered.
+    pub(super) done: AtomicU64,
+    /// Calls that failed.
+    pub(super) failed: AtomicU64,
+    /// Completions that were checked at the end.
+    pub(super) checked: AtomicU64,
+}
+
+/// The limits of a run.
+pub(super) struct Limits {
+    pub(super) concurrency: u32,
+    pub(super) threads: u32,
+    pub(super) keys: u64,
+    pub(super) warm_up: Duration,
+    pub(super) duration: Duration,
+    pub(super) check_max: usize,
+}
+
+impl Run {
+    pub(super) fn new(workload: Workload, limits: Limits) -> Self {
+        Self {
+            workload,
+            concurrency: limits.concurrency,
+            keys: limits.keys,
+            warm_up: limits.warm_up,
+            duration: limits.duration,
+            check_max: limits.check_max,
+            stop: AtomicBool::new(false),
+            failed: CancellationToken::new(),
+            window: OnceLock::new(),
+            start: Barrier::new(limits.threads as usize),
+            round: Barrier::new(limits.concurrency as usize),
+            storm: Storm::default(),
+        }
+    }
+
+    /// The measured time, once it is known when it begins.
+    pub(super) fn window(&self) -> Option<Window> {
+        self.window.get().copied()
+    }
+
+    fn has_duplicates(&self) -> bool {
+        matches!(self.workload, Workload::Duplicates | Workload::Mixed(_))
+    }
+
+    fn is_over(&self, window: Window) -> bool {
+        self.stop.load(Ordering::Relaxed) || Instant::now() >= window.until
+    }
+}
+
+/// Lets the callers of one thread run, and checks at the end what they were told. Within that thread's own runtime.
+///
+/// # Errors
+/// When the events that duplicates are of cannot be completed first.
+pub(super) async fn run(
+    run: &Arc<Run>,
+    callers: Vec<(u32, Caller)>,
+    progress: &Arc<Progress>,
+) -> Result<(Tally, Duration)> {
+    let tally = Arc::new(SharedTally::default());
+    let mut workers: Vec<Worker> = callers
+        .into_iter()
+        .map(|(number, caller)| Worker {
+            run: Arc::clone(run),
+            tally: Arc::clone(&tally),
+            progress: Arc::clone(progress),
+            caller,
+            number,
+            next: u64::from(number),
+            acknowledged: Vec::new(),
+        })
+        .collect();
+    if run.has_duplicates() {
+        workers = each(workers, Step::Prepare).await.context("cannot complete the events to send again")?;
+    }
+    tokio::select! {
+        _ = run.start.wait() => {}
+        () = run.failed.cancelled() => anyhow::bail!("another thread could not begin"),
+    }
+    let window = *run.window.get_or_init(|| {
+        let from = Instant::now() + run.warm_up;
+        Window { from, until: from + run.duration }
+    });
+    workers = each(workers, Step::Load(window)).await?;
+    let measured = Instant::now().min(window.until).saturating_duration_since(window.from);
+    each(workers, Step::Check).await?;
+    Ok((std::mem::take(&mut *tally.lock()), measured))
+}
+
+/// One part of a run, for every worker at once.
+async fn each(workers: Vec<Worker>, step: Step) -> Result<Vec<Worker>> {
+    let tasks: Vec<_> = workers.into_iter().map(|worker| tokio::spawn(worker.take(step))).collect();
+    let mut workers = Vec::with_capacity(tasks.len());
+    for task in tasks {
+        workers.push(task.await.context("a caller panicked")??);
+    }
+    Ok(workers)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Prepare,
+    Load(Window),
+    Check,
+}
+
+/// One caller, what it does, and what it was told.
+struct Worker {
+    run: Arc<Run>,
+    tally: Arc<SharedTally>,
+    progress: Arc<Progress>,
+    caller: Caller,
+    /// Among all callers of the run.
+    number: u32,
+    /// Its next new event. Callers count in steps of their number, so that no event is asked for by two.
+    next: u64,
+    /// Events whose completion was acknowledged to it.
+    acknowledged: Vec<u64>,
+}
+
+impl Worker {
+    async fn take(mut self, step: Step) -> Result<Self> {
+        match step {
+            Step::Prepare => self.prepare().await?,
+            Step::Load(window) if self.run.workload == Workload::Storm => self.storms(window).await,
+            Step::Load(window) => self.load(window).await,
+            Step::Check => self.check().await,
+        }
+        Ok(self)
+    }
+
+    /// Completes its part of the events that duplicates are of.
+    async fn prepare(&mut self) -> Result<()> {
+        let mut key = u64::from(self.number);
+        while key < self.run.keys {
+            let mut tries = 0;
+            let answer = loop {
+                match self.caller.process(KEYS_FROM + key, self.number).await {
+                    Ok(answer) => break answer,
+                    Err(fault) if tries == TRIES => anyhow::bail!("{}", fault.code),
+                    Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
+                }
+                tries += 1;
+            };
+            match answer.verdict {
+                Verdict::Granted => self.acknowledge(KEYS_FROM + key),
+                // By a try whose answer was lost.
+                Verdict::Completed => {}
+                Verdict::InProgress | Verdict::Refused => {
+                    anyhow::bail!("a new event was answered {:?}", answer.verdict)
+                }
+            }
+            key += u64::from(self.run.concurrency);
+        }
+        Ok(())
+    }
+
+    /// New events, duplicates, or both.
+    async fn load(&mut self, window: Window) {
+        while !self.run.is_over(window) {
+            let duplicate = match self.run.workload {
+                Workload::Duplicates => true,
+                Workload::Mixed(share) => rand::random_bool(share),
+                Workload::Cycle | Workload::Storm => false,
+            };
+            if duplicate {
+                let event = KEYS_FROM + rand::random_range(0..self.run.keys);
+                let answer = self.caller.process(event, DUPLICATE + self.number).await;
+                self.count(window, &answer, |tally, answer| tally.record(Operation::Duplicate, answer.first));
+                match answer.map(|answer| answer.verdict) {
+                    Ok(Verdict::Completed) => {}
+                    Ok(Verdict::Granted) => self.tally.lock().correctness.double_grants += 1,
+                    Ok(Verdict::InProgress | Verdict::Refused) => self.tally.lock().correctness.unexpected += 1,
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+            } else {
+                let event = self.next;
+                self.next += u64::from(self.run.concurrency);
+                let answer = self.caller.process(event, self.number).await;
+                self.count(window, &answer, |tally, answer| {
+                    tally.record(Operation::Cycle, answer.first + answer.completion.unwrap_or_default());
+                    if let Some(completion) = answer.completion {
+                        tally.record(Operation::CheckAndLock, answer.first);
+                        tally.record(Operation::MarkCompleted, completion);
+                    }
+                });
+                match answer.map(|answer| answer.verdict) {
+                    Ok(Verdict::Granted) => self.acknowledge(event),
+                    Ok(_) => self.tally.lock().correctness.unexpected += 1,
+                    Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        }
+    }
+
+    /// All callers for one new event, again and again, in step.
+    async fn storms(&mut self, window: Window) {
+        let run = Arc::clone(&self.run);
+        for event in 0.. {
+            run.round.wait().await;
+            if run.storm.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let answer = self.caller.process(event, self.number).await;
+            self.count(window, &answer, |tally, answer| tally.record(Operation::Storm, answer.first));
+            match answer.map(|answer| answer.verdict) {
+                Ok(Verdict::Granted) => {
+                    run.storm.winners.fetch_add(1, Ordering::Relaxed);
+                    self.acknowledge(event);
+                }
+                Ok(Verdict::Completed | Verdict::InProgress) => {}
+                Ok(Verdict::Refused) => self.tally.lock().correctness.unexpected += 1,
+                Err(_) => {
+                    run.storm.faults.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            // The barriers order the counts: all of this storm's come before, all of the next one's after.
+            if run.round.wait().await.is_leader() {
+                let winners = run.storm.winners.swap(0, Ordering::Relaxed);
+                let faults = run.storm.faults.swap(0, Ordering::Relaxed);
+                {
+                    let correctness = &mut self.tally.lock().correctness;
+                    correctness.storms += 1;
+                    correctness.double_grants += u64::from(winners.saturating_sub(1));
+                    // The one that was not answered may have won.
+                    correctness.storms_without_winner += u64::from(winners == 0 && faults == 0);
+                }
+                if faults > 0 {
+                    tokio::time::sleep(PAUSE).await;
+                }
+                run.storm.over.store(run.is_over(window), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Asks again for what was acknowledged: all of it has to be there.
+    async fn check(&mut self) {
+        for event in std::mem::take(&mut self.acknowledged) {
+            for tried in 0..TRIES {
+                let verdict = self.caller.ask(event, CHECK + self.number).await;
+                let Ok(verdict) = verdict else {
+                    // Not an answer, so nothing is known. What stays unknown is not among the checked.
+                    tokio::time::sleep(PAUSE * (1 << tried)).await;
+                    continue;
+                };
+                let correctness = &mut self.tally.lock().correctness;
+                correctness.checked += 1;
+                correctness.lost += u64::from(verdict != Verdict::Completed);
+                correctness.double_grants += u64::from(verdict == Verdict::Granted);
+                break;
+            }
+            self.progress.checked.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an answer, or an error, if it falls into the measured time.
+    fn count(&self, window: Window, answer: &Result<Answer, Fault>, record: impl FnOnce(&mut Tally, &Answer)) {
+        let now = Instant::now();
+        let measured = now >= window.from && now < window.until;
+        match answer {
+            Ok(answer) => {
+                self.progress.done.fetch_add(1, Ordering::Relaxed);
+                if measured {
+                    record(&mut self.tally.lock(), answer);
+                }
+            }
+            Err(fault) => {
+                self.progress.failed.fetch_add(1, Ordering::Relaxed);
+                self.tally.lock().error(&fault.code);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, event: u64) {
+        self.tally.lock().correctness.acknowledged += 1;
+        if self.acknowledged.len() < self.run.check_max {
+            self.acknowledged.push(event);
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! The messages of the load, encoded once: what changes from call to call is written into a copy, so that the generator
+//! takes little of the machine that it measures.
+
+use std::marker::PhantomData;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use oncegate_api::v1::{CheckAndLockRequest, EventKey, MarkCompletedRequest, Result as Outcome};
+use prost::Message;
+use tonic::{
+    Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+/// The tenant of every event that the load writes.
+pub(super) const TENANT: &str = "bench";
+/// The type of every such event: a common one, so that rows are as long as usual.
+pub(super) const EVENT_TYPE: &str = "payment_intent.succeeded";
+
+const EVENT_DIGITS: usize = 12;
+const CALLER_DIGITS: usize = 5;
+/// The number of `fencing_token` in MarkCompletedRequest, which is appended to the encoded rest: protobuf has no order.
+const FENCING_TOKEN_FIELD: u32 = 2;
+
+/// A message with holes: where the event's number and the claim's go.
+#[derive(Clone, Debug)]
+struct Template {
+    bytes: Vec<u8>,
+    event: usize,
+    claim: usize,
+}
+
+impl Template {
+    fn new(bytes: Vec<u8>) -> Self {
+        let find = |hole: &[u8]| bytes.windows(hole.len()).position(|window| window == hole);
+        let event = find(hole('#', EVENT_DIGITS).as_bytes()).expect("the event id was encoded");
+        let claim = find(hole('@', EVENT_DIGITS + CALLER_DIGITS).as_bytes()).expect("the claim id was encoded");
+        Self { bytes, event, claim }
+    }
+
+    /// A copy with the numbers in, and room for some bytes more.
+    fn fill(&self, event: u64, caller: u32, more: usize) -> BytesMut {
+        let mut bytes = BytesMut::with_capacity(self.bytes.len() + more);
+        bytes.extend_from_slice(&self.bytes);
+        digits(&mut bytes[self.event..self.event + EVENT_DIGITS], event);
+        let (claim, of_caller) =
+            bytes[self.claim..self.claim + EVENT_DIGITS + CALLER_DIGITS].split_at_mut(EVENT_DIGITS);
+        digits(claim, event);
+        digits(of_caller, caller.into());
+        bytes
+    }
+}
+
+fn hole(filler: char, length: usize) -> String {
+    std::iter::repeat_n(filler, length).collect()
+}
+
+/// The last digits of a number, with noughts before it.
+fn digits(place: &mut [u8], mut number: u64) {
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).expect("a digit");
+        number /= 10;
+    }
+}
+
+/// The event id of a number, within a run.
+pub(super) fn event_id(run: &str, event: u64) -> String {
+    format!("bench-{run}-{event:0width$}", width = EVENT_DIGITS)
+}
+
+/// The two calls of one attempt, with what a gateway sends along, and a little metadata.
+#[derive(Clone, Debug)]
+pub(super) struct Messages {
+    claim: Template,
+    complete: Template,
+}
+
+impl Messages {
+    /// For the events of one run.
+    pub(super) fn new(run: &str, provider: &str) -> Self {
+        let key = EventKey {
+            tenant: TENANT.to_owned(),
+            provider: provider.to_owned(),
+            event_id: format!("bench-{run}-{}", hole('#', EVENT_DIGITS)),
+        };
+        let claim_id = hole('@', EVENT_DIGITS + CALLER_DIGITS);
+        let text =
+            |text: &str| prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(text.to_owned())) };
+        let claim = CheckAndLockRequest {
+            key: Some(key.clone()),
+            event_type: EVENT_TYPE.to_owned(),
+            claim_id: claim_id.clone(),
+            holder: "oncegate-bench".to_owned(),
+            lock_duration: Some(prost_types::Duration { seconds: 300, nanos: 0 }),
+            fingerprint: Bytes::new(),
+            metadata: Some(prost_types::Struct {
+                fields: [("currency".to_owned(), text("eur")), ("amount".to_owned(), text("4200"))].into(),
+            }),
+            wait_duration: None,
+            payload_digest: Bytes::from_static(&[7; 32]),
+            delivery_id: String::new(),
+        };
+        let complete = MarkCompletedRequest {
+            key: Some(key),
+            fencing_token: 0,
+            result: Some(Outcome {
+                code: 200,
+                body: Bytes::from_static(br#"{"booked":true}"#),
+                content_type: "application/json".to_owned(),
+            }),
+            metadata: None,
+            claim_id,
+        };
+        Self { claim: Template::new(claim.encode_to_vec()), complete: Template::new(complete.encode_to_vec()) }
+    }
+
+    /// CheckAndLock by a caller of an event.
+    pub(super) fn claim(&self, event: u64, caller: u32) -> Bytes {
+        self.claim.fill(event, caller, 0).freeze()
+    }
+
+    /// MarkCompleted of what the same caller was granted.
+    pub(super) fn complete(&self, event: u64, caller: u32, fencing_token: i64) -> Bytes {
+        let mut bytes = self.complete.fill(event, caller, 16);
+        prost::encoding::int64::encode(FENCING_TOKEN_FIELD, &fencing_token, &mut bytes);
+        bytes.freeze()
+    }
+}
+
+/// What the load reads of CheckAndLockResponse; the rest is skipped.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ClaimAnswer {
+    /// `decision`.
+    #[prost(int32, tag = "1")]
+    pub(super) decision: i32,
+    /// `lock`.
+    #[prost(message, optional, tag = "2")]
+    pub(super) lock: Option<Grant>,
+}
+
+/// What the load reads of Lock.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Grant {
+    /// `fencing_token`.
+    #[prost(int64, tag = "1")]
+    pub(super) fencing_token: i64,
+}
+
+/// What the load reads of MarkCompletedResponse: nothing.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Acknowledged {}
+
+/// Sends bytes that are encoded already, and decodes the answer.
+#[derive(Debug)]
+pub(super) struct Encoded<A>(PhantomData<A>);
+
+impl<A> Default for Encoded<A> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<A: Message + Default + 'static> Codec for Encoded<A> {
+    type Encode = Bytes;
+    type Decode = A;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self::default()
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self::default()
+    }
+}
+
+impl<A: 'static> Encoder for Encoded<A> {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        into.put(item);
+        Ok(())
+    }
+}
+
+impl<A: Message + Default + 'static> Decoder for Encoded<A> {
+    type Item = A;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<A>, Status> {
+        let bytes = from.copy_to_bytes(from.remaining());
+        A::decode(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use oncegate_api::v1::{CheckAndLockResponse, Decision, Lock};
+
+    use super::*;
+
+    #[test]
+    fn what_is_filled_in_decodes_as_the_contract_says() {
+        let messages = Messages::new("0af3", "stripe");
+        let claim = CheckAndLockRequest::decode(messages.claim(42, 7)).unwrap();
+        let key = claim.key.unwrap();
+        assert_eq!((key.tenant.as_str(), key.provider.as_str()), (TENANT, "stripe"));
+        assert_eq!(key.event_id, "bench-0af3-000000000042");
+        assert_eq!(key.event_id, event_id("0af3", 42));
+        assert_eq!(claim.claim_id, "00000000004200007");
+        let complete = MarkCompletedRequest::decode(messages.complete(42, 7, 1_764_000_000_000_001)).unwrap();
+        assert_eq!(complete.key.unwrap().event_id, key.event_id);
+        assert_eq!(complete.fencing_token, 1_764_000_000_000_001);
+        assert_eq!(complete.claim_id, claim.claim_id);
+    }
+
+    #[test]
+    fn the_part_of_the_answer_that_is_read_is_read() {
+        let answer = CheckAndLockResponse {
+            decision: Decision::Acquired.into(),
+            lock: Some(Lock { fencing_token: 99, attempt: 1, claim_id: "c".into(), ..Lock::default() }),
+            ..CheckAndLockResponse::default()
+        };
+        let read = ClaimAnswer::decode(&*answer.encode_to_vec()).unwrap();
+        assert_eq!((read.decision, read.lock.unwrap().fencing_token), (i32::from(Decision::Acquired), 99));
+    }
+}

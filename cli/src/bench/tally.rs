@@ -1,0 +1,162 @@
+//! What is counted while the load runs.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use hdrhistogram::Histogram;
+
+/// Latencies are kept in nanoseconds, to three digits, from a tenth of a microsecond to this; what is longer counts as this.
+const LATENCY_MAX: Duration = Duration::from_secs(120);
+
+/// What a latency is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Operation {
+    /// A new event from first to last: both calls, or the one webhook.
+    Cycle,
+    /// CheckAndLock of a new event.
+    CheckAndLock,
+    /// MarkCompleted.
+    MarkCompleted,
+    /// A duplicate of a completed event.
+    Duplicate,
+    /// One of the callers of a storm.
+    Storm,
+}
+
+impl Operation {
+    /// Its name in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cycle => "cycle",
+            Self::CheckAndLock => "check_and_lock",
+            Self::MarkCompleted => "mark_completed",
+            Self::Duplicate => "duplicate",
+            Self::Storm => "storm",
+        }
+    }
+}
+
+/// What must hold, counted over the whole run, the warm-up included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Correctness {
+    /// Completions that were acknowledged.
+    pub(super) acknowledged: u64,
+    /// Of those, asked for again at the end.
+    pub(super) checked: u64,
+    /// Of those, not found again as completed.
+    pub(super) lost: u64,
+    /// Grants of an event that was granted to somebody else, or completed.
+    pub(super) double_grants: u64,
+    /// Other answers than the event's past permits, as a new event that is said to be completed.
+    pub(super) unexpected: u64,
+    /// Storms that were run.
+    pub(super) storms: u64,
+    /// Storms that nobody won, although every caller got an answer.
+    pub(super) storms_without_winner: u64,
+}
+
+impl Correctness {
+    /// Whether nothing was wrong.
+    pub(super) fn holds(&self) -> bool {
+        self.lost == 0 && self.double_grants == 0 && self.unexpected == 0 && self.storms_without_winner == 0
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.checked += other.checked;
+        self.lost += other.lost;
+        self.double_grants += other.double_grants;
+        self.unexpected += other.unexpected;
+        self.storms += other.storms;
+        self.storms_without_winner += other.storms_without_winner;
+    }
+}
+
+/// The counts of one thread, or of all.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// By operation, within the measured time.
+    pub(super) latencies: BTreeMap<Operation, Histogram<u64>>,
+    /// Failed calls by their code, over the whole run.
+    pub(super) errors: BTreeMap<String, u64>,
+    /// Over the whole run.
+    pub(super) correctness: Correctness,
+}
+
+impl Tally {
+    /// Counts one operation.
+    pub(super) fn record(&mut self, operation: Operation, latency: Duration) {
+        let nanos = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
+        self.latencies.entry(operation).or_insert_with(histogram).saturating_record(nanos);
+    }
+
+    /// Counts one failed call.
+    pub(super) fn error(&mut self, code: &str) {
+        match self.errors.get_mut(code) {
+            Some(count) => *count += 1,
+            None => {
+                self.errors.insert(code.to_owned(), 1);
+            }
+        }
+    }
+
+    /// Adds another thread's.
+    pub(super) fn add(&mut self, other: Self) {
+        for (operation, latencies) in other.latencies {
+            let all = self.latencies.entry(operation).or_insert_with(histogram);
+            all.add(latencies).expect("both were made with the same bounds");
+        }
+        for (code, count) in other.errors {
+            *self.errors.entry(code).or_default() += count;
+        }
+        self.correctness.add(&other.correctness);
+    }
+}
+
+fn histogram() -> Histogram<u64> {
+    let max = u64::try_from(LATENCY_MAX.as_nanos()).expect("two minutes are few nanoseconds");
+    Histogram::new_with_bounds(100, max, 3).expect("the bounds are sound")
+}
+
+/// A tally that the callers of one thread share.
+#[derive(Debug, Default)]
+pub(super) struct SharedTally(Mutex<Tally>);
+
+impl SharedTally {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Tally> {
+        // Counts stay counts, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tallies_of_threads_add_up() {
+        let mut all = Tally::default();
+        for milliseconds in [1, 3] {
+            let mut one = Tally::default();
+            one.record(Operation::Cycle, Duration::from_millis(milliseconds));
+            one.error("Unavailable OVERLOADED");
+            one.correctness.double_grants += 1;
+            all.add(one);
+        }
+        let cycles = &all.latencies[&Operation::Cycle];
+        assert_eq!(cycles.len(), 2);
+        assert!((cycles.max() as f64 / 3e6 - 1.0).abs() < 0.001);
+        assert_eq!(all.errors["Unavailable OVERLOADED"], 2);
+        assert!(!all.correctness.holds() && Correctness::default().holds());
+    }
+
+    #[test]
+    fn what_takes_for_ever_is_counted_as_the_longest() {
+        let mut tally = Tally::default();
+        tally.record(Operation::Storm, Duration::MAX);
+        assert!(tally.latencies[&Operation::Storm].max() >= 120_000_000_000);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the load calls: a sidecar or a gateway.
+
+use std::time::{Duration, Instant};
+
+use super::{grpc::Sidecar, http::Gateway};
+
+/// How an event was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It was granted, and then completed where that was asked for.
+    Granted,
+    /// It is done already.
+    Completed,
+    /// Somebody else has it.
+    InProgress,
+    /// Held, or refused for another reason that is no error.
+    Refused,
+}
+
+/// An answer, and how long its parts took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) verdict: Verdict,
+    /// The first call, or the only one.
+    pub(super) first: Duration,
+    /// Marking it completed, where that is a call of its own.
+    pub(super) completion: Option<Duration>,
+}
+
+/// A call that failed, by its code.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    /// The code, and the reason if one was given.
+    pub(super) code: String,
+}
+
+/// One caller of many: it asks for one thing at a time.
+pub(super) enum Caller {
+    Grpc(Sidecar),
+    Http(Box<Gateway>),
+}
+
+impl Caller {
+    /// Asks for an event and, where it is granted, completes it.
+    pub(super) async fn process(&mut self, event: u64, caller: u32) -> Result<Answer, Fault> {
+        let began = Instant::now();
+        match self {
+            Self::Grpc(sidecar) => {
+                let (verdict, token) = sidecar.claim(event, caller).await?;
+                let first = began.elapsed();
+                let mut completion = None;
+                if verdict == Verdict::Granted {
+                    sidecar.complete(event, caller, token).await?;
+                    completion = Some(began.elapsed() - first);
+                }
+                Ok(Answer { verdict, first, completion })
+            }
+            Self::Http(gateway) => {
+                let verdict = gateway.send(event).await?;
+                Ok(Answer { verdict, first: began.elapsed(), completion: None })
+            }
+        }
+    }
+
+    /// Asks for an event that should be completed, and completes nothing.
+    pub(super) async fn ask(&mut self, event: u64, caller: u32) -> Result<Verdict, Fault> {
+        match self {
+            Self::Grpc(sidecar) => sidecar.claim(event, caller).await.map(|(verdict, _)| verdict),
+            Self::Http(gateway) => gateway.send(event).await,
+        }
+    }
+}
