@@ -51,7 +51,7 @@ const CONNECTIONS_MAX: u32 = 16;
 ///
 /// It WRITES REAL EVENTS, as many as the service takes. With --target grpc they are of the tenant "bench" and the
 /// provider of --provider. With --target http they go through the gateway to the application behind it, as Stripe's
-/// webhooks whose ids begin with evt_bench_: point it at a gateway whose application may get them. To delete what it
+/// webhooks whose ids begin with bench-: point it at a gateway whose application may get them. To delete what it
 /// wrote: `oncegate cleanup --tenant bench --days 7` once it is old enough, or a database of its own that is dropped.
 ///
 /// Exits with 0 if nothing was answered wrongly. Calls that failed are counted by their code, and are not wrong.
@@ -101,6 +101,14 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keys: u64,
 
+    /// The name of the run, which is part of every event id: up to 16 letters and digits [default: made up]
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+
+    /// Send duplicates of the events that an earlier run of this name, with as many keys, has completed
+    #[arg(long, requires = "run")]
+    prepared: bool,
+
     /// The share of duplicates in the mixed workload
     #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
     duplicate_share: f64,
@@ -146,6 +154,8 @@ enum TargetName {
 enum WorkloadName {
     /// New events, each locked and completed
     Cycle,
+    /// New events, each locked and left to expire (--target grpc)
+    Claims,
     /// Duplicates of completed events
     Duplicates,
     /// All callers at once for one new event, again and again: one wins
@@ -166,6 +176,7 @@ impl Bench {
         self.validate()?;
         let (workload, name) = match self.workload {
             WorkloadName::Cycle => (Workload::Cycle, "cycle"),
+            WorkloadName::Claims => (Workload::Claims, "claims"),
             WorkloadName::Duplicates => (Workload::Duplicates, "duplicates"),
             WorkloadName::Storm => (Workload::Storm, "storm"),
             WorkloadName::Mixed => (Workload::Mixed(self.duplicate_share), "mixed"),
@@ -185,6 +196,7 @@ impl Bench {
                 concurrency: self.concurrency,
                 threads,
                 keys: self.keys,
+                prepared: self.prepared,
                 warm_up: self.warm_up,
                 duration: self.duration,
                 check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
@@ -231,6 +243,17 @@ impl Bench {
         if !(0.0..=1.0).contains(&self.duplicate_share) {
             checks.problem("--duplicate-share", format!("{} given, has to be from 0 to 1", self.duplicate_share));
         }
+        if let Some(run) = &self.run
+            && (!(1..=16).contains(&run.len()) || !run.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+        {
+            checks.problem("--run", format!("{run:?} given, has to be 1 to 16 letters and digits"));
+        }
+        if self.target == TargetName::Http && matches!(self.workload, WorkloadName::Claims) {
+            checks.problem(
+                "--workload",
+                "claims given: a gateway completes what it is given; use --target grpc".to_owned(),
+            );
+        }
         checks.within(
             "--duration",
             Span(self.duration),
@@ -246,8 +269,7 @@ impl Bench {
     }
 
     fn route(&self) -> Result<(Route, String), Failure> {
-        let run: u32 = rand::random();
-        let run = format!("{run:08x}");
+        let run = self.run.clone().unwrap_or_else(|| format!("{:08x}", rand::random::<u32>()));
         if self.target == TargetName::Http {
             let target = simulate::Target::find(self.url.as_deref(), stripe::PATH)?;
             let secret =

@@ -34,6 +34,8 @@ const TRIES: u32 = 10;
 pub(super) enum Workload {
     /// New events.
     Cycle,
+    /// New events that are locked, and not completed.
+    Claims,
     /// Duplicates of completed events.
     Duplicates,
     /// All callers at once for one new event, again and again.
@@ -48,8 +50,10 @@ pub(super) struct Run {
     pub(super) workload: Workload,
     pub(super) concurrency: u32,
     pub(super) keys: u64,
-    pub(super) warm_up: Duration,
-    pub(super) duration: Duration,
+    /// Whether an earlier run has completed the events that duplicates are of.
+    prepared: bool,
+    warm_up: Duration,
+    duration: Duration,
     /// The most completions that one caller remembers for the check.
     pub(super) check_max: usize,
     /// Set to end early; what was measured until then counts.
@@ -93,6 +97,7 @@ pub(super) struct Limits {
     pub(super) concurrency: u32,
     pub(super) threads: u32,
     pub(super) keys: u64,
+    pub(super) prepared: bool,
     pub(super) warm_up: Duration,
     pub(super) duration: Duration,
     pub(super) check_max: usize,
@@ -104,6 +109,7 @@ impl Run {
             workload,
             concurrency: limits.concurrency,
             keys: limits.keys,
+            prepared: limits.prepared,
             warm_up: limits.warm_up,
             duration: limits.duration,
             check_max: limits.check_max,
@@ -152,7 +158,7 @@ pub(super) async fn run(
             acknowledged: Vec::new(),
         })
         .collect();
-    if run.has_duplicates() {
+    if run.has_duplicates() && !run.prepared {
         workers = each(workers, Step::Prepare).await.context("cannot complete the events to send again")?;
     }
     tokio::select! {
@@ -243,7 +249,7 @@ impl Worker {
             let duplicate = match self.run.workload {
                 Workload::Duplicates => true,
                 Workload::Mixed(share) => rand::random_bool(share),
-                Workload::Cycle | Workload::Storm => false,
+                Workload::Cycle | Workload::Claims | Workload::Storm => false,
             };
             if duplicate {
                 let event = KEYS_FROM + rand::random_range(0..self.run.keys);
@@ -258,6 +264,10 @@ impl Worker {
             } else {
                 let event = self.next;
                 self.next += u64::from(self.run.concurrency);
+                if self.run.workload == Workload::Claims {
+                    self.claim(window, event).await;
+                    continue;
+                }
                 let answer = self.caller.process(event, self.number).await;
                 self.count(window, &answer, |tally, answer| {
                     tally.record(Operation::Cycle, answer.first + answer.completion.unwrap_or_default());
@@ -272,6 +282,19 @@ impl Worker {
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             }
+        }
+    }
+
+    /// Locks a new event, and leaves it at that.
+    async fn claim(&mut self, window: Window, event: u64) {
+        let began = Instant::now();
+        let answer = self.caller.ask(event, self.number).await;
+        let answer = answer.map(|verdict| Answer { verdict, first: began.elapsed(), completion: None });
+        self.count(window, &answer, |tally, answer| tally.record(Operation::CheckAndLock, answer.first));
+        match answer.map(|answer| answer.verdict) {
+            Ok(Verdict::Granted) => {}
+            Ok(_) => self.tally.lock().correctness.unexpected += 1,
+            Err(_) => tokio::time::sleep(PAUSE).await,
         }
     }
 

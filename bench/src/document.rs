@@ -1,0 +1,92 @@
+//! docs/performance.md: the table between its marks, and the chart beside it. The rest of the file is written by people.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    asked::{ALL, Asked, Bound},
+    chart,
+    figures::{Figure, Figures},
+};
+
+const BEGIN: &str = "<!-- begin: written by scripts/bench -->";
+const END: &str = "<!-- end: written by scripts/bench -->";
+
+/// Puts the table, and what it was measured on, into the document.
+pub(crate) fn write(path: &Path, figures: &Figures, machine: &str) -> Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = between_marks(&text, &format!("{machine}\n\n{}", table(figures)))
+        .with_context(|| format!("{} has not the marks {BEGIN} and {END}", path.display()))?;
+    fs::write(path, text)?;
+    fs::write(path.with_extension("svg"), chart::draw(figures))?;
+    Ok(())
+}
+
+fn between_marks(text: &str, new: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}\n{new}\n{END}{after}"))
+}
+
+/// The table, for the document and for the terminal.
+pub(crate) fn table(figures: &Figures) -> String {
+    let mut text = "| | what | asked | measured | of | met |\n| --- | --- | --- | --- | --- | --- |\n".to_owned();
+    for asked in ALL {
+        text.push_str(&row(asked, figures.0.get(asked.id)));
+        text.push('\n');
+    }
+    text.pop();
+    text
+}
+
+fn row(asked: &Asked, figure: Option<&Figure>) -> String {
+    let Asked { id, what, bound, unit } = asked;
+    let bound_text = match bound {
+        Bound::AtLeast(bound) => format!("≥ {}", unit.show(*bound)),
+        Bound::AtMost(bound) => format!("≤ {}", unit.show(*bound)),
+    };
+    let Some(figure) = figure else {
+        let why = if matches!(*id, "P7" | "P9a" | "P9b") { "not measured without --with-node" } else { "not measured" };
+        return format!("| {id} | {what} | {bound_text} | {why} | | |");
+    };
+    let sides = match figure.sides {
+        Some((ours, other)) => {
+            format!("{} / {} {}", side(ours), side(other), figure.side_unit)
+        }
+        None => String::new(),
+    };
+    let met = if bound.is_met(figure.value) { "yes" } else { "**no**" };
+    format!("| {id} | {what} | {bound_text} | {} | {sides} | {met} |", unit.show(figure.value))
+}
+
+fn side(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stands_between_the_marks_is_replaced() {
+        let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
+        assert_eq!(between_marks(&text, "new").unwrap(), format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
+        assert!(between_marks("no marks", "new").is_none());
+    }
+
+    #[test]
+    fn a_row_says_whether_the_bound_is_met() {
+        let asked = crate::asked::find("P1").unwrap();
+        let figure = |value: f64| Figure {
+            value,
+            sides: Some((24_000.4, 10_000.0)),
+            side_unit: "/s".into(),
+            runs: 5,
+            seconds: 4.0,
+        };
+        assert!(row(asked, Some(&figure(2.4))).ends_with("| ≥ 2.30 | 2.40 | 24000 / 10000 /s | yes |"));
+        assert!(row(asked, Some(&figure(2.2))).ends_with("| **no** |"));
+        assert!(row(asked, None).contains("not measured"));
+    }
+}

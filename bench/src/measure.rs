@@ -1,0 +1,88 @@
+//! The measurements, a file a subject. Each alternates its sides, A B A B, so that a machine that grows slower slows both.
+
+mod calls;
+mod memory;
+mod rows;
+mod webhooks;
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    asked,
+    figures::{Figure, Figures, median},
+    process::note,
+    world::World,
+};
+
+/// Measures what is wanted, and keeps each figure as soon as it is there.
+pub(crate) struct Bench<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) figures: &'a mut Figures,
+}
+
+/// What is measured together, and how.
+type Part<B> = (&'static [&'static str], fn(&mut B) -> Result<()>);
+
+/// One side of a comparison: what it is called, and how it is run once.
+type Side<'a> = (&'a str, Box<dyn FnMut() -> Result<f64> + 'a>);
+
+impl Bench<'_> {
+    pub(crate) fn run(&mut self) -> Result<()> {
+        let parts: [Part<Self>; 9] = [
+            (&["P1", "P2", "P3"], Self::cycles),
+            (&["P4", "P5", "P6"], Self::duplicates),
+            (&["P13"], Self::storms),
+            (&["P14"], Self::plans),
+            (&["P10"], Self::memory),
+            (&["P8"], Self::webhook_duplicates),
+            (&["P7", "P9"], Self::first_version),
+            (&["P12"], Self::cleanup),
+            (&["P11"], Self::growth),
+        ];
+        for (names, measure) in parts {
+            if names.iter().any(|name| self.wants(name)) {
+                note(&format!("{}:", names.join(", ")));
+                measure(self).with_context(|| format!("while measuring {}", names.join(", ")))?;
+                self.figures.write(&self.world.options.figures)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.world.options.wants(name)
+    }
+
+    /// Runs the sides in turn, and returns the median of each.
+    fn alternate(&self, sides: &mut [Side<'_>]) -> Result<Vec<f64>> {
+        let mut values = vec![Vec::new(); sides.len()];
+        for _ in 0..self.world.options.runs {
+            for ((name, side), values) in sides.iter_mut().zip(&mut values) {
+                let value = side().with_context(|| format!("while running {name}"))?;
+                note(&format!("    {name}: {}", short(value)));
+                values.push(value);
+            }
+        }
+        Ok(values.iter().map(|values| median(values)).collect())
+    }
+
+    /// Keeps a ratio.
+    fn ratio(&mut self, id: &str, ours: f64, other: f64, unit: &str) {
+        self.keep(id, ours / other, Some((ours, other)), unit);
+    }
+
+    /// Keeps a figure.
+    fn keep(&mut self, id: &str, value: f64, sides: Option<(f64, f64)>, unit: &str) {
+        if let Some(asked) = asked::find(id) {
+            let met = if asked.bound.is_met(value) { "met" } else { "MISSED" };
+            note(&format!("  {id} {}: {} ({met})", asked.what, asked.unit.show(value)));
+        }
+        let options = &self.world.options;
+        let figure = Figure { value, sides, side_unit: unit.to_owned(), runs: options.runs, seconds: options.seconds };
+        self.figures.0.insert(id.to_owned(), figure);
+    }
+}
+
+fn short(value: f64) -> String {
+    if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+}

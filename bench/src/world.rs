@@ -1,0 +1,231 @@
+//! All that a measurement runs against, and the programs that make the load.
+
+use std::{
+    cell::OnceCell,
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::{
+    options::Options,
+    process::{Server, free_address, note, run},
+    stores::{Postgres, start_redis},
+};
+
+/// What webhooks are signed with here.
+pub(crate) const SECRET: &str = "whsec_for_measurements_only";
+
+/// The servers of a run.
+pub(crate) struct World {
+    pub(crate) options: Options,
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Server,
+    directory: TempDir,
+    application: OnceCell<Server>,
+}
+
+/// One line of the report of `oncegate bench`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Operation {
+    operation: String,
+    pub(crate) count: u64,
+    pub(crate) per_second: f64,
+    pub(crate) p50_ms: f64,
+    pub(crate) p99_ms: f64,
+}
+
+#[derive(Debug, Deserialize)]
+struct BenchReport {
+    operations: Vec<Operation>,
+    errors: std::collections::BTreeMap<String, u64>,
+    correctness: Correctness,
+}
+
+#[derive(Debug, Deserialize)]
+struct Correctness {
+    storms: u64,
+    storms_without_winner: u64,
+    double_grants: u64,
+}
+
+/// What a load found.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    /// The operation that the workload is about.
+    pub(crate) main: Operation,
+    /// Storms, and those that did not have exactly one winner.
+    pub(crate) storms: (u64, u64),
+}
+
+impl World {
+    pub(crate) fn start(options: Options) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("oncegate-bench-").tempdir()?;
+        note("starting Postgres and Redis");
+        let postgres = Postgres::start(directory.path())?;
+        let redis = start_redis(directory.path())?;
+        Ok(Self { options, postgres, redis, directory, application: OnceCell::new() })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A sidecar on a database of this name, with these settings.
+    pub(crate) fn sidecar(&self, database: &str, settings: &[(&str, &str)]) -> Result<Server> {
+        let address = free_address()?;
+        let mut command = self.service("sidecar", database, settings);
+        command.env("SIDECAR_LISTEN", address.to_string());
+        Server::start("sidecar", command, address, self.directory(), "TERM")
+    }
+
+    /// Both services in one process, before an application that takes everything at once.
+    pub(crate) fn all(&self, database: &str, settings: &[(&str, &str)]) -> Result<Server> {
+        if self.application.get().is_none() {
+            let mut command = Command::new(self.program("bare-hyper")?);
+            let address = free_address()?;
+            command.arg(address.to_string()).arg("--application");
+            let started = Server::start("application", command, address, self.directory(), "TERM")?;
+            let _ = self.application.set(started);
+        }
+        let application = self.application.get().context("it was started above")?.url();
+        let address = free_address()?;
+        let mut command = self.service("all", database, settings);
+        command
+            .env("SIDECAR_LISTEN", free_address()?.to_string())
+            .env("GATEWAY_LISTEN", address.to_string())
+            .env("STRIPE_WEBHOOK_SECRET", SECRET)
+            .env("UPSTREAM_URL", application);
+        Server::start("all", command, address, self.directory(), "TERM")
+    }
+
+    fn service(&self, name: &str, database: &str, settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(&self.options.oncegate);
+        command
+            .arg(name)
+            .env_clear()
+            .env("DATABASE_URL", self.postgres.url(database))
+            .env("REDIS_URL", format!("redis://{}", self.redis.address))
+            .env("ONCEGATE_MIGRATE", "true")
+            .env("ONCEGATE_LOG", "warn")
+            .current_dir(self.directory());
+        command.envs(settings.iter().copied());
+        command
+    }
+
+    /// A server of ours with nothing behind it.
+    pub(crate) fn bare(&self, name: &'static str) -> Result<Server> {
+        let address = free_address()?;
+        let mut command = Command::new(self.program(name)?);
+        command.arg(address.to_string()).env("STRIPE_WEBHOOK_SECRET", SECRET);
+        Server::start(name, command, address, self.directory(), "TERM")
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        let me = env::current_exe()?;
+        let program = me.parent().context("this program is in no directory")?.join(name);
+        ensure!(program.is_file(), "{} has not been built: run scripts/bench", program.display());
+        Ok(program)
+    }
+
+    /// Runs `oncegate bench`. Whatever was answered wrongly ends the measurement.
+    pub(crate) fn load(&self, server: &Server, workload: &str, concurrency: u32, more: &[&str]) -> Result<Loaded> {
+        let mut command = Command::new(&self.options.oncegate);
+        command
+            .args(["bench", "--json", "--url", &server.url(), "--workload", workload])
+            .args(["--concurrency", &concurrency.to_string()])
+            .args(["--duration", &format!("{}ms", self.options.seconds_ms())])
+            .args(["--warm-up", &format!("{}ms", self.options.warm_up_ms())])
+            .args(["--check-max", "20000"])
+            .args(more)
+            .env("STRIPE_WEBHOOK_SECRET", SECRET)
+            .current_dir(self.directory());
+        let output = run(&mut command)?;
+        let report: BenchReport = serde_json::from_str(&output).context("oncegate bench did not write its JSON")?;
+        for (code, count) in &report.errors {
+            note(&format!("    {count} calls failed: {code}"));
+        }
+        let name = match workload {
+            "cycle" => "cycle",
+            "claims" => "check_and_lock",
+            "storm" => "storm",
+            _ => "duplicate",
+        };
+        let main = report.operations.into_iter().find(|line| line.operation == name);
+        let correctness = report.correctness;
+        Ok(Loaded {
+            main: main.with_context(|| format!("oncegate bench measured no {name}"))?,
+            storms: (correctness.storms, correctness.storms_without_winner + correctness.double_grants),
+        })
+    }
+
+    /// The rate of a load, for the comparisons that need nothing else.
+    pub(crate) fn rate(&self, server: &Server, workload: &str, concurrency: u32, more: &[&str]) -> Result<f64> {
+        self.load(server, workload, concurrency, more).map(|loaded| loaded.main.per_second)
+    }
+
+    /// A webhook load on a gateway, or what stands for one.
+    pub(crate) fn load_http(&self, server: &Server, workload: &str, concurrency: u32) -> Result<Loaded> {
+        self.load(server, workload, concurrency, &["--target", "http"])
+    }
+
+    /// Makes the table that pgbench's cycle works on: as plain as the first version's, its status in no index.
+    pub(crate) fn prepare_pgbench(&self) -> Result<()> {
+        self.postgres.create("plain")?;
+        self.postgres.sql("plain", include_str!("pgbench/table.sql"))?;
+        std::fs::write(self.directory().join("cycle.sql"), include_str!("pgbench/cycle.sql"))?;
+        Ok(())
+    }
+
+    /// pgbench's plain cycle: rate, and mean latency in milliseconds.
+    pub(crate) fn pgbench(&self, clients: u32) -> Result<(f64, f64)> {
+        let seconds = self.options.seconds_ms().div_ceil(1_000).max(1);
+        let mut command = Command::new(self.postgres.program("pgbench"));
+        command
+            .args(["-n", "-M", "prepared", "-h", "127.0.0.1", "-U", "postgres"])
+            .args(["-p", &self.postgres.port().to_string(), "-c", &clients.to_string()])
+            .args(["-j", &clients.min(2).to_string(), "-T", &seconds.to_string(), "-f"])
+            .arg(self.directory().join("cycle.sql"))
+            .arg("plain");
+        let output = run(&mut command)?;
+        let number = |start: &str| {
+            let line = output.lines().find_map(|line| line.strip_prefix(start));
+            line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
+                .with_context(|| format!("pgbench did not say {start:?}:\n{output}"))
+        };
+        Ok((number("tps = ")?, number("latency average = ")?))
+    }
+
+    /// redis-benchmark's GET, not pipelined: its rate.
+    pub(crate) fn redis_get(&self, clients: u32) -> Result<f64> {
+        let requests = (self.options.seconds_ms() * 120).to_string();
+        let call = |test: &str, requests: &str| {
+            let mut command = Command::new("redis-benchmark");
+            command.args(["-h", "127.0.0.1", "-p", &self.redis.address.port().to_string()]).args([
+                "-c",
+                &clients.to_string(),
+                "-d",
+                "200",
+                "-r",
+                "1000",
+                "--csv",
+                "-t",
+                test,
+                "-n",
+                requests,
+            ]);
+            run(&mut command)
+        };
+        call("set", "20000")?;
+        let output = call("get", &requests)?;
+        let rate = output.lines().find_map(|line| {
+            let mut fields = line.split(',').map(|field| field.trim_matches('"'));
+            (fields.next() == Some("GET")).then(|| fields.next()?.parse::<f64>().ok()).flatten()
+        });
+        rate.with_context(|| format!("redis-benchmark did not say what GET did:\n{output}"))
+    }
+}
