@@ -8,7 +8,7 @@ pub(crate) mod page_token;
 mod quota;
 mod service;
 mod status;
-pub(crate) mod validate;
+pub mod validate;
 
 use std::{
     convert::Infallible,

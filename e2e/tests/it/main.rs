@@ -3,6 +3,7 @@
 mod access;
 mod api;
 mod bad_input;
+mod bench;
 mod cases;
 mod chaos;
 mod commands;

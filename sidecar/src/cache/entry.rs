@@ -151,7 +151,7 @@ impl Entry {
 
 /// Why a value is not one of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DecodeError {
+pub enum DecodeError {
     /// Too short, too long, or inconsistent.
     #[error("the value is malformed")]
     Malformed,
@@ -173,13 +173,14 @@ const PAYLOAD_DIGEST: u8 = 4;
 const RESULT: u8 = 8;
 
 /// Names and authenticates entries for one database (C3).
-pub(crate) struct Codec {
+pub struct Codec {
     prefix: String,
     mac: Hmac<Sha256>,
 }
 
 impl Codec {
-    pub(crate) fn new(standing: &Standing) -> Codec {
+    /// For the database that the ledger stands on.
+    pub fn new(standing: &Standing) -> Codec {
         Codec {
             prefix: format!("oncegate:1:{}:", standing.identity),
             mac: Hmac::<Sha256>::new_from_slice(&standing.cache_key).expect("HMAC takes keys of any length"),
@@ -187,7 +188,7 @@ impl Codec {
     }
 
     /// The name of an event's entry.
-    pub(super) fn name(&self, digest: KeyDigest) -> String {
+    pub fn name(&self, digest: KeyDigest) -> String {
         let mut name = String::with_capacity(self.prefix.len() + 22);
         name.push_str(&self.prefix);
         URL_SAFE_NO_PAD.encode_string(digest.0, &mut name);
@@ -204,7 +205,7 @@ impl Codec {
     }
 
     /// The value of an entry.
-    pub(crate) fn encode(&self, digest: KeyDigest, entry: &Entry) -> Vec<u8> {
+    pub fn encode(&self, digest: KeyDigest, entry: &Entry) -> Vec<u8> {
         let mut value = Vec::with_capacity(HEAD_BYTES + 64 + entry.heap_bytes() + 16 + TAG_BYTES);
         value.put_u8(VERSION);
         value.put_i64(entry.fencing_token);
@@ -244,7 +245,10 @@ impl Codec {
     }
 
     /// The entry in a value that is named after `digest`. Reads nothing of it before it has verified.
-    pub(crate) fn decode(&self, digest: KeyDigest, value: &[u8]) -> Result<Entry, DecodeError> {
+    ///
+    /// # Errors
+    /// When the value is not one that a sidecar of this database wrote for this event.
+    pub fn decode(&self, digest: KeyDigest, value: &[u8]) -> Result<Entry, DecodeError> {
         let length = value.len().checked_sub(TAG_BYTES).ok_or(DecodeError::Malformed)?;
         let (mut rest, tag) = value.split_at(length);
         if rest.len() < HEAD_BYTES || rest.len() > HEAD_BYTES + 2 * 255 + 64 + 4 + RESULT_BYTES_MAX {

@@ -84,7 +84,10 @@ fn lock_duration(fields: &mut Fields, given: Option<prost_types::Duration>, poli
 }
 
 /// CheckAndLock: the claim, and how long to wait.
-pub(crate) fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
+///
+/// # Errors
+/// INVALID_ARGUMENT with every field that breaks the contract.
+pub fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
     fields.text("event_type", &request.event_type, 1..=128, Charset::Visible);
@@ -129,7 +132,10 @@ pub(crate) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Re
 
 /// MarkCompleted. No metadata is a violation: it never refuses a completion.
 /// Also tells how many keys of it were left out.
-pub(crate) fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<(Mark, usize), Status> {
+///
+/// # Errors
+/// INVALID_ARGUMENT with every field that breaks the contract.
+pub fn mark_completed(request: v1::MarkCompletedRequest, policy: &Policy) -> Result<(Mark, usize), Status> {
     let mut fields = Fields::default();
     let (metadata, left_out) = fields::metadata_of_completion(request.metadata);
     let key = key(&mut fields, request.key);

@@ -1,0 +1,205 @@
+//! `oncegate bench`: it finds nothing wrong where nothing is, and finds it where it is.
+
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result};
+use oncegate_api::v1::{
+    self, Decision,
+    idempotency_service_server::{IdempotencyService, IdempotencyServiceServer},
+};
+use oncegate_e2e::program::{Finished, Oncegate};
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status, transport::server::TcpIncoming};
+
+use crate::setup::{Everything, Ledger, SECRET};
+
+/// Short, and enough to be wrong in.
+const SHORT: [&str; 9] =
+    ["bench", "--json", "--duration", "300ms", "--warm-up", "100ms", "--keys", "20", "--concurrency"];
+
+async fn bench(url: &str, arguments: &[&str]) -> Result<Finished> {
+    let directory = tempfile::tempdir()?;
+    let arguments = SHORT.into_iter().chain(["16", "--url", url]).chain(arguments.iter().copied());
+    Oncegate::new(directory.path(), arguments)?.env("STRIPE_WEBHOOK_SECRET", SECRET).run().await
+}
+
+fn report(finished: &Finished) -> Result<serde_json::Value> {
+    serde_json::from_str(&finished.stdout).with_context(|| format!("no JSON: {finished}"))
+}
+
+#[tokio::test]
+async fn every_workload_over_grpc_is_answered_rightly() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let url = format!("http://{}", everything.sidecar);
+    for (workload, operations) in [
+        ("cycle", &["cycle", "check_and_lock", "mark_completed"][..]),
+        ("claims", &["check_and_lock"]),
+        ("duplicates", &["duplicate"]),
+        ("storm", &["storm"]),
+        ("mixed", &["cycle", "check_and_lock", "mark_completed", "duplicate"]),
+    ] {
+        let finished = bench(&url, &["--workload", workload, "--threads", "2"]).await?;
+        assert_eq!(finished.code, Some(0), "{workload}: {finished}");
+        let report = report(&finished)?;
+        let lines = report["operations"].as_array().context("operations")?;
+        let measured: Vec<&str> = lines.iter().filter_map(|line| line["operation"].as_str()).collect();
+        assert_eq!(measured, operations, "{workload}");
+        for line in lines {
+            assert!(line["count"].as_u64() > Some(0) && line["p50_ms"].as_f64() <= line["max_ms"].as_f64(), "{line}");
+        }
+        let correctness = &report["correctness"];
+        assert_eq!(correctness["ok"], true, "{workload}: {correctness}");
+        assert_eq!(correctness["completions_acknowledged"], correctness["completions_checked"], "{workload}");
+        assert_eq!(correctness["completions_acknowledged"].as_u64() > Some(0), workload != "claims", "{workload}");
+        assert_eq!(correctness["storms"].as_u64() > Some(0), workload == "storm", "{workload}");
+        assert_eq!(report["errors"], serde_json::json!({}), "{workload}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_workload_over_http_is_answered_rightly() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let url = format!("http://{}", everything.gateway);
+    let mut acknowledged = 0;
+    for workload in ["cycle", "duplicates", "storm", "mixed"] {
+        let finished = bench(&url, &["--target", "http", "--workload", workload]).await?;
+        assert_eq!(finished.code, Some(0), "{workload}: {finished}");
+        let correctness = &report(&finished)?["correctness"];
+        assert_eq!(correctness["ok"], true, "{workload}: {correctness}");
+        acknowledged += correctness["completions_acknowledged"].as_u64().unwrap_or_default();
+    }
+    // Each of them was delivered, and nothing else was.
+    assert_eq!(everything.upstream.requests().len() as u64, acknowledged);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_event_that_is_granted_twice_is_found() -> Result<()> {
+    let careless = serve(Wrong::GrantsTwice).await?;
+    for workload in ["duplicates", "storm", "mixed", "cycle"] {
+        let finished = bench(&careless, &["--workload", workload]).await?;
+        assert_eq!(finished.code, Some(1), "{workload}: {finished}");
+        let correctness = &report(&finished)?["correctness"];
+        assert_eq!(correctness["ok"], false, "{workload}: {correctness}");
+        assert!(correctness["double_grants"].as_u64() > Some(0), "{workload}: {correctness}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_completion_that_is_lost_is_found() -> Result<()> {
+    let forgetful = serve(Wrong::ForgetsCompletions).await?;
+    let finished = bench(&forgetful, &["--workload", "cycle"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    let correctness = &report(&finished)?["correctness"];
+    assert!(correctness["lost"].as_u64() > Some(0), "{correctness}");
+    assert_eq!(correctness["double_grants"], 0, "{correctness}");
+    let finished = bench(&forgetful, &["--workload", "storm"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_cannot_be_measured_has_exit_codes_of_its_own() -> Result<()> {
+    let finished = bench("http://127.0.0.1:1", &[]).await?;
+    assert_eq!(finished.code, Some(3), "{finished}");
+    let finished = bench("http://127.0.0.1:1", &["--target", "http"]).await?;
+    assert_eq!(finished.code, Some(3), "{finished}");
+    let finished = bench("http://127.0.0.1:1", &["--workload", "mixed", "--duplicate-share", "2"]).await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    assert!(finished.stderr.contains("--duplicate-share"), "{finished}");
+    Ok(())
+}
+
+/// What a service does wrong.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wrong {
+    /// It grants every event to everybody.
+    GrantsTwice,
+    /// It grants each event once, and says of completed ones that they are being processed.
+    ForgetsCompletions,
+}
+
+/// A service of the same contract that does not keep it.
+struct Service {
+    wrong: Wrong,
+    granted: Arc<Mutex<HashSet<String>>>,
+    token: AtomicI64,
+}
+
+async fn serve(wrong: Wrong) -> Result<String> {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let address = listener.local_addr()?;
+    let service = Service { wrong, granted: Arc::default(), token: AtomicI64::new(1) };
+    tokio::spawn(
+        tonic::transport::Server::builder()
+            .add_service(IdempotencyServiceServer::new(service))
+            .serve_with_incoming(TcpIncoming::from(listener)),
+    );
+    Ok(format!("http://{address}"))
+}
+
+fn no_such<T>() -> Result<Response<T>, Status> {
+    Err(Status::unimplemented("not here"))
+}
+
+#[tonic::async_trait]
+impl IdempotencyService for Service {
+    type CleanupStream = futures::stream::Empty<Result<v1::CleanupResponse, Status>>;
+
+    async fn check_and_lock(
+        &self,
+        request: Request<v1::CheckAndLockRequest>,
+    ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
+        let event_id = request.into_inner().key.unwrap_or_default().event_id;
+        let first = self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(event_id);
+        let mut response = v1::CheckAndLockResponse::default();
+        if first || self.wrong == Wrong::GrantsTwice {
+            response.set_decision(Decision::Acquired);
+            let fencing_token = self.token.fetch_add(1, Ordering::Relaxed);
+            response.lock = Some(v1::Lock { fencing_token, attempt: 1, ..v1::Lock::default() });
+        } else {
+            response.set_decision(Decision::InProgress);
+        }
+        Ok(Response::new(response))
+    }
+
+    async fn mark_completed(
+        &self,
+        _: Request<v1::MarkCompletedRequest>,
+    ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
+        Ok(Response::new(v1::MarkCompletedResponse::default()))
+    }
+
+    async fn extend_lock(&self, _: Request<v1::ExtendLockRequest>) -> Result<Response<v1::ExtendLockResponse>, Status> {
+        no_such()
+    }
+
+    async fn mark_failed(&self, _: Request<v1::MarkFailedRequest>) -> Result<Response<v1::MarkFailedResponse>, Status> {
+        no_such()
+    }
+
+    async fn history(&self, _: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        no_such()
+    }
+
+    async fn resolve(&self, _: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
+        no_such()
+    }
+
+    async fn stats(&self, _: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        no_such()
+    }
+
+    async fn cleanup(&self, _: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
+        no_such()
+    }
+}
