@@ -16,11 +16,18 @@ const END: &str = "<!-- end: written by scripts/bench -->";
 /// Puts the table, and what it was measured on, into the document.
 pub(crate) fn write(path: &Path, figures: &Figures, machine: &str) -> Result<()> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = between_marks(&text, &format!("{machine}\n\n{}", table(figures)))
+    let text = between_marks(&text, &format!("{machine} {}\n\n{}", effort(figures), table(figures)))
         .with_context(|| format!("{} has not the marks {BEGIN} and {END}", path.display()))?;
     fs::write(path, text)?;
     fs::write(path.with_extension("svg"), chart::draw(figures))?;
     Ok(())
+}
+
+/// How often and how long each side ran, at least.
+fn effort(figures: &Figures) -> String {
+    let runs = figures.0.values().map(|figure| figure.runs).min().unwrap_or_default();
+    let seconds = figures.0.values().map(|figure| figure.seconds).fold(f64::INFINITY, f64::min);
+    if runs == 0 { String::new() } else { format!("{runs} runs of {seconds} s each, or more.") }
 }
 
 fn between_marks(text: &str, new: &str) -> Option<String> {

@@ -5,6 +5,8 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -80,7 +82,24 @@ impl World {
         let address = free_address()?;
         let mut command = self.service("sidecar", database, settings);
         command.env("SIDECAR_LISTEN", address.to_string());
-        Server::start("sidecar", command, address, self.directory(), "TERM")
+        let sidecar = Server::start("sidecar", command, address, self.directory(), "TERM")?;
+        self.wait_until_healthy(&sidecar.url())?;
+        Ok(sidecar)
+    }
+
+    /// It listens before it has made its tables.
+    fn wait_until_healthy(&self, url: &str) -> Result<()> {
+        let ask = || {
+            let mut health = Command::new(&self.options.oncegate);
+            run(health.args(["health", "--sidecar", url]).current_dir(self.directory()))
+        };
+        for _ in 0..100 {
+            if ask().is_ok() {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        ask().map(drop).context("the sidecar does not get healthy")
     }
 
     /// Both services in one process, before an application that takes everything at once.
@@ -95,12 +114,15 @@ impl World {
         let application = self.application.get().context("it was started above")?.url();
         let address = free_address()?;
         let mut command = self.service("all", database, settings);
+        let sidecar = free_address()?;
         command
-            .env("SIDECAR_LISTEN", free_address()?.to_string())
+            .env("SIDECAR_LISTEN", sidecar.to_string())
             .env("GATEWAY_LISTEN", address.to_string())
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
             .env("UPSTREAM_URL", application);
-        Server::start("all", command, address, self.directory(), "TERM")
+        let all = Server::start("all", command, address, self.directory(), "TERM")?;
+        self.wait_until_healthy(&format!("http://{sidecar}"))?;
+        Ok(all)
     }
 
     fn service(&self, name: &str, database: &str, settings: &[(&str, &str)]) -> Command {
@@ -140,10 +162,13 @@ impl World {
             .args(["--concurrency", &concurrency.to_string()])
             .args(["--duration", &format!("{}ms", self.options.seconds_ms())])
             .args(["--warm-up", &format!("{}ms", self.options.warm_up_ms())])
-            .args(["--check-max", "20000"])
             .args(more)
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
             .current_dir(self.directory());
+        if !more.contains(&"--check-max") {
+            // Enough to find what is lost, and short.
+            command.args(["--check-max", "20000"]);
+        }
         let output = run(&mut command)?;
         let report: BenchReport = serde_json::from_str(&output).context("oncegate bench did not write its JSON")?;
         for (code, count) in &report.errors {

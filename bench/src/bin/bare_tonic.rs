@@ -10,8 +10,10 @@ use oncegate_api::v1::{
     idempotency_service_server::{IdempotencyService, IdempotencyServiceServer},
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, transport::Server};
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
 
 #[derive(clap::Parser, Debug)]
 struct Options {
@@ -40,7 +42,7 @@ fn no_such<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl IdempotencyService for Constant {
-    type CleanupStream = tokio_stream::Empty<Result<v1::CleanupResponse, Status>>;
+    type CleanupStream = futures::stream::Empty<Result<v1::CleanupResponse, Status>>;
 
     async fn check_and_lock(
         &self,
@@ -90,7 +92,7 @@ fn main() -> Result<()> {
         let listener = TcpListener::bind(options.address).await.context("cannot listen")?;
         Server::builder()
             .add_service(IdempotencyServiceServer::new(Constant(constant())))
-            .serve_with_incoming(TcpListenerStream::new(listener))
+            .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
             .await
             .context("cannot serve")
     })
