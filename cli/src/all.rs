@@ -31,6 +31,9 @@ pub(crate) struct All {
 
     #[command(flatten)]
     admin: AdminOptions,
+
+    #[command(flatten)]
+    pub(crate) telemetry: oncegate_runtime::telemetry::Options,
 }
 
 impl All {

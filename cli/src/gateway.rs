@@ -26,6 +26,9 @@ pub(crate) struct Gateway {
 
     #[command(flatten)]
     admin: AdminOptions,
+
+    #[command(flatten)]
+    pub(crate) telemetry: oncegate_runtime::telemetry::Options,
 }
 
 impl Gateway {

@@ -32,7 +32,10 @@ use std::{num::NonZero, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
-use oncegate_runtime::logging;
+use oncegate_runtime::{
+    logging, metrics,
+    telemetry::{self, Tracing},
+};
 
 use self::failure::{EXIT_CODES, Failure};
 
@@ -58,7 +61,7 @@ enum Command {
     Dev(dev::Dev),
     // Boxed: they have many options.
     All(Box<all::All>),
-    Sidecar(sidecar::Sidecar),
+    Sidecar(Box<sidecar::Sidecar>),
     Gateway(Box<gateway::Gateway>),
     Migrate(migrate::Migrate),
     // Boxed: it has the options of a sidecar.
@@ -76,6 +79,16 @@ enum Command {
 }
 
 impl Command {
+    /// Where the traces of a service go, and its name in them.
+    fn telemetry(&self) -> Option<(&telemetry::Options, &'static str)> {
+        match self {
+            Self::All(all) => Some((&all.telemetry, "oncegate")),
+            Self::Sidecar(sidecar) => Some((&sidecar.telemetry, "oncegate-sidecar")),
+            Self::Gateway(gateway) => Some((&gateway.telemetry, "oncegate-gateway")),
+            _ => None,
+        }
+    }
+
     /// Whether it is a service, whose log is what it has to say.
     fn serves(&self) -> bool {
         match self {
@@ -157,12 +170,23 @@ fn command_line() -> clap::Command {
     command
 }
 
+/// The longest that the end waits for the collector of traces. Part of the time that a pod is given to end.
+const TRACES_FLUSH_MAX: Duration = Duration::from_secs(2);
+
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
-    logging::init(&oncegate.logging).context("cannot start logging")?;
+    let tracing = match oncegate.command.telemetry() {
+        Some((options, name)) => Tracing::start(options, name).context("cannot start traces")?,
+        None => None,
+    };
+    logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;
+    metrics::process::start();
     let runtime = threads::runtime(oncegate.command.threads()).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
     // Everything that matters has been waited for; what is left must not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if let Some(tracing) = tracing {
+        tracing.finish(TRACES_FLUSH_MAX);
+    }
     ended
 }
 

@@ -8,6 +8,7 @@ use std::{
 use anyhow::Context as _;
 use oncegate_runtime::{
     admin::{self, Condition, Control, Facts, Metrics, Readiness},
+    metrics::{Page, process},
     shutdown::{self, CancellationToken},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -68,7 +69,11 @@ impl Service {
     /// What /metrics shows from here on: the metrics of each part of the process.
     pub(crate) fn show(&self, parts: impl IntoIterator<Item = Metrics>) {
         let parts: Vec<Metrics> = parts.into_iter().collect();
-        let all: Metrics = Arc::new(move || parts.iter().map(|part| part()).collect());
+        let all: Metrics = Arc::new(move || {
+            let mut page = Page::new();
+            process::render(&mut page);
+            parts.iter().fold(page.finish(), |page, part| page + &part())
+        });
         // Called once, when the parts exist.
         let _ = self.metrics.set(all);
     }

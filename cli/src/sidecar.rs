@@ -24,6 +24,9 @@ pub(crate) struct Sidecar {
 
     #[command(flatten)]
     admin: AdminOptions,
+
+    #[command(flatten)]
+    pub(crate) telemetry: oncegate_runtime::telemetry::Options,
 }
 
 impl Sidecar {

@@ -25,6 +25,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
+use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
 use crate::{
@@ -34,7 +35,7 @@ use crate::{
     detach::Detach,
     enforcement::Enforcement,
     key::Identity,
-    metrics::Metrics,
+    metrics::{Claimed, Metrics},
     route::Route,
     sidecar::{Attempt, Claim, Failure, Grant, Kind, MarkedFailure, Sidecar},
     throttle::Throttle,
@@ -131,6 +132,11 @@ impl Courier {
         }
     }
 
+    /// How many events may be under way.
+    pub(crate) fn under_way_max(&self) -> usize {
+        self.slots_max
+    }
+
     /// Events between verification and their answer or mark.
     pub(crate) fn under_way(&self) -> usize {
         self.slots_max.saturating_sub(self.slots.available_permits())
@@ -140,7 +146,10 @@ impl Courier {
     /// goes on in the background (G8).
     pub(crate) async fn handle(self: &Arc<Self>, event: Event, answer_by: Instant) -> Answer {
         // Before the lock: an event that is refused here is as if it had never come.
-        let Ok(slot) = self.slots.clone().try_acquire_owned() else { return Answer::Overloaded };
+        let Ok(slot) = self.slots.clone().try_acquire_owned() else {
+            self.metrics.claimed(&event.route.provider, Claimed::Failed);
+            return Answer::Overloaded;
+        };
         match timeout_at(answer_by, self.start(event, slot, answer_by)).await {
             Ok(answer) => answer,
             Err(_) => Answer::Continues,
@@ -155,7 +164,17 @@ impl Courier {
         slot: OwnedSemaphorePermit,
         answer_by: Instant,
     ) -> Detach<impl Future<Output = Answer> + Send + use<>> {
-        Detach::new(self.clone().live(event, slot, answer_by, None), &self.drain)
+        // Its own span: it goes on when the request has ended.
+        let span = tracing::info_span!(
+            "event",
+            otel.kind = "internal",
+            oncegate.provider = event.route.provider.name(),
+            oncegate.event = short(&event.route, &event.identity),
+            oncegate.attempt = field::Empty,
+            oncegate.fencing_token = field::Empty,
+            oncegate.outcome = field::Empty,
+        );
+        Detach::new(self.clone().live(event, slot, answer_by, None).instrument(span), &self.drain)
     }
 
     /// Waits for events in the background. What is left after `limit` is stopped and marked as timed out, for which the
@@ -180,13 +199,19 @@ impl Courier {
         // Read once: an event is handled the way it began.
         let observing = event.route.enforcement.get() == Enforcement::Observe;
         let mut lock = match self.claim(&event, answer_by, unsettled, observing).await {
-            Ok(lock) => lock,
+            Ok(lock) => {
+                self.metrics.claimed(&event.route.provider, Claimed::Acquired);
+                lock
+            }
             Err(no_lock) if observing => return self.observe(event, slot, no_lock).await,
-            Err(NoLock::Answer(answer)) => return answer,
+            Err(NoLock::Answer(answer)) => {
+                self.metrics.claimed(&event.route.provider, Claimed::of(&answer));
+                return answer;
+            }
             Err(NoLock::Unsettled(unsettled)) => {
                 // The provider need not wait for a sidecar that is in trouble: its next try finds what became of this.
                 let drain = self.drain.clone();
-                drain.spawn(self.resume(event, slot, answer_by, unsettled));
+                drain.spawn(self.resume(event, slot, answer_by, unsettled).in_current_span());
                 return Answer::Unavailable(RetryAfter::SOON);
             }
         };
@@ -201,7 +226,11 @@ impl Courier {
             Err(NotCovered::Unsure(outcome)) => outcome,
             Err(NotCovered::Lost(answer)) => return answer,
         };
-        self.metrics.delivered(outcome.label());
+        self.metrics.delivered(&event.route.provider, outcome.label());
+        let span = Span::current();
+        span.record("oncegate.attempt", lock.attempt);
+        span.record("oncegate.fencing_token", lock.fencing_token);
+        span.record("oncegate.outcome", outcome.label().name());
         // The body has been sent or never will be: its share of the budget is somebody else's while we mark.
         let Event { route, identity, headers, body, .. } = event;
         drop((headers, body));
@@ -275,6 +304,7 @@ impl Courier {
                     }
                     Kind::Unknown => {
                         unknown = true;
+                        self.metrics.claims_unknown.add();
                         tracing::warn!(
                             event = short(route, identity),
                             code = ?failure.status.code(),
@@ -291,7 +321,7 @@ impl Courier {
                 tracing::error!(event = short(route, identity), "giving up a claim whose outcome stayed unknown");
                 return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON)));
             }
-            self.metrics.claims_repeated.fetch_add(1, Relaxed);
+            self.metrics.claims_repeated.add();
             tokio::select! {
                 () = sleep(backoff.next()) => {}
                 () = self.stop.cancelled() => return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON))),
@@ -352,7 +382,7 @@ impl Courier {
                         }
                     }
                     Kind::LockLost { completed } => {
-                        self.metrics.locks_lost.fetch_add(1, Relaxed);
+                        self.metrics.locks_lost.add();
                         return Err(NotCovered::Lost(lock_lost(completed)));
                     }
                     _ => {
@@ -378,10 +408,13 @@ impl Courier {
                 remaining: lock.remaining(),
             }),
         };
-        tokio::select! {
+        let started = Instant::now();
+        let reply = tokio::select! {
             reply = self.upstream.deliver(&parcel) => reply,
             () = self.stop.cancelled() => Reply::Stopped,
-        }
+        };
+        self.metrics.upstream(&event.route.provider, started.elapsed());
+        reply
     }
 
     /// Marks until the mark is answered (G9): late ones are valid (S3), and one that is lost would cost the rest of the
@@ -407,7 +440,7 @@ impl Courier {
                 ?pause,
                 "mark was not answered, repeating it"
             );
-            self.metrics.marks_repeated.fetch_add(1, Relaxed);
+            self.metrics.marks_repeated.add();
             tokio::select! {
                 () = sleep(pause) => {}
                 () = self.stop.cancelled() => {}
@@ -429,7 +462,7 @@ impl Courier {
             Kind::Unavailable { retry_after } => Ok(retry_after.unwrap_or_default()),
             Kind::Unknown => Ok(Duration::ZERO),
             Kind::LockLost { completed } => {
-                self.metrics.locks_lost.fetch_add(1, Relaxed);
+                self.metrics.locks_lost.add();
                 tracing::warn!(event, fencing_token = lock.fencing_token, completed, "lock was lost");
                 Err(lock_lost(completed))
             }
@@ -496,7 +529,7 @@ fn settled(outcome: Outcome, lock: &Lock) -> Answer {
 }
 
 /// An event in logs: enough to find the lines that belong together, and nothing of the event (W17).
-fn short(route: &Route, identity: &Identity) -> String {
+pub(crate) fn short(route: &Route, identity: &Identity) -> String {
     let mut hash = Sha256::new();
     for part in [route.tenant.as_str(), "/", route.provider.name(), "/", &identity.event_id] {
         hash.update(part);

@@ -3,7 +3,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -46,6 +46,11 @@ impl Ingest {
             refusals: Throttle::default(),
             failures: Failures::new(failures),
         }
+    }
+
+    /// The budget for bodies, in KiB.
+    pub(crate) fn budget_kib(&self) -> usize {
+        self.limits.budget_bytes / 1_024
     }
 
     /// What is left of the budget for bodies, in KiB.
@@ -109,15 +114,14 @@ impl Ingest {
             .finish(&received.bytes, now)
             .await
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;
+        self.metrics.verified(&route.provider, signed.secret);
         let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
         let identity = route.provider.identify(&signed, &received.bytes, &digest).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
             tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
             (Answer::MalformedBody, Unread::Nothing)
         })?;
-        if route.provider.is_weak() {
-            self.metrics.weak.fetch_add(1, Relaxed);
-        }
+        self.metrics.admitted(&route.provider);
         let delivery_id = signed.delivery_id.unwrap_or_default();
         Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received, digest })
     }
@@ -130,7 +134,7 @@ impl Ingest {
         peer: Option<SocketAddr>,
         unread: Unread,
     ) -> (Answer, Unread) {
-        self.metrics.refused(refusal);
+        self.metrics.refused(&route.provider, refusal);
         // What is no fault of the sender's does not count.
         let counts = !matches!(refusal, Refusal::CertUnavailable | Refusal::MissingSecret);
         if let Some(wait) = counts.then(|| self.failures.add(route, headers, peer)).flatten() {

@@ -13,6 +13,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod access;
 mod answer;
 mod body;
 pub mod config;
@@ -25,7 +26,7 @@ pub mod fuzzing;
 mod health;
 mod ingest;
 pub mod key;
-mod metrics;
+pub mod metrics;
 pub mod providers;
 mod reload;
 mod route;
@@ -33,6 +34,7 @@ mod server;
 pub mod sidecar;
 mod signing;
 mod throttle;
+mod trace;
 mod upstream;
 pub mod verify;
 

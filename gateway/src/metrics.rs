@@ -1,219 +1,461 @@
-//! What is counted. One file with every name, so that the exporter can change without a search.
+//! The gateway's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
+//! holds both against each other. Routes and providers are the configuration's words; nothing of a request is a label.
 
-use std::{
-    fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+use std::time::Duration;
+
+use oncegate_runtime::{
+    labels,
+    metrics::{Counter, Counters, Family, Histogram, Label, Page},
 };
 
-use crate::providers::Refusal;
+use crate::{
+    answer::Answer,
+    providers::{Provider, Refusal},
+    route::Route,
+};
 
-/// Outcomes of deliveries, as labels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Delivered {
-    Completed,
-    Retryable,
-    Terminal,
-    Unknown,
+/// Up to the deadline of an answer, 20 s. 5 s is the bound of an alert.
+const REQUEST_SECONDS: &[f64] =
+    &[0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0];
+/// Up to the upstream's time-out, 240 s.
+const UPSTREAM_SECONDS: &[f64] =
+    &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0];
+
+const ANSWERS: Family = Family::counter(
+    "oncegate_gateway_answers_total",
+    &["route", "answer"],
+    "Requests answered, by route (none: no such route) and the word of the answer.",
+);
+const REQUEST: Family = Family::histogram(
+    "oncegate_gateway_request_duration_seconds",
+    &["route"],
+    REQUEST_SECONDS,
+    "How long requests on a route took until their answer.",
+);
+const OBSERVED: Family = Family::counter(
+    "oncegate_gateway_observed_total",
+    &["answer"],
+    "Webhooks delivered without a lock because their route only observes, by the answer that they would have got.",
+);
+const REFUSALS: Family = Family::counter(
+    "oncegate_gateway_refusals_total",
+    &["provider", "verdict"],
+    "Webhooks whose signature was refused, by verdict.",
+);
+const SECRETS: Family = Family::counter(
+    "oncegate_gateway_secrets_matched_total",
+    &["provider", "secret"],
+    "Webhooks accepted, by the place of the secret that matched in its list: when an old one matches no more, it can go.",
+);
+const WEBHOOKS: Family = Family::counter(
+    "oncegate_gateway_webhooks_total",
+    &["provider"],
+    "Verified webhooks. Those whose claim is decided are in oncegate_gateway_claims_total, exactly once each.",
+);
+const CLAIMS: Family = Family::counter(
+    "oncegate_gateway_claims_total",
+    &["provider", "decision"],
+    "Verified webhooks by what was decided: acquired, duplicate, in_progress, rejected or failed.",
+);
+const DELIVERIES: Family = Family::counter(
+    "oncegate_gateway_deliveries_total",
+    &["provider", "outcome"],
+    "Attempts at the application, by outcome.",
+);
+const UPSTREAM: Family = Family::histogram(
+    "oncegate_gateway_upstream_duration_seconds",
+    &["provider"],
+    UPSTREAM_SECONDS,
+    "How long the application took to answer, or not to.",
+);
+const RELOADS: Family = Family::counter(
+    "oncegate_gateway_secret_reloads_total",
+    &["result"],
+    "Files with secrets that changed: replaced, or failed and the old secrets kept.",
+);
+const CLAIMS_UNKNOWN: Family = Family::counter(
+    "oncegate_gateway_claims_unknown_total",
+    &[],
+    "CheckAndLock calls that ended without anybody knowing whether the lock was granted.",
+);
+const CLAIMS_REPEATED: Family = Family::counter(
+    "oncegate_gateway_claims_repeated_total",
+    &[],
+    "CheckAndLock calls sent again because the outcome was unknown.",
+);
+const MARKS_REPEATED: Family = Family::counter(
+    "oncegate_gateway_marks_repeated_total",
+    &[],
+    "Mark calls sent again because they were not answered.",
+);
+const LOCKS_LOST: Family =
+    Family::counter("oncegate_gateway_locks_lost_total", &[], "Locks that were lost before their attempt was marked.");
+const WEAK: Family = Family::counter(
+    "oncegate_gateway_weak_events_total",
+    &[],
+    "Events accepted on a header that repeats the secret and proves nothing about the body (Flutterwave v3).",
+);
+const UNDER_WAY: Family =
+    Family::gauge("oncegate_gateway_deliveries_under_way", &[], "Events between verification and answer or mark.");
+const UNDER_WAY_MAX: Family =
+    Family::gauge("oncegate_gateway_deliveries_max", &[], "Events under way beyond which webhooks are refused.");
+const BUDGET: Family =
+    Family::gauge("oncegate_gateway_body_budget_left_kibibytes", &[], "What is left of the budget for bodies.");
+const BUDGET_MAX: Family =
+    Family::gauge("oncegate_gateway_body_budget_kibibytes", &[], "The budget for bodies under way together.");
+
+/// All of them.
+pub const FAMILIES: &[&Family] = &[
+    &ANSWERS,
+    &REQUEST,
+    &OBSERVED,
+    &REFUSALS,
+    &SECRETS,
+    &WEBHOOKS,
+    &CLAIMS,
+    &DELIVERIES,
+    &UPSTREAM,
+    &RELOADS,
+    &CLAIMS_UNKNOWN,
+    &CLAIMS_REPEATED,
+    &MARKS_REPEATED,
+    &LOCKS_LOST,
+    &WEAK,
+    &UNDER_WAY,
+    &UNDER_WAY_MAX,
+    &BUDGET,
+    &BUDGET_MAX,
+];
+
+labels! {
+    /// Outcomes of deliveries.
+    pub(crate) enum Delivered {
+        Completed => "completed",
+        Retryable => "retryable",
+        Terminal => "terminal",
+        Unknown => "unknown",
+    }
 }
 
-impl Delivered {
-    const ALL: [Self; 4] = [Self::Completed, Self::Retryable, Self::Terminal, Self::Unknown];
+labels! {
+    /// What a verified webhook came to at the sidecar (I11).
+    pub(crate) enum Claimed {
+        /// The lock was granted.
+        Acquired => "acquired",
+        /// The event is done.
+        Duplicate => "duplicate",
+        /// Somebody else holds the lock, or a pause has not passed.
+        InProgress => "in_progress",
+        /// Held for an operator, or first claimed with something else.
+        Rejected => "rejected",
+        /// Nobody could decide, or there was no room to ask.
+        Failed => "failed",
+    }
+}
 
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Completed => "completed",
-            Self::Retryable => "retryable",
-            Self::Terminal => "terminal",
-            Self::Unknown => "unknown",
+impl Claimed {
+    /// What an answer without a lock means.
+    pub(crate) fn of(answer: &Answer) -> Self {
+        match answer {
+            Answer::AlreadyProcessed | Answer::Processed => Self::Duplicate,
+            Answer::InProgress(..) | Answer::Paused(_) | Answer::Unsettled(_) | Answer::Continues => Self::InProgress,
+            Answer::Held(_) | Answer::Conflict => Self::Rejected,
+            _ => Self::Failed,
         }
     }
 }
 
-/// The words of the answers, as labels: a closed list, so that no request can make a series (pitfalls 3.5.4).
-pub(crate) const WORDS: [&str; 18] = [
-    "processed",
-    "already_processed",
-    "failed",
-    "in_progress",
-    "paused",
-    "held",
-    "conflict",
-    "unauthorized",
-    "too_many_failures",
-    "malformed_body",
-    "malformed_request",
-    "too_slow",
-    "too_large",
-    "encoded",
-    "not_found",
-    "method_not_allowed",
-    "overloaded",
-    "unavailable",
-];
-
-/// The counters of one gateway.
-#[derive(Debug, Default)]
-pub(crate) struct Metrics {
-    answers: [AtomicU64; WORDS.len()],
-    refusals: [AtomicU64; Refusal::ALL.len()],
-    /// By the answer that enforcing would have given.
-    observed: [AtomicU64; WORDS.len()],
-    deliveries: [AtomicU64; Delivered::ALL.len()],
-    /// Calls to the sidecar that were sent again because nobody knew how the first ended (G9).
-    pub(crate) claims_repeated: AtomicU64,
-    pub(crate) marks_repeated: AtomicU64,
-    /// Locks that were lost before their attempt was marked.
-    pub(crate) locks_lost: AtomicU64,
-    /// Files with secrets that were taken over, and those that could not be.
-    reloads: [AtomicU64; RELOADS.len()],
-    /// Events accepted that prove nothing about their body (G11).
-    pub(crate) weak: AtomicU64,
+labels! {
+    enum Reload {
+        Replaced => "replaced",
+        Failed => "failed",
+    }
 }
 
-const RELOADS: [&str; 2] = ["replaced", "failed"];
+labels! {
+    /// The place of a secret in its list.
+    enum Place {
+        First => "1",
+        Second => "2",
+        Third => "3",
+        Fourth => "4",
+        Later => "later",
+    }
+}
+
+labels! {
+    /// The words of the answers: a closed list, so that no request can make a series (pitfalls 3.5.4).
+    pub(crate) enum Word {
+        Processed => "processed",
+        AlreadyProcessed => "already_processed",
+        Failed => "failed",
+        InProgress => "in_progress",
+        Paused => "paused",
+        Held => "held",
+        Conflict => "conflict",
+        Unauthorized => "unauthorized",
+        TooManyFailures => "too_many_failures",
+        MalformedBody => "malformed_body",
+        MalformedRequest => "malformed_request",
+        TooSlow => "too_slow",
+        TooLarge => "too_large",
+        Encoded => "encoded",
+        NotFound => "not_found",
+        MethodNotAllowed => "method_not_allowed",
+        Overloaded => "overloaded",
+        Unavailable => "unavailable",
+    }
+}
+
+/// A provider, by its place in [`Provider::NAMES`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProviderLabel(usize);
+
+impl ProviderLabel {
+    pub(crate) fn of(provider: &Provider) -> Self {
+        Self(match provider {
+            Provider::Stripe(_) => 0,
+            Provider::PayPal(_) => 1,
+            Provider::Flutterwave(_) => 2,
+            Provider::Paystack(_) => 3,
+            Provider::StandardWebhooks(_) => 4,
+        })
+    }
+
+    fn name(self) -> &'static str {
+        Provider::NAMES[self.0]
+    }
+}
+
+impl Label for ProviderLabel {
+    const COUNT: usize = Provider::NAMES.len();
+
+    fn index(self) -> usize {
+        self.0
+    }
+
+    fn values(index: usize, add: &mut dyn FnMut(&'static str)) {
+        add(Provider::NAMES[index]);
+    }
+}
+
+impl Label for Refusal {
+    const COUNT: usize = Self::ALL.len();
+
+    fn index(self) -> usize {
+        Self::ALL.iter().position(|known| *known == self).unwrap_or_default()
+    }
+
+    fn values(index: usize, add: &mut dyn FnMut(&'static str)) {
+        add(Self::ALL[index].name());
+    }
+}
+
+/// What is counted of one route.
+#[derive(Debug)]
+struct RouteMetrics {
+    path: Box<str>,
+    answers: Counters<Word>,
+    seconds: Histogram,
+}
+
+impl RouteMetrics {
+    fn new(path: &str) -> Self {
+        Self { path: path.into(), answers: Counters::default(), seconds: Histogram::new(&REQUEST) }
+    }
+}
+
+/// What one gateway counts.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// In the order of the routes.
+    routes: Vec<RouteMetrics>,
+    /// Requests on no route.
+    unrouted: Counters<Word>,
+    /// The providers that have a route.
+    providers: Vec<ProviderLabel>,
+    /// By the answer that enforcing would have given.
+    observed: Counters<Word>,
+    refusals: Counters<(ProviderLabel, Refusal)>,
+    secrets: Counters<(ProviderLabel, Place)>,
+    webhooks: Counters<ProviderLabel>,
+    claims: Counters<(ProviderLabel, Claimed)>,
+    deliveries: Counters<(ProviderLabel, Delivered)>,
+    upstream: Vec<Histogram>,
+    reloads: Counters<Reload>,
+    /// Claims whose outcome nobody knows (G9).
+    pub(crate) claims_unknown: Counter,
+    /// Calls to the sidecar that were sent again because nobody knew how the first ended (G9).
+    pub(crate) claims_repeated: Counter,
+    pub(crate) marks_repeated: Counter,
+    /// Locks that were lost before their attempt was marked.
+    pub(crate) locks_lost: Counter,
+    /// Events accepted that prove nothing about their body (G11).
+    pub(crate) weak: Counter,
+}
+
+/// What stands elsewhere and is read when the page is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) deliveries: usize,
+    pub(crate) deliveries_max: usize,
+    pub(crate) budget_left_kib: usize,
+    pub(crate) budget_kib: usize,
+}
 
 impl Metrics {
-    pub(crate) fn answered(&self, word: &str) {
-        if let Some(index) = WORDS.iter().position(|known| *known == word) {
-            self.answers[index].fetch_add(1, Relaxed);
+    pub(crate) fn new(routes: &[Route]) -> Self {
+        let mut providers: Vec<ProviderLabel> = routes.iter().map(|route| ProviderLabel::of(&route.provider)).collect();
+        providers.sort_unstable_by_key(|provider| provider.0);
+        providers.dedup_by_key(|provider| provider.0);
+        Self {
+            routes: routes.iter().map(|route| RouteMetrics::new(&route.path)).collect(),
+            unrouted: Counters::default(),
+            providers,
+            observed: Counters::default(),
+            refusals: Counters::default(),
+            secrets: Counters::default(),
+            webhooks: Counters::default(),
+            claims: Counters::default(),
+            deliveries: Counters::default(),
+            upstream: Provider::NAMES.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
+            reloads: Counters::default(),
+            claims_unknown: Counter::new(),
+            claims_repeated: Counter::new(),
+            marks_repeated: Counter::new(),
+            locks_lost: Counter::new(),
+            weak: Counter::new(),
+        }
+    }
+
+    /// A request was answered: on the route at this place, or on none.
+    pub(crate) fn answered(&self, route: Option<usize>, word: Word, took: Duration) {
+        match route.and_then(|route| self.routes.get(route)) {
+            Some(route) => {
+                route.answers.add(word);
+                route.seconds.observe(took);
+            }
+            None => self.unrouted.add(word),
         }
     }
 
     /// Delivered while its route only observes, where enforcing would have answered `word`.
-    pub(crate) fn observed(&self, word: &str) {
-        if let Some(index) = WORDS.iter().position(|known| *known == word) {
-            self.observed[index].fetch_add(1, Relaxed);
+    pub(crate) fn observed(&self, word: Word) {
+        self.observed.add(word);
+    }
+
+    pub(crate) fn refused(&self, provider: &Provider, refusal: Refusal) {
+        self.refusals.add((ProviderLabel::of(provider), refusal));
+    }
+
+    /// A webhook was verified, with the secret at this place of its list.
+    pub(crate) fn verified(&self, provider: &Provider, secret: usize) {
+        let place = Place::ALL.get(secret).copied().unwrap_or(Place::Later);
+        self.secrets.add((ProviderLabel::of(provider), place));
+    }
+
+    /// A verified webhook names an event, and goes on to the sidecar.
+    pub(crate) fn admitted(&self, provider: &Provider) {
+        self.webhooks.add(ProviderLabel::of(provider));
+        if provider.is_weak() {
+            self.weak.add();
         }
     }
 
-    pub(crate) fn refused(&self, refusal: Refusal) {
-        if let Some(index) = Refusal::ALL.iter().position(|known| *known == refusal) {
-            self.refusals[index].fetch_add(1, Relaxed);
-        }
+    /// What an admitted webhook came to: exactly once for each.
+    pub(crate) fn claimed(&self, provider: &Provider, claimed: Claimed) {
+        self.claims.add((ProviderLabel::of(provider), claimed));
     }
 
-    pub(crate) fn delivered(&self, outcome: Delivered) {
-        if let Some(index) = Delivered::ALL.iter().position(|known| *known == outcome) {
-            self.deliveries[index].fetch_add(1, Relaxed);
-        }
+    pub(crate) fn delivered(&self, provider: &Provider, outcome: Delivered) {
+        self.deliveries.add((ProviderLabel::of(provider), outcome));
+    }
+
+    /// The application has answered, or will not.
+    pub(crate) fn upstream(&self, provider: &Provider, took: Duration) {
+        self.upstream[ProviderLabel::of(provider).0].observe(took);
     }
 
     /// A file with secrets changed.
     pub(crate) fn reloaded(&self, usable: bool) {
-        self.reloads[usize::from(!usable)].fetch_add(1, Relaxed);
+        self.reloads.add(if usable { Reload::Replaced } else { Reload::Failed });
     }
 
     /// The Prometheus text format.
-    pub(crate) fn render(&self, deliveries_under_way: usize, body_budget_left_kib: usize) -> String {
-        let mut text = String::with_capacity(4_096);
-        let mut family = |name: &str, kind: &str, help: &str, rows: &mut dyn Iterator<Item = (String, u64)>| {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
-            for (labels, value) in rows {
-                let _ = writeln!(text, "{name}{labels} {value}");
+    pub(crate) fn render(&self, load: Load) -> String {
+        let mut page = Page::new();
+        let mut answers = page.family(&ANSWERS);
+        for route in &self.routes {
+            answers.counters(&[&route.path], &route.answers);
+        }
+        answers.counters(&["none"], &self.unrouted);
+        let mut seconds = page.family(&REQUEST);
+        for route in &self.routes {
+            seconds.histogram(&[&route.path], &route.seconds);
+        }
+        page.counters(&OBSERVED, &self.observed);
+        self.by_provider(&mut page, &REFUSALS, &self.refusals);
+        self.by_provider(&mut page, &SECRETS, &self.secrets);
+        let mut webhooks = page.family(&WEBHOOKS);
+        for provider in &self.providers {
+            webhooks.row(&[provider.name()], self.webhooks.get(*provider));
+        }
+        self.by_provider(&mut page, &CLAIMS, &self.claims);
+        self.by_provider(&mut page, &DELIVERIES, &self.deliveries);
+        let mut upstream = page.family(&UPSTREAM);
+        for provider in &self.providers {
+            upstream.histogram(&[provider.name()], &self.upstream[provider.0]);
+        }
+        page.counters(&RELOADS, &self.reloads);
+        page.single(&CLAIMS_UNKNOWN, &self.claims_unknown);
+        page.single(&CLAIMS_REPEATED, &self.claims_repeated);
+        page.single(&MARKS_REPEATED, &self.marks_repeated);
+        page.single(&LOCKS_LOST, &self.locks_lost);
+        page.single(&WEAK, &self.weak);
+        page.single(&UNDER_WAY, load.deliveries);
+        page.single(&UNDER_WAY_MAX, load.deliveries_max);
+        page.single(&BUDGET, load.budget_left_kib);
+        page.single(&BUDGET_MAX, load.budget_kib);
+        page.finish()
+    }
+
+    /// A row for each provider with a route and each value, also where nothing has happened: what first happens has to be
+    /// seen as a change.
+    fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(ProviderLabel, L)>) {
+        let mut rows = page.family(family);
+        for provider in &self.providers {
+            for index in 0..L::COUNT {
+                let count = counters.at(provider.0 * L::COUNT + index);
+                L::values(index, &mut |value| rows.row(&[provider.name(), value], count));
             }
-        };
-        let label = |key: &str, value: &str| format!("{{{key}=\"{value}\"}}");
-        family(
-            "oncegate_gateway_answers_total",
-            "counter",
-            "Webhooks answered, by the word of the answer.",
-            &mut WORDS.iter().zip(&self.answers).map(|(word, count)| (label("answer", word), count.load(Relaxed))),
-        );
-        family(
-            "oncegate_gateway_observed_total",
-            "counter",
-            "Webhooks delivered without a lock because their route only observes, by the answer that they would have got.",
-            &mut WORDS.iter().zip(&self.observed).map(|(word, count)| (label("answer", word), count.load(Relaxed))),
-        );
-        family(
-            "oncegate_gateway_refusals_total",
-            "counter",
-            "Webhooks whose signature was refused, by verdict.",
-            &mut Refusal::ALL
-                .iter()
-                .zip(&self.refusals)
-                .map(|(refusal, count)| (label("verdict", refusal.name()), count.load(Relaxed))),
-        );
-        family(
-            "oncegate_gateway_deliveries_total",
-            "counter",
-            "Deliveries to the application, by outcome.",
-            &mut Delivered::ALL
-                .iter()
-                .zip(&self.deliveries)
-                .map(|(outcome, count)| (label("outcome", outcome.name()), count.load(Relaxed))),
-        );
-        family(
-            "oncegate_gateway_secret_reloads_total",
-            "counter",
-            "Files with secrets that changed: replaced, or failed and the old secrets kept.",
-            &mut RELOADS
-                .iter()
-                .zip(&self.reloads)
-                .map(|(result, count)| (label("result", result), count.load(Relaxed))),
-        );
-        let mut single = |name: &str, kind: &str, help: &str, value: u64| {
-            family(name, kind, help, &mut std::iter::once((String::new(), value)));
-        };
-        single(
-            "oncegate_gateway_claims_repeated_total",
-            "counter",
-            "CheckAndLock calls sent again because the outcome was unknown.",
-            self.claims_repeated.load(Relaxed),
-        );
-        single(
-            "oncegate_gateway_marks_repeated_total",
-            "counter",
-            "Mark calls sent again because they were not answered.",
-            self.marks_repeated.load(Relaxed),
-        );
-        single(
-            "oncegate_gateway_locks_lost_total",
-            "counter",
-            "Locks that were lost before their attempt was marked.",
-            self.locks_lost.load(Relaxed),
-        );
-        single(
-            "oncegate_gateway_weak_events_total",
-            "counter",
-            "Events accepted on a header that repeats the secret and proves nothing about the body (Flutterwave v3).",
-            self.weak.load(Relaxed),
-        );
-        let gauge = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-        single(
-            "oncegate_gateway_deliveries_under_way",
-            "gauge",
-            "Events between verification and answer or mark.",
-            gauge(deliveries_under_way),
-        );
-        single(
-            "oncegate_gateway_body_budget_left_kibibytes",
-            "gauge",
-            "What is left of the budget for bodies.",
-            gauge(body_budget_left_kib),
-        );
-        text
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::providers::stripe::{Stripe, TOLERANCE};
 
     #[test]
     fn counts_appear_under_their_labels() {
-        let metrics = Metrics::default();
-        metrics.answered("held");
-        metrics.answered("not a word");
-        metrics.refused(Refusal::BadSignature);
-        metrics.delivered(Delivered::Unknown);
-        let text = metrics.render(3, 64);
+        let stripe = Provider::Stripe(Stripe::new(&[], TOLERANCE));
+        let mut metrics = Metrics::new(&[]);
+        metrics.providers.push(ProviderLabel::of(&stripe));
+        metrics.answered(None, Word::Held, Duration::ZERO);
+        metrics.refused(&stripe, Refusal::BadSignature);
+        metrics.delivered(&stripe, Delivered::Unknown);
+        metrics.verified(&stripe, 1);
+        metrics.verified(&stripe, 17);
+        let text = metrics.render(Load { deliveries: 3, deliveries_max: 9, budget_left_kib: 64, budget_kib: 128 });
         for line in [
-            "oncegate_gateway_answers_total{answer=\"held\"} 1",
-            "oncegate_gateway_answers_total{answer=\"processed\"} 0",
-            "oncegate_gateway_refusals_total{verdict=\"bad_signature\"} 1",
-            "oncegate_gateway_deliveries_total{outcome=\"unknown\"} 1",
+            "oncegate_gateway_answers_total{route=\"none\",answer=\"held\"} 1",
+            "oncegate_gateway_answers_total{route=\"none\",answer=\"processed\"} 0",
+            "oncegate_gateway_refusals_total{provider=\"stripe\",verdict=\"bad_signature\"} 1",
+            "oncegate_gateway_refusals_total{provider=\"stripe\",verdict=\"missing_header\"} 0",
+            "oncegate_gateway_deliveries_total{provider=\"stripe\",outcome=\"unknown\"} 1",
+            "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"2\"} 1",
+            "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"later\"} 1",
             "oncegate_gateway_deliveries_under_way 3",
             "oncegate_gateway_body_budget_left_kibibytes 64",
         ] {

@@ -103,6 +103,8 @@ pub struct Signed {
     pub delivery_id: Option<String>,
     /// The event's id, where it stands in a signed header.
     pub event_id: Option<String>,
+    /// The place of the secret that matched, in the order of the configuration (W5).
+    pub secret: usize,
 }
 
 /// A provider with what its verification needs.
@@ -231,16 +233,20 @@ impl Verification {
     ///
     /// The verdict.
     pub async fn finish(self, body: &[u8], now: SystemTime) -> Result<Signed, Refusal> {
+        let signed = |secret| Signed { secret, ..Signed::default() };
         match self {
-            Self::Stripe(verification) => verification.finish(body, now).map(|()| Signed::default()),
+            Self::Stripe(verification) => verification.finish(body, now).map(signed),
             // Boxed: the others should not move room for a fetch.
-            Self::PayPal(verification) => Box::pin(verification.finish(body, now))
-                .await
-                .map(|id| Signed { delivery_id: Some(id), ..Signed::default() }),
-            Self::Flutterwave(verification) => verification.finish(body).map(|()| Signed::default()),
-            Self::Paystack(verification) => verification.finish(body).map(|()| Signed::default()),
+            Self::PayPal(verification) => Box::pin(verification.finish(body, now)).await.map(|(id, secret)| Signed {
+                delivery_id: Some(id),
+                secret,
+                ..Signed::default()
+            }),
+            Self::Flutterwave(verification) => verification.finish(body).map(signed),
+            Self::Paystack(verification) => verification.finish(body).map(signed),
             Self::StandardWebhooks(verification) => {
-                verification.finish(body, now).map(|id| Signed { event_id: Some(id), ..Signed::default() })
+                let verified = verification.finish(body, now);
+                verified.map(|(id, secret)| Signed { event_id: Some(id), secret, ..Signed::default() })
             }
         }
     }

@@ -3,24 +3,27 @@
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
     server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol},
     shutdown::CancellationToken,
+    telemetry,
 };
 use tokio::{net::TcpListener, time::Instant};
 use tower::Service;
+use tracing::{Instrument as _, Span, field};
 
 use crate::{
+    access::Seen,
     answer::{self, Answer},
     config::{ConfigFile, HttpLimits, Settings},
     delivery::Courier,
     enforcement,
     health::Health,
     ingest::{Ingest, refuse_unread},
-    metrics::Metrics,
+    metrics::{Load, Metrics},
     reload,
     route::Route,
     sidecar::Sidecar,
@@ -96,7 +99,7 @@ impl Gateway {
                 "weak: Flutterwave v3 proves nothing about the body of an event; ask Flutterwave before acting on one"
             );
         }
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Arc::new(Metrics::new(&settings.routes));
         let sidecar = Sidecar::new(sidecar, settings.sidecar_timeout, &settings.lock);
         let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
         let upstream = Upstream::new(settings.upstream, tls).map_err(StartError::TrustRoots)?;
@@ -137,7 +140,14 @@ impl Gateway {
     #[must_use]
     pub fn metrics(&self) -> admin::Metrics {
         let front = self.front.clone();
-        Arc::new(move || front.metrics.render(front.courier.under_way(), front.ingest.budget_left_kib()))
+        Arc::new(move || {
+            front.metrics.render(Load {
+                deliveries: front.courier.under_way(),
+                deliveries_max: front.courier.under_way_max(),
+                budget_left_kib: front.ingest.budget_left_kib(),
+                budget_kib: front.ingest.budget_kib(),
+            })
+        })
     }
 
     /// `/enforcement` for the admin listener: shows and switches whether routes enforce or observe.
@@ -184,6 +194,24 @@ impl Gateway {
     }
 }
 
+/// The span of a webhook: the root of a trace, linked to whatever trace the sender says it is of.
+fn span(route: &Route, headers: &HeaderMap) -> Span {
+    let span = tracing::info_span!(
+        parent: None,
+        "webhook",
+        otel.name = format_args!("POST {}", route.path),
+        otel.kind = "server",
+        otel.status_code = field::Empty,
+        http.request.method = "POST",
+        http.route = &*route.path,
+        http.response.status_code = field::Empty,
+        oncegate.provider = route.provider.name(),
+        oncegate.answer = field::Empty,
+    );
+    telemetry::linked(&span, headers);
+    span
+}
+
 /// What every request meets.
 struct Front {
     routes: Vec<Arc<Route>>,
@@ -201,6 +229,8 @@ impl Front {
         peer: Option<SocketAddr>,
     ) -> Result<Response<answer::Body>, Infallible> {
         let started = Instant::now();
+        let mut place = None;
+        let mut answered = None;
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
             // Whatever the path: where this request ends is a guess.
             Answer::MalformedRequest
@@ -213,20 +243,66 @@ impl Front {
         } else {
             let (parts, body) = request.into_parts();
             // A handful: comparing them all costs less than hashing one.
-            match self.routes.iter().find(|route| *route.path == *parts.uri.path()) {
+            place = self.routes.iter().position(|route| *route.path == *parts.uri.path());
+            match place.map(|place| &self.routes[place]) {
                 None => refuse_unread(Answer::NotFound, &parts.headers, body),
                 Some(_) if parts.method != Method::POST => {
                     refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
                 }
-                Some(route) => match self.ingest.admit(route, parts, body, peer, SystemTime::now()).await {
-                    Ok(event) => self.courier.handle(event, started + self.answer_timeout).await,
-                    Err(answer) => answer,
-                },
+                Some(route) => {
+                    let span = span(route, &parts.headers);
+                    let (answer, seen) = self.receive(route, parts, (body, peer), started).instrument(span.clone()).await;
+                    answered = Some((span, seen));
+                    answer
+                }
             }
         };
-        let (status, word) = answer.status_and_word();
-        self.metrics.answered(word);
-        tracing::debug!(status = status.as_u16(), answer = word, elapsed = ?started.elapsed(), "answered");
+        self.log(&answer, place, answered, started);
         Ok(answer.response())
+    }
+
+    async fn receive(
+        &self,
+        route: &Arc<Route>,
+        parts: Parts,
+        (body, peer): (Incoming, Option<SocketAddr>),
+        started: Instant,
+    ) -> (Answer, Option<Seen>) {
+        match self.ingest.admit(route, parts, body, peer, SystemTime::now()).await {
+            Ok(event) => {
+                let seen = Seen::of(&event);
+                (self.courier.handle(event, started + self.answer_timeout).await, seen)
+            }
+            Err(answer) => (answer, None),
+        }
+    }
+
+    /// Counts a request, and logs it once.
+    fn log(&self, answer: &Answer, place: Option<usize>, answered: Option<(Span, Option<Seen>)>, started: Instant) {
+        let took = started.elapsed();
+        self.metrics.answered(place, answer.word(), took);
+        let (span, seen) = answered.unwrap_or((Span::none(), None));
+        let _entered = span.enter();
+        let (status, word) = answer.status_and_word();
+        let route = place.map(|place| &self.routes[place]);
+        tracing::info!(
+            target: "oncegate_gateway::access",
+            // Not the path of a request that has no route: it is a stranger's.
+            route = route.map(|route| &*route.path),
+            provider = route.map(|route| route.provider.name()),
+            event = seen.as_ref().map(|seen| seen.event.as_str()),
+            event_type = seen.as_ref().map(|seen| seen.event_type),
+            status = status.as_u16(),
+            answer = word,
+            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "request"
+        );
+        if !span.is_disabled() {
+            span.record("http.response.status_code", status.as_u16());
+            span.record("oncegate.answer", word);
+            if status.is_server_error() {
+                span.record("otel.status_code", "ERROR");
+            }
+        }
     }
 }

@@ -28,6 +28,7 @@ use crate::{
     delivery::Event,
     key::Identity,
     route::Route,
+    trace::Traced,
 };
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -49,7 +50,7 @@ type Transport =
 #[error("the call was not carried")]
 pub(crate) struct TransportError(#[source] BoxError);
 
-type Client = IdempotencyServiceClient<Transport>;
+type Client = IdempotencyServiceClient<Traced<Transport>>;
 
 /// The client.
 #[derive(Clone)]
@@ -143,7 +144,11 @@ impl Sidecar {
         let transport = transport
             .map_response(|response: http::Response<B>| response.map(tonic::body::Body::new))
             .map_err(|error: S::Error| TransportError(error.into()));
-        Self { client: Client::new(BoxCloneSyncService::new(transport)), timeout, holder: lock.holder.as_str().into() }
+        Self {
+            client: Client::new(Traced(BoxCloneSyncService::new(transport))),
+            timeout,
+            holder: lock.holder.as_str().into(),
+        }
     }
 
     /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).

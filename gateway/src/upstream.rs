@@ -20,7 +20,9 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use oncegate_api::v1::FailureKind;
+use oncegate_runtime::telemetry;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use tracing::{Instrument as _, field};
 
 use crate::{
     answer::RetryAfter,
@@ -157,8 +159,35 @@ impl Upstream {
     /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: 3xx is an answer like any
     /// other. Dropping the future closes the connection.
     pub(crate) async fn deliver(&self, parcel: &Parcel<'_>) -> Reply {
-        let request = request(parcel, SystemTime::now());
-        match tokio::time::timeout(parcel.route.target.timeout, self.client.request(request)).await {
+        let mut request = request(parcel, SystemTime::now());
+        let target = &parcel.route.target;
+        // Not the whole URL: who put a secret into its query should not find it in a trace.
+        let span = tracing::info_span!(
+            "upstream",
+            otel.name = "POST",
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            http.request.method = "POST",
+            http.response.status_code = field::Empty,
+            server.address = target.url.host(),
+            server.port = target.url.port_u16(),
+        );
+        // Where there is a trace the application's part goes into it.
+        telemetry::inject(&span, request.headers_mut());
+        let reply = self.send(request, target.timeout).instrument(span.clone()).await;
+        if !span.is_disabled() {
+            if let Reply::Status(status, _) = &reply {
+                span.record("http.response.status_code", status.as_u16());
+            }
+            if !matches!(&reply, Reply::Status(status, _) if status.as_u16() < 400) {
+                span.record("otel.status_code", "ERROR");
+            }
+        }
+        reply
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>, timeout: Duration) -> Reply {
+        match tokio::time::timeout(timeout, self.client.request(request)).await {
             Err(_) => Reply::TimedOut,
             Ok(Ok(response)) => {
                 let (parts, body) = response.into_parts();
@@ -240,7 +269,7 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     request
 }
 
-/// A new trace: one from the internet is not continued (pitfalls 3.5.6).
+/// A new trace, for where we record none: one from the internet is not continued (pitfalls 3.5.6).
 fn traceparent() -> String {
     // All zeros would be invalid.
     let trace = rand::random::<u128>().max(1);

@@ -1,5 +1,5 @@
 //! What both services need, with no knowledge of events: configuration types, secrets, signals and drain, the accept
-//! loop, the admin listener and logging.
+//! loop, the admin listener, logging, metrics and traces.
 //!
 //! Nothing here is global: listeners and the shutdown token come from outside, so two services can start in one process.
 
@@ -8,8 +8,10 @@
 pub mod admin;
 pub mod config;
 pub mod logging;
+pub mod metrics;
 pub mod reload;
 pub mod secret;
 pub mod server;
 pub mod shutdown;
+pub mod telemetry;
 pub mod tls;

@@ -1,8 +1,18 @@
 //! Logs: to standard error, as text for people or JSON for machines.
 
-use std::{io::IsTerminal as _, str::FromStr};
+use std::{fmt, io::IsTerminal as _, str::FromStr};
 
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, filter_fn},
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    layer::SubscriberExt as _,
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
+};
+
+use crate::telemetry::{self, Tracing};
 
 /// What is quieter than the rest unless named: their debug and info lines are about protocols, not about events.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,rustls=warn,sqlx=warn,tonic=warn,tower=warn";
@@ -58,28 +68,69 @@ pub enum InitError {
     Twice(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Starts logging for the whole process. Call it once, first thing in `main`.
+/// Starts logging for the whole process, and traces where there are some. Call it once, first thing in `main`.
 ///
 /// # Errors
 ///
 /// Logging was started before.
-pub fn init(options: &Options) -> Result<(), InitError> {
+pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitError> {
+    // A line for each request is for a collector; people ask for it.
+    let access = match options.log_format {
+        Format::Text => "oncegate_gateway::access=warn,oncegate_sidecar::access=warn,",
+        Format::Json => "",
+    };
     // What the operator wrote comes last: it replaces ours for the same module.
-    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", options.log_level.0)).map_err(FilterError)?;
-    let registry = tracing_subscriber::registry().with(filter);
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{access}{}", options.log_level.0)).map_err(FilterError)?;
+    // Spans are for traces: without them their call sites are off for good.
+    let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
-    let started = match options.log_format {
+    let lines = match options.log_format {
         Format::Text => {
             let colours = std::io::stderr().is_terminal();
-            let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
-            registry.with(lines).try_init()
+            lines
+                .with_ansi(colours)
+                .map_event_format(|format| Traced { format, json: false })
+                .with_filter(filter)
+                .boxed()
         }
-        Format::Json => {
-            let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).json().flatten_event(true);
-            registry.with(lines).try_init()
-        }
+        Format::Json => lines
+            .json()
+            .flatten_event(true)
+            .map_event_format(|format| Traced { format, json: true })
+            .with_filter(filter)
+            .boxed(),
     };
-    started.map_err(InitError::Twice)
+    let mut layers = vec![lines];
+    layers.extend(tracing.map(|tracing| tracing.layer().boxed()));
+    tracing_subscriber::registry().with(layers).try_init().map_err(InitError::Twice)
+}
+
+/// Log lines that name the trace and the span that they were written in, where there is one.
+struct Traced<F> {
+    format: F,
+    json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    N: for<'writer> FormatFields<'writer> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some((trace, span)) = telemetry::ids() else { return self.format.format_event(context, writer, event) };
+        // Without colours: a line that goes to a trace as well is for a machine.
+        let mut line = String::with_capacity(512);
+        let plain = Writer::new(&mut line);
+        self.format.format_event(context, plain, event)?;
+        let line = line.trim_end();
+        // A JSON line is one object, and text goes on.
+        match line.strip_suffix('}').filter(|_| self.json) {
+            Some(open) => writeln!(writer, "{open},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}"),
+            None => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -127,6 +127,11 @@ impl Cache {
         })
     }
 
+    /// Whether there is a Redis that is not asked, because it does not answer.
+    pub(crate) fn is_redis_left_alone(&self) -> bool {
+        self.redis.as_ref().is_some_and(Redis::is_left_alone)
+    }
+
     /// What the layers have done so far.
     pub fn stats(&self) -> Arc<CacheStats> {
         self.stats.clone()

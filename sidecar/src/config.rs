@@ -138,6 +138,10 @@ pub struct Options {
     #[arg(long, env = "SIDECAR_WAITING_MAX", default_value_t = 4_096, value_name = "COUNT")]
     pub sidecar_waiting_max: usize,
 
+    /// How often the events are counted by state for the metrics. Not by each scrape: every sidecar counts them all.
+    #[arg(long, env = "COUNT_INTERVAL", default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    pub count_interval: Duration,
+
     /// How long calls under way may take after the signal to stop.
     #[arg(long, env = "SIDECAR_DRAIN", default_value = "15s", value_parser = duration, value_name = "DURATION")]
     pub sidecar_drain: Duration,
@@ -203,6 +207,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     /// Bounds on calls.
     pub limits: Limits,
+    /// How often the events are counted for the metrics.
+    pub count_interval: Duration,
     /// How long calls under way may take after the signal to stop.
     pub drain: Duration,
 }
@@ -256,6 +262,11 @@ impl Options {
         {
             checks.within(setting, value, 1..=1_000_000);
         }
+        checks.within(
+            "COUNT_INTERVAL",
+            Span(self.count_interval),
+            Span(Duration::from_millis(100))..=Span(Duration::from_secs(3_600)),
+        );
         checks.finish()?;
         let embedded = database.is_none();
         if embedded && redis.is_some() {
@@ -279,6 +290,7 @@ impl Options {
                 retention_min: self.retention_min,
             },
             limits: Limits { calls_max: self.sidecar_calls_max, waiting_max: self.sidecar_waiting_max },
+            count_interval: self.count_interval,
             drain: self.sidecar_drain,
         })
     }

@@ -11,6 +11,7 @@ use std::{
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::metrics::{Bound, LedgerMetrics, Load};
 use crate::{
     cache::{Cache, KeyDigest, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
@@ -60,6 +61,8 @@ pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
     cache: Arc<Cache>,
     calls: Semaphore,
+    calls_max: usize,
+    metrics: Arc<LedgerMetrics>,
     waiters: Arc<Waiters>,
     /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
     tasks: TaskTracker,
@@ -69,10 +72,22 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator over a ledger. What it runs in the background works until [`Coordinator::close`].
     pub fn new(ledger: Arc<dyn Ledger>, cache: Cache, limits: Limits) -> Arc<Coordinator> {
+        Coordinator::counting(ledger, cache, limits, Arc::default())
+    }
+
+    /// The same, counting in the ledger's metrics.
+    pub(crate) fn counting(
+        ledger: Arc<dyn Ledger>,
+        cache: Cache,
+        limits: Limits,
+        metrics: Arc<LedgerMetrics>,
+    ) -> Arc<Coordinator> {
         let coordinator = Arc::new(Coordinator {
             ledger,
             cache: Arc::new(cache),
             calls: Semaphore::new(limits.calls_max),
+            calls_max: limits.calls_max,
+            metrics,
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -89,7 +104,27 @@ impl Coordinator {
 
     fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
         // Refused rather than queued: a call that waits here until its deadline helps nobody (pitfalls 3.3.3).
-        self.calls.try_acquire().map_err(|_| overloaded())
+        self.calls.try_acquire().map_err(|_| self.overloaded())
+    }
+
+    fn overloaded(&self) -> Error {
+        self.metrics.overloaded.add(Bound::Calls);
+        Error::Overloaded { retry_after: Duration::from_millis(250) }
+    }
+
+    /// How much is under way, for the metrics.
+    pub(crate) fn load(&self) -> Load {
+        let (waiting, waiting_max) = self.waiters.load();
+        Load {
+            calls: self.calls_max.saturating_sub(self.calls.available_permits()),
+            calls_max: self.calls_max,
+            waiting,
+            waiting_max,
+            breaker_open: self.cache.is_redis_left_alone(),
+            ledger_up: self.ledger.standing().borrow().is_some(),
+            durability_warnings: self.ledger.durability().map_or(0, |durability| durability.warnings.len()),
+            ..Load::default()
+        }
     }
 
     /// CheckAndLock, waiting at most for `wait` while the answer is "in progress". Cancel-safe: a lock that was granted
@@ -121,7 +156,7 @@ impl Coordinator {
                 // the outcome is there to be told.
                 let patience = left.max(PATIENCE_MIN);
                 let permit = tokio::time::timeout(patience, self.calls.acquire()).await;
-                let Ok(Ok(_permit)) = permit else { return Err(overloaded()) };
+                let Ok(Ok(_permit)) = permit else { return Err(self.overloaded()) };
                 self.ledger.claim(claim.clone()).await?
             };
             let retry_after = match claimed.decision {
@@ -296,10 +331,6 @@ impl Coordinator {
     pub fn stop_waiting(&self) {
         self.closing.cancel();
     }
-}
-
-fn overloaded() -> Error {
-    Error::Overloaded { retry_after: Duration::from_millis(250) }
 }
 
 /// Looks up what is waited for, all at once, and wakes those whose event has changed (L9).

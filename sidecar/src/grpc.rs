@@ -4,6 +4,7 @@
 pub(crate) mod access;
 mod convert;
 mod layer;
+mod observe;
 pub(crate) mod page_token;
 mod quota;
 mod service;
@@ -12,8 +13,6 @@ pub mod validate;
 
 use std::{
     convert::Infallible,
-    future::Future,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -28,6 +27,7 @@ use tonic::{
 };
 use tonic_health::server::HealthReporter;
 
+pub use self::observe::Observed;
 use self::{
     access::{Door, Guard},
     layer::Outermost,
@@ -45,6 +45,7 @@ pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
 #[derive(Clone)]
 pub struct Service {
     services: Outermost<Services>,
+    metrics: Arc<Metrics>,
 }
 
 /// The API itself, and the services beside it.
@@ -86,7 +87,7 @@ impl Service {
         policy: Arc<Policy>,
         metrics: Arc<Metrics>,
     ) -> (Service, HealthReporter) {
-        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy, metrics))
+        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy, metrics.clone()))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);
@@ -104,12 +105,12 @@ impl Service {
         if let Ok(v1alpha) = reflection().build_v1alpha() {
             others = others.add_service(v1alpha);
         }
-        (Service { services: Outermost::new(Services { api, others: others.prepare() }) }, reporter)
+        (Service { services: Outermost::new(Services { api, others: others.prepare() }), metrics }, reporter)
     }
 
     /// The services behind the door, for one connection.
     pub(crate) fn guarded(self, door: Arc<Door>, peer: Peer) -> Service {
-        Service { services: self.services.guarded(Guard::new(door, peer)) }
+        Service { services: self.services.guarded(Guard::new(door, peer)), metrics: self.metrics }
     }
 }
 
@@ -120,7 +121,7 @@ where
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Observed;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // Always: calls beyond the bounds are refused with a status, not kept waiting.
@@ -128,6 +129,6 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        self.services.call(request.map(Body::new))
+        Observed::new(request.map(Body::new), &self.metrics, |request| self.services.call(request))
     }
 }

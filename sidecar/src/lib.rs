@@ -13,7 +13,7 @@ pub mod fuzzing;
 pub mod grpc;
 pub mod ledger;
 pub mod maintenance;
-mod metrics;
+pub mod metrics;
 
 use std::{io, path::PathBuf, sync::Arc};
 
@@ -36,8 +36,8 @@ use crate::{
         postgres::{self, PostgresLedger, PostgresSettings},
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
-    maintenance::{sweep, watch},
-    metrics::Metrics,
+    maintenance::{count, sweep, watch},
+    metrics::{Load, Metrics},
 };
 
 /// Why the sidecar does not start.
@@ -98,10 +98,10 @@ impl Sidecar {
             }
             None => None,
         };
-        let ledger = open(&settings).await?;
-        let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
-        let coordinator = Coordinator::new(ledger, cache, settings.limits);
         let metrics = Arc::new(Metrics::default());
+        let ledger = open(&settings, &metrics).await?;
+        let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
+        let coordinator = Coordinator::counting(ledger, cache, settings.limits, metrics.ledger.clone());
         let (service, health) =
             grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()), metrics.clone());
         Ok(Sidecar { service, health, coordinator, metrics, listener, settings })
@@ -119,14 +119,12 @@ impl Sidecar {
 
     /// What the admin listener shows under `/metrics`.
     pub fn metrics(&self) -> admin::Metrics {
-        let (counted, cache) = (self.metrics.clone(), self.coordinator.cache_stats());
-        let access = self.settings.access.clone();
+        let (metrics, coordinator) = (self.metrics.clone(), self.coordinator.clone());
+        let (cache, access) = (coordinator.cache_stats(), self.settings.access.clone());
         Arc::new(move || {
-            let mut text = metrics::render(&counted, &cache);
             let certificates = access.tls.as_ref().map(|tls| tls.files().counts());
             let identities = access.directory.as_ref().map(|files| files.counts());
-            metrics::render_reloads(&mut text, [("certificates", certificates), ("identities", identities)]);
-            text
+            metrics.render(&cache, &Load { certificates, identities, ..coordinator.load() })
         })
     }
 
@@ -151,6 +149,8 @@ impl Sidecar {
             }
         });
         let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
+        let (interval, stop) = (self.settings.count_interval, shutdown.clone());
+        let count = tokio::spawn(count::run(self.coordinator.clone(), self.metrics, interval, stop));
         match self.listener {
             Some((listener, _)) => {
                 let access = self.settings.access;
@@ -179,23 +179,29 @@ impl Sidecar {
         drop(watch.await);
         drop(sweep.await);
         drop(stopping.await);
+        drop(count.await);
         self.coordinator.close().await;
     }
 }
 
-async fn open(settings: &Settings) -> Result<Arc<dyn Ledger>, StartError> {
+async fn open(settings: &Settings, metrics: &Metrics) -> Result<Arc<dyn Ledger>, StartError> {
     match &settings.store {
         Store::Postgres(source) => {
             let url = source.read_one().map_err(StartError::DatabaseUrl)?;
             if settings.migrate {
                 postgres::migrate::run(url.expose()).await.map_err(StartError::Postgres)?;
             }
-            let ledger = PostgresLedger::connect(url.expose(), &PostgresSettings::default()).await;
+            let ledger = {
+                let settings = PostgresSettings { metrics: metrics.ledger.clone(), ..PostgresSettings::default() };
+                PostgresLedger::connect(url.expose(), &settings).await
+            };
             Ok(Arc::new(ledger.map_err(StartError::Postgres)?))
         }
         Store::Embedded(path) => {
-            let ledger = SqliteLedger::open(path, &SqliteSettings { migrate: true, ..SqliteSettings::default() })
-                .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
+            let metrics = metrics.ledger.clone();
+            let ledger =
+                SqliteLedger::open(path, &SqliteSettings { migrate: true, metrics, ..SqliteSettings::default() })
+                    .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
             Ok(Arc::new(ledger))
         }
     }

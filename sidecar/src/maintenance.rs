@@ -1,6 +1,7 @@
 //! What runs beside the calls: Cleanup, the sweep that keeps queries quick, and the watch on the ledger that readiness and health tell of.
 
 pub mod cleanup;
+pub(crate) mod count;
 pub mod pace;
 pub mod sweep;
 pub mod watch;

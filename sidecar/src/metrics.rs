@@ -1,14 +1,343 @@
-//! The sidecar's metrics in Prometheus' text form. Every name, label and unit stands here.
+//! The sidecar's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
+//! holds both against each other. No label comes from a request: neither tenant nor provider, which are the callers' words.
 
-use std::fmt::Write as _;
+mod ledger;
 
-use oncegate_runtime::reload::Counts;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use crate::cache::stats::{CacheStats, Counter};
+use oncegate_runtime::{
+    labels,
+    metrics::{Counter, Counters, Family, Gauge, Histogram, Page},
+    reload::Counts,
+};
+use tonic::Code;
 
-/// What the API counts.
-#[derive(Debug, Default)]
+pub(crate) use self::ledger::LedgerFailure;
+pub use self::ledger::LedgerMetrics;
+use crate::{
+    cache::stats::CacheStats,
+    event::{Event, Outcome, State},
+    ledger::filter::StatsReport,
+    maintenance::cleanup::Update,
+};
+
+/// Calls: a duplicate from the cache takes some ten microseconds, a grant a commit.
+const CALL_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// Processing: up to the lock of five minutes. 5 s is the bound of an alert.
+const PROCESSING_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+
+const RPCS: Family = Family::counter(
+    "oncegate_rpc_requests_total",
+    &["method", "code"],
+    "Calls answered, by method and gRPC code; CANCELLED, when the caller went away first.",
+);
+const RPC_SECONDS: Family = Family::histogram(
+    "oncegate_rpc_duration_seconds",
+    &["method"],
+    CALL_SECONDS,
+    "How long calls took until their answer began, waiting for an outcome included.",
+);
+const CLAIMS: Family = Family::counter(
+    "oncegate_claims_total",
+    &["decision"],
+    "CheckAndLock calls by decision. Their sum is that of the calls in oncegate_rpc_requests_total.",
+);
+const ATTEMPTS: Family = Family::counter(
+    "oncegate_attempts_total",
+    &["attempt"],
+    "Locks granted: for the first attempt at an event, or a retry.",
+);
+const MARKS: Family =
+    Family::counter("oncegate_marks_total", &["outcome"], "MarkCompleted and MarkFailed calls by what became of them.");
+const PROCESSING: Family = Family::histogram(
+    "oncegate_processing_duration_seconds",
+    &["outcome"],
+    PROCESSING_SECONDS,
+    "From the grant of a lock to the mark of its attempt, by the database's clock.",
+);
+const RESOLUTIONS: Family = Family::counter(
+    "oncegate_resolutions_total",
+    &["to"],
+    "Events decided on by hand, by the state they were put into.",
+);
+const OVERLOADED: Family = Family::counter(
+    "oncegate_overloaded_total",
+    &["bound"],
+    "Calls refused as OVERLOADED: too many at once, or the ledger's queue full.",
+);
+const CALLS: Family = Family::gauge("oncegate_calls_under_way", &[], "Calls on the ledger at this moment.");
+const CALLS_MAX: Family =
+    Family::gauge("oncegate_calls_max", &[], "Calls on the ledger beyond which they are refused.");
+const WAITING: Family =
+    Family::gauge("oncegate_calls_waiting", &[], "Calls that wait for the outcome of another's attempt.");
+const WAITING_MAX: Family = Family::gauge("oncegate_calls_waiting_max", &[], "How many may.");
+const METADATA_LEFT_OUT: Family = Family::counter(
+    "oncegate_metadata_keys_left_out_total",
+    &[],
+    "Keys of completions' metadata that were not kept: too large, or no JSON.",
+);
+const PAYLOAD_CHANGES: Family = Family::counter(
+    "oncegate_payload_changes_total",
+    &[],
+    "Calls on a known event with another payload than its latest attempt's.",
+);
+const UNAUTHENTICATED: Family = Family::counter(
+    "oncegate_calls_unauthenticated_total",
+    &[],
+    "Calls that were denied for want of credentials that are known.",
+);
+const DENIED: Family = Family::counter(
+    "oncegate_calls_permission_denied_total",
+    &[],
+    "Calls that were denied because the caller's role or tenants do not permit them.",
+);
+const OVER_QUOTA: Family =
+    Family::counter("oncegate_calls_over_quota_total", &[], "Calls beyond their tenant's quota.");
+const RELOADS: Family = Family::counter(
+    "oncegate_sidecar_reloads_total",
+    &["files", "result"],
+    "Files (certificates, identities) that changed: replaced, or failed and the old content kept.",
+);
+const CACHE: Family =
+    Family::counter("oncegate_cache_lookups_total", &["layer", "result"], "Look-ups of completed events.");
+const CACHE_REFUSED: Family = Family::counter(
+    "oncegate_cache_refused_total",
+    &["reason"],
+    "Values in Redis that were not believed: unverified (forged, or another database's), malformed, of another version, or \
+     void (the event was decided on by hand since).",
+);
+const CACHE_LOST: Family =
+    Family::counter("oncegate_cache_writes_lost_total", &[], "Entries that did not get into Redis.");
+const BREAKER: Family = Family::gauge(
+    "oncegate_cache_breaker_open",
+    &[],
+    "1 while Redis does not answer and is left alone; 0 without Redis.",
+);
+const EVENTS: Family = Family::gauge(
+    "oncegate_events",
+    &["state"],
+    "Events in the ledger by state, as last counted. The same in every sidecar.",
+);
+const STUCK: Family = Family::gauge(
+    "oncegate_events_stuck",
+    &[],
+    "Events in processing whose lock has expired, as last counted. The same in every sidecar.",
+);
+const COUNTED: Family = Family::gauge(
+    "oncegate_events_counted_timestamp_seconds",
+    &[],
+    "When the events were last counted, in seconds since 1970; 0: not yet.",
+);
+const CLEANUPS: Family =
+    Family::counter("oncegate_cleanup_runs_total", &["result"], "Cleanups that ended, dry runs aside.");
+const CLEANED: Family = Family::counter("oncegate_cleanup_events_deleted_total", &[], "Events that Cleanup deleted.");
+const CLEANUP_TIME: Family = Family::gauge(
+    "oncegate_cleanup_last_success_timestamp_seconds",
+    &[],
+    "When a Cleanup through this process last ended well, in seconds since 1970; 0: none since it started.",
+);
+
+/// All of them.
+pub const FAMILIES: &[&[&Family]] = &[
+    &[
+        &RPCS,
+        &RPC_SECONDS,
+        &CLAIMS,
+        &ATTEMPTS,
+        &MARKS,
+        &PROCESSING,
+        &RESOLUTIONS,
+        &OVERLOADED,
+        &CALLS,
+        &CALLS_MAX,
+        &WAITING,
+        &WAITING_MAX,
+        &METADATA_LEFT_OUT,
+        &PAYLOAD_CHANGES,
+        &UNAUTHENTICATED,
+        &DENIED,
+        &OVER_QUOTA,
+        &RELOADS,
+        &CACHE,
+        &CACHE_REFUSED,
+        &CACHE_LOST,
+        &BREAKER,
+        &EVENTS,
+        &STUCK,
+        &COUNTED,
+        &CLEANUPS,
+        &CLEANED,
+        &CLEANUP_TIME,
+    ],
+    ledger::FAMILIES,
+];
+
+labels! {
+    /// The methods of the API.
+    pub(crate) enum Method {
+        CheckAndLock => "CheckAndLock",
+        ExtendLock => "ExtendLock",
+        MarkCompleted => "MarkCompleted",
+        MarkFailed => "MarkFailed",
+        History => "History",
+        Resolve => "Resolve",
+        Stats => "Stats",
+        Cleanup => "Cleanup",
+        /// Health, reflection, and what does not exist.
+        Other => "other",
+    }
+}
+
+labels! {
+    /// gRPC's codes, in their order.
+    pub(crate) enum CodeLabel {
+        Ok => "OK",
+        Cancelled => "CANCELLED",
+        Unknown => "UNKNOWN",
+        InvalidArgument => "INVALID_ARGUMENT",
+        DeadlineExceeded => "DEADLINE_EXCEEDED",
+        NotFound => "NOT_FOUND",
+        AlreadyExists => "ALREADY_EXISTS",
+        PermissionDenied => "PERMISSION_DENIED",
+        ResourceExhausted => "RESOURCE_EXHAUSTED",
+        FailedPrecondition => "FAILED_PRECONDITION",
+        Aborted => "ABORTED",
+        OutOfRange => "OUT_OF_RANGE",
+        Unimplemented => "UNIMPLEMENTED",
+        Internal => "INTERNAL",
+        Unavailable => "UNAVAILABLE",
+        DataLoss => "DATA_LOSS",
+        Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+impl From<Code> for CodeLabel {
+    fn from(code: Code) -> Self {
+        usize::try_from(i32::from(code)).ok().and_then(|code| Self::ALL.get(code)).copied().unwrap_or(Self::Unknown)
+    }
+}
+
+labels! {
+    /// What a CheckAndLock came to (I11).
+    pub(crate) enum Claimed {
+        /// The caller holds the lock.
+        Acquired => "acquired",
+        /// The event is done.
+        Duplicate => "duplicate",
+        /// Somebody else holds the lock, or a pause has not passed.
+        InProgress => "in_progress",
+        /// Held for an operator, a mismatch, or a call that is wrong.
+        Rejected => "rejected",
+        /// Nobody could decide.
+        Failed => "failed",
+    }
+}
+
+labels! {
+    /// What a mark came to.
+    pub(crate) enum Marked {
+        Completed => "completed",
+        Retryable => "retryable",
+        Terminal => "terminal",
+        Unknown => "unknown",
+        /// This very outcome was recorded before.
+        Repeated => "repeated",
+        /// The lock is somebody else's.
+        LockLost => "lock_lost",
+        /// Another outcome was recorded before, there is no such event, or the call is wrong.
+        Rejected => "rejected",
+        /// Nobody could record it.
+        Failed => "failed",
+    }
+}
+
+labels! {
+    pub(crate) enum AttemptLabel {
+        First => "first",
+        Retry => "retry",
+    }
+}
+
+labels! {
+    pub(crate) enum EndLabel {
+        Completed => "completed",
+        Failed => "failed",
+    }
+}
+
+labels! {
+    pub(crate) enum ResolvedTo {
+        Pending => "pending",
+        Completed => "completed",
+        Dead => "dead",
+    }
+}
+
+labels! {
+    pub(crate) enum Bound {
+        Calls => "calls",
+        Queue => "queue",
+    }
+}
+
+labels! {
+    pub(crate) enum CleanupEnd {
+        Done => "done",
+        Failed => "failed",
+    }
+}
+
+/// What a handler tells of its answer, beside the answer: an extension of the response, seen by the layer that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Claimed(Claimed),
+    Marked(Marked),
+}
+
+impl Told {
+    /// For logs and traces.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Claimed(claimed) => claimed.name(),
+            Self::Marked(marked) => marked.name(),
+        }
+    }
+
+    /// What a call of a method came to whose handler told nothing: an error.
+    pub(crate) fn of_error(method: Method, code: Code) -> Option<Self> {
+        let rejected = matches!(
+            code,
+            Code::FailedPrecondition
+                | Code::InvalidArgument
+                | Code::NotFound
+                | Code::PermissionDenied
+                | Code::Unauthenticated
+        );
+        match method {
+            Method::CheckAndLock if rejected => Some(Self::Claimed(Claimed::Rejected)),
+            Method::CheckAndLock => Some(Self::Claimed(Claimed::Failed)),
+            Method::MarkCompleted | Method::MarkFailed if code == Code::Aborted => Some(Self::Marked(Marked::LockLost)),
+            Method::MarkCompleted | Method::MarkFailed if rejected => Some(Self::Marked(Marked::Rejected)),
+            Method::MarkCompleted | Method::MarkFailed => Some(Self::Marked(Marked::Failed)),
+            _ => None,
+        }
+    }
+}
+
+/// What the sidecar counts.
+#[derive(Debug)]
 pub(crate) struct Metrics {
+    rpcs: Counters<(Method, CodeLabel)>,
+    rpc_seconds: Box<[Histogram]>,
+    claims: Counters<Claimed>,
+    attempts: Counters<AttemptLabel>,
+    marks: Counters<Marked>,
+    processing: [Histogram; EndLabel::ALL.len()],
+    resolutions: Counters<ResolvedTo>,
     /// Keys of completions' metadata that were left out: too large, or no JSON.
     pub(crate) metadata_left_out: Counter,
     /// Calls that came with another payload digest than the event's latest attempt.
@@ -19,78 +348,207 @@ pub(crate) struct Metrics {
     pub(crate) permission_denied: Counter,
     /// Calls beyond a tenant's quota.
     pub(crate) quota_exceeded: Counter,
+    events: [Gauge; State::ALL.len()],
+    stuck: Gauge,
+    counted: Gauge,
+    cleanups: Counters<CleanupEnd>,
+    cleaned: Counter,
+    cleanup_time: Gauge,
+    /// What the ledger counts.
+    pub(crate) ledger: Arc<LedgerMetrics>,
 }
 
-/// Everything that is counted.
-pub(crate) fn render(metrics: &Metrics, cache: &CacheStats) -> String {
-    let mut text = String::new();
-    text.push_str("# HELP oncegate_cache_lookups_total Look-ups of completed events, by layer and result.\n");
-    text.push_str("# TYPE oncegate_cache_lookups_total counter\n");
-    for (layer, result, count) in [
-        ("memory", "hit", &cache.memory_hits),
-        ("memory", "miss", &cache.memory_misses),
-        ("redis", "hit", &cache.redis_hits),
-        ("redis", "miss", &cache.redis_misses),
-        ("redis", "invalid", &cache.redis_invalid),
-        ("redis", "error", &cache.redis_errors),
-        ("redis", "skipped", &cache.redis_skipped),
-        ("redis", "unasked", &cache.redis_unasked),
-    ] {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "oncegate_cache_lookups_total{{layer=\"{layer}\",result=\"{result}\"}} {}", count.get());
-    }
-    text.push_str("# HELP oncegate_cache_refused_total Values in Redis that were not believed, by reason.\n");
-    text.push_str("# TYPE oncegate_cache_refused_total counter\n");
-    for (reason, count) in [
-        ("malformed", &cache.redis_invalid_malformed),
-        ("unverified", &cache.redis_invalid_unverified),
-        ("version", &cache.redis_invalid_version),
-        ("void", &cache.redis_voided),
-    ] {
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "oncegate_cache_refused_total{{reason=\"{reason}\"}} {}", count.get());
-    }
-    text.push_str("# HELP oncegate_cache_writes_lost_total Entries that did not get into Redis.\n");
-    text.push_str("# TYPE oncegate_cache_writes_lost_total counter\n");
-    let _ = writeln!(text, "oncegate_cache_writes_lost_total {}", cache.redis_writes_lost.get());
-    for (name, help, count) in [
-        (
-            "oncegate_metadata_keys_left_out_total",
-            "Keys of completions' metadata that were not kept: too large, or no JSON.",
-            &metrics.metadata_left_out,
-        ),
-        (
-            "oncegate_payload_changes_total",
-            "Calls on a known event with another payload than its latest attempt's.",
-            &metrics.payload_changes,
-        ),
-        (
-            "oncegate_calls_unauthenticated_total",
-            "Calls that were denied for want of credentials that are known.",
-            &metrics.unauthenticated,
-        ),
-        (
-            "oncegate_calls_permission_denied_total",
-            "Calls that were denied because the caller's role or tenants do not permit them.",
-            &metrics.permission_denied,
-        ),
-        ("oncegate_calls_over_quota_total", "Calls beyond their tenant's quota.", &metrics.quota_exceeded),
-    ] {
-        let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{name} {}", count.get());
-    }
-    text
-}
-
-/// Files that were read again when they changed: `None` where there are none.
-pub(crate) fn render_reloads<const N: usize>(text: &mut String, files: [(&str, Option<Counts>); N]) {
-    text.push_str(
-        "# HELP oncegate_sidecar_reloads_total Files that changed: replaced, or failed and the old content kept.\n",
-    );
-    text.push_str("# TYPE oncegate_sidecar_reloads_total counter\n");
-    for (name, counts) in files {
-        let Some(counts) = counts else { continue };
-        for (result, count) in [("replaced", counts.replaced), ("failed", counts.failed)] {
-            let _ = writeln!(text, "oncegate_sidecar_reloads_total{{files=\"{name}\",result=\"{result}\"}} {count}");
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            rpcs: Counters::default(),
+            rpc_seconds: Method::ALL.iter().map(|_| Histogram::new(&RPC_SECONDS)).collect(),
+            claims: Counters::default(),
+            attempts: Counters::default(),
+            marks: Counters::default(),
+            processing: [Histogram::new(&PROCESSING), Histogram::new(&PROCESSING)],
+            resolutions: Counters::default(),
+            metadata_left_out: Counter::new(),
+            payload_changes: Counter::new(),
+            unauthenticated: Counter::new(),
+            permission_denied: Counter::new(),
+            quota_exceeded: Counter::new(),
+            events: Default::default(),
+            stuck: Gauge::default(),
+            counted: Gauge::default(),
+            cleanups: Counters::default(),
+            cleaned: Counter::new(),
+            cleanup_time: Gauge::default(),
+            ledger: Arc::default(),
         }
+    }
+}
+
+/// What stands elsewhere and is read when the page is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) calls: usize,
+    pub(crate) calls_max: usize,
+    pub(crate) waiting: usize,
+    pub(crate) waiting_max: usize,
+    pub(crate) breaker_open: bool,
+    pub(crate) ledger_up: bool,
+    pub(crate) durability_warnings: usize,
+    /// None: there are no such files.
+    pub(crate) certificates: Option<Counts>,
+    pub(crate) identities: Option<Counts>,
+}
+
+impl Metrics {
+    /// A call was answered, or given up by its caller.
+    pub(crate) fn answered(&self, method: Method, code: Code, told: Option<Told>, took: Duration) {
+        self.rpcs.add((method, code.into()));
+        self.rpc_seconds[method as usize].observe(took);
+        match told {
+            Some(Told::Claimed(claimed)) => self.claims.add(claimed),
+            Some(Told::Marked(marked)) => self.marks.add(marked),
+            None => {}
+        }
+    }
+
+    /// A lock was granted.
+    pub(crate) fn granted(&self, attempt_count: i32) {
+        self.attempts.add(if attempt_count > 1 { AttemptLabel::Retry } else { AttemptLabel::First });
+    }
+
+    /// A mark was recorded, not for the first time if `repeated`.
+    pub(crate) fn marked(&self, event: &Event, repeated: bool) -> Told {
+        let Some(latest) = event.latest.as_ref().filter(|_| !repeated) else { return Told::Marked(Marked::Repeated) };
+        let (marked, end) = match latest.outcome {
+            Outcome::Completed => (Marked::Completed, EndLabel::Completed),
+            Outcome::FailedTerminal => (Marked::Terminal, EndLabel::Failed),
+            Outcome::FailedUnknown => (Marked::Unknown, EndLabel::Failed),
+            _ => (Marked::Retryable, EndLabel::Failed),
+        };
+        self.processing[end as usize].observe(event.update_time.since(latest.start_time).to_std());
+        Told::Marked(marked)
+    }
+
+    /// An event was decided on by hand.
+    pub(crate) fn resolved(&self, to: State) {
+        self.resolutions.add(match to {
+            State::Completed => ResolvedTo::Completed,
+            State::Dead => ResolvedTo::Dead,
+            _ => ResolvedTo::Pending,
+        });
+    }
+
+    /// The events were counted.
+    pub(crate) fn counted(&self, report: &StatsReport) {
+        for (index, gauge) in self.events.iter().enumerate() {
+            gauge.set(report.counts.values().map(|counts| counts.states[index]).sum());
+        }
+        self.stuck.set(report.counts.values().map(|counts| counts.stuck).sum());
+        self.counted.set(now());
+    }
+
+    /// What a Cleanup told; `deleted` is what it had told before.
+    pub(crate) fn cleaned(&self, update: &Update<'_>, deleted: &mut i64) {
+        match update {
+            Update::Progress(progress) => {
+                let total: i64 = progress.providers.values().map(|totals| totals.deleted).sum();
+                self.cleaned.add_many(u64::try_from(total - *deleted).unwrap_or(0));
+                *deleted = total;
+                if progress.done {
+                    self.cleanups.add(CleanupEnd::Done);
+                    self.cleanup_time.set(now());
+                }
+            }
+            Update::Failed(_) => self.cleanups.add(CleanupEnd::Failed),
+        }
+    }
+
+    /// Everything that is counted.
+    pub(crate) fn render(&self, cache: &CacheStats, load: &Load) -> String {
+        let mut page = Page::new();
+        page.counters(&RPCS, &self.rpcs);
+        let mut seconds = page.family(&RPC_SECONDS);
+        for method in Method::ALL.iter().filter(|method| **method != Method::Other) {
+            seconds.histogram(&[method.name()], &self.rpc_seconds[*method as usize]);
+        }
+        page.counters(&CLAIMS, &self.claims);
+        page.counters(&ATTEMPTS, &self.attempts);
+        page.counters(&MARKS, &self.marks);
+        let mut processing = page.family(&PROCESSING);
+        for end in EndLabel::ALL {
+            processing.histogram(&[end.name()], &self.processing[*end as usize]);
+        }
+        page.counters(&RESOLUTIONS, &self.resolutions);
+        page.counters(&OVERLOADED, &self.ledger.overloaded);
+        page.single(&CALLS, load.calls);
+        page.single(&CALLS_MAX, load.calls_max);
+        page.single(&WAITING, load.waiting);
+        page.single(&WAITING_MAX, load.waiting_max);
+        page.single(&METADATA_LEFT_OUT, &self.metadata_left_out);
+        page.single(&PAYLOAD_CHANGES, &self.payload_changes);
+        page.single(&UNAUTHENTICATED, &self.unauthenticated);
+        page.single(&DENIED, &self.permission_denied);
+        page.single(&OVER_QUOTA, &self.quota_exceeded);
+        let mut reloads = page.family(&RELOADS);
+        for (files, counts) in [("certificates", load.certificates), ("identities", load.identities)] {
+            let Some(counts) = counts else { continue };
+            reloads.row(&[files, "replaced"], counts.replaced);
+            reloads.row(&[files, "failed"], counts.failed);
+        }
+        let mut lookups = page.family(&CACHE);
+        for (layer, result, count) in cache.lookups() {
+            lookups.row(&[layer, result], count);
+        }
+        let mut refused = page.family(&CACHE_REFUSED);
+        for (reason, count) in cache.refused() {
+            refused.row(&[reason], count);
+        }
+        page.single(&CACHE_LOST, &cache.redis_writes_lost);
+        page.single(&BREAKER, load.breaker_open);
+        let mut events = page.family(&EVENTS);
+        for (state, count) in State::ALL.iter().zip(&self.events) {
+            events.row(&[&state.as_str().to_lowercase()], count);
+        }
+        page.single(&STUCK, &self.stuck);
+        page.single(&COUNTED, &self.counted);
+        page.counters(&CLEANUPS, &self.cleanups);
+        page.single(&CLEANED, &self.cleaned);
+        page.single(&CLEANUP_TIME, &self.cleanup_time);
+        self.ledger.render(&mut page, load);
+        page.finish()
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_have_the_names_of_their_numbers() {
+        for (code, name) in [
+            (Code::Ok, "OK"),
+            (Code::Aborted, "ABORTED"),
+            (Code::Unavailable, "UNAVAILABLE"),
+            (Code::Unauthenticated, "UNAUTHENTICATED"),
+        ] {
+            assert_eq!(CodeLabel::from(code).name(), name);
+        }
+    }
+
+    #[test]
+    fn i11_every_claim_has_one_decision() {
+        let metrics = Metrics::default();
+        for code in 0..17 {
+            let code = Code::from(code);
+            metrics.answered(Method::CheckAndLock, code, Told::of_error(Method::CheckAndLock, code), Duration::ZERO);
+        }
+        let decided: u64 = Claimed::ALL.iter().map(|claimed| metrics.claims.get(*claimed)).sum();
+        assert_eq!(decided, 17);
     }
 }

@@ -55,6 +55,7 @@ impl Served {
             policy: Policy::default(),
             cache: CacheSettings::default(),
             limits,
+            count_interval: Duration::from_secs(15),
             drain: Duration::from_secs(5),
         };
         let sidecar = Sidecar::start(settings).await?;

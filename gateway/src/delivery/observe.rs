@@ -4,6 +4,7 @@
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
 use crate::{
     answer::{Answer, RetryAfter},
+    metrics::Claimed,
     upstream::{Outcome, outcome},
 };
 
@@ -14,11 +15,12 @@ impl Courier {
             NoLock::Answer(answer) => answer,
             NoLock::Unsettled(_) => Answer::Unavailable(RetryAfter::SOON),
         };
+        self.metrics.claimed(&event.route.provider, Claimed::of(&refusal));
         if self.stop.is_cancelled() {
             return refusal;
         }
         let (_, word) = refusal.status_and_word();
-        self.metrics.observed(word);
+        self.metrics.observed(refusal.word());
         tracing::warn!(
             provider = event.route.provider.name(),
             event = short(&event.route, &event.identity),
@@ -27,7 +29,7 @@ impl Courier {
         );
         let reply = self.send(&event, None).await;
         let outcome = outcome(reply, event.route.policy, event.route.target.timeout);
-        self.metrics.delivered(outcome.label());
+        self.metrics.delivered(&event.route.provider, outcome.label());
         drop(slot);
         match outcome {
             Outcome::Completed { .. } => Answer::Processed,

@@ -53,15 +53,16 @@ pub(super) fn hmac_keys<M: KeyInit>(secrets: &[Secret]) -> Arc<[M]> {
         .collect()
 }
 
-/// Whether any of `keys` signs `parts` with any of `candidates`. Every key against every candidate, without an early exit
+/// The place of the first of `keys` that signs `parts` with any of `candidates`. Every key against every candidate, without an early exit
 /// (W4): what the time tells is only how many there are.
 pub(super) fn hmac_matches<M: hmac::Mac + Clone, const N: usize>(
     keys: &[M],
     parts: &[&[u8]],
     candidates: &[[u8; N]],
-) -> bool {
-    let mut matched = Choice::from(0);
-    for key in keys {
+) -> Option<usize> {
+    let mut first = None;
+    for (place, key) in keys.iter().enumerate() {
+        let mut matched = Choice::from(0);
         let mut mac = key.clone();
         for part in parts {
             mac.update(part);
@@ -70,8 +71,12 @@ pub(super) fn hmac_matches<M: hmac::Mac + Clone, const N: usize>(
         for candidate in candidates {
             matched |= wanted.as_slice().ct_eq(candidate);
         }
+        if matched.into() {
+            // Tells only whoever could sign anyway.
+            first = first.or(Some(place));
+        }
     }
-    matched.into()
+    first
 }
 
 /// Says so when a secret is short. Only for those that people make up.

@@ -12,7 +12,7 @@ use hmac::Hmac;
 use http::{HeaderMap, HeaderName};
 use oncegate_runtime::secret::Secret;
 use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConstantTimeEq as _};
+use subtle::ConstantTimeEq as _;
 
 use super::{Refusal, credentials};
 use crate::key::Members;
@@ -112,10 +112,7 @@ impl Flutterwave {
                 // Bytes, not text: a secret hash may be any text, in any encoding (providers.md 12.2).
                 let value = credentials::single(headers, &HEADER_V3)?;
                 // Nothing in the body counts, so it need not be read when the header is wrong.
-                if !repeats_any(&keys, value) {
-                    return Err(Refusal::BadSignature);
-                }
-                Inner::V3
+                Inner::V3 { secret: repeats_any(&keys, value).ok_or(Refusal::BadSignature)? }
             }
             Scheme::V4(keys) => {
                 let keys = keys.get()?;
@@ -138,9 +135,13 @@ fn digests(secrets: &[Secret]) -> Arc<[[u8; 32]]> {
 }
 
 /// Compared as digests, so that neither length nor content of a secret shows in the time (W4).
-fn repeats_any(digests: &[[u8; 32]], value: &[u8]) -> bool {
+fn repeats_any(digests: &[[u8; 32]], value: &[u8]) -> Option<usize> {
     let sent: [u8; 32] = Sha256::digest(value).into();
-    digests.iter().fold(Choice::from(0), |matched, digest| matched | digest.ct_eq(&sent)).into()
+    // To the end, whichever matches.
+    digests.iter().enumerate().fold(None, |first, (place, digest)| {
+        let matched: bool = digest.ct_eq(&sent).into();
+        first.or(matched.then_some(place))
+    })
 }
 
 /// Base64 of 32 bytes, padded. What does not decode matches nothing.
@@ -156,16 +157,18 @@ fn decode(text: &[u8]) -> Option<[u8; 32]> {
 pub struct Verification(Inner);
 
 enum Inner {
-    V3,
+    V3 { secret: usize },
     V4 { keys: Arc<[Hmac<Sha256>]>, candidate: [u8; 32] },
 }
 
 impl Verification {
-    pub(super) fn finish(self, body: &[u8]) -> Result<(), Refusal> {
+    /// The place of the secret that matched.
+    pub(super) fn finish(self, body: &[u8]) -> Result<usize, Refusal> {
         match self.0 {
-            Inner::V3 => Ok(()),
-            Inner::V4 { keys, candidate } if credentials::hmac_matches(&keys, &[body], &[candidate]) => Ok(()),
-            Inner::V4 { .. } => Err(Refusal::BadSignature),
+            Inner::V3 { secret } => Ok(secret),
+            Inner::V4 { keys, candidate } => {
+                credentials::hmac_matches(&keys, &[body], &[candidate]).ok_or(Refusal::BadSignature)
+            }
         }
     }
 }
@@ -191,7 +194,7 @@ mod tests {
         for (name, value) in headers {
             map.append(name, HeaderValue::from_bytes(value).unwrap());
         }
-        Flutterwave::new(&secrets, version).begin(&map)?.finish(BODY)
+        Flutterwave::new(&secrets, version).begin(&map)?.finish(BODY).map(drop)
     }
 
     fn sign(secret: &str) -> String {

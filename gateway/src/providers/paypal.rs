@@ -196,24 +196,22 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// The transmission id.
-    pub(super) async fn finish(self, body: &[u8], now: SystemTime) -> Result<String, Refusal> {
+    /// The transmission id, and the place of the webhook id that it was signed for.
+    pub(super) async fn finish(self, body: &[u8], now: SystemTime) -> Result<(String, usize), Refusal> {
         let chain = self.chain(now).await?;
         let crc = crc32fast::hash(body);
-        let signed = self.webhook_ids.iter().any(|webhook_id| {
+        let signed = self.webhook_ids.iter().position(|webhook_id| {
             let message = format!("{}|{}|{webhook_id}|{crc}", self.id, self.time);
             chain.verify_signature(message.as_bytes(), &self.signature)
         });
-        if !signed {
-            return Err(Refusal::BadSignature);
-        }
+        let place = signed.ok_or(Refusal::BadSignature)?;
         if let Some((limit, sent)) = self.limit {
             let apart = now.duration_since(sent).unwrap_or_else(|error| error.duration());
             if apart.as_secs() > limit.as_secs() {
                 return Err(Refusal::TimestampOutOfTolerance);
             }
         }
-        Ok(self.id)
+        Ok((self.id, place))
     }
 
     /// The certificate, trusted at `now`.

@@ -86,12 +86,9 @@ pub struct Verification {
 }
 
 impl Verification {
-    pub(super) fn finish(self, body: &[u8]) -> Result<(), Refusal> {
-        if credentials::hmac_matches(&self.keys, &[body], &[self.candidate]) {
-            Ok(())
-        } else {
-            Err(Refusal::BadSignature)
-        }
+    /// The place of the secret that matched.
+    pub(super) fn finish(self, body: &[u8]) -> Result<usize, Refusal> {
+        credentials::hmac_matches(&self.keys, &[body], &[self.candidate]).ok_or(Refusal::BadSignature)
     }
 }
 
@@ -121,7 +118,7 @@ mod tests {
         for value in values {
             headers.append(HEADER, HeaderValue::from_str(value).unwrap());
         }
-        Paystack::new(&keys).begin(&headers)?.finish(b"{}")
+        Paystack::new(&keys).begin(&headers)?.finish(b"{}").map(drop)
     }
 
     #[test]

@@ -217,33 +217,34 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// The id, which names the event.
-    pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<String, Refusal> {
+    /// The id, which names the event, and the place of the secret that matched.
+    pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<(String, usize), Refusal> {
         let parts: [&[u8]; 5] = [self.id.as_bytes(), b".", &self.timestamp_text, b".", body];
-        let mut matched = false;
-        for key in &*self.keys {
-            match key {
+        let mut first = None;
+        for (place, key) in self.keys.iter().enumerate() {
+            let matched = match key {
                 Key::Hmac(key) => {
-                    matched |= credentials::hmac_matches(std::slice::from_ref(key), &parts, &self.candidates.hmac);
+                    credentials::hmac_matches(std::slice::from_ref(key), &parts, &self.candidates.hmac).is_some()
                 }
                 // Public: nothing to learn from the time.
                 Key::Ed25519(key) if !self.candidates.ed25519.is_empty() => {
                     let message = parts.concat();
                     let key = UnparsedPublicKey::new(&ED25519, key);
-                    matched |= self.candidates.ed25519.iter().any(|sig| key.verify(&message, sig).is_ok());
+                    self.candidates.ed25519.iter().any(|sig| key.verify(&message, sig).is_ok())
                 }
-                Key::Ed25519(_) => {}
+                Key::Ed25519(_) => false,
+            };
+            if matched {
+                first = first.or(Some(place));
             }
         }
-        if !matched {
-            return Err(Refusal::BadSignature);
-        }
+        let secret = first.ok_or(Refusal::BadSignature)?;
         // After the signature, so that the reason can be trusted (providers.md 12.5).
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if now.abs_diff(self.timestamp) > self.tolerance.as_secs() {
             return Err(Refusal::TimestampOutOfTolerance);
         }
-        Ok(self.id)
+        Ok((self.id, secret))
     }
 }
 
@@ -284,7 +285,7 @@ mod tests {
             map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         let standard = StandardWebhooks::new(&secrets, TOLERANCE).unwrap();
-        standard.begin(&map)?.finish(BODY, UNIX_EPOCH + Duration::from_secs(NOW))
+        standard.begin(&map)?.finish(BODY, UNIX_EPOCH + Duration::from_secs(NOW)).map(|(id, _)| id)
     }
 
     fn with(id: &str, timestamp: &str, signature: &str) -> Result<String, Refusal> {

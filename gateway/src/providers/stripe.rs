@@ -125,17 +125,17 @@ pub struct Verification {
 }
 
 impl Verification {
-    pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<(), Refusal> {
+    /// The place of the secret that matched.
+    pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<usize, Refusal> {
         let parts: [&[u8]; 3] = [&self.signature.timestamp_text, b".", body];
-        if !credentials::hmac_matches(&self.keys, &parts, &self.signature.candidates) {
-            return Err(Refusal::BadSignature);
-        }
+        let secret = credentials::hmac_matches(&self.keys, &parts, &self.signature.candidates);
+        let secret = secret.ok_or(Refusal::BadSignature)?;
         // After the signature, so that the reason can be trusted (providers.md 12.5). Whole seconds, like the sender's.
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         if now.abs_diff(self.signature.timestamp) > self.tolerance.as_secs() {
             return Err(Refusal::TimestampOutOfTolerance);
         }
-        Ok(())
+        Ok(secret)
     }
 }
 
@@ -173,7 +173,7 @@ mod tests {
             headers.append(HEADER, HeaderValue::from_bytes(value).unwrap());
         }
         let now = UNIX_EPOCH + Duration::from_secs(NOW);
-        stripe.begin(&headers).and_then(|verification| verification.finish(BODY, now))
+        stripe.begin(&headers).and_then(|verification| verification.finish(BODY, now)).map(drop)
     }
 
     // T38

@@ -62,11 +62,21 @@ impl Harness {
         client::send(self.address, bytes).await
     }
 
-    /// The value of a metric.
+    /// The value of a metric: the sum of all rows that have the labels.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let text = (self.metrics)();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+        let (family, labels) = name.split_once('{').unwrap_or((name, "}"));
+        let labels: Vec<&str> = labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()).collect();
+        let rows = text.lines().filter_map(|line| {
+            let (row, value) = line.rsplit_once(' ')?;
+            let (found, row_labels) = row.split_once('{').unwrap_or((row, "}"));
+            let row_labels: Vec<&str> = row_labels.trim_end_matches('}').split(',').collect();
+            let wanted = found == family && labels.iter().all(|label| row_labels.contains(label));
+            wanted.then(|| value.parse::<u64>().unwrap())
+        });
+        let rows: Vec<u64> = rows.collect();
+        assert!(!rows.is_empty(), "no {name} in {text}");
+        rows.iter().sum()
     }
 
     /// Waits for the end.

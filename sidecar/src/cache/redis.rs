@@ -231,6 +231,11 @@ impl Redis {
         matches!(written, Ok(Ok(())))
     }
 
+    /// Whether it is not asked for now.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.breaker.is_open()
+    }
+
     /// Whether the connections are being ended.
     pub(super) fn is_closing(&self) -> bool {
         self.closing.is_cancelled()

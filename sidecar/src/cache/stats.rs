@@ -1,27 +1,6 @@
 //! What the cache has done, counted without locks.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// A number that only grows.
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// One more.
-    pub fn add(&self) {
-        self.add_many(1);
-    }
-
-    /// So many more.
-    pub fn add_many(&self, count: u64) {
-        self.0.fetch_add(count, Ordering::Relaxed);
-    }
-
-    /// So far.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
+pub use oncegate_runtime::metrics::Counter;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -52,4 +31,30 @@ pub struct CacheStats {
     pub redis_unasked: Counter,
     /// Entries that were not written to Redis: it failed, or more came than it takes.
     pub redis_writes_lost: Counter,
+}
+
+impl CacheStats {
+    /// The look-ups by layer and result.
+    pub(crate) fn lookups(&self) -> [(&'static str, &'static str, u64); 8] {
+        [
+            ("memory", "hit", self.memory_hits.get()),
+            ("memory", "miss", self.memory_misses.get()),
+            ("redis", "hit", self.redis_hits.get()),
+            ("redis", "miss", self.redis_misses.get()),
+            ("redis", "invalid", self.redis_invalid.get()),
+            ("redis", "error", self.redis_errors.get()),
+            ("redis", "skipped", self.redis_skipped.get()),
+            ("redis", "unasked", self.redis_unasked.get()),
+        ]
+    }
+
+    /// The values that were not believed, by reason.
+    pub(crate) fn refused(&self) -> [(&'static str, u64); 4] {
+        [
+            ("malformed", self.redis_invalid_malformed.get()),
+            ("unverified", self.redis_invalid_unverified.get()),
+            ("version", self.redis_invalid_version.get()),
+            ("void", self.redis_voided.get()),
+        ]
+    }
 }

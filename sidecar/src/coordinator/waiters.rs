@@ -39,6 +39,11 @@ impl Waiters {
         Waiters { events: Mutex::new(Events::default()), max }
     }
 
+    /// How many wait, and how many may.
+    pub(super) fn load(&self) -> (usize, usize) {
+        (self.lock().waiting, self.max)
+    }
+
     /// A seat among the waiters, or none when all are taken. Given back when dropped.
     pub(super) fn enter(self: &Arc<Self>, key: &Key) -> Option<Seat> {
         let mut events = self.lock();

@@ -11,13 +11,13 @@ use super::{access, convert, page_token, quota::TenantQuota, validate};
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
-    event::{Event, Refusal},
+    event::{Decision, Event, Refusal},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope, Cursor, Page},
     },
     maintenance::cleanup,
-    metrics::Metrics,
+    metrics::{Claimed, Metrics, Told},
 };
 
 pub(super) struct Api {
@@ -58,6 +58,12 @@ impl Api {
 
 /// What asks for the events of all tenants has a quota of its own; no tenant has this name.
 const ALL_TENANTS: &str = "*";
+/// An answer, and what the layer that counts is told of it.
+fn told<T>(message: T, told: Told) -> Response<T> {
+    let mut response = Response::new(message);
+    response.extensions_mut().insert(told);
+    response
+}
 
 /// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
 const PAGE_BYTES_MAX: usize = 3 << 20;
@@ -90,7 +96,18 @@ impl IdempotencyService for Api {
         self.within_quota(&claim.key.tenant)?;
         let claimed = match self.coordinator.claim(claim, wait).await? {
             Answer::Decided(claimed) => claimed,
-            Answer::Completed(key, completion) => return Ok(Response::new(convert::completed(key, completion))),
+            Answer::Completed(key, completion) => {
+                return Ok(told(convert::completed(key, completion), Told::Claimed(Claimed::Duplicate)));
+            }
+        };
+        let decided = match claimed.decision {
+            Decision::Acquired(_) => {
+                self.metrics.granted(claimed.event.attempt_count);
+                Claimed::Acquired
+            }
+            Decision::AlreadyCompleted => Claimed::Duplicate,
+            Decision::InProgress { .. } => Claimed::InProgress,
+            Decision::Refused => Claimed::Rejected,
         };
         if claimed.payload_changed {
             self.metrics.payload_changes.add();
@@ -100,7 +117,7 @@ impl IdempotencyService for Api {
                 "a known event came with another payload"
             );
         }
-        Ok(Response::new(convert::claimed(claimed)))
+        Ok(told(convert::claimed(claimed), Told::Claimed(decided)))
     }
 
     async fn extend_lock(
@@ -121,10 +138,9 @@ impl IdempotencyService for Api {
         let (mark, left_out) = validate::mark_completed(request.into_inner(), &self.policy)?;
         self.left_out(left_out);
         let marked = self.coordinator.mark(mark).await?;
-        Ok(Response::new(v1::MarkCompletedResponse {
-            event: Some(self.marked(marked.event)),
-            repeated: marked.repeated,
-        }))
+        let counted = self.metrics.marked(&marked.event, marked.repeated);
+        let event = Some(self.marked(marked.event));
+        Ok(told(v1::MarkCompletedResponse { event, repeated: marked.repeated }, counted))
     }
 
     async fn mark_failed(
@@ -134,7 +150,9 @@ impl IdempotencyService for Api {
         access::event(&request, "MarkFailed", |request| request.key.as_ref())?;
         let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
         let marked = self.coordinator.mark(mark).await?;
-        Ok(Response::new(v1::MarkFailedResponse { event: Some(self.marked(marked.event)), repeated: marked.repeated }))
+        let counted = self.metrics.marked(&marked.event, marked.repeated);
+        let event = Some(self.marked(marked.event));
+        Ok(told(v1::MarkFailedResponse { event, repeated: marked.repeated }, counted))
     }
 
     async fn history(&self, mut request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
@@ -168,6 +186,7 @@ impl IdempotencyService for Api {
         let resolve = validate::resolve(request.into_inner())?;
         let (to, actor) = (resolve.to, resolve.actor.clone());
         let event = self.coordinator.resolve(resolve).await?;
+        self.metrics.resolved(to.state());
         tracing::info!(
             provider = event.key.provider,
             fencing_token = event.fencing_token,
@@ -212,7 +231,11 @@ impl IdempotencyService for Api {
         // One message in hand: a client that reads slowly slows the Cleanup down, one that goes away ends it.
         let (progress, stream) = mpsc::channel(1);
         let coordinator = self.coordinator.clone();
+        let (metrics, dry_run, mut deleted) = (self.metrics.clone(), scope.dry_run, 0);
         tokio::spawn(cleanup::run(coordinator, scope, move |update: cleanup::Update<'_>| {
+            if !dry_run {
+                metrics.cleaned(&update, &mut deleted);
+            }
             let message = match update {
                 cleanup::Update::Progress(totals) => Ok(cleanup_response(totals)),
                 cleanup::Update::Failed(error) => Err(Status::from(error)),

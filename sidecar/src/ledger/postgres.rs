@@ -44,7 +44,10 @@ use super::{
     queue::{Op, Queue},
     tally::Tally,
 };
-use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time};
+use crate::{
+    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    metrics::LedgerMetrics,
+};
 
 /// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
 const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
@@ -56,11 +59,13 @@ pub struct PostgresSettings {
     pub queue_max: usize,
     /// Operations in one batch.
     pub batch_max: usize,
+    /// Where to count.
+    pub metrics: Arc<LedgerMetrics>,
 }
 
 impl Default for PostgresSettings {
     fn default() -> Self {
-        PostgresSettings { queue_max: 4_096, batch_max: 512 }
+        PostgresSettings { queue_max: 4_096, batch_max: 512, metrics: Arc::default() }
     }
 }
 
@@ -107,10 +112,11 @@ impl PostgresLedger {
             slot,
             "the ledger is connected"
         );
-        let (queue, ops) = Queue::bounded(settings.queue_max);
+        let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
         let (tally, load) = (Tally::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
-        let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened);
+        let metrics = settings.metrics.clone();
+        let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened, metrics);
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone(), Arc::clone(&load)).run());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());

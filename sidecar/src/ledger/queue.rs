@@ -1,15 +1,46 @@
 //! The bounded queue in front of a ledger's writer (L3). Calls that arrive while a batch is under way wait here and go
 //! into the next one; beyond the bound they are refused at once, for a call that waits until its deadline helps nobody.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use oncegate_runtime::telemetry::{self, Link};
 use tokio::sync::{mpsc, oneshot};
+use tracing::{Instrument as _, Span};
 
 use super::Error;
-use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult};
+use crate::{
+    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult},
+    metrics::{Bound, LedgerMetrics},
+};
 
-/// Where an answer goes. Dropped by a caller that has gone away.
-pub type Reply<T> = oneshot::Sender<Result<T, Error>>;
+/// Where an answer goes, and the span of the call that it answers. Dropped by a caller that has gone away.
+#[derive(Debug)]
+pub struct Reply<T> {
+    sender: oneshot::Sender<Result<T, Error>>,
+    /// Boxed: mostly there is none.
+    link: Option<Box<Link>>,
+}
+
+impl<T> Reply<T> {
+    /// A way for an answer, and its end.
+    pub fn channel() -> (Reply<T>, oneshot::Receiver<Result<T, Error>>) {
+        let (sender, answer) = oneshot::channel();
+        (Reply { sender, link: telemetry::here().map(Box::new) }, answer)
+    }
+
+    /// Answers.
+    ///
+    /// # Errors
+    /// The answer, when nobody waits for it any more.
+    pub fn send(self, answer: Result<T, Error>) -> Result<(), Result<T, Error>> {
+        self.sender.send(answer)
+    }
+
+    /// Whether nobody waits for the answer any more.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
 
 /// What the writer is asked to do.
 #[derive(Debug)]
@@ -51,6 +82,17 @@ impl Op {
         }
     }
 
+    /// The span of the call, if it is recorded.
+    fn link(&self) -> Option<&Link> {
+        match self {
+            Op::Claim(_, reply) => reply.link.as_deref(),
+            Op::Mark(_, reply) => reply.link.as_deref(),
+            Op::Extend(_, reply) => reply.link.as_deref(),
+            Op::Resolve(_, reply) => reply.link.as_deref(),
+            Op::Flush | Op::Close(_) => None,
+        }
+    }
+
     /// Whether nobody waits for the answer and nothing is lost by not doing it: only a claim that has not begun.
     pub fn is_abandoned(&self) -> bool {
         matches!(self, Op::Claim(_, reply) if reply.is_closed())
@@ -76,13 +118,35 @@ impl Op {
 #[derive(Clone, Debug)]
 pub struct Queue {
     ops: mpsc::Sender<Op>,
+    metrics: Arc<LedgerMetrics>,
+}
+
+/// The span of a batch, linked to those of its calls: it works for all of them and is within none. Without a call that is
+/// recorded there is none.
+pub fn batch_span<'a>(ops: impl Iterator<Item = &'a Op> + Clone) -> Span {
+    let mut links = ops.clone().filter_map(Op::link).peekable();
+    if links.peek().is_none() {
+        return Span::none();
+    }
+    let span = tracing::info_span!(
+        parent: None,
+        "ledger_batch",
+        otel.name = telemetry::BATCH,
+        otel.kind = "internal",
+        oncegate.batch.calls = ops.count(),
+    );
+    links.for_each(|link| telemetry::link(&span, link));
+    span
 }
 
 impl Queue {
     /// A queue of at most `capacity` calls, and the writer's end of it.
-    pub fn bounded(capacity: usize) -> (Queue, mpsc::Receiver<Op>) {
+    pub fn bounded(capacity: usize, metrics: Arc<LedgerMetrics>) -> (Queue, mpsc::Receiver<Op>) {
         let (ops, receiver) = mpsc::channel(capacity);
-        (Queue { ops }, receiver)
+        // Weak: the writer ends when the last who can ask has gone.
+        let watched = ops.downgrade();
+        metrics.queued_by(move || watched.upgrade().map_or(0, |ops| ops.max_capacity() - ops.capacity()));
+        (Queue { ops, metrics }, receiver)
     }
 
     /// Queues a call and waits for its answer. Cancel-safe: what was queued is done (or, for a claim that has not
@@ -92,10 +156,15 @@ impl Queue {
     /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when the writer has ended, and
     /// [`Error::OutcomeUnknown`] when it ended with the call under way.
     pub async fn ask<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
-        let (reply, answer) = oneshot::channel();
+        self.enter(op).instrument(tracing::info_span!("ledger", otel.kind = "internal")).await
+    }
+
+    async fn enter<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
+        let (reply, answer) = Reply::channel();
         match self.ops.try_send(op(reply)) {
             Ok(()) => answer.await.unwrap_or(Err(Error::OutcomeUnknown)),
             Err(mpsc::error::TrySendError::Full(_)) => {
+                self.metrics.overloaded.add(Bound::Queue);
                 Err(Error::Overloaded { retry_after: Duration::from_millis(250) })
             }
             Err(mpsc::error::TrySendError::Closed(_)) => {

@@ -47,7 +47,10 @@ use super::{
     queue::{Op, Queue, Reply},
     tally::Tally,
 };
-use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time};
+use crate::{
+    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    metrics::LedgerMetrics,
+};
 
 /// The first release of the library without the write-ahead log's race between a writer and a checkpoint, which loses
 /// committed transactions (SQ1).
@@ -85,11 +88,20 @@ pub struct SqliteSettings {
     pub readers_max: usize,
     /// How long to wait for another program that has locked the file: a backup, somebody's shell.
     pub busy_timeout: Duration,
+    /// Where to count.
+    pub metrics: Arc<LedgerMetrics>,
 }
 
 impl Default for SqliteSettings {
     fn default() -> Self {
-        Self { migrate: false, queue_max: 4_096, batch_max: 512, readers_max: 2, busy_timeout: Duration::from_secs(1) }
+        Self {
+            migrate: false,
+            queue_max: 4_096,
+            batch_max: 512,
+            readers_max: 2,
+            busy_timeout: Duration::from_secs(1),
+            metrics: Arc::default(),
+        }
     }
 }
 
@@ -205,7 +217,7 @@ impl SqliteLedger {
         durability.warn();
         let clock = Arc::new(Clock::from(database.clock_time));
         let readers = Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
-        let (queue, ops) = Queue::bounded(settings.queue_max.max(1));
+        let (queue, ops) = Queue::bounded(settings.queue_max.max(1), settings.metrics.clone());
         let tally = Tally::default();
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
@@ -216,6 +228,7 @@ impl SqliteLedger {
             token: database.fencing_token.max(clock.now().0),
             conn: database.conn,
             tally: tally.clone(),
+            metrics: settings.metrics.clone(),
             batch_max: settings.batch_max.max(1),
             ops,
             cleanups: cleanup_steps,

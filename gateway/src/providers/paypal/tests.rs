@@ -194,7 +194,7 @@ impl Request {
             tolerance.map(Duration::from_secs),
         )
         .unwrap();
-        paypal.begin(&headers)?.finish(BODY, now()).await
+        paypal.begin(&headers)?.finish(BODY, now()).await.map(|(id, _)| id)
     }
 }
 

@@ -1,5 +1,7 @@
 //! What an error of the database means for the items of a statement. SQLSTATE and error kind decide, never text (L6).
 
+use crate::metrics::LedgerFailure;
+
 /// What to do about a statement that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
@@ -17,6 +19,19 @@ pub(super) enum Failure {
     BadItem,
     /// A defect of ours.
     Defect,
+}
+
+impl From<Failure> for LedgerFailure {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Broken => Self::Broken,
+            Failure::Refusing => Self::Refusing,
+            Failure::TooSlow => Self::TooSlow,
+            Failure::Contended => Self::Contended,
+            Failure::BadItem => Self::BadItem,
+            Failure::Defect => Self::Defect,
+        }
+    }
 }
 
 /// Classifies an error.

@@ -3,17 +3,22 @@
 
 use std::{
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::sync::watch;
+use tracing::{Instrument as _, Span};
 
 use super::{
     connect::{self, Node, STATEMENT_TIME_MAX},
     failure::{self, Failure},
 };
-use crate::ledger::{Error, Standing};
+use crate::{
+    ledger::{Error, Standing},
+    metrics::LedgerMetrics,
+};
 
 /// A statement that takes many items at once.
 pub(super) trait Statement: Sync {
@@ -58,6 +63,7 @@ pub(super) struct Link {
     standing: watch::Sender<Option<Standing>>,
     /// Connections made so far.
     generation: u64,
+    pub(super) metrics: Arc<LedgerMetrics>,
 }
 
 impl Link {
@@ -65,17 +71,26 @@ impl Link {
     pub(super) fn new(
         options: PgConnectOptions,
         (connection, node, slot): (PgConnection, Node, i32),
+        metrics: Arc<LedgerMetrics>,
     ) -> (Link, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
-        let mut link =
-            Link { options, open: None, failed_at: None, node: node_sender, standing: standing_sender, generation: 0 };
+        let mut link = Link {
+            options,
+            open: None,
+            failed_at: None,
+            node: node_sender,
+            standing: standing_sender,
+            generation: 0,
+            metrics,
+        };
         link.opened(connection, node, slot);
         (link, node_receiver, standing_receiver)
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
         self.generation += 1;
+        self.metrics.connected();
         self.standing.send_replace(Some(Standing {
             identity: node.identity.as_str().into(),
             generation: self.generation,
@@ -106,7 +121,9 @@ impl Link {
                     continue;
                 }
             };
-            let answer = tokio::time::timeout(STATEMENT_TIME_MAX, statement.run(connection, slot, &items)).await;
+            let span = span::<S>(items.len());
+            let run = statement.run(connection, slot, &items).instrument(span);
+            let answer = tokio::time::timeout(STATEMENT_TIME_MAX, run).await;
             let error = match answer {
                 Ok(Ok(output)) => {
                     parts.push((items, Ok(output)));
@@ -116,6 +133,7 @@ impl Link {
                 Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             let failure = failure::classify(&error);
+            self.metrics.failed(failure.into());
             tracing::debug!(
                 ?failure,
                 error = &error as &dyn std::error::Error,
@@ -199,6 +217,7 @@ impl Link {
                 }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "the ledger cannot be reached");
+                    self.metrics.not_connected();
                     self.failed_at = Some(Instant::now());
                     return Err(Duration::from_secs(1));
                 }
@@ -231,4 +250,20 @@ impl Link {
         self.standing.send_replace(None);
         self.node.send_replace(None);
     }
+}
+
+/// The span of a statement within that of its batch, if that is recorded. The name is the type's.
+fn span<S>(items: usize) -> Span {
+    if Span::current().is_none() {
+        return Span::none();
+    }
+    let name = std::any::type_name::<S>();
+    let name = name.rsplit("::").next().unwrap_or(name);
+    tracing::info_span!(
+        "ledger_statement",
+        otel.name = name,
+        otel.kind = "client",
+        db.system.name = "postgresql",
+        db.operation.batch.size = items,
+    )
 }

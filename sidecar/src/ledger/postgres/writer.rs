@@ -9,6 +9,7 @@ use std::{
 
 use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
+use tracing::Instrument as _;
 
 use super::{
     cold::{
@@ -24,7 +25,13 @@ use crate::{
         Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Micros, Refusal, Resolve, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
-    ledger::{Delivery, Error, load::Load, queue::Op, tally::Tally, timings::PendingTimings},
+    ledger::{
+        Delivery, Error,
+        load::Load,
+        queue::{Op, batch_span},
+        tally::Tally,
+        timings::PendingTimings,
+    },
 };
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
@@ -81,7 +88,12 @@ impl Writer {
             }
             let (batch, flush_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
-            self.process(batch).await;
+            if !batch.is_empty() {
+                let span = batch_span(batch.iter().map(|queued| &queued.op));
+                let metrics = self.link.metrics.clone();
+                let _counted = metrics.batch(batch.len());
+                self.process(batch).instrument(span).await;
+            }
             self.load.end(begun, calls);
             if flush_asked || flushing || self.tally.is_full() {
                 flushing = self.flush().await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rusqlite::ErrorCode;
 
-use crate::ledger::Error;
+use crate::{ledger::Error, metrics::LedgerFailure};
 
 /// Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -42,6 +42,17 @@ impl Fault {
             Fault::Commit(_) => Error::OutcomeUnknown,
             Fault::Item(error) => Error::Internal(error.to_string()),
             Fault::Defect(_) | Fault::NeedsWrite => Error::Internal(self.to_string()),
+        }
+    }
+}
+
+impl From<&Fault> for LedgerFailure {
+    fn from(fault: &Fault) -> Self {
+        match fault {
+            Fault::Environment(_) => Self::Refusing,
+            Fault::Item(_) => Self::BadItem,
+            Fault::Commit(_) => Self::Broken,
+            Fault::Defect(_) | Fault::NeedsWrite => Self::Defect,
         }
     }
 }

@@ -261,13 +261,14 @@ fn rand_id() -> i64 {
 fn writer(path: &Path) -> (Queue, Writer) {
     let database = Database::open(path, true, Duration::from_millis(20)).unwrap();
     let clock = Arc::new(Clock::from(database.clock_time));
-    let (queue, ops) = Queue::bounded(64);
+    let (queue, ops) = Queue::bounded(64, Arc::default());
     let (_, cleanups) = mpsc::channel(1);
     let writer = Writer {
         token: database.fencing_token.max(clock.now().0),
         clock,
         conn: database.conn,
         tally: Tally::default(),
+        metrics: Arc::default(),
         batch_max: 64,
         ops,
         cleanups,
@@ -290,7 +291,7 @@ async fn a_batch_of_duplicates_writes_nothing() {
         let (calls, answers): (Vec<_>, Vec<_>) = claims
             .into_iter()
             .map(|claim| {
-                let (reply, answer) = oneshot::channel();
+                let (reply, answer) = Reply::channel();
                 (Op::Claim(claim, reply), answer)
             })
             .unzip();
@@ -330,7 +331,7 @@ async fn one_bad_item_does_not_fail_the_others() {
     let mut answers = Vec::new();
     let mut calls = Vec::new();
     for number in 0..20 {
-        let (reply, answer) = oneshot::channel();
+        let (reply, answer) = Reply::channel();
         let name = if number == 7 { "bad".to_owned() } else { format!("evt_{number}") };
         calls.push(Op::Claim(claim(&name, "claim"), reply));
         answers.push(answer);
@@ -358,7 +359,7 @@ async fn a_file_that_somebody_has_locked_is_unavailable_and_then_is_not() {
     let (_queue, mut writer) = writer(&path);
     let shell = shell(&path);
     let ask = |writer: &mut Writer, claim_id: &str| {
-        let (reply, mut answer) = oneshot::channel();
+        let (reply, mut answer) = Reply::channel();
         writer.calls(vec![Op::Claim(claim("evt_1", claim_id), reply)]);
         answer.try_recv().unwrap()
     };

@@ -19,9 +19,10 @@ use crate::{
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope},
-        queue::Op,
+        queue::{Op, batch_span},
         tally::Tally,
     },
+    metrics::LedgerMetrics,
 };
 
 /// A step of Cleanup, with its answer's way back. Steps have a way of their own, one between two batches, so that a
@@ -40,6 +41,7 @@ pub(super) struct Writer {
     /// The last fencing token that was given out.
     pub(super) token: i64,
     pub(super) tally: Tally,
+    pub(super) metrics: Arc<LedgerMetrics>,
     pub(super) batch_max: usize,
     pub(super) ops: mpsc::Receiver<Op>,
     pub(super) cleanups: mpsc::Receiver<CleanupStep>,
@@ -116,7 +118,12 @@ impl Writer {
         if calls.is_empty() {
             return;
         }
-        match self.transact(&calls) {
+        let span = batch_span(calls.iter());
+        let metrics = self.metrics.clone();
+        let counted = metrics.batch(calls.len());
+        let done = span.in_scope(|| self.transact(&calls));
+        drop((span, counted));
+        match done {
             Ok(outcomes) => {
                 for (call, outcome) in calls.into_iter().zip(outcomes) {
                     self.answer(call, outcome);
@@ -131,6 +138,7 @@ impl Writer {
             }
             Err(fault) => {
                 report(&fault, calls.len());
+                self.metrics.failed((&fault).into());
                 for call in calls {
                     call.refuse(fault.answer());
                 }

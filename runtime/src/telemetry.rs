@@ -1,0 +1,245 @@
+//! Traces by OpenTelemetry: which spans are made, where they go, and how their context travels.
+//!
+//! Without an endpoint there is no layer for spans, every span's call site is off for good, and a request pays one load
+//! for each. With one, finished spans go through a bounded queue to a thread of their own, with its own runtime: nothing
+//! here needs a worker of the services' runtime, and a collector that is away, or hangs, costs spans and nothing else.
+
+mod context;
+mod export;
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use http::Uri;
+use opentelemetry::{
+    Context, KeyValue, TraceId,
+    trace::{self as otel, SpanKind, TracerProvider as _},
+};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    trace::{Sampler, SamplingResult, SdkTracer, SdkTracerProvider, ShouldSample},
+};
+use tracing::Subscriber;
+use tracing_subscriber::{Layer, filter, registry::LookupSpan};
+
+pub(crate) use self::context::ids;
+use self::export::Exporting;
+pub use self::{
+    context::{Link, continues, here, inject, link, linked},
+    export::Spans,
+};
+
+/// The name of the spans that belong to many traces by links and to none by parentage. They are made only where one of
+/// their calls is recorded, and are then always recorded, whatever the sampler says of other roots.
+pub const BATCH: &str = "ledger batch";
+
+/// What becomes of spans in this process.
+#[must_use]
+pub fn spans() -> &'static Spans {
+    &export::SPANS
+}
+
+/// Where traces go. The names are OpenTelemetry's; those that are not listed here (`OTEL_EXPORTER_OTLP_HEADERS`,
+/// `OTEL_RESOURCE_ATTRIBUTES`) are read by its library.
+#[derive(clap::Args, Debug, Clone)]
+#[group(skip)]
+#[command(next_help_heading = "Traces")]
+pub struct Options {
+    /// A collector that takes OTLP as http/protobuf, as http://collector:4318; /v1/traces is added [default: no traces]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub otel_exporter_otlp_endpoint: Option<Uri>,
+
+    /// The same, used as it is
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value_name = "URL")]
+    pub otel_exporter_otlp_traces_endpoint: Option<Uri>,
+
+    /// How long the collector may take to accept spans, in milliseconds
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_TIMEOUT", default_value_t = 10_000, value_name = "MS")]
+    pub otel_exporter_otlp_timeout: u64,
+
+    /// The service's name in traces [default: oncegate-sidecar, oncegate-gateway, or oncegate]
+    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME")]
+    pub otel_service_name: Option<String>,
+
+    /// Which traces are recorded: always_on, always_off, traceidratio, or one of them with parentbased_ before it, which
+    /// follows the caller's decision where there is one
+    #[arg(long, env = "OTEL_TRACES_SAMPLER", default_value = "parentbased_always_on", value_name = "SAMPLER")]
+    pub otel_traces_sampler: SamplerName,
+
+    /// The share of traces that traceidratio records, 0 to 1
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value_t = 1.0, value_name = "RATIO")]
+    pub otel_traces_sampler_arg: f64,
+}
+
+/// A sampler's name in `OTEL_TRACES_SAMPLER`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SamplerName {
+    root: Root,
+    parent_based: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Root {
+    On,
+    Off,
+    Ratio,
+}
+
+/// No sampler of that name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("no sampler: always_on, always_off, traceidratio, or parentbased_ and one of these")]
+pub struct SamplerError;
+
+impl FromStr for SamplerName {
+    type Err = SamplerError;
+
+    fn from_str(text: &str) -> Result<Self, SamplerError> {
+        let (name, parent_based) = match text.strip_prefix("parentbased_") {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let root = match name {
+            "always_on" => Root::On,
+            "always_off" => Root::Off,
+            "traceidratio" => Root::Ratio,
+            _ => return Err(SamplerError),
+        };
+        Ok(Self { root, parent_based })
+    }
+}
+
+impl SamplerName {
+    fn sampler(self, ratio: f64) -> Sampler {
+        let root = match self.root {
+            Root::On => Sampler::AlwaysOn,
+            Root::Off => Sampler::AlwaysOff,
+            Root::Ratio => Sampler::TraceIdRatioBased(ratio),
+        };
+        if self.parent_based { Sampler::ParentBased(Box::new(root)) } else { root }
+    }
+}
+
+/// A sampler that records batches. See [`BATCH`].
+#[derive(Clone, Debug)]
+struct WithBatches(Sampler);
+
+impl ShouldSample for WithBatches {
+    fn should_sample(
+        &self,
+        parent: Option<&Context>,
+        trace_id: TraceId,
+        name: &str,
+        kind: &SpanKind,
+        attributes: &[KeyValue],
+        links: &[otel::Link],
+    ) -> SamplingResult {
+        let sampler = if name == BATCH { &Sampler::AlwaysOn } else { &self.0 };
+        sampler.should_sample(parent, trace_id, name, kind, attributes, links)
+    }
+}
+
+/// Why traces cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The endpoint is no URL that can be used.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT has to be http://host:port or https://host:port")]
+    Endpoint,
+    /// OpenTelemetry's library refuses its settings.
+    #[error("the exporter of traces cannot be made")]
+    Exporter(#[source] ExporterBuildError),
+    /// The collector is reached by https, and the system has no usable trust roots; or a thread cannot be had.
+    #[error("the exporter of traces cannot be started")]
+    System(#[source] std::io::Error),
+}
+
+/// Traces that are being exported.
+pub struct Tracing {
+    tracer: SdkTracer,
+    exporting: Exporting,
+}
+
+impl fmt::Debug for Tracing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracing").finish_non_exhaustive()
+    }
+}
+
+impl Tracing {
+    /// Starts the exporter where an endpoint is given. `service` is the default of the service's name.
+    ///
+    /// # Errors
+    /// When the settings cannot be used. A collector that cannot be reached is no error.
+    pub fn start(options: &Options, service: &'static str) -> Result<Option<Self>, StartError> {
+        let endpoint = match (&options.otel_exporter_otlp_traces_endpoint, &options.otel_exporter_otlp_endpoint) {
+            (Some(exact), _) => exact.to_string(),
+            (None, Some(base)) => format!("{}/v1/traces", base.to_string().trim_end_matches('/')),
+            (None, None) => return Ok(None),
+        };
+        let uri: Uri = endpoint.parse().map_err(|_| StartError::Endpoint)?;
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(StartError::Endpoint),
+        };
+        let timeout = Duration::from_millis(options.otel_exporter_otlp_timeout.max(1));
+        let client = export::HttpClient::new(secure, timeout).map_err(StartError::System)?;
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_http_client(client)
+            .with_endpoint(endpoint)
+            .build()
+            .map_err(StartError::Exporter)?;
+        let name = options.otel_service_name.clone().unwrap_or_else(|| service.to_owned());
+        let resource = Resource::builder()
+            .with_service_name(name)
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build();
+        let exporting = Exporting::start(exporter, &resource).map_err(StartError::System)?;
+        let ratio = options.otel_traces_sampler_arg.clamp(0.0, 1.0);
+        let provider = SdkTracerProvider::builder()
+            .with_resource(resource)
+            .with_sampler(WithBatches(options.otel_traces_sampler.sampler(ratio)))
+            .with_span_processor(exporting.processor())
+            .build();
+        Ok(Some(Self { tracer: provider.tracer("oncegate"), exporting }))
+    }
+
+    /// The layer that makes spans of our own; those of libraries, the exporter's among them, are none of ours.
+    pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'span> LookupSpan<'span>,
+    {
+        tracing_opentelemetry::layer()
+            .with_tracer(self.tracer.clone())
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_level(false)
+            .with_target(false)
+            .with_filter(filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("oncegate")))
+    }
+
+    /// Sends what has gathered, for at most `limit`; what has not gone by then is lost. Blocks the calling thread, which
+    /// must not be a runtime's.
+    pub fn finish(self, limit: Duration) {
+        self.exporting.finish(limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samplers_have_the_names_of_the_specification() {
+        for (text, root, parent_based) in [
+            ("always_on", Root::On, false),
+            ("traceidratio", Root::Ratio, false),
+            ("parentbased_always_off", Root::Off, true),
+            ("parentbased_traceidratio", Root::Ratio, true),
+        ] {
+            assert_eq!(text.parse(), Ok(SamplerName { root, parent_based }), "{text}");
+        }
+        assert_eq!("sometimes".parse::<SamplerName>(), Err(SamplerError));
+    }
+}

@@ -1,0 +1,162 @@
+//! Around everything else: each call is counted once, with what it came to, logged once, and has a span where traces are
+//! recorded. A call whose caller goes away is counted as cancelled.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use oncegate_runtime::telemetry;
+use tonic::{
+    Code,
+    body::Body,
+    codegen::http::{Request, Response},
+};
+use tracing::Span;
+
+use super::SERVICE_NAME;
+use crate::metrics::{CodeLabel, Method, Metrics, Told};
+
+/// What the layers inside answer with.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+/// A call that is being answered.
+pub struct Observed {
+    answer: Answer,
+    call: Call,
+}
+
+impl Observed {
+    /// The call of a request, answered by what `answer` makes of it.
+    pub(super) fn new(
+        request: Request<Body>,
+        metrics: &Arc<Metrics>,
+        answer: impl FnOnce(Request<Body>) -> Answer,
+    ) -> Self {
+        let method = method(request.uri().path());
+        let span = span(method, &request);
+        let call = Call { method, started: Instant::now(), span, metrics: metrics.clone(), answered: false };
+        Self { answer: answer(request), call }
+    }
+}
+
+impl Future for Observed {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        let polled = {
+            let _entered = this.call.span.enter();
+            this.answer.as_mut().poll(cx)
+        };
+        let response = ready!(polled)?;
+        // Without a status in the headers the call has a body, and so far all is well.
+        let code = match response.headers().get("grpc-status") {
+            Some(status) => Code::from_bytes(status.as_bytes()),
+            None => Code::Ok,
+        };
+        this.call.answered(code, response.extensions().get::<Told>().copied());
+        Poll::Ready(Ok(response))
+    }
+}
+
+struct Call {
+    method: Method,
+    started: Instant,
+    span: Span,
+    metrics: Arc<Metrics>,
+    answered: bool,
+}
+
+impl Call {
+    fn answered(&mut self, code: Code, told: Option<Told>) {
+        self.answered = true;
+        let took = self.started.elapsed();
+        let told = told.or_else(|| Told::of_error(self.method, code));
+        self.metrics.answered(self.method, code, told, took);
+        if self.method == Method::Other {
+            return;
+        }
+        let _entered = self.span.enter();
+        let (code, outcome) = (CodeLabel::from(code), told.map(Told::name));
+        tracing::info!(
+            target: "oncegate_sidecar::access",
+            method = self.method.name(),
+            code = code.name(),
+            outcome,
+            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
+            "call"
+        );
+        if !self.span.is_disabled() {
+            self.span.record("rpc.grpc.status_code", code as u8);
+            if let Some(outcome) = outcome {
+                self.span.record("oncegate.outcome", outcome);
+            }
+            // What the caller got wrong, or lost, is no error of the server's (OpenTelemetry's conventions for gRPC).
+            if matches!(
+                code,
+                CodeLabel::Unknown
+                    | CodeLabel::DeadlineExceeded
+                    | CodeLabel::Unimplemented
+                    | CodeLabel::Internal
+                    | CodeLabel::Unavailable
+                    | CodeLabel::DataLoss
+            ) {
+                self.span.record("otel.status_code", "ERROR");
+            }
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.answered(Code::Cancelled, None);
+        }
+    }
+}
+
+fn method(path: &str) -> Method {
+    let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)?.strip_prefix('/'));
+    let known = name.and_then(|name| Method::ALL.iter().find(|method| method.name() == name));
+    known.copied().unwrap_or(Method::Other)
+}
+
+/// Continues the caller's trace: callers are within.
+fn span(method: Method, request: &Request<Body>) -> Span {
+    if method == Method::Other {
+        // Health is asked for every few seconds.
+        return Span::none();
+    }
+    let span = tracing::info_span!(
+        parent: None,
+        "rpc",
+        otel.name = request.uri().path().trim_start_matches('/'),
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        rpc.system = "grpc",
+        rpc.service = SERVICE_NAME,
+        rpc.method = method.name(),
+        rpc.grpc.status_code = tracing::field::Empty,
+        oncegate.outcome = tracing::field::Empty,
+    );
+    telemetry::continues(&span, request.headers());
+    span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_methods_of_the_contract_are_told_apart() {
+        assert_eq!(method("/oncegate.v1.IdempotencyService/MarkFailed"), Method::MarkFailed);
+        for other in ["/grpc.health.v1.Health/Check", "/oncegate.v1.IdempotencyService/Nothing", "/", "", "/other"] {
+            assert_eq!(method(other), Method::Other, "{other}");
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Counts the events for the metrics, now and then: never for a scrape, of which there may be any number.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{coordinator::Coordinator, ledger::filter::StatsFilter, metrics::Metrics};
+
+/// Counts every `interval` until `shutdown`. What cannot be counted stays as it was; the metrics say since when.
+pub(crate) async fn run(
+    coordinator: Arc<Coordinator>,
+    metrics: Arc<Metrics>,
+    interval: Duration,
+    shutdown: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let everything = StatsFilter { tenant: None, provider: None, start_time: None, end_time: None, bucket: None };
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let report = tokio::select! {
+            report = coordinator.stats(everything.clone()) => report,
+            () = shutdown.cancelled() => return,
+        };
+        match report {
+            Ok(report) => metrics.counted(&report),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "the events could not be counted");
+            }
+        }
+    }
+}
