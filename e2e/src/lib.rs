@@ -5,11 +5,13 @@
 pub mod certificates;
 pub mod chaos;
 pub mod clock;
+pub mod collector;
 pub mod eventually;
 pub mod grow;
 pub mod http_client;
 pub mod postgres;
 pub mod program;
+pub mod prometheus;
 pub mod proxy;
 pub mod redis;
 pub mod redis_many;

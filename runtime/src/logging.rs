@@ -5,7 +5,7 @@ use std::{fmt, io::IsTerminal as _, str::FromStr};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
-    filter::{FilterExt as _, filter_fn},
+    filter::{FilterExt as _, LevelFilter, filter_fn},
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt as _,
     registry::LookupSpan,
@@ -81,8 +81,9 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
     };
     // What the operator wrote comes last: it replaces ours for the same module.
     let filter = EnvFilter::builder().parse(format!("{QUIET},{access}{}", options.log_level.0)).map_err(FilterError)?;
-    // Spans are for traces: without them their call sites are off for good.
-    let filter = filter.and(filter_fn(|metadata| metadata.is_event()));
+    // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
+    // one every line of every library would be asked about.
+    let filter = filter.and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
     let lines = match options.log_format {

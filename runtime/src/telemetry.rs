@@ -216,7 +216,10 @@ impl Tracing {
             .with_tracked_inactivity(false)
             .with_level(false)
             .with_target(false)
-            .with_filter(filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("oncegate")))
+            .with_filter(
+                filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("oncegate"))
+                    .with_max_level_hint(filter::LevelFilter::INFO),
+            )
     }
 
     /// Sends what has gathered, for at most `limit`; what has not gone by then is lost. Blocks the calling thread, which

@@ -25,4 +25,5 @@ mod secrets;
 mod setup;
 mod shutdown;
 mod simulate;
+mod telemetry;
 mod verify;
