@@ -100,9 +100,9 @@ const UNDER_WAY: Family =
 const UNDER_WAY_MAX: Family =
     Family::gauge("oncegate_gateway_deliveries_max", &[], "Events under way beyond which webhooks are refused.");
 const BUDGET: Family =
-    Family::gauge("oncegate_gateway_body_budget_left_kibibytes", &[], "What is left of the budget for bodies.");
+    Family::gauge("oncegate_gateway_body_budget_left_bytes", &[], "What is left of the budget for bodies.");
 const BUDGET_MAX: Family =
-    Family::gauge("oncegate_gateway_body_budget_kibibytes", &[], "The budget for bodies under way together.");
+    Family::gauge("oncegate_gateway_body_budget_bytes", &[], "The budget for bodies under way together.");
 
 /// All of them.
 pub const FAMILIES: &[&Family] = &[
@@ -414,8 +414,8 @@ impl Metrics {
         page.single(&WEAK, &self.weak);
         page.single(&UNDER_WAY, load.deliveries);
         page.single(&UNDER_WAY_MAX, load.deliveries_max);
-        page.single(&BUDGET, load.budget_left_kib);
-        page.single(&BUDGET_MAX, load.budget_kib);
+        page.single(&BUDGET, load.budget_left_kib * 1_024);
+        page.single(&BUDGET_MAX, load.budget_kib * 1_024);
         page.finish()
     }
 
@@ -457,7 +457,7 @@ mod tests {
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"2\"} 1",
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"later\"} 1",
             "oncegate_gateway_deliveries_under_way 3",
-            "oncegate_gateway_body_budget_left_kibibytes 64",
+            "oncegate_gateway_body_budget_left_bytes 65536",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");
         }

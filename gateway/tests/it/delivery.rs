@@ -317,12 +317,12 @@ async fn g9_a_mark_is_repeated_until_it_is_answered_and_only_then_is_it_a_succes
 #[tokio::test]
 async fn a_body_gives_its_share_of_the_budget_back_before_the_mark() {
     let harness = Harness::start().await;
-    let left = || harness.metric("oncegate_gateway_body_budget_left_kibibytes");
+    let left = || harness.metric("oncegate_gateway_body_budget_left_bytes");
     let whole = left();
     harness.application.reply(Reply::Held);
     let provider = tokio::spawn(crate::client::deliver(harness.address, "evt_1"));
     harness.application.arrived(1).await;
-    assert_eq!(left(), whole - 1);
+    assert_eq!(left(), whole - 1_024);
     harness.sidecar.mark(Scripted::Hang);
     harness.application.release();
     harness.sidecar.until(|calls| matches!(calls, [Call::Claim(..), Call::Completed(_)])).await;
