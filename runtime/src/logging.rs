@@ -83,7 +83,7 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
     let filter = EnvFilter::builder().parse(format!("{QUIET},{access}{}", options.log_level.0)).map_err(FilterError)?;
     // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
     // one every line of every library would be asked about.
-    let filter = filter.and(filter_fn(|metadata| metadata.is_event()).with_max_level_hint(LevelFilter::TRACE));
+    let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
     let lines = match options.log_format {
