@@ -251,7 +251,8 @@ impl Front {
                 }
                 Some(route) => {
                     let span = span(route, &parts.headers);
-                    let (answer, seen) = self.receive(route, parts, (body, peer), started).instrument(span.clone()).await;
+                    let (answer, seen) =
+                        self.receive(route, parts, (body, peer), started).instrument(span.clone()).await;
                     answered = Some((span, seen));
                     answer
                 }

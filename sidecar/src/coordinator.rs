@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::metrics::{Bound, LedgerMetrics, Load};
+use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
     cache::{Cache, KeyDigest, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
@@ -113,9 +113,9 @@ impl Coordinator {
     }
 
     /// How much is under way, for the metrics.
-    pub(crate) fn load(&self) -> Load {
+    pub(crate) fn standing(&self) -> metrics::Standing {
         let (waiting, waiting_max) = self.waiters.load();
-        Load {
+        metrics::Standing {
             calls: self.calls_max.saturating_sub(self.calls.available_permits()),
             calls_max: self.calls_max,
             waiting,
@@ -123,7 +123,7 @@ impl Coordinator {
             breaker_open: self.cache.is_redis_left_alone(),
             ledger_up: self.ledger.standing().borrow().is_some(),
             durability_warnings: self.ledger.durability().map_or(0, |durability| durability.warnings.len()),
-            ..Load::default()
+            ..metrics::Standing::default()
         }
     }
 

@@ -37,7 +37,7 @@ use crate::{
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
     maintenance::{count, sweep, watch},
-    metrics::{Load, Metrics},
+    metrics::{Metrics, Standing},
 };
 
 /// Why the sidecar does not start.
@@ -124,7 +124,7 @@ impl Sidecar {
         Arc::new(move || {
             let certificates = access.tls.as_ref().map(|tls| tls.files().counts());
             let identities = access.directory.as_ref().map(|files| files.counts());
-            metrics.render(&cache, &Load { certificates, identities, ..coordinator.load() })
+            metrics.render(&cache, &Standing { certificates, identities, ..coordinator.standing() })
         })
     }
 
@@ -150,7 +150,7 @@ impl Sidecar {
         });
         let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
         let (interval, stop) = (self.settings.count_interval, shutdown.clone());
-        let count = tokio::spawn(count::run(self.coordinator.clone(), self.metrics, interval, stop));
+        let count = tokio::spawn(count::run(self.coordinator.clone(), self.metrics.clone(), interval, stop));
         match self.listener {
             Some((listener, _)) => {
                 let access = self.settings.access;

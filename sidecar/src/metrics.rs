@@ -386,7 +386,7 @@ impl Default for Metrics {
 
 /// What stands elsewhere and is read when the page is made.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Load {
+pub(crate) struct Standing {
     pub(crate) calls: usize,
     pub(crate) calls_max: usize,
     pub(crate) waiting: usize,
@@ -464,7 +464,7 @@ impl Metrics {
     }
 
     /// Everything that is counted.
-    pub(crate) fn render(&self, cache: &CacheStats, load: &Load) -> String {
+    pub(crate) fn render(&self, cache: &CacheStats, standing: &Standing) -> String {
         let mut page = Page::new();
         page.counters(&RPCS, &self.rpcs);
         let mut seconds = page.family(&RPC_SECONDS);
@@ -480,17 +480,17 @@ impl Metrics {
         }
         page.counters(&RESOLUTIONS, &self.resolutions);
         page.counters(&OVERLOADED, &self.ledger.overloaded);
-        page.single(&CALLS, load.calls);
-        page.single(&CALLS_MAX, load.calls_max);
-        page.single(&WAITING, load.waiting);
-        page.single(&WAITING_MAX, load.waiting_max);
+        page.single(&CALLS, standing.calls);
+        page.single(&CALLS_MAX, standing.calls_max);
+        page.single(&WAITING, standing.waiting);
+        page.single(&WAITING_MAX, standing.waiting_max);
         page.single(&METADATA_LEFT_OUT, &self.metadata_left_out);
         page.single(&PAYLOAD_CHANGES, &self.payload_changes);
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
         page.single(&DENIED, &self.permission_denied);
         page.single(&OVER_QUOTA, &self.quota_exceeded);
         let mut reloads = page.family(&RELOADS);
-        for (files, counts) in [("certificates", load.certificates), ("identities", load.identities)] {
+        for (files, counts) in [("certificates", standing.certificates), ("identities", standing.identities)] {
             let Some(counts) = counts else { continue };
             reloads.row(&[files, "replaced"], counts.replaced);
             reloads.row(&[files, "failed"], counts.failed);
@@ -504,7 +504,7 @@ impl Metrics {
             refused.row(&[reason], count);
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
-        page.single(&BREAKER, load.breaker_open);
+        page.single(&BREAKER, standing.breaker_open);
         let mut events = page.family(&EVENTS);
         for (state, count) in State::ALL.iter().zip(&self.events) {
             events.row(&[&state.as_str().to_lowercase()], count);
@@ -514,7 +514,7 @@ impl Metrics {
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
         page.single(&CLEANUP_TIME, &self.cleanup_time);
-        self.ledger.render(&mut page, load);
+        self.ledger.render(&mut page, standing);
         page.finish()
     }
 }

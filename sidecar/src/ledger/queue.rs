@@ -228,7 +228,7 @@ mod tests {
 
     #[tokio::test]
     async fn beyond_its_bound_a_call_is_refused_at_once_and_room_is_used_again() {
-        let (queue, mut ops) = Queue::bounded(2);
+        let (queue, mut ops) = Queue::bounded(2, Arc::default());
         let mut waiting: Vec<_> =
             ["a", "b"].map(|event_id| Box::pin(queue.ask(|reply| Op::Claim(claim(event_id), reply)))).into();
         for ask in &mut waiting {
@@ -246,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_claim_whose_caller_is_gone_is_abandoned_and_a_mark_never_is() {
-        let (queue, mut ops) = Queue::bounded(2);
+        let (queue, mut ops) = Queue::bounded(2, Arc::default());
         assert!(queue.ask(|reply| Op::Claim(claim("a"), reply)).now_or_never().is_none());
         assert!(queue.ask(|reply| Op::Mark(mark("a"), reply)).now_or_never().is_none());
         // Both futures are dropped: their callers have gone away.

@@ -45,6 +45,7 @@ async fn a_lost_reply_is_settled_by_grpcs_own_retry_with_the_same_claim() -> Res
         policy: Policy::default(),
         cache: CacheSettings::default(),
         limits: Limits::default(),
+        count_interval: Duration::from_secs(15),
         drain: Duration::from_secs(1),
     })
     .await?;
