@@ -8,6 +8,8 @@ mod bounds;
 mod check;
 mod cleanup;
 mod completions;
+#[cfg(test)]
+mod configuration_document;
 mod dev;
 mod enforcement;
 mod failure;

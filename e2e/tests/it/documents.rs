@@ -1,0 +1,106 @@
+//! What the documents say, done.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use oncegate_e2e::postgres::Database;
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn documents() -> Result<Vec<(String, String)>> {
+    let mut found = Vec::new();
+    for directory in [root(), root().join("docs"), root().join("k8s"), root().join("ops")] {
+        let Ok(entries) = fs::read_dir(&directory) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                found.push((path.strip_prefix(root())?.display().to_string(), fs::read_to_string(&path)?));
+            }
+        }
+    }
+    assert!(found.len() > 5, "the documents are where this test looks");
+    Ok(found)
+}
+
+fn code_blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    text.split(fence.as_str()).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+/// As GitHub makes them of headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings
+        .map(|heading| {
+            let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+            kept.collect::<String>().to_lowercase().replace(' ', "-")
+        })
+        .collect()
+}
+
+#[test]
+fn every_link_between_documents_leads_somewhere() -> Result<()> {
+    let mut broken = Vec::new();
+    for (name, text) in documents()? {
+        let directory = root().join(&name).parent().context("a document stands in a directory")?.to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if path.is_empty() { root().join(&name) } else { directory.join(path) };
+            let known =
+                anchor.is_empty() || fs::read_to_string(&target).is_ok_and(|text| anchors(&text).contains(anchor));
+            if !target.exists() || !known {
+                broken.push(format!("{name}: {link}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_recipes_for_the_applications_transaction_refuse_a_second_effect() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/integration.md"))?;
+    let [tables, insert, subscriptions, update] = code_blocks(&text, "sql")[..] else {
+        anyhow::bail!("docs/integration.md has other recipes than this test knows");
+    };
+    let database = Database::create().await?;
+    let mut first = PgConnection::connect(database.url()).await?;
+    let mut second = PgConnection::connect(database.url()).await?;
+    first.execute(AssertSqlSafe(tables.to_owned())).await?;
+    first.execute(AssertSqlSafe(subscriptions.to_owned())).await?;
+
+    // By the event id: an attempt that comes while the first is at work waits for it, and then knows.
+    let mut transaction = first.begin().await?;
+    assert_eq!(transaction.execute(AssertSqlSafe(insert.to_owned())).await?.rows_affected(), 1);
+    let again = insert.to_owned();
+    let waiting = tokio::spawn(async move {
+        let mut transaction = second.begin().await?;
+        let inserted = transaction.execute(AssertSqlSafe(again)).await?.rows_affected();
+        transaction.rollback().await?;
+        anyhow::Ok((inserted, second))
+    });
+    transaction.commit().await?;
+    let (inserted, mut second) = waiting.await??;
+    assert_eq!(inserted, 0, "the effect stands already");
+
+    // By the token: the same or a larger one is permitted, a smaller one is late.
+    assert_eq!(second.execute(AssertSqlSafe(update.to_owned())).await?.rows_affected(), 1);
+    assert_eq!(
+        second.execute(AssertSqlSafe(update.to_owned())).await?.rows_affected(),
+        1,
+        "the same attempt once more"
+    );
+    let late = update.replace("1764000000000042", "1764000000000041");
+    assert_eq!(second.execute(AssertSqlSafe(late)).await?.rows_affected(), 0);
+    Ok(())
+}
