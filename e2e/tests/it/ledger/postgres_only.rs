@@ -8,7 +8,7 @@ use oncegate_e2e::{
     postgres::{Cluster, Database, Options},
 };
 use oncegate_sidecar::{
-    event::{Claim, Decision, State},
+    event::{Claim, Decision, FailureKind, Micros, State},
     ledger::{
         Error, Ledger,
         postgres::{OpenError, PostgresLedger, PostgresSettings},
@@ -16,7 +16,7 @@ use oncegate_sidecar::{
 };
 use sqlx::Connection as _;
 
-use super::{claim, completion, key};
+use super::{claim, completion, failure, key};
 
 async fn ledger() -> (PostgresLedger, Database) {
     let database = Database::create().await.unwrap();
@@ -79,6 +79,47 @@ async fn a_row_locked_elsewhere_holds_up_its_own_call_only() {
             ledger.mark(completion(key, lock)).await.is_ok().then_some(())
         })
         .await;
+    }
+    ledger.close().await;
+}
+
+const UNTIL_ONE_WAITS_FOR_US: &str = "do $$ begin loop
+        perform pg_stat_clear_snapshot();
+        exit when exists (
+            select from pg_stat_activity
+            where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))
+        );
+        perform pg_sleep(0.002);
+    end loop; end $$";
+
+// S1, S5: what a claim has read is compared again on the locked row.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_that_waited_for_the_row_is_judged_by_what_it_then_finds() {
+    let (ledger, database) = ledger().await;
+    let mut outsider = database.connect().await.unwrap();
+    for (event, fails, meanwhile) in [
+        ("extended", false, "lock_expire_time = clock_timestamp() + interval '1 hour'"),
+        ("paused", true, "retry_time = clock_timestamp() + interval '1 hour'"),
+    ] {
+        let key = key(event);
+        // Its lock has expired at once.
+        let first = Claim { lock_duration: Micros::ZERO, ..claim(&key, "a") };
+        let Decision::Acquired(lock) = ledger.claim(first).await.unwrap().decision else { panic!("held") };
+        if fails {
+            ledger.mark(failure(&key, &lock, FailureKind::Retryable)).await.unwrap();
+        }
+        let mut held = outsider.begin().await.unwrap();
+        let change = format!("update payment_webhook_events set {meanwhile} where event_id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(change)).bind(event).execute(&mut *held).await.unwrap();
+        let waits = async {
+            // In the server: a wait for a row is short.
+            sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+            held.commit().await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(ledger.claim(claim(&key, "b")), waits);
+        let claimed = answer.unwrap();
+        assert!(matches!(claimed.decision, Decision::InProgress { .. }), "{event}: {:?}", claimed.decision);
+        assert_eq!(claimed.event.fencing_token, lock.fencing_token, "{event}");
     }
     ledger.close().await;
 }
