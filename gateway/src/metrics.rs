@@ -104,7 +104,38 @@ const BUDGET: Family =
 const BUDGET_MAX: Family =
     Family::gauge("oncegate_gateway_body_budget_bytes", &[], "The budget for bodies under way together.");
 
-/// All of them.
+const ADDRESSES: Family =
+    Family::gauge("oncegate_gateway_sidecar_addresses", &[], "Addresses of sidecars that are known.");
+const RETRIES: Family = Family::counter(
+    "oncegate_gateway_sidecar_retries_total",
+    &[],
+    "Calls sent again, to another sidecar where there is one.",
+);
+const RETRIES_REFUSED: Family = Family::counter(
+    "oncegate_gateway_sidecar_retries_refused_total",
+    &[],
+    "Calls not sent again because the budget for retries was used up.",
+);
+const RESOLUTIONS_FAILED: Family = Family::counter(
+    "oncegate_gateway_sidecar_resolutions_failed_total",
+    &[],
+    "Resolutions of the sidecar's name that failed; the addresses known were kept.",
+);
+
+/// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
+pub const POOL_FAMILIES: &[&Family] = &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED];
+
+/// Those of the connections to sidecars.
+pub(crate) fn render_pool(addresses: usize, retries: &Counter, refused: &Counter, failed: &Counter) -> String {
+    let mut page = Page::new();
+    page.single(&ADDRESSES, addresses);
+    page.single(&RETRIES, retries);
+    page.single(&RETRIES_REFUSED, refused);
+    page.single(&RESOLUTIONS_FAILED, failed);
+    page.finish()
+}
+
+/// All of the gateway's own.
 pub const FAMILIES: &[&Family] = &[
     &ANSWERS,
     &REQUEST,

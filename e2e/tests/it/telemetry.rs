@@ -103,7 +103,8 @@ fn sidecar_families() -> impl Iterator<Item = &'static Family> {
 }
 
 fn gateway_families() -> impl Iterator<Item = &'static Family> {
-    oncegate_gateway::metrics::FAMILIES.iter().copied()
+    let own = oncegate_gateway::metrics::FAMILIES.iter().copied();
+    own.chain(oncegate_gateway::metrics::POOL_FAMILIES.iter().copied())
 }
 
 fn process_families() -> impl Iterator<Item = &'static Family> {

@@ -9,12 +9,11 @@
 
 use std::{
     error::Error as StdError,
-    fmt::Write as _,
     future::Future,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     time::Duration,
@@ -23,7 +22,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use oncegate_api::reason;
-use oncegate_runtime::{admin, reload::Files};
+use oncegate_runtime::{admin, metrics::Counter, reload::Files};
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -31,6 +30,8 @@ use tower::{
     Service, ServiceExt as _,
     retry::budget::{Budget as _, TpsBudget},
 };
+
+use crate::metrics;
 
 use super::{
     BoxError,
@@ -75,9 +76,9 @@ struct Shared {
     wanting: Notify,
     /// The members have changed, or could not be found.
     resolved: Notify,
-    retries: AtomicU64,
-    retries_refused: AtomicU64,
-    resolutions_failed: AtomicU64,
+    retries: Counter,
+    retries_refused: Counter,
+    resolutions_failed: Counter,
 }
 
 /// One address.
@@ -124,9 +125,9 @@ impl Pool {
             budget: TpsBudget::new(BUDGET_WINDOW, RETRIES_A_SECOND, RETRIES_SHARE),
             wanting: Notify::new(),
             resolved: Notify::new(),
-            retries: AtomicU64::new(0),
-            retries_refused: AtomicU64::new(0),
-            resolutions_failed: AtomicU64::new(0),
+            retries: Counter::new(),
+            retries_refused: Counter::new(),
+            resolutions_failed: Counter::new(),
         });
         background.spawn(shared.clone().keep_resolving());
         Self { shared, _background: Arc::new(background) }
@@ -201,7 +202,7 @@ impl Shared {
             let again = matches!(verdict, Verdict::NotDone | Verdict::Unknown) && tries < RETRIES_MAX;
             if !again || !self.budget.withdraw() {
                 if again {
-                    self.retries_refused.fetch_add(1, Relaxed);
+                    self.retries_refused.add();
                 }
                 return match unknown {
                     Some(error) if !settles => Err(error),
@@ -211,7 +212,7 @@ impl Shared {
             if let (Verdict::Unknown, Err(error)) = (verdict, tried) {
                 unknown.get_or_insert(error);
             }
-            self.retries.fetch_add(1, Relaxed);
+            self.retries.add();
             tokio::time::sleep(PAUSE_MAX.mul_f64(rand::random::<f64>() * f64::from(1 << tries))).await;
             asked = Some(member);
             members = self.members_or_wait().await;
@@ -301,7 +302,7 @@ impl Shared {
         }
         let old = self.members();
         if failed {
-            self.resolutions_failed.fetch_add(1, Relaxed);
+            self.resolutions_failed.add();
             // Those of the name that failed are not known from the others'.
             dials.extend(old.iter().map(|member| member.dial.clone()));
         }
@@ -323,32 +324,8 @@ impl Shared {
     }
 
     fn render(&self) -> String {
-        let mut text = String::new();
-        let mut row = |name: &str, kind: &str, help: &str, value: u64| {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-        };
-        let addresses = u64::try_from(self.members().len()).unwrap_or(u64::MAX);
-        row("oncegate_gateway_sidecar_addresses", "gauge", "Addresses of sidecars that are known.", addresses);
-        row(
-            "oncegate_gateway_sidecar_retries_total",
-            "counter",
-            "Calls sent again, to another sidecar where there is one.",
-            self.retries.load(Relaxed),
-        );
-        row(
-            "oncegate_gateway_sidecar_retries_refused_total",
-            "counter",
-            "Calls not sent again because the budget for retries was used up.",
-            self.retries_refused.load(Relaxed),
-        );
-        row(
-            "oncegate_gateway_sidecar_resolutions_failed_total",
-            "counter",
-            "Resolutions of the sidecar's name that failed; the addresses known were kept.",
-            self.resolutions_failed.load(Relaxed),
-        );
-        text
+        let addresses = self.members().len();
+        metrics::render_pool(addresses, &self.retries, &self.retries_refused, &self.resolutions_failed)
     }
 }
 

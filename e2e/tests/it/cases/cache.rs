@@ -206,12 +206,13 @@ impl Foreign {
         let hit = "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}";
         let invalid = "oncegate_cache_lookups_total{layer=\"redis\",result=\"invalid\"}";
         // After a run of new events Redis is not asked: duplicates of another event bring it back.
-        complete(&self.sidecar, &format!("warm_{event_id}")).await?;
+        let warm = format!("warm_{}", uuid::Uuid::new_v4().simple());
+        complete(&self.sidecar, &warm).await?;
         let client = self.sidecar.client().await?;
         let unasked = "oncegate_cache_lookups_total{layer=\"redis\",result=\"unasked\"}";
         eventually("redis is asked", async || {
             let before = metric(&self.sidecar, unasked).await.ok()?;
-            ask(&client, claim(&format!("warm_{event_id}"), "again")).await.ok()?;
+            ask(&client, claim(&warm, "again")).await.ok()?;
             (metric(&self.sidecar, unasked).await.ok()? == before).then_some(())
         })
         .await;
