@@ -57,7 +57,7 @@ impl Secrets {
 /// What a secret may look like in a log. Of base64 the part that does not depend on what follows.
 fn forms(secret: &str) -> Vec<(&'static str, String)> {
     let bytes = secret.as_bytes();
-    let whole = |encoded: String| encoded[..encoded.len() - usize::from(bytes.len() % 3 != 0) * 2].to_owned();
+    let whole = |encoded: String| encoded[..encoded.len() - usize::from(!bytes.len().is_multiple_of(3)) * 2].to_owned();
     let mut forms = vec![
         ("plain", secret.to_owned()),
         ("hex", hex::encode(bytes)),
