@@ -102,6 +102,8 @@ pub(crate) async fn with_redis(condition: Condition, test: impl AsyncFnOnce(&Fix
 pub(crate) struct Fixture {
     pub(crate) ledger: Arc<dyn Ledger>,
     store: Store,
+    /// Whether caches answer for it, which know of no Cleanup.
+    pub(crate) is_cached: bool,
 }
 
 /// What lasts as long as the ledger.
@@ -115,19 +117,19 @@ impl Fixture {
         let directory = tempfile::tempdir().unwrap();
         let settings = SqliteSettings { migrate: true, ..SqliteSettings::default() };
         let ledger = SqliteLedger::open(&directory.path().join("oncegate.db"), &settings).unwrap();
-        Self { ledger: Arc::new(ledger), store: Store::Sqlite { directory } }
+        Self { ledger: Arc::new(ledger), store: Store::Sqlite { directory }, is_cached: false }
     }
 
     pub(crate) async fn postgres() -> Self {
         let database = Database::create().await.unwrap();
         let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-        Self { ledger: Arc::new(ledger), store: Store::Postgres { database } }
+        Self { ledger: Arc::new(ledger), store: Store::Postgres { database }, is_cached: false }
     }
 
     pub(crate) async fn cached(condition: Condition) -> Self {
         let database = Database::create().await.unwrap();
         let ledger = Cached::in_condition(&database, condition).await;
-        Self { ledger: Arc::new(ledger), store: Store::Postgres { database } }
+        Self { ledger: Arc::new(ledger), store: Store::Postgres { database }, is_cached: true }
     }
 
     /// Recounts the rows, as `oncegate check` does.

@@ -38,6 +38,8 @@ fn nothing_that_decides_reads_the_clock_of_its_pod() {
     };
     let deciding: Vec<_> =
         found.iter().filter(decides).filter(|path| !path.ends_with("ledger/sqlite/clock.rs")).collect();
+    // Whether a token of the API has expired is for the clock of who was given it; it decides on no event.
+    let deciding: Vec<_> = deciding.into_iter().filter(|path| !path.ends_with("grpc/access.rs")).collect();
     assert!(deciding.is_empty(), "{deciding:?}");
     assert!(found.iter().any(|path| path.ends_with("ledger/sqlite/clock.rs")), "the search finds nothing at all");
 }

@@ -18,7 +18,7 @@ use oncegate_e2e::{
         history::{Ending, Recorder, Reply},
         rows,
     },
-    eventually,
+    eventually::{eventually, within},
     postgres::{Cluster, Options, replication::STANDBY},
     program::{Oncegate, Running},
     proxy::Proxy,
@@ -70,9 +70,18 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     }
     // What the caches will know, and the ledger will not: see below.
     let mut caller = Caller::new(&urls[0], Recorder::default())?;
-    let forgotten = "evt_forgotten";
-    let before = process_one(&mut caller, forgotten).await.context("an event before the failover")?;
-    eventually("Redis has it", async || (redis.command("DBSIZE").await.ok()? != ":0").then_some(())).await;
+    // A sidecar that has just started may not have found Redis yet: the first event whose entry gets there.
+    let mut number = 0;
+    let (forgotten, before) = eventually("Redis has an event", async || {
+        number += 1;
+        let event = format!("evt_forgotten_{number}");
+        let token = process_one(&mut caller, &event).await?;
+        let written =
+            within(Duration::from_millis(500), async || (redis.command("DBSIZE").await.ok()? != ":0").then_some(()));
+        written.await.map(|()| (event, token))
+    })
+    .await;
+    let forgotten = forgotten.as_str();
     let again = caller.claim(forgotten, "again", None, Duration::ZERO).await;
     assert_eq!(again, Some(Reply::AlreadyCompleted { token: before }));
 
@@ -105,7 +114,7 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     standby.promote().await?;
     let new = standby.url(database.name());
     // No failover loses a row like this: it shows whose word counts.
-    execute(&new, &format!("delete from payment_webhook_events where event_id = '{forgotten}'")).await?;
+    execute(&new, &format!("delete from payment_webhook_events where event_id like 'evt_forgotten%'")).await?;
     let acknowledged = completions();
     let last = rows::of_postgres(&new).await?.events.values().map(|event| event.token).max().context("events")?;
     name.set_target(standby.address());
