@@ -114,7 +114,7 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     standby.promote().await?;
     let new = standby.url(database.name());
     // No failover loses a row like this: it shows whose word counts.
-    execute(&new, &format!("delete from payment_webhook_events where event_id like 'evt_forgotten%'")).await?;
+    execute(&new, "delete from payment_webhook_events where event_id like 'evt_forgotten%'").await?;
     let acknowledged = completions();
     let last = rows::of_postgres(&new).await?.events.values().map(|event| event.token).max().context("events")?;
     name.set_target(standby.address());
