@@ -41,6 +41,9 @@ use oncegate_runtime::{
 
 use self::failure::{EXIT_CODES, Failure};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Treats each payment event as happening once
 ///
 /// Payment providers deliver every webhook at least once. Oncegate grants each event to one caller at a time, remembers

@@ -42,6 +42,9 @@ const FAILURES_MAX: u32 = 5;
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Names in one look-up, entries in one write.
 const BATCH_MAX: usize = 128;
+/// How long entries gather before they are written together. Nobody waits for them, and a script for each few costs Redis
+/// and us more than the entries do.
+const WRITE_LINGER: Duration = Duration::from_millis(5);
 /// Look-ups and writes that may wait. Beyond it a look-up is a miss and a write is lost.
 const QUEUE_MAX: usize = 4_096;
 
@@ -330,6 +333,12 @@ async fn do_puts(
 ) {
     let mut batch: Vec<Put> = Vec::with_capacity(BATCH_MAX);
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
+        if batch.len() < BATCH_MAX && !breaker.is_open() {
+            tokio::time::sleep(WRITE_LINGER).await;
+            while let (true, Ok(put)) = (batch.len() < BATCH_MAX, queue.try_recv()) {
+                batch.push(put);
+            }
+        }
         if breaker.is_open() {
             batch.drain(..).for_each(|_| stats.redis_writes_lost.add());
             continue;

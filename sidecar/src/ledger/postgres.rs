@@ -105,7 +105,8 @@ impl PostgresLedger {
         let options = options(url)?;
         // Before anything of the schema is used.
         migrate::check(&options).await?;
-        let (connection, node, slot) = connect::writer(&options).await?;
+        let writes = options.clone().application_name("oncegate-writer");
+        let (connection, node, slot) = connect::writer(&writes).await?;
         tracing::info!(
             identity = node.identity,
             survives = %node.durability.survives(),
@@ -116,7 +117,7 @@ impl PostgresLedger {
         let (tally, load) = (Tally::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
         let metrics = settings.metrics.clone();
-        let (link, node, standing) = Link::new(options.clone().application_name("oncegate-writer"), opened, metrics);
+        let (link, node, standing) = Link::new(writes, opened, metrics);
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone(), Arc::clone(&load)).run());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());

@@ -1,4 +1,8 @@
-//! The hot statement: new claims, duplicates, and marks of events that are being processed.
+//! The hot statement: new claims, duplicates, and marks of events that are being processed: the path of every event that
+//! completes at once (L3). Without new events and marks it writes nothing at all.
+//!
+//! It comes in three forms, made of the same parts: starting a plan costs about as much as a handful of items, and a batch of
+//! claims alone need not start what marks need.
 
 use sqlx::{PgConnection, Row as _, postgres::PgBindIterExt as _};
 
@@ -43,7 +47,51 @@ pub(super) enum HotRow {
     Nothing,
 }
 
-/// Items must be sorted by key; per key either one mark or claims, each with another claim id.
+/// Its parts, by file.
+macro_rules! part {
+    ($name:literal) => {
+        include_str!(concat!("hot/", $name, ".sql"))
+    };
+}
+
+const CLAIMS: &str = concat!(
+    "with\n",
+    part!("claims"),
+    ",\n",
+    part!("counts_begin"),
+    part!("counts_claims"),
+    part!("counts_end"),
+    part!("answer_claims"),
+);
+
+const MARKS: &str = concat!(
+    "with\n",
+    part!("marks"),
+    ",\n",
+    part!("counts_begin"),
+    part!("counts_marks"),
+    part!("counts_end"),
+    part!("answer_marks"),
+);
+
+const BOTH: &str = concat!(
+    "with\n",
+    part!("claims"),
+    ",\n",
+    part!("marks"),
+    ",\n",
+    part!("counts_begin"),
+    part!("counts_claims"),
+    "union all\n",
+    part!("counts_marks"),
+    part!("counts_end"),
+    part!("answer_claims"),
+    "union all\n",
+    part!("answer_marks"),
+);
+
+/// Items must be sorted by key; per key either one mark or claims, each with another claim id (a mark and a claim of one key
+/// in one statement: the mark would silently change nothing).
 pub(super) struct Hot;
 
 impl Statement for Hot {
@@ -69,7 +117,13 @@ impl Statement for Hot {
                 HotItem::Claim(_) => None,
             })
         };
-        let rows = sqlx::query(include_str!("hot.sql"))
+        let statement = match (claims().next(), marks().next()) {
+            (Some(_), None) => CLAIMS,
+            (None, _) => MARKS,
+            (Some(_), Some(_)) => BOTH,
+        };
+        let rows = sqlx::query(statement)
+            .bind(slot)
             .bind(claims().map(|claim| claim.key.tenant.as_str()).bind_iter())
             .bind(claims().map(|claim| claim.key.provider.as_str()).bind_iter())
             .bind(claims().map(|claim| claim.key.event_id.as_str()).bind_iter())
@@ -80,6 +134,7 @@ impl Statement for Hot {
             .bind(claims().map(|claim| claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
             .bind(claims().map(|claim| claim.metadata.as_deref()).bind_iter())
             .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+            .bind(placed_claims().map(|(_, place)| place).bind_iter())
             .bind(marks().map(|(mark, _)| mark.key.tenant.as_str()).bind_iter())
             .bind(marks().map(|(mark, _)| mark.key.provider.as_str()).bind_iter())
             .bind(marks().map(|(mark, _)| mark.key.event_id.as_str()).bind_iter())
@@ -94,8 +149,6 @@ impl Statement for Hot {
             .bind(marks().map(|(mark, _)| mark.result.as_ref().map(|result| result.content_type.as_str())).bind_iter())
             .bind(marks().map(|(mark, _)| metadata_of(&mark.ending)).bind_iter())
             .bind(marks().map(|(_, place)| place).bind_iter())
-            .bind(slot)
-            .bind(placed_claims().map(|(_, place)| place).bind_iter())
             .fetch_all(connection)
             .await?;
         let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
@@ -107,7 +160,13 @@ impl Statement for Hot {
                 _ => usize::try_from(row.try_get::<i32, _>(1)?).ok(),
             };
             let hot_row = match source {
-                "marked" => HotRow::Marked { event: row::event(row, EVENT_COLUMN)?, now },
+                "marked" => {
+                    let mut event = row::event(row, EVENT_COLUMN)?;
+                    if let Some(HotItem::Mark(mark)) = place.and_then(|place| items.get(place)) {
+                        event.result = mark.request.result.clone();
+                    }
+                    HotRow::Marked { event, now }
+                }
                 "fresh" => {
                     HotRow::Fresh { row: row.try_get(EVENT_COLUMN)?, fencing_token: row.try_get("fencing_token")?, now }
                 }

@@ -1,0 +1,34 @@
+-- Looks every claimed event up by its unique key, and inserts and grants those that the snapshot does not have.
+-- A claim in neither 'seen' nor 'fresh' met an insert that the snapshot cannot see: ask again in a new statement (PG2).
+-- Why it is safe: the insert yields to the unique key, and tokens are drawn in its own values (S2).
+-- LIMIT keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
+seen as materialized (
+    select q.*, e.id
+    from unnest(
+        $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::bytea[],
+        $10::text[], $11::bytea[], $12::integer[]
+    ) as q (
+        tenant, provider, event_id, event_type, claim_id, holder, lock_micros, fingerprint, metadata, payload_digest, place
+    )
+    left join lateral (
+        select v.id
+        from payment_webhook_events v
+        where v.tenant = q.tenant and v.provider = q.provider and v.event_id = q.event_id
+        limit 1
+    ) e on true
+),
+fresh as (
+    insert into payment_webhook_events (
+        tenant, provider, event_id, event_type, state, outcome, attempt_count, fencing_token,
+        create_time, update_time, start_time, lock_expire_time, claim_id, holder, fingerprint, metadata, payload_digest
+    )
+    select
+        s.tenant, s.provider, s.event_id, s.event_type, 'processing', 'running', 1,
+        nextval('oncegate_fencing_token'),
+        t.now, t.now, t.now, t.now + s.lock_micros * interval '1 microsecond',
+        s.claim_id, s.holder, s.fingerprint, s.metadata::jsonb, s.payload_digest
+    from seen s cross join (select clock_timestamp() as now) t
+    where s.id is null
+    on conflict (tenant, provider, event_id) do nothing
+    returning id, tenant, provider, event_id, fencing_token, create_time, claim_id
+)

@@ -1,0 +1,58 @@
+-- Applies every mark that its token, its claim and the event's state allow. A mark in no row of 'marked' was not applied:
+-- read the event and classify (S3).
+-- Why it is safe: the look-up decides on the snapshot, and the update joins by the primary key and asks once more for
+-- token and state: where another session changed the row meanwhile, that is evaluated again on the version that is then
+-- locked. What the new state is made of (attempts, forgiven ones) changes only together with the token.
+-- OFFSET keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
+held as materialized (
+    select
+        m.place, e.fencing_token, m.outcome, m.error, m.retry_micros, m.result_code, m.result_body, m.result_content_type,
+        m.metadata, e.id, e.state as from_state, clock_timestamp() as now,
+        case m.outcome
+            when 'completed' then 'completed'
+            when 'failed_unknown' then 'unknown'
+            when 'failed_terminal' then 'dead'
+            when 'failed_retryable' then
+                case when m.attempts_max > 0 and e.attempt_count - e.attempts_forgiven >= m.attempts_max
+                    then 'dead' else 'failed' end
+        end as to_state
+    from unnest(
+        $13::text[], $14::text[], $15::text[], $16::bigint[], $17::text[], $18::text[], $19::integer[],
+        $20::text[], $21::bigint[], $22::integer[], $23::bytea[], $24::text[], $25::text[], $26::integer[]
+    ) as m (
+        tenant, provider, event_id, fencing_token, claim_id, outcome, attempts_max,
+        error, retry_micros, result_code, result_body, result_content_type, metadata, place
+    )
+    cross join lateral (
+        select v.id, v.fencing_token, v.state, v.attempt_count, v.attempts_forgiven
+        from payment_webhook_events v
+        where v.tenant = m.tenant and v.provider = m.provider and v.event_id = m.event_id
+            and v.fencing_token = m.fencing_token
+            and (m.claim_id is null or v.claim_id = m.claim_id)
+            -- Processing, expired or not; or the token that an expiry at the cap made dead (S3).
+            and (v.state = 'processing' or (v.state = 'dead' and v.outcome = 'lock_expired'))
+        offset 0
+    ) e
+),
+marked as (
+    update payment_webhook_events e set
+        state = h.to_state,
+        outcome = h.outcome,
+        update_time = h.now,
+        end_time = case when h.to_state = 'failed' then null else h.now end,
+        retry_time = case when h.to_state = 'failed' then h.now + h.retry_micros * interval '1 microsecond' end,
+        last_error = case when h.outcome = 'completed' then e.last_error else h.error end,
+        result_code = h.result_code,
+        result_body = h.result_body,
+        result_content_type = h.result_content_type,
+        completion_metadata = case when h.metadata is null then e.completion_metadata
+            else coalesce(e.completion_metadata, '{}'::jsonb) || h.metadata::jsonb end
+    from held h
+    where e.id = h.id and e.fencing_token = h.fencing_token and e.state = h.from_state
+    returning h.place, h.from_state, h.now,
+        e.id, e.tenant, e.provider, e.event_id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven,
+        e.duplicate_count, e.mismatch_count, e.last_mismatch_time, e.fencing_token, e.create_time, e.update_time,
+        e.end_time, e.retry_time, e.fingerprint, e.metadata::text as metadata,
+        e.completion_metadata::text as completion_metadata,
+        e.last_error, e.claim_id, e.holder, e.start_time, e.lock_expire_time, e.outcome, e.payload_digest
+)
