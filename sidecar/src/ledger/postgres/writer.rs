@@ -67,7 +67,16 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally, load: Arc<Load>) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), last_batch: 0, tally, timings: PendingTimings::default(), load }
+        Writer {
+            link,
+            ops,
+            batch_max,
+            deferred: VecDeque::new(),
+            last_batch: 0,
+            tally,
+            timings: PendingTimings::default(),
+            load,
+        }
     }
 
     /// Works until the ledger is closed or dropped.
