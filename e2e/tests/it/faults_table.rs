@@ -1,4 +1,5 @@
-//! `docs/faults.md` is true: every case has its line, and every test that a line names is there.
+//! `docs/faults.md` is true: every case has its line, and every test that a line names is there. So is what
+//! `docs/security.md` names to auditors as evidence.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -109,4 +110,46 @@ fn every_case_has_a_line_and_every_line_a_test_that_exists() {
     }
     let wanted: BTreeSet<String> = CASES.iter().map(|case| (*case).to_owned()).collect();
     assert_eq!(seen, wanted);
+}
+
+/// What a cell of evidence names in code font outside of links. Links are followed by another test.
+fn named(evidence: &str) -> Vec<&str> {
+    let parts: Vec<&str> = evidence.split('`').collect();
+    parts.chunks(2).filter_map(|pair| pair.get(1).filter(|_| !pair[0].ends_with('[')).copied()).collect()
+}
+
+/// Whether there is such a command with such options, by its source.
+fn is_command(line: &str) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let name = words.next().unwrap_or_default();
+    let Ok(source) = fs::read_to_string(root().join(format!("cli/src/{name}.rs"))) else { return false };
+    words.filter_map(|word| word.strip_prefix("--")).all(|option| {
+        let field = format!("    {}: ", option.replace('-', "_"));
+        source.contains(&field) || source.contains(&format!("long = \"{option}\""))
+    })
+}
+
+#[test]
+fn every_item_for_auditors_has_evidence_that_exists() {
+    let document = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let tests = tests();
+    let (mut tables, mut seen) = (0, BTreeSet::new());
+    for table in document.split("| item | what Oncegate does | evidence | what remains yours |").skip(1) {
+        tables += 1;
+        // The rest of the heading's line, and the line below it.
+        for line in table.lines().skip(2).take_while(|line| line.starts_with("| ")) {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [item, does, evidence, yours] = cells[..] else { panic!("not four cells: {line}") };
+            assert!(seen.insert(item.to_owned()), "{item} stands twice");
+            assert!(does.len() > 20 && yours.len() > 2, "{item}: what is done, and what is left?");
+            let names = named(evidence);
+            assert!(!names.is_empty() || evidence.contains("]("), "{item} has no evidence: {evidence}");
+            for name in names {
+                let exists = if name.starts_with("oncegate ") { is_command(name) } else { tests.contains(name) };
+                assert!(exists, "{item} names `{name}`, and there is no such test or command");
+            }
+        }
+    }
+    assert_eq!(tables, 3);
+    assert!(seen.len() > 20, "the items are where this test looks: {seen:?}");
 }
