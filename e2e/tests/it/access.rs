@@ -103,6 +103,7 @@ impl Guarded {
             .env("SIDECAR_TLS_CLIENT_AUTH", "optional")
             .env("SIDECAR_TOKENS_FILE", tokens.path("tokens.toml").to_string_lossy())
             .env("SIDECAR_ACCESS_RELOAD", "20ms")
+            .env("ADMIN_LISTEN", "127.0.0.1:0")
             .start()?;
         let address = program.address("sidecar").await?;
         let url = format!("https://localhost:{}", address.port());

@@ -14,6 +14,7 @@ mod end_to_end;
 mod enforcement;
 mod faults_table;
 mod harness;
+mod image;
 mod ledger;
 mod limits;
 mod manifests;
