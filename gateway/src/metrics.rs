@@ -1,7 +1,7 @@
 //! The gateway's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
 //! holds both against each other. Routes and providers are the configuration's words; nothing of a request is a label.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use oncegate_runtime::{
     labels,
@@ -10,6 +10,7 @@ use oncegate_runtime::{
 
 use crate::{
     answer::Answer,
+    enforcement::Enforcement,
     providers::{Provider, Refusal},
     route::Route,
 };
@@ -36,6 +37,11 @@ const OBSERVED: Family = Family::counter(
     "oncegate_gateway_observed_total",
     &["answer"],
     "Webhooks delivered without a lock because their route only observes, by the answer that they would have got.",
+);
+const OBSERVING: Family = Family::gauge(
+    "oncegate_gateway_observing",
+    &["route"],
+    "1 while a route only observes, and delivers what it would refuse; 0 while it enforces.",
 );
 const REFUSALS: Family = Family::counter(
     "oncegate_gateway_refusals_total",
@@ -140,6 +146,7 @@ pub const FAMILIES: &[&Family] = &[
     &ANSWERS,
     &REQUEST,
     &OBSERVED,
+    &OBSERVING,
     &REFUSALS,
     &SECRETS,
     &WEBHOOKS,
@@ -412,8 +419,8 @@ impl Metrics {
         self.reloads.add(if usable { Reload::Replaced } else { Reload::Failed });
     }
 
-    /// The Prometheus text format.
-    pub(crate) fn render(&self, load: Load) -> String {
+    /// The Prometheus text format. `routes` are those that are counted here.
+    pub(crate) fn render(&self, load: Load, routes: &[Arc<Route>]) -> String {
         let mut page = Page::new();
         let mut answers = page.family(&ANSWERS);
         for route in &self.routes {
@@ -425,6 +432,10 @@ impl Metrics {
             seconds.histogram(&[&route.path], &route.seconds);
         }
         page.counters(&OBSERVED, &self.observed);
+        let mut observing = page.family(&OBSERVING);
+        for route in routes {
+            observing.row(&[&route.path], route.enforcement.get() == Enforcement::Observe);
+        }
         self.by_provider(&mut page, &REFUSALS, &self.refusals);
         self.by_provider(&mut page, &SECRETS, &self.secrets);
         let mut webhooks = page.family(&WEBHOOKS);
@@ -478,7 +489,7 @@ mod tests {
         metrics.delivered(&stripe, Delivered::Unknown);
         metrics.verified(&stripe, 1);
         metrics.verified(&stripe, 17);
-        let text = metrics.render(Load { deliveries: 3, deliveries_max: 9, budget_left_kib: 64, budget_kib: 128 });
+        let text = metrics.render(Load { deliveries: 3, deliveries_max: 9, budget_left_kib: 64, budget_kib: 128 }, &[]);
         for line in [
             "oncegate_gateway_answers_total{route=\"none\",answer=\"held\"} 1",
             "oncegate_gateway_answers_total{route=\"none\",answer=\"processed\"} 0",

@@ -141,12 +141,13 @@ impl Gateway {
     pub fn metrics(&self) -> admin::Metrics {
         let front = self.front.clone();
         Arc::new(move || {
-            front.metrics.render(Load {
+            let load = Load {
                 deliveries: front.courier.under_way(),
                 deliveries_max: front.courier.under_way_max(),
                 budget_left_kib: front.ingest.budget_left_kib(),
                 budget_kib: front.ingest.budget_kib(),
-            })
+            };
+            front.metrics.render(load, &front.routes)
         })
     }
 
