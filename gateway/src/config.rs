@@ -6,7 +6,10 @@ mod routes;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, builder::Resettable};
+use clap::{
+    ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum,
+    builder::{BoolishValueParser, Resettable},
+};
 use oncegate_runtime::{
     config::{Problems, byte_size, duration},
     secret::{SecretText, file as secret_file},
@@ -56,6 +59,10 @@ pub struct Options {
     /// A file with the token, read again when it changes
     #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = secret_file)]
     pub sidecar_token_file: Option<PathBuf>,
+
+    /// Permits to send the token without TLS to a sidecar on another machine
+    #[arg(long, env = "SIDECAR_INSECURE", value_parser = BoolishValueParser::new())]
+    pub sidecar_insecure: bool,
 
     /// How often the name of the sidecar is resolved again
     ///

@@ -172,6 +172,7 @@ fn sidecar(options: &Options) -> ReachOptions {
         key_file: options.sidecar_client_key_file.clone(),
         token: options.sidecar_token.clone(),
         token_file: options.sidecar_token_file.clone(),
+        insecure: options.sidecar_insecure,
         connect_timeout: options.sidecar_connect_timeout,
         resolve_interval: options.sidecar_resolve_interval,
         reload: options.gateway_secret_reload,

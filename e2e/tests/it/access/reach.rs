@@ -39,6 +39,11 @@ async fn commands_need_the_role_and_say_what_was_refused() -> Result<()> {
             assert!(said, "{finished}");
         }
     }
+    // In the clear to another machine: nothing is sent.
+    let settings = ["--sidecar", "http://sidecar.example:50051"];
+    let refused = run(&[&["stats"][..], &settings].concat(), Some("operator")).await?;
+    assert_eq!(refused.code, Some(2), "{refused}");
+    assert!(refused.stderr.contains("SIDECAR_INSECURE"), "{refused}");
     // By a certificate, given as options.
     let client = guarded.authority.client("spiffe://test/operator", false)?.write(guarded.directory.path(), "ops")?;
     let (certificate, key) = (client.certificate.to_string_lossy(), client.key.to_string_lossy());
