@@ -25,7 +25,7 @@ use crate::{
 #[command(next_help_heading = "Sidecar")]
 pub struct Options {
     /// Where the gRPC service listens: address and port, or unix:/path/of/a.sock for callers in the same pod. Anything but
-    /// loopback and Unix sockets needs TLS, and tokens or client certificates, or --insecure.
+    /// loopback and Unix sockets needs TLS and identities (SIDECAR_TOKENS_FILE), or --insecure.
     #[arg(long, env = "SIDECAR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub sidecar_listen: Address,
 
@@ -63,7 +63,7 @@ pub struct Options {
     #[arg(long, env = "SIDECAR_TENANT_CALLS_PER_SECOND", default_value_t = 0, value_name = "COUNT")]
     pub sidecar_tenant_calls_per_second: u32,
 
-    /// Permits to serve without TLS, or without tokens and client certificates, on an address that others can reach.
+    /// Permits to serve without TLS, or without identities, on an address that others can reach.
     #[arg(long, env = "ONCEGATE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
