@@ -59,7 +59,8 @@ pub struct Options {
     pub sidecar_access_reload: Duration,
 
     /// Calls per second and tenant that claim, list or count; beyond it they are refused as QUOTA_EXCEEDED. Marks and
-    /// extensions are never refused. 0: no quota.
+    /// extensions are never refused. A gateway's calls count too: a genuine webhook beyond the quota gets 503, and comes
+    /// again, so stay far above the tenant's busiest second. 0: no quota.
     #[arg(long, env = "SIDECAR_TENANT_CALLS_PER_SECOND", default_value_t = 0, value_name = "COUNT")]
     pub sidecar_tenant_calls_per_second: u32,
 

@@ -3,6 +3,7 @@
 
 mod caller;
 mod matrix;
+mod quota;
 mod reach;
 mod rotation;
 
