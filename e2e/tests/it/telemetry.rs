@@ -2,6 +2,7 @@
 
 mod alerts;
 mod metrics;
+mod series;
 mod traces;
 
 use std::{net::SocketAddr, path::PathBuf};
