@@ -16,7 +16,7 @@ use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
 use crate::{
-    access::Seen,
+    access::{Line, Seen},
     answer::{self, Answer},
     config::{ConfigFile, HttpLimits, Settings},
     delivery::Courier,
@@ -229,16 +229,20 @@ impl Front {
         request: Request<Incoming>,
         peer: Option<SocketAddr>,
     ) -> Result<Response<answer::Body>, Infallible> {
-        let started = Instant::now();
+        let mut line = Line::begin();
         let mut place = None;
-        let mut answered = None;
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
             // Whatever the path: where this request ends is a guess.
             Answer::MalformedRequest
         } else if request.uri().path() == HEALTH_PATH {
+            line.route = Some(HEALTH_PATH);
             match *request.method() {
-                // Boxed, so that webhooks do not move room for it.
-                Method::GET | Method::HEAD | Method::POST => return Ok(Box::pin(self.health.page()).await),
+                Method::GET | Method::HEAD | Method::POST => {
+                    // Boxed, so that webhooks do not move room for it.
+                    let page = Box::pin(self.health.page()).await;
+                    line.answered(page.status(), if page.status().is_success() { "ok" } else { "unavailable" });
+                    return Ok(page);
+                }
                 _ => Answer::MethodNotAllowed("GET, HEAD, POST"),
             }
         } else {
@@ -247,19 +251,21 @@ impl Front {
             place = self.routes.iter().position(|route| *route.path == *parts.uri.path());
             match place.map(|place| &self.routes[place]) {
                 None => refuse_unread(Answer::NotFound, &parts.headers, body),
-                Some(_) if parts.method != Method::POST => {
-                    refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
-                }
                 Some(route) => {
-                    let span = span(route, &parts.headers);
-                    let (answer, seen) =
-                        self.receive(route, parts, (body, peer), started).instrument(span.clone()).await;
-                    answered = Some((span, seen));
-                    answer
+                    (line.route, line.provider) = (Some(&*route.path), Some(route.provider.name()));
+                    if parts.method == Method::POST {
+                        line.span = span(route, &parts.headers);
+                        let span = line.span.clone();
+                        self.receive(route, parts, (body, peer), &mut line).instrument(span).await
+                    } else {
+                        refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
+                    }
                 }
             }
         };
-        self.log(&answer, place, answered, started);
+        self.metrics.answered(place, answer.word(), line.started.elapsed());
+        let (status, word) = answer.status_and_word();
+        line.answered(status, word);
         Ok(answer.response())
     }
 
@@ -268,43 +274,14 @@ impl Front {
         route: &Arc<Route>,
         parts: Parts,
         (body, peer): (Incoming, Option<SocketAddr>),
-        started: Instant,
-    ) -> (Answer, Option<Seen>) {
+        line: &mut Line<'_>,
+    ) -> Answer {
         match self.ingest.admit(route, parts, body, peer, SystemTime::now()).await {
             Ok(event) => {
-                let seen = Seen::of(&event);
-                (self.courier.handle(event, started + self.answer_timeout).await, seen)
+                line.seen = Seen::of(&event);
+                self.courier.handle(event, line.started + self.answer_timeout).await
             }
-            Err(answer) => (answer, None),
-        }
-    }
-
-    /// Counts a request, and logs it once.
-    fn log(&self, answer: &Answer, place: Option<usize>, answered: Option<(Span, Option<Seen>)>, started: Instant) {
-        let took = started.elapsed();
-        self.metrics.answered(place, answer.word(), took);
-        let (span, seen) = answered.unwrap_or((Span::none(), None));
-        let _entered = span.enter();
-        let (status, word) = answer.status_and_word();
-        let route = place.map(|place| &self.routes[place]);
-        tracing::info!(
-            target: "oncegate_gateway::access",
-            // Not the path of a request that has no route: it is a stranger's.
-            route = route.map(|route| &*route.path),
-            provider = route.map(|route| route.provider.name()),
-            event = seen.as_ref().map(|seen| seen.event.as_str()),
-            event_type = seen.as_ref().map(|seen| seen.event_type),
-            status = status.as_u16(),
-            answer = word,
-            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            "request"
-        );
-        if !span.is_disabled() {
-            span.record("http.response.status_code", status.as_u16());
-            span.record("oncegate.answer", word);
-            if status.is_server_error() {
-                span.record("otel.status_code", "ERROR");
-            }
+            Err(answer) => answer,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the people who run it see: metrics with a real Prometheus, traces with a collector, logs, alerts and dashboards.
 
+mod access_lines;
 mod alerts;
 mod metrics;
 mod series;
