@@ -8,7 +8,11 @@ use std::{
 use anyhow::Context as _;
 use oncegate_runtime::{
     admin::{self, Condition, Control, Facts, Metrics, Readiness},
-    metrics::{Page, process},
+    metrics::{
+        Page,
+        certificates::{self, Certificates},
+        process,
+    },
     shutdown::{self, CancellationToken},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -71,12 +75,18 @@ impl Service {
         Ok(Self { shutdown, readiness, started, metrics, control, facts, admin })
     }
 
-    /// What /metrics shows from here on: the metrics of each part of the process.
-    pub(crate) fn show(&self, parts: impl IntoIterator<Item = Metrics>) {
+    /// What /metrics shows from here on: the metrics of each part of the process, and when certificates end.
+    pub(crate) fn show(
+        &self,
+        parts: impl IntoIterator<Item = Metrics>,
+        certificates: impl IntoIterator<Item = Certificates>,
+    ) {
         let parts: Vec<Metrics> = parts.into_iter().collect();
+        let certificates: Vec<Certificates> = certificates.into_iter().collect();
         let all: Metrics = Arc::new(move || {
             let mut page = Page::new();
             process::render(&mut page);
+            certificates::render(&mut page, &certificates);
             parts.iter().fold(page.finish(), |page, part| page + &part())
         });
         // Called once, when the parts exist.

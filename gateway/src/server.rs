@@ -7,9 +7,11 @@ use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
+    metrics::certificates::{CertificateFile, Certificates},
     server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol},
     shutdown::CancellationToken,
     telemetry,
+    tls::ServerTls,
 };
 use tokio::{net::TcpListener, time::Instant};
 use tower::Service;
@@ -38,6 +40,7 @@ pub struct Gateway {
     listener: TcpListener,
     local_addr: SocketAddr,
     http: HttpLimits,
+    tls: Option<ServerTls>,
     drain: std::time::Duration,
     secret_reload: std::time::Duration,
     config_file: Option<ConfigFile>,
@@ -118,6 +121,7 @@ impl Gateway {
             listener,
             local_addr,
             http: settings.http,
+            tls: settings.tls,
             drain: settings.drain,
             secret_reload: settings.secret_reload,
             config_file: settings.config_file,
@@ -139,15 +143,35 @@ impl Gateway {
     /// What the admin listener shows under `/metrics`.
     #[must_use]
     pub fn metrics(&self) -> admin::Metrics {
-        let front = self.front.clone();
+        let (front, tls) = (self.front.clone(), self.tls.clone());
         Arc::new(move || {
             let load = Load {
                 deliveries: front.courier.under_way(),
                 deliveries_max: front.courier.under_way_max(),
                 budget_left_kib: front.ingest.budget_left_kib(),
                 budget_kib: front.ingest.budget_kib(),
+                listener: tls.as_ref().map(ServerTls::counts).unwrap_or_default(),
             };
             front.metrics.render(load, &front.routes)
+        })
+    }
+
+    /// When the listener's certificate ends, and those that PayPal's have to lead to.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates {
+        let (front, tls) = (self.front.clone(), self.tls.clone());
+        Arc::new(move || {
+            let mut files = Vec::new();
+            if let Some(tls) = &tls {
+                files.push(CertificateFile { setting: "GATEWAY_TLS_CERT_FILE", end: tls.ends().own });
+            }
+            // Routes may have files of their own: what ends first is told.
+            let trusts = || front.routes.iter().filter_map(|route| route.provider.trust());
+            let anchors = trusts().filter_map(|trust| trust.anchors_end).min();
+            let intermediates = trusts().filter_map(|trust| trust.intermediates_end).min();
+            files.push(CertificateFile { setting: "PAYPAL_TRUST_ANCHORS_FILE", end: anchors });
+            files.push(CertificateFile { setting: "PAYPAL_INTERMEDIATES_FILE", end: intermediates });
+            files
         })
     }
 
@@ -166,11 +190,12 @@ impl Gateway {
     ///
     /// Deliveries that could not even be marked.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, http, drain, secret_reload, config_file, front, .. } = self;
+        let Self { listener, http, tls, drain, secret_reload, config_file, front, .. } = self;
         let options = Options {
             connections_max: http.connections_max,
             first_byte_timeout: http.first_byte_timeout,
             protocol: Protocol::Http1(Http1 { header_read_timeout: http.header_timeout, ..Http1::default() }),
+            tls: tls.clone(),
             ..Options::http1(drain)
         };
         let handler = front.clone();
@@ -186,6 +211,7 @@ impl Gateway {
         let deadline = tokio::select! {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
             never = reload::watch(&front.routes, secret_reload, &front.metrics) => match never {},
+            never = reload::watch_listener(tls, secret_reload) => match never {},
             never = reload::watch_config(&front.routes, config_file, secret_reload, &front.metrics) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {

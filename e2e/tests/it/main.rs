@@ -13,6 +13,7 @@ mod durability;
 mod end_to_end;
 mod enforcement;
 mod faults_table;
+mod gateway_tls;
 mod harness;
 mod image;
 mod ledger;

@@ -110,7 +110,8 @@ fn gateway_families() -> impl Iterator<Item = &'static Family> {
 }
 
 fn process_families() -> impl Iterator<Item = &'static Family> {
-    oncegate_runtime::metrics::process::FAMILIES.iter().copied()
+    let certificates = oncegate_runtime::metrics::certificates::FAMILIES.iter().copied();
+    oncegate_runtime::metrics::process::FAMILIES.iter().copied().chain(certificates)
 }
 
 fn all_families() -> impl Iterator<Item = &'static Family> {

@@ -10,7 +10,13 @@ use oncegate_runtime::{
     tls::{ClientTls, ClientTlsFiles},
 };
 
-use super::target::{self, Target};
+use tonic::transport::Channel;
+
+use super::{
+    BoxError, dial,
+    pool::NoAddress,
+    target::{self, SystemResolver, Target},
+};
 
 /// gRPC is spoken over HTTP/2 and nothing else.
 const PROTOCOLS: &[&[u8]] = &[b"h2"];
@@ -56,6 +62,33 @@ pub struct Reach {
 pub(super) enum Token {
     Value(HeaderValue),
     File(Arc<Files<HeaderValue>>),
+}
+
+impl Reach {
+    /// A connection to one sidecar, the first that can be reached, with nothing around it: neither balance nor retries, and
+    /// no token. For whoever measures a sidecar.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with the last address that was tried.
+    pub async fn connect(&self) -> Result<Channel, BoxError> {
+        let mut last: BoxError = NoAddress.into();
+        for target in self.targets.iter() {
+            for dial in target.dials(&SystemResolver).await.unwrap_or_default() {
+                match dial::connected(&dial, self.tls.clone(), self.connect_timeout).await {
+                    Ok(channel) => return Ok(channel),
+                    Err(error) => last = error.into(),
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// What calls are to carry as `authorization`.
+    #[must_use]
+    pub fn authorization(&self) -> Option<HeaderValue> {
+        self.token.as_ref().map(Token::current)
+    }
 }
 
 impl Token {
@@ -169,7 +202,8 @@ fn header(token: &Secret) -> Result<HeaderValue, BadToken> {
     Ok(value)
 }
 
-fn chain(error: &dyn StdError) -> String {
+/// An error with what is behind it.
+pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
