@@ -2,6 +2,7 @@
 //! while calls go on.
 
 mod caller;
+mod gateway_rotation;
 mod matrix;
 mod quota;
 mod reach;
@@ -66,6 +67,13 @@ fn identities(with_revoked: bool) -> String {
         certificates = ["uri:spiffe://test/other"]
 
         [[identity]]
+        name = "bench"
+        role = "caller"
+        tenants = ["bench"]
+        token = "{}"
+        certificates = ["uri:spiffe://test/bench"]
+
+        [[identity]]
         name = "expired"
         role = "operator"
         token = "{}"
@@ -75,6 +83,7 @@ fn identities(with_revoked: bool) -> String {
         digest("operator"),
         token("cleanup"),
         token("other"),
+        token("bench"),
         token("expired"),
     );
     if with_revoked {
