@@ -41,10 +41,12 @@ COPY --from=build /build/target/release/oncegate /usr/bin/oncegate
 COPY --from=build --chown=65532:65532 /var/lib/oncegate /var/lib/oncegate
 WORKDIR /var/lib/oncegate
 USER 65532:65532
-ENV ONCEGATE_LOG_FORMAT=json
+# The admin listener is where the health command asks, whichever service this is.
+ENV ONCEGATE_LOG_FORMAT=json \
+    ADMIN_LISTEN=127.0.0.1:9090
 # gRPC, webhooks, probes and metrics. Listeners are on loopback until a setting says otherwise.
 EXPOSE 50051 8080 9090
 # Kubernetes has probes of its own; this is for a plain engine.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["/usr/bin/oncegate", "health"]
+HEALTHCHECK --interval=10s --timeout=6s --start-period=10s CMD ["/usr/bin/oncegate", "health", "--admin"]
 ENTRYPOINT ["/usr/bin/oncegate"]
 CMD ["--help"]

@@ -44,7 +44,7 @@ impl All {
         let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
         log_sidecar(&sidecar);
         service.tell(sidecar.facts());
-        service.show([sidecar.metrics(), gateway.metrics()]);
+        service.show([sidecar.metrics(), gateway.metrics()], [sidecar.certificates(), gateway.certificates()]);
         service.control(gateway.control());
         log_gateway(&gateway);
         let shutdown = service.ready();

@@ -16,11 +16,11 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use oncegate_gateway::sidecar::Reach;
 use oncegate_runtime::{
-    config::{Checks, Problem, Span, byte_size, duration},
+    config::{Checks, Problem, Problems, Span, byte_size, duration},
     secret::SecretText,
 };
-use tonic::transport::Endpoint;
 
 use self::{
     grpc::Sidecar,
@@ -34,6 +34,7 @@ use self::{
 use crate::{
     failure::Failure,
     http_client, output,
+    sidecar_client::Credentials,
     simulate::{self, stripe},
 };
 
@@ -62,6 +63,7 @@ Examples:
   oncegate bench --workload duplicates --concurrency 256 --duration 30s
   oncegate bench --workload storm --concurrency 100
   oncegate bench --workload mixed --duplicate-share 0.3 --json
+  oncegate bench --url https://sidecar.example.com:50051 --ca-file ca.pem --token-file token.txt
   oncegate bench --target http --url http://127.0.0.1:8080 --secret-file secret.txt")]
 pub(crate) struct Bench {
     /// What to call: a sidecar, or a gateway with signed webhooks
@@ -137,6 +139,10 @@ pub(crate) struct Bench {
     #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
     secret_file: Option<PathBuf>,
 
+    // Of a gateway with TLS, only the authorities are asked for.
+    #[command(flatten)]
+    credentials: Credentials,
+
     /// Show the result as JSON
     #[arg(long)]
     json: bool,
@@ -167,7 +173,7 @@ enum WorkloadName {
 /// How callers come to their target.
 #[derive(Clone)]
 enum Route {
-    Grpc { endpoint: Box<Endpoint>, messages: Arc<Messages>, timeout: Duration },
+    Grpc { reach: Box<Reach>, messages: Arc<Messages>, timeout: Duration },
     Http(Arc<Shared>),
 }
 
@@ -275,22 +281,26 @@ impl Bench {
             let secret =
                 target.secret("stripe", "STRIPE_WEBHOOK_SECRET", self.secret.clone(), self.secret_file.clone())?;
             let url = target.url.to_string();
+            let authorities = self.credentials.ca_file.as_deref().filter(|path| !path.as_os_str().is_empty());
+            let connector = match authorities.filter(|_| url.starts_with("https://")) {
+                Some(path) => http_client::connector_trusting(path)
+                    .map_err(|error| Problem::new("--ca-file", format!("{:#}", anyhow::Error::from(error))))?,
+                None => http_client::connector(),
+            };
             let shared = Shared {
                 url: target.url,
                 secret,
                 run,
                 body_bytes: usize::try_from(self.body_size).unwrap_or(usize::MAX),
                 timeout: self.timeout,
-                connector: http_client::connector(),
+                connector,
             };
             return Ok((Route::Http(Arc::new(shared)), url));
         }
         let url = self.url.clone().unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
-        let endpoint = Endpoint::from_shared(url.clone())
-            .map_err(|error| Problem::new("--url", format!("{url} is not a URL: {error}")))?
-            .connect_timeout(CONNECT_TIMEOUT);
+        let reach = self.credentials.reach(&url).map_err(as_options)?;
         let messages = Arc::new(Messages::new(&run, &self.provider));
-        Ok((Route::Grpc { endpoint: Box::new(endpoint), messages, timeout: self.timeout }, url))
+        Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }
 
     /// A line on standard error, where it is a terminal.
@@ -330,6 +340,15 @@ impl Bench {
     }
 }
 
+/// What is wrong with the way to a sidecar, by the option that it was given by here.
+fn as_options(problems: Problems) -> Problems {
+    let renamed = problems.iter().map(|problem| match &*problem.setting {
+        "SIDECAR_URL" => Problem::new("--url", problem.message.clone()),
+        _ => problem.clone(),
+    });
+    renamed.map(Problems::from).reduce(Problems::and).unwrap_or(problems)
+}
+
 struct ClearedAtTheEnd(ProgressBar);
 
 impl Drop for ClearedAtTheEnd {
@@ -343,8 +362,8 @@ impl Route {
     async fn try_to_connect(&self, url: &str) -> Result<(), Failure> {
         let unreachable = |error: anyhow::Error| Failure::Unreachable(error.context(format!("cannot reach {url}")));
         match self {
-            Self::Grpc { endpoint, .. } => {
-                Sidecar::connect(endpoint).await.map_err(|error| unreachable(error.into()))?;
+            Self::Grpc { reach, .. } => {
+                reach.connect().await.map_err(|error| unreachable(anyhow::Error::from_boxed(error)))?;
             }
             Self::Http(shared) => {
                 let mut gateway = Gateway::new(Arc::clone(shared), KEYS_FROM);
@@ -374,13 +393,15 @@ fn load_thread(
         let numbers = (0..run.concurrency).filter(|number| number % threads == thread);
         let mut callers = Vec::new();
         match route {
-            Route::Grpc { endpoint, messages, timeout } => {
+            Route::Grpc { reach, messages, timeout } => {
                 let mut channels = Vec::new();
                 for _ in 0..(connections / threads).max(1) {
-                    channels.push(Sidecar::connect(endpoint).await.context("cannot connect")?);
+                    let connected = reach.connect().await.map_err(anyhow::Error::from_boxed);
+                    channels.push(connected.context("cannot connect")?);
                 }
                 for (number, channel) in numbers.zip(channels.iter().cycle()) {
-                    let sidecar = Sidecar::new(channel.clone(), Arc::clone(messages), *timeout);
+                    let messages = Arc::clone(messages);
+                    let sidecar = Sidecar::new(channel.clone(), messages, *timeout, reach.authorization());
                     callers.push((number, Caller::Grpc(sidecar)));
                 }
             }

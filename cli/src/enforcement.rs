@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, StatusCode};
 use oncegate_gateway::Enforcement;
 use oncegate_runtime::config::Problem;
 use serde_json::Value;
@@ -17,7 +17,8 @@ use crate::{
 ///
 /// A route that observes delivers every verified webhook, duplicates included, and counts and logs what it would have
 /// refused. Asks the gateway's admin listener, and holds for that one process until it ends or is switched again; for all
-/// of a deployment, change `enforcement` in the file of ONCEGATE_CONFIG, which is read again.
+/// of a deployment, change `enforcement` in the file of ONCEGATE_CONFIG, which is read again. To switch it, be where the
+/// gateway is (`kubectl exec`), unless its ADMIN_CONTROL permits others.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -61,7 +62,12 @@ impl EnforcementCommand {
         })?;
         let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
         if !answer.status.is_success() {
-            let reason = body["error"].as_str().unwrap_or("no gateway's admin listener");
+            let text = String::from_utf8_lossy(&answer.body);
+            let reason = match body["error"].as_str() {
+                Some(reason) => reason,
+                None if answer.status == StatusCode::FORBIDDEN => text.trim_end(),
+                None => "no gateway's admin listener",
+            };
             return Err(anyhow::anyhow!("{url} answered {}: {reason}", answer.status.as_u16()).into());
         }
         if self.json {

@@ -36,9 +36,9 @@ impl Gateway {
         let settings = self.gateway.validate()?;
         let service = Service::begin(&self.admin).await?;
         let channel = oncegate_gateway::sidecar::channel(&settings);
-        let sidecars = channel.metrics();
+        let (sidecars, certificates) = (channel.metrics(), channel.certificates());
         let gateway = oncegate_gateway::Gateway::bind(settings, channel).await?;
-        service.show([gateway.metrics(), sidecars]);
+        service.show([gateway.metrics(), sidecars], [gateway.certificates(), certificates]);
         service.control(gateway.control());
         log_gateway(&gateway);
         let shutdown = service.ready();

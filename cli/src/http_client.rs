@@ -1,6 +1,6 @@
 //! HTTP requests that commands send: each over a connection of its own, as providers' requests come.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -10,6 +10,10 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
+};
+use oncegate_runtime::{
+    reload::FilesError,
+    tls::{ClientTls, ClientTlsFiles},
 };
 
 /// More than any answer that is meant for a provider.
@@ -94,6 +98,14 @@ pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
         .https_or_http()
         .enable_http1()
         .build()
+}
+
+/// The same, where only these authorities are trusted.
+pub(crate) fn connector_trusting(authorities: &Path) -> Result<HttpsConnector<HttpConnector>, FilesError> {
+    let files = ClientTlsFiles { ca: Some(authorities.to_owned()), identity: None };
+    let tls = ClientTls::read(&files, &[])?;
+    let config = (*tls.config()).clone();
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
 }
 
 /// A URL with a path for where it has none, so that `http://host:port` is enough.

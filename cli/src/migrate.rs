@@ -7,8 +7,8 @@ use crate::{failure::Failure, output};
 /// Bring a database's schema up to this version
 ///
 /// Applies what is missing to the Postgres database that DATABASE_URL names, or to ./oncegate.db where none is named, and
-/// says what it did. Safe to run again, and by several at once. Nothing else changes a Postgres schema: a sidecar whose
-/// database has another one refuses to start.
+/// says what it did. Safe to run again, and by several at once. Nothing else changes a Postgres schema: a sidecar that cannot
+/// work on the one that it finds refuses to start.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:

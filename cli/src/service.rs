@@ -8,7 +8,11 @@ use std::{
 use anyhow::Context as _;
 use oncegate_runtime::{
     admin::{self, Condition, Control, Facts, Metrics, Readiness},
-    metrics::{Page, process},
+    metrics::{
+        Page,
+        certificates::{self, Certificates},
+        process,
+    },
     shutdown::{self, CancellationToken},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -22,6 +26,11 @@ pub(crate) struct AdminOptions {
     /// Where to serve /livez, /readyz and /metrics [default: nowhere]
     #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
+
+    /// Who may change something there (PUT /enforcement): loopback, callers on this machine or in this pod; anyone, whoever
+    /// can connect. The listener has neither TLS nor tokens
+    #[arg(long, env = "ADMIN_CONTROL", value_name = "WHO", default_value = "loopback")]
+    admin_control: admin::Trusted,
 }
 
 /// A process that serves until it is told to end.
@@ -59,19 +68,25 @@ impl Service {
                 tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
                 // Its own token: it answers until the very end.
                 let stop = CancellationToken::new();
-                let serve = admin::serve(listener, readiness.clone(), tell, render, controls, stop.clone());
+                let serve = admin::serve(listener, readiness.clone(), tell, render, (controls, options.admin_control), stop.clone());
                 Some((tokio::spawn(serve), stop))
             }
         };
         Ok(Self { shutdown, readiness, started, metrics, control, facts, admin })
     }
 
-    /// What /metrics shows from here on: the metrics of each part of the process.
-    pub(crate) fn show(&self, parts: impl IntoIterator<Item = Metrics>) {
+    /// What /metrics shows from here on: the metrics of each part of the process, and when certificates end.
+    pub(crate) fn show(
+        &self,
+        parts: impl IntoIterator<Item = Metrics>,
+        certificates: impl IntoIterator<Item = Certificates>,
+    ) {
         let parts: Vec<Metrics> = parts.into_iter().collect();
+        let certificates: Vec<Certificates> = certificates.into_iter().collect();
         let all: Metrics = Arc::new(move || {
             let mut page = Page::new();
             process::render(&mut page);
+            certificates::render(&mut page, &certificates);
             parts.iter().fold(page.finish(), |page, part| page + &part())
         });
         // Called once, when the parts exist.

@@ -35,7 +35,7 @@ impl Sidecar {
         let service = Service::begin(&self.admin).await?;
         let sidecar = oncegate_sidecar::Sidecar::start(settings).await?;
         log_sidecar(&sidecar);
-        service.show([sidecar.metrics()]);
+        service.show([sidecar.metrics()], [sidecar.certificates()]);
         service.tell(sidecar.facts());
         let shutdown = service.ready();
         sidecar.run(shutdown).await;

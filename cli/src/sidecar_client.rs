@@ -2,8 +2,12 @@
 
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
-use oncegate_gateway::sidecar::{Pool, ReachOptions};
-use oncegate_runtime::secret::{SecretText, file};
+use clap::builder::BoolishValueParser;
+use oncegate_gateway::sidecar::{Pool, Reach, ReachOptions};
+use oncegate_runtime::{
+    config::Problems,
+    secret::{SecretText, file},
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -22,9 +26,16 @@ pub(crate) struct Sidecar {
     #[arg(long = "sidecar", env = "SIDECAR_URL", default_value = "http://127.0.0.1:50051", value_name = "URL")]
     pub(crate) url: String,
 
+    #[command(flatten)]
+    credentials: Credentials,
+}
+
+/// Who asks, and whom it believes.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub(crate) struct Credentials {
     /// The authorities that the sidecar's certificate has to lead to, in PEM; by default the system's
     #[arg(long, env = "SIDECAR_CA_FILE", value_name = "FILE", value_parser = file)]
-    ca_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
 
     /// Your certificate in PEM, where the sidecar asks for one
     #[arg(long, env = "SIDECAR_CLIENT_CERT_FILE", value_name = "FILE", value_parser = file)]
@@ -41,23 +52,35 @@ pub(crate) struct Sidecar {
     /// A file with the token
     #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = file)]
     token_file: Option<PathBuf>,
+
+    /// Send the token without TLS to another machine
+    #[arg(long, env = "SIDECAR_INSECURE", value_parser = BoolishValueParser::new())]
+    insecure: bool,
 }
 
-impl Sidecar {
-    /// Connects.
-    pub(crate) async fn connect(&self) -> Result<Pool, Failure> {
-        let reach = ReachOptions {
-            url: self.url.clone(),
+impl Credentials {
+    /// The way to a sidecar with them.
+    pub(crate) fn reach(&self, url: &str) -> Result<Reach, Problems> {
+        let options = ReachOptions {
+            url: url.to_owned(),
             ca_file: self.ca_file.clone(),
             cert_file: self.cert_file.clone(),
             key_file: self.key_file.clone(),
             token: self.sidecar_token.clone(),
             token_file: self.token_file.clone(),
+            insecure: self.insecure,
             connect_timeout: CONNECT_TIMEOUT,
             resolve_interval: NEVER,
             reload: NEVER,
         };
-        let sidecars = Pool::new(reach.validate()?);
+        options.validate()
+    }
+}
+
+impl Sidecar {
+    /// Connects.
+    pub(crate) async fn connect(&self) -> Result<Pool, Failure> {
+        let sidecars = Pool::new(self.credentials.reach(&self.url)?);
         sidecars.connect().await.map_err(|error| self.unreachable(anyhow::Error::from_boxed(error)))?;
         Ok(sidecars)
     }
@@ -131,14 +154,7 @@ mod tests {
 
     #[test]
     fn an_outage_of_the_store_is_not_one_of_the_sidecar() {
-        let sidecar = Sidecar {
-            url: "http://127.0.0.1:1".into(),
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            sidecar_token: None,
-            token_file: None,
-        };
+        let sidecar = Sidecar { url: "http://127.0.0.1:1".into(), credentials: Credentials::default() };
         assert!(matches!(sidecar.failure(&Status::unavailable("connection closed")), Failure::Unreachable(_)));
         let mut details = ErrorDetails::new();
         details.set_error_info("STORE_UNAVAILABLE", "oncegate.dev", []);

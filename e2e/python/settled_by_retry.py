@@ -1,7 +1,8 @@
 """A client with the shipped service config: grpc itself repeats what is worth it.
 
-Arguments: the target, what to do (`unavailable` or `restart`), and for TLS a file with the authority and one with a token.
-With `restart`, a line on standard input says that the sidecar was started again.
+Arguments: the target, what to do (`unavailable`, `restart` or `balance`), and for TLS a file with the authority and one with
+a token. With `restart`, a line on standard input says that the sidecar was started again. With `balance` the target has
+several addresses, and a hundred events are processed.
 """
 
 import pathlib
@@ -39,7 +40,8 @@ def process(stub):
 def main(target, mode, ca=None, token=None):
     with open_channel(target, ca, token) as channel:
         stub = rpc.IdempotencyServiceStub(channel)
-        process(stub)
+        for _ in range(100 if mode == "balance" else 1):
+            process(stub)
         if mode == "restart":
             print("ready", flush=True)
             # The sidecar goes away and comes back meanwhile.

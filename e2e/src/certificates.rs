@@ -54,8 +54,14 @@ impl Authority {
 
     /// A certificate for a server on this machine.
     pub fn server(&self) -> Result<Issued> {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "127.0.0.2".to_owned()];
-        self.issue(CertificateParams::new(names)?)
+        self.issue(for_this_machine()?)
+    }
+
+    /// The same, until the beginning of a year.
+    pub fn server_until(&self, year: i32) -> Result<Issued> {
+        let mut params = for_this_machine()?;
+        params.not_after = date_time_ymd(year, 1, 1);
+        self.issue(params)
     }
 
     /// A client's certificate with a URI for a name, which ended long ago if it is to be expired.
@@ -74,6 +80,16 @@ impl Authority {
         let key = KeyPair::generate()?;
         Ok(Issued { certificate: params.signed_by(&key, &self.issuer)?.pem(), key: key.serialize_pem() })
     }
+}
+
+fn for_this_machine() -> Result<CertificateParams> {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "127.0.0.2".to_owned()];
+    Ok(CertificateParams::new(names)?)
+}
+
+/// The beginning of a year, in seconds since 1970.
+pub fn beginning_of(year: i32) -> i64 {
+    date_time_ymd(year, 1, 1).unix_timestamp()
 }
 
 impl Issued {

@@ -8,7 +8,11 @@ use http::{HeaderMap, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// Beyond the longest that a gateway takes to answer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -54,13 +58,26 @@ pub async fn send(
     headers: &[(&str, &str)],
     body: impl Into<Bytes>,
 ) -> Result<Answer> {
+    let connect = timeout(DEADLINE, TcpStream::connect(address)).await;
+    let stream = connect.ok().and_then(Result::ok).with_context(|| format!("cannot connect to {address}"))?;
+    send_over(stream, address, method, path, headers, body).await
+}
+
+/// Sends any request over a connection that was made, and closes it.
+pub async fn send_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: impl Into<Bytes>,
+) -> Result<Answer> {
     let mut request = Request::builder().method(method).uri(path).header(HOST, address.to_string());
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let request = request.body(Full::new(body.into()))?;
     let exchange = async {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Ends by itself when the sender is dropped.
         tokio::spawn(connection);

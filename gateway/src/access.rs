@@ -1,6 +1,10 @@
 //! One line a request in the log: what was asked on which route, and what it was answered. Nothing of the body but a hash of
 //! the event's name, and its type where that is one of a known list (W17).
 
+use http::StatusCode;
+use tokio::time::Instant;
+use tracing::Span;
+
 use crate::delivery::{self, Event};
 
 /// Types of events that may stand in the log as they are. Others may hold anything: with a weak provider, whatever a
@@ -71,6 +75,73 @@ impl Seen {
             event: delivery::short(&event.route, &event.identity),
             event_type: known(&event.identity.event_type),
         })
+    }
+}
+
+/// What the line of a sender says that hung up before its answer.
+const HUNG_UP: &str = "hung_up";
+
+/// The line of one request. Written once, also when the request is dropped because its sender is gone.
+pub(crate) struct Line<'a> {
+    pub(crate) started: Instant,
+    /// Not the path of a request that has no route: it is a stranger's.
+    pub(crate) route: Option<&'a str>,
+    pub(crate) provider: Option<&'static str>,
+    /// The request's span, where it has one.
+    pub(crate) span: Span,
+    /// Once it is known.
+    pub(crate) seen: Option<Seen>,
+    written: bool,
+}
+
+impl Line<'_> {
+    pub(crate) fn begin() -> Self {
+        Self {
+            started: Instant::now(),
+            route: None,
+            provider: None,
+            span: Span::none(),
+            seen: None,
+            written: false,
+        }
+    }
+
+    /// The request was answered.
+    pub(crate) fn answered(mut self, status: StatusCode, answer: &'static str) {
+        self.write(Some(status), answer);
+    }
+
+    fn write(&mut self, status: Option<StatusCode>, answer: &'static str) {
+        self.written = true;
+        let _entered = self.span.enter();
+        tracing::info!(
+            target: "oncegate_gateway::access",
+            route = self.route,
+            provider = self.provider,
+            event = self.seen.as_ref().map(|seen| seen.event.as_str()),
+            event_type = self.seen.as_ref().map(|seen| seen.event_type),
+            status = status.map(|status| status.as_u16()),
+            answer,
+            duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            "request"
+        );
+        if !self.span.is_disabled() {
+            self.span.record("oncegate.answer", answer);
+            if let Some(status) = status {
+                self.span.record("http.response.status_code", status.as_u16());
+                if status.is_server_error() {
+                    self.span.record("otel.status_code", "ERROR");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            self.write(None, HUNG_UP);
+        }
     }
 }
 

@@ -6,10 +6,14 @@ mod routes;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use clap::{ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum, builder::Resettable};
+use clap::{
+    ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum,
+    builder::{BoolishValueParser, Resettable},
+};
 use oncegate_runtime::{
     config::{Problems, byte_size, duration},
     secret::{SecretText, file as secret_file},
+    tls::ServerTls,
 };
 
 pub use crate::enforcement::Enforcement;
@@ -27,6 +31,16 @@ pub struct Options {
     /// Loopback by default: whoever exposes it decides so.
     #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub gateway_listen: SocketAddr,
+
+    /// The public listener's certificate in PEM, its own first and the intermediates behind it: TLS is spoken, and nothing else
+    ///
+    /// For a gateway with no proxy in front that ends TLS. Read again when it changes.
+    #[arg(long, env = "GATEWAY_TLS_CERT_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub gateway_tls_cert_file: Option<PathBuf>,
+
+    /// The private key of the public listener's certificate, in PEM
+    #[arg(long, env = "GATEWAY_TLS_KEY_FILE", value_name = "FILE", value_parser = secret_file)]
+    pub gateway_tls_key_file: Option<PathBuf>,
 
     /// The sidecar, as http://host:port, https://host:port or unix:/path/of/a.sock; several separated by commas
     ///
@@ -56,6 +70,10 @@ pub struct Options {
     /// A file with the token, read again when it changes
     #[arg(long, env = "SIDECAR_TOKEN_FILE", value_name = "FILE", value_parser = secret_file)]
     pub sidecar_token_file: Option<PathBuf>,
+
+    /// Permits to send the token without TLS to a sidecar on another machine
+    #[arg(long, env = "SIDECAR_INSECURE", value_parser = BoolishValueParser::new())]
+    pub sidecar_insecure: bool,
 
     /// How often the name of the sidecar is resolved again
     ///
@@ -322,7 +340,7 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_HEALTH_CACHE", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub gateway_health_cache: Duration,
 
-    /// How often files with secrets are looked at for changes
+    /// How often files with secrets and certificates are looked at for changes
     #[arg(long, env = "GATEWAY_SECRET_RELOAD", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub gateway_secret_reload: Duration,
 }
@@ -405,6 +423,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where [`crate::sidecar::channel`] connects to.
     pub sidecar: Reach,
+    /// TLS on the public listener.
+    pub(crate) tls: Option<ServerTls>,
     pub(crate) routes: Vec<Route>,
     pub(crate) http: HttpLimits,
     pub(crate) body: BodyLimits,

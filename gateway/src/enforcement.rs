@@ -67,7 +67,8 @@ impl Route {
 }
 
 /// `/enforcement` on the admin listener. GET shows every route. PUT with `?to=observe` or `?to=enforce` switches all of
-/// them, or the one that `&path=` names; no browser sends a PUT to a stranger unasked.
+/// them, or the one that `&path=` names; no browser sends a PUT to a stranger unasked, and the listener takes it from
+/// neighbours only.
 pub(crate) fn control(routes: Vec<Arc<Route>>) -> admin::Control {
     Arc::new(move |method: &Method, uri: &Uri| (uri.path() == PATH).then(|| answer(&routes, method, uri.query())))
 }

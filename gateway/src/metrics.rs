@@ -1,15 +1,17 @@
 //! The gateway's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
 //! holds both against each other. Routes and providers are the configuration's words; nothing of a request is a label.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use oncegate_runtime::{
     labels,
     metrics::{Counter, Counters, Family, Histogram, Label, Page},
+    reload::Counts,
 };
 
 use crate::{
     answer::Answer,
+    enforcement::Enforcement,
     providers::{Provider, Refusal},
     route::Route,
 };
@@ -36,6 +38,11 @@ const OBSERVED: Family = Family::counter(
     "oncegate_gateway_observed_total",
     &["answer"],
     "Webhooks delivered without a lock because their route only observes, by the answer that they would have got.",
+);
+const OBSERVING: Family = Family::gauge(
+    "oncegate_gateway_observing",
+    &["route"],
+    "1 while a route only observes, and delivers what it would refuse; 0 while it enforces.",
 );
 const REFUSALS: Family = Family::counter(
     "oncegate_gateway_refusals_total",
@@ -71,7 +78,7 @@ const UPSTREAM: Family = Family::histogram(
 const RELOADS: Family = Family::counter(
     "oncegate_gateway_secret_reloads_total",
     &["result"],
-    "Files with secrets that changed: replaced, or failed and the old secrets kept.",
+    "Files with secrets, and with the listener's certificate, that changed: replaced, or failed and the old ones kept.",
 );
 const CLAIMS_UNKNOWN: Family = Family::counter(
     "oncegate_gateway_claims_unknown_total",
@@ -122,17 +129,42 @@ const RESOLUTIONS_FAILED: Family = Family::counter(
     "Resolutions of the sidecar's name that failed; the addresses known were kept.",
 );
 
-/// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
-pub const POOL_FAMILIES: &[&Family] = &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED];
+const SIDECAR_RELOADS: Family = Family::counter(
+    "oncegate_gateway_sidecar_reloads_total",
+    &["files", "result"],
+    "Files (certificates, token) for calls to the sidecar that changed: replaced, or failed and the old content kept.",
+);
 
-/// Those of the connections to sidecars.
-pub(crate) fn render_pool(addresses: usize, retries: &Counter, refused: &Counter, failed: &Counter) -> String {
-    let mut page = Page::new();
-    page.single(&ADDRESSES, addresses);
-    page.single(&RETRIES, retries);
-    page.single(&RETRIES_REFUSED, refused);
-    page.single(&RESOLUTIONS_FAILED, failed);
-    page.finish()
+/// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
+pub const POOL_FAMILIES: &[&Family] =
+    &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS];
+
+/// What the connections to sidecars count.
+pub(crate) struct PoolCounts<'a> {
+    pub(crate) addresses: usize,
+    pub(crate) retries: &'a Counter,
+    pub(crate) retries_refused: &'a Counter,
+    pub(crate) resolutions_failed: &'a Counter,
+    /// None: there are no such files.
+    pub(crate) certificates: Option<Counts>,
+    pub(crate) token: Option<Counts>,
+}
+
+impl PoolCounts<'_> {
+    pub(crate) fn render(&self) -> String {
+        let mut page = Page::new();
+        page.single(&ADDRESSES, self.addresses);
+        page.single(&RETRIES, self.retries);
+        page.single(&RETRIES_REFUSED, self.retries_refused);
+        page.single(&RESOLUTIONS_FAILED, self.resolutions_failed);
+        let mut reloads = page.family(&SIDECAR_RELOADS);
+        for (files, counts) in [("certificates", self.certificates), ("token", self.token)] {
+            let Some(counts) = counts else { continue };
+            reloads.row(&[files, "replaced"], counts.replaced);
+            reloads.row(&[files, "failed"], counts.failed);
+        }
+        page.finish()
+    }
 }
 
 /// All of the gateway's own.
@@ -140,6 +172,7 @@ pub const FAMILIES: &[&Family] = &[
     &ANSWERS,
     &REQUEST,
     &OBSERVED,
+    &OBSERVING,
     &REFUSALS,
     &SECRETS,
     &WEBHOOKS,
@@ -332,6 +365,8 @@ pub(crate) struct Load {
     pub(crate) deliveries_max: usize,
     pub(crate) budget_left_kib: usize,
     pub(crate) budget_kib: usize,
+    /// Of the listener's certificate.
+    pub(crate) listener: Counts,
 }
 
 impl Metrics {
@@ -412,8 +447,8 @@ impl Metrics {
         self.reloads.add(if usable { Reload::Replaced } else { Reload::Failed });
     }
 
-    /// The Prometheus text format.
-    pub(crate) fn render(&self, load: Load) -> String {
+    /// The Prometheus text format. `routes` are those that are counted here.
+    pub(crate) fn render(&self, load: Load, routes: &[Arc<Route>]) -> String {
         let mut page = Page::new();
         let mut answers = page.family(&ANSWERS);
         for route in &self.routes {
@@ -425,6 +460,10 @@ impl Metrics {
             seconds.histogram(&[&route.path], &route.seconds);
         }
         page.counters(&OBSERVED, &self.observed);
+        let mut observing = page.family(&OBSERVING);
+        for route in routes {
+            observing.row(&[&route.path], route.enforcement.get() == Enforcement::Observe);
+        }
         self.by_provider(&mut page, &REFUSALS, &self.refusals);
         self.by_provider(&mut page, &SECRETS, &self.secrets);
         let mut webhooks = page.family(&WEBHOOKS);
@@ -437,7 +476,10 @@ impl Metrics {
         for provider in &self.providers {
             upstream.histogram(&[provider.name()], &self.upstream[provider.0]);
         }
-        page.counters(&RELOADS, &self.reloads);
+        let mut reloads = page.family(&RELOADS);
+        for (result, of_listener) in [(Reload::Replaced, load.listener.replaced), (Reload::Failed, load.listener.failed)] {
+            reloads.row(&[result.name()], self.reloads.get(result) + of_listener);
+        }
         page.single(&CLAIMS_UNKNOWN, &self.claims_unknown);
         page.single(&CLAIMS_REPEATED, &self.claims_repeated);
         page.single(&MARKS_REPEATED, &self.marks_repeated);
@@ -478,7 +520,15 @@ mod tests {
         metrics.delivered(&stripe, Delivered::Unknown);
         metrics.verified(&stripe, 1);
         metrics.verified(&stripe, 17);
-        let text = metrics.render(Load { deliveries: 3, deliveries_max: 9, budget_left_kib: 64, budget_kib: 128 });
+        metrics.reloaded(true);
+        let load = Load {
+            deliveries: 3,
+            deliveries_max: 9,
+            budget_left_kib: 64,
+            budget_kib: 128,
+            listener: Counts { replaced: 1, failed: 2 },
+        };
+        let text = metrics.render(load, &[]);
         for line in [
             "oncegate_gateway_answers_total{route=\"none\",answer=\"held\"} 1",
             "oncegate_gateway_answers_total{route=\"none\",answer=\"processed\"} 0",
@@ -487,6 +537,8 @@ mod tests {
             "oncegate_gateway_deliveries_total{provider=\"stripe\",outcome=\"unknown\"} 1",
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"2\"} 1",
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"later\"} 1",
+            "oncegate_gateway_secret_reloads_total{result=\"replaced\"} 2",
+            "oncegate_gateway_secret_reloads_total{result=\"failed\"} 2",
             "oncegate_gateway_deliveries_under_way 3",
             "oncegate_gateway_body_budget_left_bytes 65536",
         ] {

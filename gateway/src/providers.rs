@@ -144,6 +144,14 @@ impl Provider {
         matches!(self, Self::Flutterwave(flutterwave) if flutterwave.version() == flutterwave::Version::V3)
     }
 
+    /// Whom PayPal's certificates have to lead to.
+    pub(crate) fn trust(&self) -> Option<&paypal::trust::Trust> {
+        match self {
+            Self::PayPal(paypal) => Some(paypal.trust()),
+            Self::Stripe(_) | Self::Flutterwave(_) | Self::Paystack(_) | Self::StandardWebhooks(_) => None,
+        }
+    }
+
     /// Reads the signature headers: all that can be refused before the body is read (G2). Allocates at most the list
     /// of signatures.
     ///

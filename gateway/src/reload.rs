@@ -2,7 +2,10 @@
 
 use std::{convert::Infallible, error::Error as StdError, future::pending, sync::Arc, time::Duration};
 
-use oncegate_runtime::secret::{ReadError, Secret, Source};
+use oncegate_runtime::{
+    secret::{ReadError, Secret, Source},
+    tls::ServerTls,
+};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -42,6 +45,14 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
             }
         }
     }
+}
+
+/// Looks at the listener's certificate every `pause`, for ever.
+pub(crate) async fn watch_listener(tls: Option<ServerTls>, pause: Duration) -> Infallible {
+    if let Some(tls) = tls {
+        tls.watch(pause).await;
+    }
+    pending().await
 }
 
 /// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing else

@@ -7,16 +7,18 @@ use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
+    metrics::certificates::{CertificateFile, Certificates},
     server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol},
     shutdown::CancellationToken,
     telemetry,
+    tls::ServerTls,
 };
 use tokio::{net::TcpListener, time::Instant};
 use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
 use crate::{
-    access::Seen,
+    access::{Line, Seen},
     answer::{self, Answer},
     config::{ConfigFile, HttpLimits, Settings},
     delivery::Courier,
@@ -38,6 +40,7 @@ pub struct Gateway {
     listener: TcpListener,
     local_addr: SocketAddr,
     http: HttpLimits,
+    tls: Option<ServerTls>,
     drain: std::time::Duration,
     secret_reload: std::time::Duration,
     config_file: Option<ConfigFile>,
@@ -118,6 +121,7 @@ impl Gateway {
             listener,
             local_addr,
             http: settings.http,
+            tls: settings.tls,
             drain: settings.drain,
             secret_reload: settings.secret_reload,
             config_file: settings.config_file,
@@ -139,14 +143,35 @@ impl Gateway {
     /// What the admin listener shows under `/metrics`.
     #[must_use]
     pub fn metrics(&self) -> admin::Metrics {
-        let front = self.front.clone();
+        let (front, tls) = (self.front.clone(), self.tls.clone());
         Arc::new(move || {
-            front.metrics.render(Load {
+            let load = Load {
                 deliveries: front.courier.under_way(),
                 deliveries_max: front.courier.under_way_max(),
                 budget_left_kib: front.ingest.budget_left_kib(),
                 budget_kib: front.ingest.budget_kib(),
-            })
+                listener: tls.as_ref().map(ServerTls::counts).unwrap_or_default(),
+            };
+            front.metrics.render(load, &front.routes)
+        })
+    }
+
+    /// When the listener's certificate ends, and those that PayPal's have to lead to.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates {
+        let (front, tls) = (self.front.clone(), self.tls.clone());
+        Arc::new(move || {
+            let mut files = Vec::new();
+            if let Some(tls) = &tls {
+                files.push(CertificateFile { setting: "GATEWAY_TLS_CERT_FILE", end: tls.ends().own });
+            }
+            // Routes may have files of their own: what ends first is told.
+            let trusts = || front.routes.iter().filter_map(|route| route.provider.trust());
+            let anchors = trusts().filter_map(|trust| trust.anchors_end).min();
+            let intermediates = trusts().filter_map(|trust| trust.intermediates_end).min();
+            files.push(CertificateFile { setting: "PAYPAL_TRUST_ANCHORS_FILE", end: anchors });
+            files.push(CertificateFile { setting: "PAYPAL_INTERMEDIATES_FILE", end: intermediates });
+            files
         })
     }
 
@@ -165,11 +190,12 @@ impl Gateway {
     ///
     /// Deliveries that could not even be marked.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, http, drain, secret_reload, config_file, front, .. } = self;
+        let Self { listener, http, tls, drain, secret_reload, config_file, front, .. } = self;
         let options = Options {
             connections_max: http.connections_max,
             first_byte_timeout: http.first_byte_timeout,
             protocol: Protocol::Http1(Http1 { header_read_timeout: http.header_timeout, ..Http1::default() }),
+            tls: tls.clone(),
             ..Options::http1(drain)
         };
         let handler = front.clone();
@@ -185,6 +211,7 @@ impl Gateway {
         let deadline = tokio::select! {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
             never = reload::watch(&front.routes, secret_reload, &front.metrics) => match never {},
+            never = reload::watch_listener(tls, secret_reload) => match never {},
             never = reload::watch_config(&front.routes, config_file, secret_reload, &front.metrics) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {
@@ -228,16 +255,20 @@ impl Front {
         request: Request<Incoming>,
         peer: Option<SocketAddr>,
     ) -> Result<Response<answer::Body>, Infallible> {
-        let started = Instant::now();
+        let mut line = Line::begin();
         let mut place = None;
-        let mut answered = None;
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
             // Whatever the path: where this request ends is a guess.
             Answer::MalformedRequest
         } else if request.uri().path() == HEALTH_PATH {
+            line.route = Some(HEALTH_PATH);
             match *request.method() {
-                // Boxed, so that webhooks do not move room for it.
-                Method::GET | Method::HEAD | Method::POST => return Ok(Box::pin(self.health.page()).await),
+                Method::GET | Method::HEAD | Method::POST => {
+                    // Boxed, so that webhooks do not move room for it.
+                    let page = Box::pin(self.health.page()).await;
+                    line.answered(page.status(), if page.status().is_success() { "ok" } else { "unavailable" });
+                    return Ok(page);
+                }
                 _ => Answer::MethodNotAllowed("GET, HEAD, POST"),
             }
         } else {
@@ -246,19 +277,21 @@ impl Front {
             place = self.routes.iter().position(|route| *route.path == *parts.uri.path());
             match place.map(|place| &self.routes[place]) {
                 None => refuse_unread(Answer::NotFound, &parts.headers, body),
-                Some(_) if parts.method != Method::POST => {
-                    refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
-                }
                 Some(route) => {
-                    let span = span(route, &parts.headers);
-                    let (answer, seen) =
-                        self.receive(route, parts, (body, peer), started).instrument(span.clone()).await;
-                    answered = Some((span, seen));
-                    answer
+                    (line.route, line.provider) = (Some(&*route.path), Some(route.provider.name()));
+                    if parts.method == Method::POST {
+                        line.span = span(route, &parts.headers);
+                        let span = line.span.clone();
+                        self.receive(route, parts, (body, peer), &mut line).instrument(span).await
+                    } else {
+                        refuse_unread(Answer::MethodNotAllowed("POST"), &parts.headers, body)
+                    }
                 }
             }
         };
-        self.log(&answer, place, answered, started);
+        self.metrics.answered(place, answer.word(), line.started.elapsed());
+        let (status, word) = answer.status_and_word();
+        line.answered(status, word);
         Ok(answer.response())
     }
 
@@ -267,43 +300,14 @@ impl Front {
         route: &Arc<Route>,
         parts: Parts,
         (body, peer): (Incoming, Option<SocketAddr>),
-        started: Instant,
-    ) -> (Answer, Option<Seen>) {
+        line: &mut Line<'_>,
+    ) -> Answer {
         match self.ingest.admit(route, parts, body, peer, SystemTime::now()).await {
             Ok(event) => {
-                let seen = Seen::of(&event);
-                (self.courier.handle(event, started + self.answer_timeout).await, seen)
+                line.seen = Seen::of(&event);
+                self.courier.handle(event, line.started + self.answer_timeout).await
             }
-            Err(answer) => (answer, None),
-        }
-    }
-
-    /// Counts a request, and logs it once.
-    fn log(&self, answer: &Answer, place: Option<usize>, answered: Option<(Span, Option<Seen>)>, started: Instant) {
-        let took = started.elapsed();
-        self.metrics.answered(place, answer.word(), took);
-        let (span, seen) = answered.unwrap_or((Span::none(), None));
-        let _entered = span.enter();
-        let (status, word) = answer.status_and_word();
-        let route = place.map(|place| &self.routes[place]);
-        tracing::info!(
-            target: "oncegate_gateway::access",
-            // Not the path of a request that has no route: it is a stranger's.
-            route = route.map(|route| &*route.path),
-            provider = route.map(|route| route.provider.name()),
-            event = seen.as_ref().map(|seen| seen.event.as_str()),
-            event_type = seen.as_ref().map(|seen| seen.event_type),
-            status = status.as_u16(),
-            answer = word,
-            duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-            "request"
-        );
-        if !span.is_disabled() {
-            span.record("http.response.status_code", status.as_u16());
-            span.record("oncegate.answer", word);
-            if status.is_server_error() {
-                span.record("otel.status_code", "ERROR");
-            }
+            Err(answer) => answer,
         }
     }
 }

@@ -16,6 +16,7 @@ use oncegate_api::{
     reason,
     v1::{self, idempotency_service_client::IdempotencyServiceClient},
 };
+pub(crate) use options::chain;
 pub use options::{Reach, ReachOptions};
 pub use pool::Pool;
 pub use target::{Resolve, SystemResolver};

@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     fmt::Write as _,
-    future::{Ready, ready},
+    future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,11 +13,11 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::Full;
-use hyper::{body::Incoming, service::Service};
+use hyper::{body::Incoming, service::service_fn};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{self, Http1, Options, Protocol};
+use crate::server::{self, Http1, Options, Peer, Protocol};
 
 /// Whether the process should get new work: ready when every condition is met and no drain has begun.
 ///
@@ -102,8 +102,29 @@ pub type Facts = Arc<dyn Fn() -> String + Send + Sync>;
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Endpoints of the process's own beside these three: asked with method and address for every other path. `None` is "not
-/// found". Called on the listener's own task, so it must not block.
+/// found". Called on the listener's own task, so it must not block. What is not GET or HEAD comes only from whom [`Trusted`]
+/// permits.
 pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
+
+/// Who may change something on this listener, which asks nobody who they are.
+#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trusted {
+    /// Whoever is on this machine, or in this pod (`kubectl exec`).
+    Loopback,
+    /// Whoever can connect.
+    Anyone,
+}
+
+impl Trusted {
+    fn permits(self, peer: &Peer) -> bool {
+        match (self, peer.address) {
+            (Self::Anyone, _) => true,
+            // A listener on IPv6 sees the loopback of IPv4 as ::ffff:127.0.0.1.
+            (Self::Loopback, Some(address)) => address.ip().to_canonical().is_loopback(),
+            (Self::Loopback, None) => true,
+        }
+    }
+}
 
 /// Serves the admin endpoints on `listener` until `shutdown` is cancelled. Cancel it last: `/readyz` has to answer 503
 /// while everything else drains.
@@ -112,7 +133,7 @@ pub async fn serve(
     readiness: Readiness,
     facts: Facts,
     metrics: Metrics,
-    control: Control,
+    control: (Control, Trusted),
     shutdown: CancellationToken,
 ) {
     let mut options = Options::http1(Duration::from_secs(1));
@@ -120,7 +141,15 @@ pub async fn serve(
     options.connections_max = 64;
     // Whoever is silent gives its place to a probe soon.
     options.protocol = Protocol::Http1(Http1 { header_read_timeout: Duration::from_secs(5), ..Http1::default() });
-    server::serve(listener, Endpoints { readiness, facts, metrics, control }, options, shutdown).await;
+    let (control, trusted) = control;
+    let endpoints = Endpoints { readiness, facts, metrics, control, trusted };
+    let service = move |peer: &Peer| {
+        let (endpoints, may_change) = (endpoints.clone(), endpoints.trusted.permits(peer));
+        service_fn(move |request: Request<Incoming>| {
+            ready(Ok::<_, Infallible>(endpoints.answer(request.method(), request.uri(), may_change)))
+        })
+    };
+    server::serve_each(listener, service, options, shutdown).await;
 }
 
 #[derive(Clone)]
@@ -129,12 +158,16 @@ struct Endpoints {
     facts: Facts,
     metrics: Metrics,
     control: Control,
+    trusted: Trusted,
 }
 
 impl Endpoints {
-    fn answer(&self, method: &Method, uri: &Uri) -> Response<Full<Bytes>> {
+    fn answer(&self, method: &Method, uri: &Uri, may_change: bool) -> Response<Full<Bytes>> {
         let path = uri.path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
+            if !may_change && !matches!(*method, Method::GET | Method::HEAD) {
+                return text(StatusCode::FORBIDDEN, FORBIDDEN);
+            }
             return (self.control)(method, uri).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"));
         }
         if !matches!(*method, Method::GET | Method::HEAD) {
@@ -160,15 +193,8 @@ impl Endpoints {
     }
 }
 
-impl Service<Request<Incoming>> for Endpoints {
-    type Response = Response<Full<Bytes>>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
-
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        ready(Ok(self.answer(request.method(), request.uri())))
-    }
-}
+/// For people, who may well mean to.
+const FORBIDDEN: &str = "permitted from this machine or pod only; ADMIN_CONTROL=anyone permits it to whoever can connect\n";
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
@@ -184,7 +210,7 @@ mod tests {
     use super::*;
 
     fn status(endpoints: &Endpoints, method: Method, path: &str) -> u16 {
-        endpoints.answer(&method, &path.parse().unwrap()).status().as_u16()
+        endpoints.answer(&method, &path.parse().unwrap(), true).status().as_u16()
     }
 
     #[test]
@@ -195,6 +221,7 @@ mod tests {
             facts: Arc::new(|| "fsync: on\n".to_owned()),
             metrics: Arc::new(String::new),
             control: Arc::new(|_, _| None),
+            trusted: Trusted::Loopback,
         };
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
         let ledger = readiness.condition("ledger");
@@ -218,11 +245,46 @@ mod tests {
             facts: Arc::new(String::new),
             metrics: Arc::new(|| "x 1\n".to_owned()),
             control: Arc::new(|_, uri| (uri.path() == "/own").then(|| text(StatusCode::ACCEPTED, "own\n"))),
+            trusted: Trusted::Loopback,
         };
         assert_eq!(status(&endpoints, Method::PUT, "/own?x=1"), 202);
         assert_eq!(status(&endpoints, Method::GET, "/metrics"), 200);
         assert_eq!(status(&endpoints, Method::GET, "/"), 404);
         assert_eq!(status(&endpoints, Method::POST, "/livez"), 405);
         assert_eq!(status(&endpoints, Method::HEAD, "/livez"), 200);
+    }
+
+    #[test]
+    fn only_neighbours_change_anything_unless_it_was_said_out_loud() {
+        for (address, neighbour) in [
+            (Some("127.0.0.1:5"), true),
+            (Some("[::1]:5"), true),
+            (Some("[::ffff:127.0.0.1]:5"), true),
+            (None, true),
+            (Some("10.0.0.7:5"), false),
+            (Some("192.0.2.1:5"), false),
+            (Some("[::ffff:10.0.0.7]:5"), false),
+            (Some("[fe80::1]:5"), false),
+            (Some("0.0.0.0:5"), false),
+        ] {
+            let peer = Peer { address: address.map(|text| text.parse().unwrap()), certificate: None };
+            assert_eq!(Trusted::Loopback.permits(&peer), neighbour, "{address:?}");
+            assert!(Trusted::Anyone.permits(&peer));
+        }
+        let endpoints = Endpoints {
+            readiness: Readiness::new(),
+            facts: Arc::new(String::new),
+            metrics: Arc::new(String::new),
+            control: Arc::new(|_, _| Some(text(StatusCode::ACCEPTED, "own\n"))),
+            trusted: Trusted::Loopback,
+        };
+        let status =
+            |method: &Method, path: &str| endpoints.answer(method, &path.parse().unwrap(), false).status().as_u16();
+        for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH] {
+            assert_eq!(status(&method, "/own"), 403, "{method}");
+        }
+        for (path, wanted) in [("/own", 202), ("/livez", 200), ("/readyz", 200), ("/metrics", 200)] {
+            assert_eq!(status(&Method::GET, path), wanted, "{path}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! Labels are closed lists ([`labels!`]) or names from the configuration, so that no request can make a series
 //! (pitfalls 3.5.4).
 
+pub mod certificates;
 pub mod process;
 
 use std::{

@@ -58,7 +58,7 @@ struct State {
 }
 
 /// How often files changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The value was replaced.
     pub replaced: u64,

@@ -4,11 +4,13 @@
 //! installed for the process, so that nothing here panics for want of one (T52).
 
 mod client;
+mod expiry;
 mod server;
 
 use std::sync::Arc;
 
 pub use client::{ClientTls, ClientTlsFiles};
+pub use expiry::{first_end, last_end};
 use rustls::{
     RootCertStore,
     crypto::CryptoProvider,
@@ -69,6 +71,38 @@ fn authorities(pem: &[u8]) -> Result<RootCertStore, TlsError> {
         roots.add(certificate).map_err(TlsError::Authority)?;
     }
     Ok(roots)
+}
+
+/// What was made of files, and when their certificates end.
+#[derive(Debug)]
+struct Read<T> {
+    config: Arc<T>,
+    /// The own chain.
+    own_end: Option<u64>,
+    authorities_end: Option<u64>,
+}
+
+/// When certificates that are in use end, in seconds since 1970. None: there are none, or it cannot be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ends {
+    /// The own chain.
+    pub own: Option<u64>,
+    /// The authorities that the other side's has to lead to.
+    pub authorities: Option<u64>,
+}
+
+impl<T> Read<T> {
+    fn new(config: T, own: Option<&[u8]>, authorities: Option<&[u8]>) -> Result<Self, TlsError> {
+        let end = |pem: Option<&[u8]>, of: fn(&[CertificateDer<'_>]) -> Option<u64>| {
+            pem.map_or(Ok(None), |pem| chain(pem).map(|certificates| of(&certificates)))
+        };
+        let (own_end, authorities_end) = (end(own, first_end)?, end(authorities, last_end)?);
+        Ok(Self { config: Arc::new(config), own_end, authorities_end })
+    }
+
+    fn ends(&self) -> Ends {
+        Ends { own: self.own_end, authorities: self.authorities_end }
+    }
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::{
 #[command(next_help_heading = "Sidecar")]
 pub struct Options {
     /// Where the gRPC service listens: address and port, or unix:/path/of/a.sock for callers in the same pod. Anything but
-    /// loopback and Unix sockets needs TLS, and tokens or client certificates, or --insecure.
+    /// loopback and Unix sockets needs TLS and identities (SIDECAR_TOKENS_FILE), or --insecure.
     #[arg(long, env = "SIDECAR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub sidecar_listen: Address,
 
@@ -59,11 +59,12 @@ pub struct Options {
     pub sidecar_access_reload: Duration,
 
     /// Calls per second and tenant that claim, list or count; beyond it they are refused as QUOTA_EXCEEDED. Marks and
-    /// extensions are never refused. 0: no quota.
+    /// extensions are never refused. A gateway's calls count too: a genuine webhook beyond the quota gets 503, and comes
+    /// again, so stay far above the tenant's busiest second. 0: no quota.
     #[arg(long, env = "SIDECAR_TENANT_CALLS_PER_SECOND", default_value_t = 0, value_name = "COUNT")]
     pub sidecar_tenant_calls_per_second: u32,
 
-    /// Permits to serve without TLS, or without tokens and client certificates, on an address that others can reach.
+    /// Permits to serve without TLS, or without identities, on an address that others can reach.
     #[arg(long, env = "ONCEGATE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 

@@ -19,9 +19,11 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use oncegate_runtime::{
     admin,
+    metrics::certificates::{CertificateFile, Certificates},
     reload::Files,
     secret::ReadError,
     server::{self, Address, Listener, Peer, TowerToHyperService},
+    tls::ServerTls,
 };
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
@@ -122,9 +124,24 @@ impl Sidecar {
         let (metrics, coordinator) = (self.metrics.clone(), self.coordinator.clone());
         let (cache, access) = (coordinator.cache_stats(), self.settings.access.clone());
         Arc::new(move || {
-            let certificates = access.tls.as_ref().map(|tls| tls.files().counts());
+            let certificates = access.tls.as_ref().map(ServerTls::counts);
             let identities = access.directory.as_ref().map(|files| files.counts());
             metrics.render(&cache, &Standing { certificates, identities, ..coordinator.standing() })
+        })
+    }
+
+    /// When the listener's certificates end.
+    pub fn certificates(&self) -> Certificates {
+        let tls = self.settings.access.tls.clone();
+        Arc::new(move || {
+            let ends = tls.iter().map(ServerTls::ends);
+            ends.flat_map(|ends| {
+                [
+                    CertificateFile { setting: "SIDECAR_TLS_CERT_FILE", end: ends.own },
+                    CertificateFile { setting: "SIDECAR_TLS_CLIENT_CA_FILE", end: ends.authorities },
+                ]
+            })
+            .collect()
         })
     }
 
@@ -156,7 +173,7 @@ impl Sidecar {
                 let access = self.settings.access;
                 let mut watches = tokio::task::JoinSet::new();
                 if let Some(tls) = &access.tls {
-                    watches.spawn(Files::watch(tls.files().clone(), access.reload));
+                    watches.spawn(tls.clone().watch(access.reload));
                 }
                 let door = access.directory.map(|directory| {
                     watches.spawn(Files::watch(directory.clone(), access.reload));

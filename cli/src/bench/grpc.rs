@@ -2,13 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::uri::PathAndQuery;
+use http::{HeaderValue, header, uri::PathAndQuery};
 use oncegate_api::v1::Decision;
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Request, Status, client::Grpc, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use super::{
@@ -24,17 +20,18 @@ pub(super) struct Sidecar {
     grpc: Grpc<Channel>,
     messages: Arc<Messages>,
     timeout: Duration,
+    authorization: Option<HeaderValue>,
 }
 
 impl Sidecar {
-    /// A caller on this connection.
-    pub(super) fn new(channel: Channel, messages: Arc<Messages>, timeout: Duration) -> Self {
-        Self { grpc: Grpc::new(channel), messages, timeout }
-    }
-
-    /// Opens a connection.
-    pub(super) async fn connect(endpoint: &Endpoint) -> Result<Channel, tonic::transport::Error> {
-        endpoint.connect().await
+    /// A caller on this connection, who is known by `authorization`.
+    pub(super) fn new(
+        channel: Channel,
+        messages: Arc<Messages>,
+        timeout: Duration,
+        authorization: Option<HeaderValue>,
+    ) -> Self {
+        Self { grpc: Grpc::new(channel), messages, timeout, authorization }
     }
 
     /// CheckAndLock: the answer, and the fencing token where it is granted.
@@ -59,9 +56,13 @@ impl Sidecar {
     where
         A: prost::Message + Default + Send + Sync + 'static,
     {
+        let mut request = Request::new(message);
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().as_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
         let exchange = async {
             self.grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-            self.grpc.unary(Request::new(message), PathAndQuery::from_static(path), Encoded::<A>::default()).await
+            self.grpc.unary(request, PathAndQuery::from_static(path), Encoded::<A>::default()).await
         };
         match tokio::time::timeout(self.timeout, exchange).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),

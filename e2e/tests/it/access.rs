@@ -2,7 +2,9 @@
 //! while calls go on.
 
 mod caller;
+mod gateway_rotation;
 mod matrix;
+mod quota;
 mod reach;
 mod rotation;
 
@@ -65,6 +67,13 @@ fn identities(with_revoked: bool) -> String {
         certificates = ["uri:spiffe://test/other"]
 
         [[identity]]
+        name = "bench"
+        role = "caller"
+        tenants = ["bench"]
+        token = "{}"
+        certificates = ["uri:spiffe://test/bench"]
+
+        [[identity]]
         name = "expired"
         role = "operator"
         token = "{}"
@@ -74,6 +83,7 @@ fn identities(with_revoked: bool) -> String {
         digest("operator"),
         token("cleanup"),
         token("other"),
+        token("bench"),
         token("expired"),
     );
     if with_revoked {
@@ -103,6 +113,7 @@ impl Guarded {
             .env("SIDECAR_TLS_CLIENT_AUTH", "optional")
             .env("SIDECAR_TOKENS_FILE", tokens.path("tokens.toml").to_string_lossy())
             .env("SIDECAR_ACCESS_RELOAD", "20ms")
+            .env("ADMIN_LISTEN", "127.0.0.1:0")
             .start()?;
         let address = program.address("sidecar").await?;
         let url = format!("https://localhost:{}", address.port());

@@ -121,6 +121,34 @@ async fn migrate_makes_an_empty_database_usable() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_version_that_is_older_than_the_schema_asks_the_schema() -> Result<()> {
+    let database = Database::create().await?;
+    let mut admin = database.connect().await?;
+    let newer = "insert into oncegate_migrations (version, description, success, checksum, execution_time)
+        values (999, 'from the future', true, '', 0)";
+    sqlx::query(newer).execute(&mut admin).await?;
+    let directory = tempfile::tempdir()?;
+    // Told to migrate at start, as somebody may be who goes back.
+    let command = |name| {
+        let command = Oncegate::new(directory.path(), [name])?.env("DATABASE_URL", database.url());
+        anyhow::Ok(command.env("ONCEGATE_MIGRATE", "true").env("SIDECAR_LISTEN", "127.0.0.1:0"))
+    };
+    let mut sidecar = command("sidecar")?.start()?;
+    sidecar.address("sidecar").await?;
+    assert_eq!(sidecar.stop().await?.code, Some(0));
+    assert_eq!(command("migrate")?.run().await?.code, Some(0));
+
+    let from = "update oncegate_meta set value = '999' where key = 'schema_compatible_from'";
+    sqlx::query(from).execute(&mut admin).await?;
+    for name in ["sidecar", "migrate"] {
+        let refused = command(name)?.run().await?;
+        assert_eq!(refused.code, Some(1), "{refused}");
+        assert!(refused.stderr.contains("999") && refused.stderr.contains("run a newer one"), "{refused}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_problem_of_the_configuration_is_listed() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let finished = Oncegate::new(directory.path(), ["gateway"])?.env("GATEWAY_LISTEN", "127.0.0.1:0").run().await?;

@@ -33,6 +33,9 @@ async fn switch(admin: SocketAddr, to: &str) -> Result<()> {
     Ok(())
 }
 
+/// What an alert asks for.
+const OBSERVING: &str = "oncegate_gateway_observing{route=\"/webhooks/payments/stripe\"} ";
+
 async fn metric(admin: SocketAddr, line: &str) -> Result<u64> {
     let page = http_client::get(admin, "/metrics").await?;
     let text = String::from_utf8(page.body.to_vec())?;
@@ -49,7 +52,9 @@ async fn a_route_that_observes_delivers_what_it_would_refuse_and_loses_nothing_o
     let old_body = stripe::event(&old, "charge.succeeded");
     assert_eq!(word(&everything.send(&old_body).await?), "200 processed");
 
+    assert_eq!(metric(admin, OBSERVING).await?, 0);
     switch(admin, "observe").await?;
+    assert_eq!(metric(admin, OBSERVING).await?, 1);
     // A duplicate is delivered, without a token that would look like a lock's, and answered as the application does.
     assert_eq!(word(&everything.send(&old_body).await?), "200 processed");
     everything.upstream.answer_next([Answer::status(500)]);
@@ -74,6 +79,7 @@ async fn a_route_that_observes_delivers_what_it_would_refuse_and_loses_nothing_o
     .await;
 
     switch(admin, "enforce").await?;
+    assert_eq!(metric(admin, OBSERVING).await?, 0);
     assert_eq!(word(&everything.send(&old_body).await?), "200 already_processed");
     assert_eq!(word(&everything.send(&new_body).await?), "200 already_processed");
     assert_eq!(everything.upstream.requests().len(), 4);

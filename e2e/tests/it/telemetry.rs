@@ -1,7 +1,9 @@
 //! What the people who run it see: metrics with a real Prometheus, traces with a collector, logs, alerts and dashboards.
 
+mod access_lines;
 mod alerts;
 mod metrics;
+mod series;
 mod traces;
 
 use std::{net::SocketAddr, path::PathBuf};
@@ -108,7 +110,8 @@ fn gateway_families() -> impl Iterator<Item = &'static Family> {
 }
 
 fn process_families() -> impl Iterator<Item = &'static Family> {
-    oncegate_runtime::metrics::process::FAMILIES.iter().copied()
+    let certificates = oncegate_runtime::metrics::certificates::FAMILIES.iter().copied();
+    oncegate_runtime::metrics::process::FAMILIES.iter().copied().chain(certificates)
 }
 
 fn all_families() -> impl Iterator<Item = &'static Family> {

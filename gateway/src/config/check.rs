@@ -1,11 +1,21 @@
 //! From options to settings that fit together.
 
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
-use oncegate_runtime::config::{Checks, Problem, Problems, Size, Span};
+use oncegate_runtime::{
+    config::{Checks, Problem, Problems, Size, Span},
+    tls::{ServerTls, ServerTlsFiles},
+};
 
 use super::{BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits, routes};
-use crate::{failures::FailureLimits, route, sidecar::ReachOptions};
+use crate::{
+    failures::FailureLimits,
+    route,
+    sidecar::{ReachOptions, chain},
+};
+
+/// What the listener speaks.
+const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -23,6 +33,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     limits(&options, checks);
     let holder = checks.take(holder(&options.gateway_holder));
     let sidecar = checks.take_all(sidecar(&options).validate());
+    let tls = tls(&options, checks);
     let routes = routes::routes(&options, checks);
     route::check(&routes, checks);
     let longest = routes.iter().map(|route| route.target.timeout).max().unwrap_or(options.upstream_timeout);
@@ -31,6 +42,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     Some(Settings {
         listen: options.gateway_listen,
         sidecar: sidecar?,
+        tls,
         routes,
         http: HttpLimits {
             connections_max: options.gateway_connections_max,
@@ -164,6 +176,26 @@ fn holder(name: &str) -> Result<String, Problem> {
     Ok(name.to_owned())
 }
 
+/// TLS on the public listener, where there is a certificate for it.
+fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
+    let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
+    match (given(&options.gateway_tls_cert_file), given(&options.gateway_tls_key_file)) {
+        (None, None) => None,
+        (Some(_), None) => {
+            checks.problem("GATEWAY_TLS_KEY_FILE", "missing: the certificate in GATEWAY_TLS_CERT_FILE needs its key");
+            None
+        }
+        (None, Some(_)) => {
+            checks.problem("GATEWAY_TLS_CERT_FILE", "missing: the key in GATEWAY_TLS_KEY_FILE needs its certificate");
+            None
+        }
+        (Some(certificate), Some(key)) => {
+            let read = ServerTls::read(&ServerTlsFiles { certificate, key, client_ca: None }, PROTOCOLS);
+            read.map_err(|error| checks.problem("GATEWAY_TLS_CERT_FILE", chain(&error))).ok()
+        }
+    }
+}
+
 fn sidecar(options: &Options) -> ReachOptions {
     ReachOptions {
         url: options.sidecar_url.clone(),
@@ -172,6 +204,7 @@ fn sidecar(options: &Options) -> ReachOptions {
         key_file: options.sidecar_client_key_file.clone(),
         token: options.sidecar_token.clone(),
         token_file: options.sidecar_token_file.clone(),
+        insecure: options.sidecar_insecure,
         connect_timeout: options.sidecar_connect_timeout,
         resolve_interval: options.sidecar_resolve_interval,
         reload: options.gateway_secret_reload,

@@ -103,6 +103,11 @@ impl PayPal {
         Certificates::Store(Store::new(source, trust.clone()))
     }
 
+    /// Whom it believes about certificates.
+    pub(crate) fn trust(&self) -> &Trust {
+        &self.trust
+    }
+
     pub(super) fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
         self.webhook_ids.replace(webhook_ids(secrets, self.environment)?);
         Ok(())

@@ -12,6 +12,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
 /// How often an idle connection is asked whether it is alive, and how long that may take: a sidecar that vanished
 /// without a word is noticed before an event waits for it.
@@ -78,6 +79,19 @@ pub(super) async fn connect(dial: &Dial, tls: Option<&ClientTls>, limit: Duratio
 
 /// A channel that connects when it is first needed, and again when the connection is lost.
 pub(super) fn channel(dial: &Dial, tls: Option<ClientTls>, limit: Duration) -> Channel {
+    endpoint(dial, limit).connect_with_connector_lazy(connector(dial.clone(), tls, limit))
+}
+
+/// The same, connected by now.
+pub(super) async fn connected(
+    dial: &Dial,
+    tls: Option<ClientTls>,
+    limit: Duration,
+) -> Result<Channel, tonic::transport::Error> {
+    endpoint(dial, limit).connect_with_connector(connector(dial.clone(), tls, limit)).await
+}
+
+fn endpoint(dial: &Dial, limit: Duration) -> Endpoint {
     let (scheme, authority) = match dial {
         Dial::Tcp { authority, tls: Some(_), .. } => ("https", authority.as_str()),
         Dial::Tcp { authority, tls: None, .. } => ("http", authority.as_str()),
@@ -85,16 +99,22 @@ pub(super) fn channel(dial: &Dial, tls: Option<ClientTls>, limit: Duration) -> C
     };
     let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
     let origin = origin.expect("scheme, authority and path make a URI");
-    let dial = dial.clone();
-    // The connector below knows better where to go.
+    // The connector knows better where to go.
     Endpoint::from_static("http://sidecar")
         .origin(origin)
         .connect_timeout(limit)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
-            let (dial, tls) = (dial.clone(), tls.clone());
-            async move { connect(&dial, tls.as_ref(), limit).await.map(TokioIo::new) }
-        }))
+}
+
+fn connector(
+    dial: Dial,
+    tls: Option<ClientTls>,
+    limit: Duration,
+) -> impl Service<Uri, Response = TokioIo<Box<dyn Stream>>, Error = io::Error, Future: Send> + Send + 'static {
+    tower::service_fn(move |_: Uri| {
+        let (dial, tls) = (dial.clone(), tls.clone());
+        async move { connect(&dial, tls.as_ref(), limit).await.map(TokioIo::new) }
+    })
 }

@@ -10,7 +10,13 @@ use oncegate_runtime::{
     tls::{ClientTls, ClientTlsFiles},
 };
 
-use super::target::{self, Target};
+use tonic::transport::Channel;
+
+use super::{
+    BoxError, dial,
+    pool::NoAddress,
+    target::{self, SystemResolver, Target},
+};
 
 /// gRPC is spoken over HTTP/2 and nothing else.
 const PROTOCOLS: &[&[u8]] = &[b"h2"];
@@ -30,6 +36,8 @@ pub struct ReachOptions {
     pub token: Option<SecretText>,
     /// SIDECAR_TOKEN_FILE.
     pub token_file: Option<PathBuf>,
+    /// SIDECAR_INSECURE: permits to send the token to another machine without TLS.
+    pub insecure: bool,
     /// How long connecting may take, TLS included.
     pub connect_timeout: Duration,
     /// How often names are resolved again.
@@ -54,6 +62,33 @@ pub struct Reach {
 pub(super) enum Token {
     Value(HeaderValue),
     File(Arc<Files<HeaderValue>>),
+}
+
+impl Reach {
+    /// A connection to one sidecar, the first that can be reached, with nothing around it: neither balance nor retries, and
+    /// no token. For whoever measures a sidecar.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with the last address that was tried.
+    pub async fn connect(&self) -> Result<Channel, BoxError> {
+        let mut last: BoxError = NoAddress.into();
+        for target in self.targets.iter() {
+            for dial in target.dials(&SystemResolver).await.unwrap_or_default() {
+                match dial::connected(&dial, self.tls.clone(), self.connect_timeout).await {
+                    Ok(channel) => return Ok(channel),
+                    Err(error) => last = error.into(),
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// What calls are to carry as `authorization`.
+    #[must_use]
+    pub fn authorization(&self) -> Option<HeaderValue> {
+        self.token.as_ref().map(Token::current)
+    }
 }
 
 impl Token {
@@ -82,7 +117,18 @@ impl ReachOptions {
         let tls = self.tls(targets.iter().any(Target::is_tls), &mut checks);
         let token = checks.take(token(self.token, self.token_file)).flatten();
         if token.is_some() && targets.iter().any(|target| !target.is_tls() && !target.is_local()) {
-            tracing::warn!("the token is sent to the sidecar without TLS: whoever listens in can use it");
+            const LISTENERS: &str = "the token is sent to the sidecar without TLS: whoever listens in can use it";
+            if self.insecure {
+                tracing::warn!("{LISTENERS}");
+            } else {
+                checks.problem(
+                    "SIDECAR_URL",
+                    format!(
+                        "http:// to another machine, and {LISTENERS}; write https://, call a sidecar on this machine, or \
+                         say SIDECAR_INSECURE=true"
+                    ),
+                );
+            }
         }
         checks.within(
             "SIDECAR_RESOLVE_INTERVAL",
@@ -156,7 +202,8 @@ fn header(token: &Secret) -> Result<HeaderValue, BadToken> {
     Ok(value)
 }
 
-fn chain(error: &dyn StdError) -> String {
+/// An error with what is behind it.
+pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -165,4 +212,41 @@ fn chain(error: &dyn StdError) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_sent_in_the_clear_to_this_machine_only_or_when_said_out_loud() {
+        let problems = |url: &str, token: Option<&str>, insecure: bool| {
+            let options = ReachOptions {
+                url: url.to_owned(),
+                ca_file: None,
+                cert_file: None,
+                key_file: None,
+                token: token.map(Into::into),
+                token_file: None,
+                insecure,
+                connect_timeout: Duration::from_secs(1),
+                resolve_interval: Duration::from_secs(1),
+                reload: Duration::from_secs(1),
+            };
+            options.validate().err().map(|problems| problems.to_string()).unwrap_or_default()
+        };
+        let token = Some("a-token-of-sixteen-or-more");
+        for (url, token, insecure) in [
+            ("http://127.0.0.1:1,http://[::1]:2,http://localhost:3,unix:/run/s.sock", token, false),
+            ("http://sidecar.example:1", None, false),
+            ("http://sidecar.example:1", token, true),
+        ] {
+            assert_eq!(problems(url, token, insecure), "", "{url}");
+        }
+        for url in ["http://sidecar.example:1", "http://10.0.0.7:1", "http://127.0.0.1:1,http://sidecar.example:1"] {
+            let said = problems(url, token, false);
+            assert!(said.contains("SIDECAR_URL") && said.contains("SIDECAR_INSECURE"), "{url}: {said}");
+            assert!(!said.contains("sixteen"), "{said}");
+        }
+    }
 }

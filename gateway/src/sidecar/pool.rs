@@ -22,7 +22,15 @@ use std::{
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use oncegate_api::reason;
-use oncegate_runtime::{admin, metrics::Counter, reload::Files};
+use oncegate_runtime::{
+    admin,
+    metrics::{
+        Counter,
+        certificates::{CertificateFile, Certificates},
+    },
+    reload::Files,
+    tls::ClientTls,
+};
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -31,13 +39,13 @@ use tower::{
     retry::budget::{Budget as _, TpsBudget},
 };
 
-use crate::metrics;
+use crate::metrics::PoolCounts;
 
 use super::{
     BoxError,
     dial::{self, Dial},
     options::{Reach, Token},
-    target::{Resolve, SystemResolver, Target},
+    target::{Resolve, SystemResolver},
 };
 
 /// Tries after the first.
@@ -113,7 +121,7 @@ impl Pool {
     pub fn with_resolver(reach: Reach, resolver: impl Resolve) -> Self {
         let mut background = JoinSet::new();
         if let Some(tls) = &reach.tls {
-            background.spawn(Files::watch(tls.files().clone(), reach.reload));
+            background.spawn(tls.clone().watch(reach.reload));
         }
         if let Some(Token::File(file)) = &reach.token {
             background.spawn(Files::watch(file.clone(), reach.reload));
@@ -155,6 +163,22 @@ impl Pool {
     pub fn metrics(&self) -> admin::Metrics {
         let shared = self.shared.clone();
         Arc::new(move || shared.render())
+    }
+
+    /// When the certificates end that sidecars are called with.
+    #[must_use]
+    pub fn certificates(&self) -> Certificates {
+        let tls = self.shared.reach.tls.clone();
+        Arc::new(move || {
+            let ends = tls.iter().map(ClientTls::ends);
+            ends.flat_map(|ends| {
+                [
+                    CertificateFile { setting: "SIDECAR_CA_FILE", end: ends.authorities },
+                    CertificateFile { setting: "SIDECAR_CLIENT_CERT_FILE", end: ends.own },
+                ]
+            })
+            .collect()
+        })
     }
 }
 
@@ -272,31 +296,19 @@ impl Shared {
         let mut dials = Vec::new();
         let mut failed = false;
         for target in self.reach.targets.iter() {
-            match target {
-                Target::Unix(path) => dials.push(Dial::Unix(path.clone())),
-                Target::Tcp { host, port, authority, tls } => {
-                    let looked_up = self.resolver.resolve(host, *port);
-                    let found = match tokio::time::timeout(Duration::from_secs(5), looked_up).await {
-                        Ok(Ok(found)) => found,
-                        Ok(Err(error)) => {
-                            tracing::warn!(host, %error, "name of the sidecar cannot be resolved, keeping the addresses");
-                            Vec::new()
-                        }
-                        Err(_) => {
-                            tracing::warn!(
-                                host,
-                                "resolving the name of the sidecar takes too long, keeping the addresses"
-                            );
-                            Vec::new()
-                        }
-                    };
+            let host = target.host();
+            match tokio::time::timeout(Duration::from_secs(5), target.dials(&*self.resolver)).await {
+                Ok(Ok(found)) => {
                     failed |= found.is_empty();
-                    let host = tls.then(|| host.clone());
-                    dials.extend(found.into_iter().map(|address| Dial::Tcp {
-                        address,
-                        authority: authority.clone(),
-                        tls: host.clone(),
-                    }));
+                    dials.extend(found);
+                }
+                Ok(Err(error)) => {
+                    failed = true;
+                    tracing::warn!(%host, %error, "name of the sidecar cannot be resolved, keeping the addresses");
+                }
+                Err(_) => {
+                    failed = true;
+                    tracing::warn!(%host, "resolving the name of the sidecar takes too long, keeping the addresses");
                 }
             }
         }
@@ -324,8 +336,18 @@ impl Shared {
     }
 
     fn render(&self) -> String {
-        let addresses = self.members().len();
-        metrics::render_pool(addresses, &self.retries, &self.retries_refused, &self.resolutions_failed)
+        let counts = PoolCounts {
+            addresses: self.members().len(),
+            retries: &self.retries,
+            retries_refused: &self.retries_refused,
+            resolutions_failed: &self.resolutions_failed,
+            certificates: self.reach.tls.as_ref().map(ClientTls::counts),
+            token: match &self.reach.token {
+                Some(Token::File(file)) => Some(file.counts()),
+                Some(Token::Value(_)) | None => None,
+            },
+        };
+        counts.render()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where sidecars are: what SIDECAR_URL says, and what its names stand for at the moment.
 
 use std::{
+    borrow::Cow,
     future::Future,
     io,
     net::SocketAddr,
@@ -11,6 +12,8 @@ use std::{
 
 use http::{Uri, uri::Authority};
 use oncegate_runtime::config::Problem;
+
+use super::dial::Dial;
 
 /// The port that a URL means that names none.
 const PORT: u16 = 50_051;
@@ -32,6 +35,26 @@ impl Target {
                 host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
             }
             Self::Unix(_) => true,
+        }
+    }
+
+    /// Its addresses at the moment, as they are dialled.
+    pub(super) async fn dials(&self, resolver: &dyn Resolve) -> io::Result<Vec<Dial>> {
+        match self {
+            Self::Unix(path) => Ok(vec![Dial::Unix(path.clone())]),
+            Self::Tcp { host, port, authority, tls } => {
+                let tls = tls.then(|| host.clone());
+                let dial = |address| Dial::Tcp { address, authority: authority.clone(), tls: tls.clone() };
+                Ok(resolver.resolve(host, *port).await?.into_iter().map(dial).collect())
+            }
+        }
+    }
+
+    /// Its name, or the socket's path.
+    pub(super) fn host(&self) -> Cow<'_, str> {
+        match self {
+            Self::Tcp { host, .. } => host.into(),
+            Self::Unix(path) => path.to_string_lossy(),
         }
     }
 

@@ -1,13 +1,13 @@
 //! The side that calls.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{ClientConfig, RootCertStore, client::Resumption, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::{TlsError, authorities, chain, key, provider};
-use crate::reload::{Files, FilesError};
+use super::{Ends, Read, TlsError, authorities, chain, key, provider};
+use crate::reload::{Counts, Files, FilesError};
 
 /// Where a caller's certificates are.
 #[derive(Debug, Clone, Default)]
@@ -21,7 +21,7 @@ pub struct ClientTlsFiles {
 /// A caller's TLS. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
-    files: Arc<Files<ClientConfig>>,
+    files: Arc<Files<Read<ClientConfig>>>,
 }
 
 impl ClientTls {
@@ -39,15 +39,34 @@ impl ClientTls {
         let files = Files::read("certificates of the caller", paths, move |content| {
             let (ca, rest) = if has_ca { (content.first(), &content[1..]) } else { (None, content) };
             let identity = if has_identity { Some((rest[0].as_slice(), rest[1].as_slice())) } else { None };
-            Ok(client_config(ca.map(Vec::as_slice), identity, protocols)?)
+            let ca = ca.map(Vec::as_slice);
+            let config = client_config(ca, identity, protocols)?;
+            Ok(Read::new(config, identity.map(|(certificate, _)| certificate), ca)?)
         })?;
         Ok(Self { files: Arc::new(files) })
     }
 
-    /// The files behind it, to be watched and counted.
+    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    pub async fn watch(self, pause: Duration) {
+        self.files.watch(pause).await;
+    }
+
+    /// How often the files changed.
     #[must_use]
-    pub fn files(&self) -> &Arc<Files<ClientConfig>> {
-        &self.files
+    pub fn counts(&self) -> Counts {
+        self.files.counts()
+    }
+
+    /// When the certificates in use end.
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        self.files.current().ends()
+    }
+
+    /// The configuration as it is now, for clients that make their connections themselves.
+    #[must_use]
+    pub fn config(&self) -> Arc<ClientConfig> {
+        self.files.current().config.clone()
     }
 
     /// The handshake, with the certificates as they are now. Has no time-out of its own.
@@ -56,7 +75,7 @@ impl ClientTls {
     ///
     /// A server whose certificate does not lead to the authorities or is not for `name`, or that refuses ours.
     pub async fn connect(&self, name: ServerName<'static>, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
-        TlsConnector::from(self.files.current()).connect(name, stream).await
+        TlsConnector::from(self.config()).connect(name, stream).await
     }
 }
 

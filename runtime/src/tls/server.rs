@@ -16,8 +16,8 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use super::{TlsError, authorities, chain, key, provider};
-use crate::reload::{Files, FilesError};
+use super::{Ends, Read, TlsError, authorities, chain, key, provider};
+use crate::reload::{Counts, Files, FilesError};
 
 /// Handshakes under way at once: they are what a stranger can make us pay for. More wait, within their time-out.
 const HANDSHAKES_MAX: usize = 128;
@@ -65,7 +65,7 @@ pub enum HandshakeError {
 /// A listener's TLS. Cloning is cheap.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    files: Arc<Files<ServerConfig>>,
+    files: Arc<Files<Read<ServerConfig>>>,
     handshakes: Arc<Semaphore>,
 }
 
@@ -85,15 +85,26 @@ impl ServerTls {
             let client_ca = client_auth.map(|auth| (content[2].as_slice(), auth));
             let config = server_config(&content[0], &content[1], client_ca, protocols)?;
             self_test(&content[0], &content[1])?;
-            Ok(config)
+            Ok(Read::new(config, Some(content[0].as_slice()), client_ca.map(|(pem, _)| pem))?)
         })?;
         Ok(Self { files: Arc::new(files), handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)) })
     }
 
-    /// The files behind it, to be watched and counted.
+    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    pub async fn watch(self, pause: Duration) {
+        self.files.watch(pause).await;
+    }
+
+    /// How often the files changed.
     #[must_use]
-    pub fn files(&self) -> &Arc<Files<ServerConfig>> {
-        &self.files
+    pub fn counts(&self) -> Counts {
+        self.files.counts()
+    }
+
+    /// When the certificates in use end.
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        self.files.current().ends()
     }
 
     /// The handshake, with the certificates as they are now, within `limit`.
@@ -109,7 +120,7 @@ impl ServerTls {
         let deadline = Instant::now() + limit;
         let turn = timeout_at(deadline, self.handshakes.acquire()).await;
         let _turn = turn.map_err(|_| HandshakeError::TimedOut)?;
-        let accepted = timeout_at(deadline, TlsAcceptor::from(self.files.current()).accept(stream)).await;
+        let accepted = timeout_at(deadline, TlsAcceptor::from(self.files.current().config.clone()).accept(stream)).await;
         let stream = accepted.map_err(|_| HandshakeError::TimedOut)?.map_err(HandshakeError::Failed)?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(names);
         Ok((stream, certificate))

@@ -72,11 +72,12 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     );
     if !options.sidecar_listen.is_local() && !options.insecure {
         let mut missing = Vec::new();
-        if options.sidecar_tls_cert_file.is_none() {
+        if !options.sidecar_tls_cert_file.as_deref().is_some_and(given) {
             missing.push("TLS (SIDECAR_TLS_CERT_FILE, SIDECAR_TLS_KEY_FILE)");
         }
-        if options.sidecar_tokens_file.is_none() && !has_client_ca {
-            missing.push("a way to tell callers from strangers (SIDECAR_TOKENS_FILE or SIDECAR_TLS_CLIENT_CA_FILE)");
+        // Client certificates alone say who calls, and not what they may: every holder of one could Resolve and Cleanup.
+        if !options.sidecar_tokens_file.as_deref().is_some_and(given) {
+            missing.push("a list of who may call what (SIDECAR_TOKENS_FILE)");
         }
         if !missing.is_empty() {
             checks.problem(

@@ -78,9 +78,6 @@ impl Call {
         let took = self.started.elapsed();
         let told = told.or_else(|| Told::of_error(self.method, code));
         self.metrics.answered(self.method, code, told, took);
-        if self.method == Method::Other {
-            return;
-        }
         let _entered = self.span.enter();
         let (code, outcome) = (CodeLabel::from(code), told.map(Told::name));
         tracing::info!(

@@ -157,9 +157,10 @@ pub enum OpenError {
         /// The newest migration of this version.
         needed: i64,
     },
-    /// The schema is newer than this version knows.
+    /// The schema is newer than this version can work on.
     #[error(
-        "the schema of {} is at version {found}, newer than the {known} that this version of oncegate knows",
+        "the schema of {} is at version {found}, which programs that know version {compatible_from} can work on; this \
+         version of oncegate knows {known}: run a newer one",
         path.display()
     )]
     Ahead {
@@ -169,6 +170,8 @@ pub enum OpenError {
         found: i64,
         /// The newest migration of this version.
         known: i64,
+        /// The oldest migration that a program has to know.
+        compatible_from: i64,
     },
     /// A migration failed; nothing of it stays.
     #[error("migration {number} of {} failed", path.display())]

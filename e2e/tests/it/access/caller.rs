@@ -36,6 +36,7 @@ pub(super) fn pool(url: &str, ca: &Path, identity: Option<&Files>, token: Option
         key_file: identity.map(|files| files.key.clone()),
         token: token.map(Into::into),
         token_file: None,
+        insecure: false,
         connect_timeout: Duration::from_secs(5),
         resolve_interval: Duration::from_secs(60),
         reload: Duration::from_secs(60),

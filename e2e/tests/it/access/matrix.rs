@@ -124,11 +124,19 @@ async fn others_are_served_only_with_tls_and_identities_or_when_said_out_loud() 
     let tokens = directory.path().join("tokens.toml");
     std::fs::write(&tokens, identities(false))?;
     let tokens = tokens.to_string_lossy().into_owned();
+    let ca = directory.path().join("ca.pem");
+    std::fs::write(&ca, authority.pem())?;
+    let ca = ca.to_string_lossy().into_owned();
     let tls = [("SIDECAR_TLS_CERT_FILE", certificate.as_str()), ("SIDECAR_TLS_KEY_FILE", key.as_str())];
     let known = ("SIDECAR_TOKENS_FILE", tokens.as_str());
     for (settings, wanted) in [
         (vec![], "lacks TLS"),
-        (tls.to_vec(), "lacks a way to tell callers from strangers"),
+        (tls.to_vec(), "lacks a list of who may call what"),
+        // Whoever has a certificate could do everything.
+        (vec![tls[0], tls[1], ("SIDECAR_TLS_CLIENT_CA_FILE", &ca)], "lacks a list of who may call what"),
+        // A blank is as good as nothing.
+        (vec![("SIDECAR_TLS_CERT_FILE", ""), ("SIDECAR_TLS_KEY_FILE", ""), known], "lacks TLS"),
+        (vec![tls[0], tls[1], ("SIDECAR_TOKENS_FILE", "")], "lacks a list of who may call what"),
         // Tokens sent in the clear.
         (vec![known], "lacks TLS"),
         (vec![tls[0]], "SIDECAR_TLS_KEY_FILE"),

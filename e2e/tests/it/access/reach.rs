@@ -1,7 +1,10 @@
 //! The gateway and the commands reach a guarded sidecar, by TLS and by a Unix socket.
 
+use std::net::SocketAddr;
+
 use anyhow::{Context as _, Result};
 use oncegate_e2e::{
+    certificates::Authority,
     http_client,
     program::{Oncegate, Running},
     stripe,
@@ -39,6 +42,11 @@ async fn commands_need_the_role_and_say_what_was_refused() -> Result<()> {
             assert!(said, "{finished}");
         }
     }
+    // In the clear to another machine: nothing is sent.
+    let settings = ["--sidecar", "http://sidecar.example:50051"];
+    let refused = run(&[&["stats"][..], &settings].concat(), Some("operator")).await?;
+    assert_eq!(refused.code, Some(2), "{refused}");
+    assert!(refused.stderr.contains("SIDECAR_INSECURE"), "{refused}");
     // By a certificate, given as options.
     let client = guarded.authority.client("spiffe://test/operator", false)?.write(guarded.directory.path(), "ops")?;
     let (certificate, key) = (client.certificate.to_string_lossy(), client.key.to_string_lossy());
@@ -52,7 +60,40 @@ async fn commands_need_the_role_and_say_what_was_refused() -> Result<()> {
     Ok(())
 }
 
-async fn gateway(guarded: &Guarded, upstream: &Upstream, settings: &[(&str, &str)]) -> Result<Running> {
+#[tokio::test]
+async fn bench_measures_a_guarded_sidecar() -> Result<()> {
+    let guarded = Guarded::start().await?;
+    let ca = guarded.ca().to_string_lossy().into_owned();
+    let run = async |url: &str, more: &[&str]| -> Result<_> {
+        let short = ["bench", "--json", "--duration", "300ms", "--warm-up", "100ms", "--concurrency", "8", "--url", url];
+        let arguments = [&short[..], more].concat();
+        Oncegate::new(guarded.directory.path(), arguments)?.run().await
+    };
+    let token = guarded.token_file("bench")?;
+    let client = guarded.authority.client("spiffe://test/bench", false)?.write(guarded.directory.path(), "bench")?;
+    let (certificate, key) = (client.certificate.to_string_lossy(), client.key.to_string_lossy());
+    let by_token = ["--ca-file", &ca, "--token-file", &token];
+    for known in [&by_token[..], &["--ca-file", &ca, "--cert-file", &certificate, "--key-file", &key]] {
+        let finished = run(&guarded.url, known).await?;
+        assert_eq!(finished.code, Some(0), "{known:?}: {finished}");
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+        assert_eq!((&report["correctness"]["ok"], &report["errors"]), (&true.into(), &serde_json::json!({})));
+        assert!(report["correctness"]["completions_checked"].as_u64() > Some(0), "{finished}");
+    }
+    // Whoever is not known is told so, call by call.
+    let stranger = run(&guarded.url, &["--ca-file", &ca]).await?;
+    assert!(stranger.stdout.contains("Unauthenticated UNAUTHENTICATED"), "{stranger}");
+    // Without trust there is no connection.
+    let other = guarded.directory.path().join("other-ca.pem");
+    std::fs::write(&other, Authority::new()?.pem())?;
+    let distrusted = run(&guarded.url, &["--ca-file", &other.to_string_lossy(), "--token-file", &token]).await?;
+    assert_eq!(distrusted.code, Some(3), "{distrusted}");
+    let clear = run("http://sidecar.example:50051", &["--token-file", &token]).await?;
+    assert!(clear.code == Some(2) && clear.stderr.contains("SIDECAR_INSECURE"), "{clear}");
+    Ok(())
+}
+
+pub(super) async fn gateway(guarded: &Guarded, upstream: &Upstream, settings: &[(&str, &str)]) -> Result<Running> {
     let mut command = Oncegate::new(guarded.directory.path(), ["gateway"])?
         .env("GATEWAY_LISTEN", "127.0.0.1:0")
         .env("UPSTREAM_URL", upstream.url())
@@ -63,10 +104,13 @@ async fn gateway(guarded: &Guarded, upstream: &Upstream, settings: &[(&str, &str
     command.start()
 }
 
-async fn deliver(gateway: &mut Running) -> Result<String> {
+pub(super) async fn deliver(gateway: &mut Running) -> Result<String> {
+    send(gateway.address("gateway").await?).await
+}
+
+pub(super) async fn send(address: SocketAddr) -> Result<String> {
     let body = stripe::event(&stripe::event_id(), "charge.succeeded");
     let signature = stripe::sign(SECRET, &body);
-    let address = gateway.address("gateway").await?;
     Ok(word(&http_client::post(address, STRIPE, &[(stripe::HEADER, &signature)], body).await?))
 }
 

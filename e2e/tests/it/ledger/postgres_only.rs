@@ -11,7 +11,7 @@ use oncegate_sidecar::{
     event::{Claim, Decision, FailureKind, Micros, State},
     ledger::{
         Error, Ledger,
-        postgres::{OpenError, PostgresLedger, PostgresSettings},
+        postgres::{self, OpenError, PostgresLedger, PostgresSettings},
     },
 };
 use sqlx::Connection as _;
@@ -266,16 +266,61 @@ async fn a_schema_that_does_not_fit_is_a_clear_refusal() {
     let error = refusal(PostgresLedger::connect(database.url(), &settings).await);
     assert!(error.contains("version 0") && error.contains("oncegate migrate"), "{error}");
     let newer = Database::create().await.unwrap();
-    let mut admin = newer.connect().await.unwrap();
-    sqlx::query(
+    make_newer(&newer).await;
+    // Neither its word nor its silence permits it.
+    for statement in [
+        "update oncegate_meta set value = '999' where key = 'schema_compatible_from'",
+        "delete from oncegate_meta where key = 'schema_compatible_from'",
+    ] {
+        sqlx::query(statement).execute(&mut newer.connect().await.unwrap()).await.unwrap();
+        let error = refusal(PostgresLedger::connect(newer.url(), &settings).await);
+        assert!(error.contains("999"), "{error}");
+        assert!(postgres::migrate::run(newer.url()).await.is_err());
+        assert!(postgres::check(newer.url()).await.is_err());
+    }
+}
+
+/// What a next version's migration would make of the schema: it knows more, and has more.
+async fn make_newer(database: &Database) {
+    let mut admin = database.connect().await.unwrap();
+    for statement in [
+        "alter table payment_webhook_events add column colour text",
+        "alter table payment_webhook_attempts add column colour text",
+        "create table payment_webhook_colours (id bigint primary key)",
         "insert into oncegate_migrations (version, description, success, checksum, execution_time)
         values (999, 'from the future', true, '', 0)",
-    )
-    .execute(&mut admin)
-    .await
-    .unwrap();
-    let error = refusal(PostgresLedger::connect(newer.url(), &settings).await);
-    assert!(error.contains("999"), "{error}");
+    ] {
+        sqlx::query(statement).execute(&mut admin).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_older_version_works_on_a_newer_schema_that_says_it_may() {
+    let (before, database) = ledger().await;
+    let life = async |ledger: &PostgresLedger, name: &str| {
+        let first = key(&format!("evt_{name}"));
+        let Decision::Acquired(lock) = ledger.claim(claim(&first, "a")).await.unwrap().decision else { panic!("held") };
+        ledger.mark(failure(&first, &lock, FailureKind::Retryable)).await.unwrap();
+        let Decision::Acquired(lock) = ledger.claim(claim(&first, "b")).await.unwrap().decision else { panic!("held") };
+        let marked = ledger.mark(completion(&first, &lock)).await.unwrap();
+        assert_eq!(marked.event.state, State::Completed);
+        let again = ledger.claim(claim(&first, "c")).await.unwrap();
+        assert!(matches!(again.decision, Decision::AlreadyCompleted), "{again:?}");
+        let history = ledger.history_of(first).await.unwrap().unwrap();
+        assert_eq!(history.attempts.len(), 2, "{history:?}");
+    };
+    life(&before, "before").await;
+    // The program that runs meanwhile has prepared its statements on the schema as it was.
+    make_newer(&database).await;
+    life(&before, "meanwhile").await;
+    before.close().await;
+    // One that starts then, as on the way back from a roll-out.
+    let done = postgres::migrate::run(database.url()).await.unwrap();
+    assert_eq!((done.from, done.to), (999, 999), "nothing to do");
+    let after = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    life(&after, "after").await;
+    after.close().await;
+    assert_eq!(postgres::check(database.url()).await.unwrap().differences, []);
 }
 
 // T01

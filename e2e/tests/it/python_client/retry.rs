@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use oncegate_e2e::program::Oncegate;
+use oncegate_e2e::{http_client, program::Oncegate};
 use oncegate_runtime::{
     server::{Options, TowerToHyperService, serve},
     shutdown::CancellationToken,
@@ -28,7 +28,7 @@ use tonic::Status;
 use tower::{Service as _, service_fn};
 
 use super::{client, execute, generate};
-use crate::access::Guarded;
+use crate::{access::Guarded, setup::Ledger};
 
 const SCRIPT: &str = "e2e/python/settled_by_retry.py";
 
@@ -105,6 +105,36 @@ async fn a_restart_between_two_calls_is_not_seen_by_the_client() -> Result<()> {
     assert_eq!(settled?.as_deref(), Some("settled"));
     assert_eq!(running.wait().await?.code(), Some(0));
     assert_eq!(sidecar.stop().await?.code, Some(0));
+    Ok(())
+}
+
+/// The service config has grpc call all addresses that a target has, where its default stays with the first.
+#[tokio::test]
+async fn calls_are_shared_among_the_addresses_of_a_target() -> Result<()> {
+    let (database, directory) = (Ledger::postgres().await?, tempfile::tempdir()?);
+    let python = generate(directory.path()).await?;
+    let start = || {
+        let command = Oncegate::new(directory.path(), ["sidecar"])?.env("SIDECAR_LISTEN", "127.0.0.1:0");
+        database.configure(command).env("ADMIN_LISTEN", "127.0.0.1:0").start()
+    };
+    let mut sidecars = [start()?, start()?];
+    let mut addresses = Vec::new();
+    for sidecar in &mut sidecars {
+        addresses.push(sidecar.address("sidecar").await?.to_string());
+    }
+    let target = format!("ipv4:{}", addresses.join(","));
+    let printed = execute(client(&python, directory.path(), SCRIPT).args([target.as_str(), "balance"])).await?;
+    assert_eq!(printed, "settled\n");
+    let mut calls = Vec::new();
+    for sidecar in &mut sidecars {
+        let page = http_client::get(sidecar.address("admin").await?, "/metrics").await?;
+        let page = String::from_utf8(page.body.to_vec())?;
+        let row = "oncegate_rpc_requests_total{method=\"CheckAndLock\",code=\"OK\"} ";
+        let counted = page.lines().find_map(|line| line.strip_prefix(row)).unwrap_or("0");
+        calls.push(counted.parse::<u32>()?);
+    }
+    assert_eq!(calls.iter().sum::<u32>(), 100, "{calls:?}");
+    assert!(calls.iter().all(|calls| *calls > 0), "{calls:?}");
     Ok(())
 }
 

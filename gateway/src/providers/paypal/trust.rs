@@ -7,6 +7,7 @@
 use std::{fmt, time::SystemTime};
 
 use aws_lc_rs::rsa::PublicEncryptingKey;
+use oncegate_runtime::tls;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime, pem::PemObject as _};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert, aws_lc_rs as algorithms};
 
@@ -25,6 +26,10 @@ pub(crate) struct Trust {
     /// For answers that hold the leaf alone, as PayPal's have.
     intermediates: Vec<CertificateDer<'static>>,
     name: &'static str,
+    /// When the files' certificates end, in seconds since 1970: the last of the anchors, the first of the intermediates. None
+    /// without a file.
+    pub(crate) anchors_end: Option<u64>,
+    pub(crate) intermediates_end: Option<u64>,
 }
 
 /// Why a file with certificates cannot be used.
@@ -43,28 +48,32 @@ impl Trust {
         anchors: Option<&[u8]>,
         intermediates: Option<&[u8]>,
     ) -> Result<Self, TrustError> {
-        let anchors = match anchors {
-            None => webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-            Some(pem) => certificates(pem)
-                .and_then(|roots| {
-                    roots
-                        .iter()
-                        .map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()))
-                        .collect::<Result<Vec<_>, _>>()
-                        .map_err(|_| PemError::Broken)
-                })
-                .map_err(TrustError::Anchors)?,
+        let (anchors, anchors_end) = match anchors {
+            None => (webpki_roots::TLS_SERVER_ROOTS.to_vec(), None),
+            Some(pem) => {
+                let roots = certificates(pem).map_err(TrustError::Anchors)?;
+                let anchors = roots.iter().map(|root| anchor_from_trusted_cert(root).map(|anchor| anchor.to_owned()));
+                let anchors = anchors.collect::<Result<_, _>>().map_err(|_| TrustError::Anchors(PemError::Broken))?;
+                (anchors, tls::last_end(&roots))
+            }
         };
         let intermediates = match intermediates {
             None => Vec::new(),
             Some(pem) => certificates(pem).map_err(TrustError::Intermediates)?,
         };
-        Ok(Self { anchors, intermediates, name: name(environment) })
+        let intermediates_end = tls::first_end(&intermediates);
+        Ok(Self { anchors, intermediates, name: name(environment), anchors_end, intermediates_end })
     }
 
     /// Believes nobody.
     pub(crate) fn in_nobody(environment: Environment) -> Self {
-        Self { anchors: Vec::new(), intermediates: Vec::new(), name: name(environment) }
+        Self {
+            anchors: Vec::new(),
+            intermediates: Vec::new(),
+            name: name(environment),
+            anchors_end: None,
+            intermediates_end: None,
+        }
     }
 
     /// Whether the chain's leaf is PayPal's at `now`.

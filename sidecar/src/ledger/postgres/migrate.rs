@@ -1,5 +1,8 @@
 //! Migrations of the Postgres schema: applied by `oncegate migrate`, or at start when told to; otherwise a schema that
-//! does not fit is a refusal to start (L8).
+//! does not fit is a refusal to start (L8). A newer schema fits if its migrations say so: they write the number of the
+//! oldest migration that a program has to know into `oncegate_meta`.
+
+use std::cmp::Ordering;
 
 use sqlx::{
     Connection as _, PgConnection, SqlSafeStr as _,
@@ -16,6 +19,7 @@ use super::{
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "events", include_str!("../../../../migrations/postgres/0001_events.sql")),
     (2, "stats", include_str!("../../../../migrations/postgres/0002_stats.sql")),
+    (3, "compatible from", include_str!("../../../../migrations/postgres/0003_compatible_from.sql")),
 ];
 
 /// Why a schema does not fit.
@@ -31,13 +35,18 @@ pub enum SchemaError {
         /// The newest migration of this version.
         needed: i64,
     },
-    /// It is newer than this version knows.
-    #[error("the database's schema is at version {found}, newer than the {known} that this version of oncegate knows")]
+    /// It is newer than this version can work on.
+    #[error(
+        "the database's schema is at version {found}, which programs that know version {compatible_from} can work on; this \
+         version of oncegate knows {known}: run a newer one"
+    )]
     Ahead {
         /// The newest migration that was applied.
         found: i64,
         /// The newest migration of this version.
         known: i64,
+        /// The oldest migration that a program has to know.
+        compatible_from: i64,
     },
     /// A migration failed half-way or was changed after it had been applied.
     #[error("a migration failed, or differs from the one that was applied")]
@@ -70,34 +79,63 @@ fn migrator() -> Migrator {
             .collect(),
     );
     migrator.dangerous_set_table_name(TABLE);
+    // Those of a newer version are judged by what they say (`fits`), not by being unknown.
+    migrator.set_ignore_missing(true);
     migrator
 }
 
 /// The table of applied migrations: named after us, for the database may be the application's own.
 const TABLE: &str = "oncegate_migrations";
 
-/// Applies what is missing. Safe when several do it at once: a session lock lets one do it.
+/// Where migrations say, in `oncegate_meta`, which one a program has to know.
+const COMPATIBLE_FROM: &str = "schema_compatible_from";
+
+/// Applies what is missing; on a newer schema that fits, nothing. Safe when several do it at once: a session lock lets one
+/// do it.
 ///
 /// # Errors
-/// When the database cannot be reached or a migration fails; a failed one is rolled back.
+/// When the database cannot be reached, its schema is newer and does not fit, or a migration fails; a failed one is rolled
+/// back.
 pub async fn run(url: &str) -> Result<Migrated, OpenError> {
     let mut connection = connect(&super::options(url)?).await?;
     let from = version(&mut connection).await?;
+    if from > needed() {
+        fits(&mut connection, from).await?;
+    }
     migrator().run_direct(None, &mut connection, false).await.map_err(SchemaError::Migrate)?;
     let to = version(&mut connection).await?;
     drop(connection.close().await);
     Ok(Migrated { from, to })
 }
 
-/// Checks that the schema is the one that this version needs.
+/// Checks that this version can work on the schema.
 pub(super) async fn check(options: &PgConnectOptions) -> Result<(), OpenError> {
     let mut connection = connect(options).await?;
-    let (found, needed) = (version(&mut connection).await?, needed());
+    let found = version(&mut connection).await?;
+    fits(&mut connection, found).await?;
     drop(connection.close().await);
-    match found.cmp(&needed) {
-        std::cmp::Ordering::Less => Err(SchemaError::Behind { found, needed }.into()),
-        std::cmp::Ordering::Equal => Ok(()),
-        std::cmp::Ordering::Greater => Err(SchemaError::Ahead { found, known: needed }.into()),
+    Ok(())
+}
+
+async fn fits(connection: &mut PgConnection, found: i64) -> Result<(), SchemaError> {
+    let known = needed();
+    match found.cmp(&known) {
+        Ordering::Less => Err(SchemaError::Behind { found, needed: known }),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => {
+            let said: Option<String> = sqlx::query_scalar("select value from oncegate_meta where key = $1")
+                .bind(COMPATIBLE_FROM)
+                .fetch_optional(connection)
+                .await
+                .map_err(SchemaError::Read)?;
+            // One that does not say is as good as one that says no.
+            let compatible_from = said.and_then(|said| said.parse().ok()).unwrap_or(found);
+            if compatible_from > known {
+                return Err(SchemaError::Ahead { found, known, compatible_from });
+            }
+            tracing::info!(found, known, "the schema is newer than this version, which it says it fits");
+            Ok(())
+        }
     }
 }
 
@@ -124,4 +162,16 @@ async fn version(connection: &mut PgConnection) -> Result<i64, SchemaError> {
     }
     let applied = connection.list_applied_migrations(TABLE).await.map_err(SchemaError::Migrate)?;
     Ok(applied.iter().map(|migration| migration.version).max().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_migration_says_who_can_work_on_what_it_makes() {
+        for (version, name, sql) in MIGRATIONS.iter().filter(|(version, ..)| *version >= 3) {
+            assert!(sql.contains(COMPATIBLE_FROM), "{version} {name}");
+        }
+    }
 }

@@ -28,12 +28,8 @@ pub fn check(path: &Path) -> Result<Report, OpenError> {
     let conn = Connection::open_with_flags(&path, flags).map_err(open)?;
     conn.busy_timeout(BUSY_TIME_MAX).map_err(open)?;
     conn.pragma_update(None, "query_only", true).map_err(open)?;
-    let (found, needed) = (migrate::version(&conn).map_err(open)?, migrate::needed());
-    match found.cmp(&needed) {
-        std::cmp::Ordering::Less => return Err(OpenError::Behind { path, found, needed }),
-        std::cmp::Ordering::Greater => return Err(OpenError::Ahead { path, found, known: needed }),
-        std::cmp::Ordering::Equal => {}
-    }
+    let found = migrate::version(&conn).map_err(open)?;
+    migrate::fits(&conn, &path, found)?;
     run(&conn).map_err(open)
 }
 

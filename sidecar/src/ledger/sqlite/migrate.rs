@@ -1,8 +1,9 @@
-//! The schema of the SQLite ledger, by steps that are numbered in `PRAGMA user_version` (L8).
+//! The schema of the SQLite ledger, by steps that are numbered in `PRAGMA user_version` (L8). A newer schema fits if its
+//! migrations say so, as in Postgres.
 
-use std::path::Path;
+use std::{cmp::Ordering, path::Path};
 
-use rusqlite::{Connection, TransactionBehavior, types::FromSql};
+use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior, types::FromSql};
 
 use super::OpenError;
 
@@ -10,6 +11,7 @@ use super::OpenError;
 const MIGRATIONS: &[&str] = &[
     include_str!("../../../../migrations/sqlite/0001_events.sql"),
     include_str!("../../../../migrations/sqlite/0002_stats.sql"),
+    include_str!("../../../../migrations/sqlite/0003_compatible_from.sql"),
 ];
 
 /// Tells a database of oncegate from another application's file.
@@ -48,13 +50,10 @@ pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Resul
     if !empty && application_id != APPLICATION_ID {
         return Err(OpenError::Foreign { path: path.to_owned() });
     }
+    if !migrate || found > needed() {
+        fits(&transaction, path, found)?;
+    }
     let needed = needed();
-    if found > needed {
-        return Err(OpenError::Ahead { path: path.to_owned(), found, known: needed });
-    }
-    if found < needed && !migrate {
-        return Err(OpenError::Behind { path: path.to_owned(), found, needed });
-    }
     for (number, migration) in (1..).zip(MIGRATIONS).filter(|(number, _)| *number > found) {
         transaction.execute_batch(migration).map_err(|source| OpenError::Migrate {
             path: path.to_owned(),
@@ -67,9 +66,42 @@ pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Resul
         transaction.pragma_update(None, "user_version", needed).map_err(open)?;
     }
     transaction.commit().map_err(open)?;
-    Ok(Migrated { from: found, to: needed })
+    Ok(Migrated { from: found, to: found.max(needed) })
+}
+
+/// Checks that this version can work on the schema, which is at `found`.
+pub(super) fn fits(conn: &Connection, path: &Path, found: i64) -> Result<(), OpenError> {
+    let known = needed();
+    match found.cmp(&known) {
+        Ordering::Less => Err(OpenError::Behind { path: path.to_owned(), found, needed: known }),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => {
+            let query = "select value from oncegate_meta where key = 'schema_compatible_from'";
+            let said = conn.query_row(query, [], |row| row.get::<_, String>(0)).optional();
+            let said = said.map_err(|source| OpenError::Open { path: path.to_owned(), source })?;
+            // One that does not say is as good as one that says no.
+            let compatible_from = said.and_then(|said| said.parse().ok()).unwrap_or(found);
+            if compatible_from > known {
+                return Err(OpenError::Ahead { path: path.to_owned(), found, known, compatible_from });
+            }
+            tracing::info!(found, known, "the schema is newer than this version, which it says it fits");
+            Ok(())
+        }
+    }
 }
 
 fn pragma<T: FromSql>(conn: &Connection, name: &str) -> rusqlite::Result<T> {
     conn.pragma_query_value(None, name, |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_migration_says_who_can_work_on_what_it_makes() {
+        for (number, migration) in (1..).zip(MIGRATIONS).skip(2) {
+            assert!(migration.contains("schema_compatible_from"), "{number}");
+        }
+    }
 }

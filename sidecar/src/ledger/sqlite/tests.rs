@@ -202,10 +202,15 @@ fn a_schema_that_does_not_fit_is_refused() {
     assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: 0, to: needed });
     assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: needed, to: needed });
 
-    shell(&path).pragma_update(None, "user_version", needed + 1).unwrap();
-    for settings in [plain.clone(), settings()] {
-        let error = refusal(&path, &settings);
-        assert!(matches!(error, OpenError::Ahead { found, known, .. } if (found, known) == (needed + 1, needed)));
+    let newer = newer(&path);
+    for compatible_from in [(needed + 1).to_string(), "not a number".to_owned()] {
+        newer.execute(COMPATIBLE_FROM, [compatible_from]).unwrap();
+        for settings in [plain.clone(), settings()] {
+            let error = refusal(&path, &settings);
+            let OpenError::Ahead { found, known, compatible_from, .. } = error else { panic!("{error:?}") };
+            assert_eq!((found, known, compatible_from), (needed + 1, needed, needed + 1));
+        }
+        assert!(matches!(check(&path), Err(OpenError::Ahead { .. })));
     }
 
     let foreign = directory.path().join("foreign.db");
@@ -218,6 +223,41 @@ fn a_schema_that_does_not_fit_is_refused() {
 
     let nowhere = directory.path().join("absent").join("oncegate.db");
     assert!(matches!(refusal(&nowhere, &settings()), OpenError::Lock { .. }));
+}
+
+/// A schema that the next version would make: it knows more, and has more.
+fn newer(path: &Path) -> Connection {
+    let shell = shell(path);
+    shell
+        .execute_batch(
+            "alter table payment_webhook_events add column colour text; \
+             create table payment_webhook_colours (id integer primary key) strict;",
+        )
+        .unwrap();
+    shell.pragma_update(None, "user_version", migrate::needed() + 1).unwrap();
+    shell
+}
+
+const COMPATIBLE_FROM: &str = "update oncegate_meta set value = ?1 where key = 'schema_compatible_from'";
+
+#[tokio::test]
+async fn an_older_version_works_on_a_newer_schema_that_says_it_may() {
+    let (_directory, path) = file();
+    let needed = migrate::needed();
+    SqliteLedger::migrate(&path).unwrap();
+    newer(&path).execute(COMPATIBLE_FROM, [needed.to_string()]).unwrap();
+    assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: needed + 1, to: needed + 1 });
+    for settings in [SqliteSettings { migrate: false, ..settings() }, settings()] {
+        let ledger = SqliteLedger::open(&path, &settings).unwrap();
+        let event_id = format!("evt_{}", settings.migrate);
+        let lock = acquire(&ledger, &event_id).await;
+        let marked = ledger.mark(completion(&event_id, lock.fencing_token)).await.unwrap();
+        assert_eq!(marked.event.state, State::Completed);
+        ledger.close().await;
+    }
+    assert!(check(&path).is_ok());
+    let version: i64 = shell(&path).pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, needed + 1, "it was left as it is");
 }
 
 #[test]

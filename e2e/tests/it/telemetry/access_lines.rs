@@ -1,0 +1,132 @@
+//! One line in the log for each request, however it ends.
+
+use anyhow::{Context as _, Result};
+use http::{Method, uri::PathAndQuery};
+use oncegate_api::v1::{self, idempotency_service_client::IdempotencyServiceClient};
+use oncegate_e2e::{eventually, http_client, stripe, upstream::Answer};
+use serde_json::Value;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tonic::{Request, client::Grpc, transport::Channel};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{Services, page, sum};
+use crate::setup::{SECRET, STRIPE, send_signed};
+
+/// The lines of a target in what a program logged.
+fn lines(output: &str, target: &str) -> Vec<Value> {
+    let lines = output.lines().filter(|line| line.contains(target));
+    lines.filter_map(|line| serde_json::from_str(line).ok()).filter(|line: &Value| line["target"] == target).collect()
+}
+
+fn fields(line: &Value, names: [&str; 3]) -> [String; 3] {
+    names.map(|name| match &line[name] {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    })
+}
+
+const GATEWAY: &str = "oncegate_gateway::access";
+const SIDECAR: &str = "oncegate_sidecar::access";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_request_at_the_gateway_has_one_line() -> Result<()> {
+    // What hangs at the end is given up at once.
+    let mut services = Services::start(&[("GATEWAY_DRAIN", "0s")]).await?;
+    let (address, health) = (services.address, "/webhooks/payments/health");
+    let body = stripe::event(&stripe::event_id(), "charge.succeeded");
+    services.send(&body, &[]).await?;
+    services.send(&body, &[]).await?;
+    send_signed(address, &stripe::sign("whsec_of_somebody_else", &body), &body).await?;
+    services.send("x".repeat(300 * 1024).as_bytes(), &[]).await?;
+    services.send(&body, &[("content-encoding", "gzip")]).await?;
+    services.send(b"no JSON", &[]).await?;
+    http_client::get(address, STRIPE).await?;
+    http_client::get(address, "/of-a-stranger").await?;
+    http_client::get(address, health).await?;
+    http_client::send(address, Method::DELETE, health, &[], "").await?;
+
+    // The provider hangs up while the application is at work.
+    services.upstream.answer_next([Answer::hang()]);
+    let body = stripe::event(&stripe::event_id(), "charge.succeeded");
+    let head = format!(
+        "POST {STRIPE} HTTP/1.1\r\nhost: {address}\r\n{}: {}\r\ncontent-length: {}\r\n\r\n",
+        stripe::HEADER,
+        stripe::sign(SECRET, &body),
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).await?;
+    stream.write_all(&[head.as_bytes(), &body].concat()).await?;
+    services.upstream.wait_for(2).await;
+    drop(stream);
+    services.gateway.line_where("it is seen that nobody waits", |line| line.contains("\"hung_up\"")).await?;
+
+    let ended = services.gateway.stop().await?;
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let lines = lines(&ended.stderr, GATEWAY);
+    let found: Vec<_> = lines.iter().map(|line| fields(line, ["route", "status", "answer"])).collect();
+    let wanted = [
+        [STRIPE, "200", "processed"],
+        [STRIPE, "200", "already_processed"],
+        [STRIPE, "401", "unauthorized"],
+        [STRIPE, "413", "too_large"],
+        [STRIPE, "415", "encoded"],
+        [STRIPE, "400", "malformed_body"],
+        [STRIPE, "405", "method_not_allowed"],
+        ["-", "404", "not_found"],
+        [health, "200", "ok"],
+        [health, "405", "method_not_allowed"],
+        [STRIPE, "-", "hung_up"],
+    ];
+    assert_eq!(found, wanted.map(|line| line.map(str::to_owned)));
+    assert!(!ended.stderr.contains("of-a-stranger"), "a stranger's path is not logged");
+    let hung_up = lines.last().context("a line")?;
+    assert!(hung_up["event"].is_string() && hung_up["event_type"] == "charge.succeeded", "{hung_up}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_call_at_the_sidecar_has_one_line() -> Result<()> {
+    let mut services = Services::start(&[]).await?;
+    let channel = Channel::from_shared(format!("http://{}", services.sidecar_address))?.connect().await?;
+    let mut client = IdempotencyServiceClient::new(channel.clone());
+    let key = Some(v1::EventKey { provider: "stripe".into(), event_id: stripe::event_id(), ..Default::default() });
+    let claim = v1::CheckAndLockRequest { key, event_type: "charge.succeeded".into(), ..Default::default() };
+    client.check_and_lock(claim.clone()).await?;
+    client.check_and_lock(v1::CheckAndLockRequest::default()).await.err().context("refused")?;
+    let mut raw = Grpc::new(channel.clone());
+    raw.ready().await?;
+    let codec = tonic_prost::ProstCodec::<v1::StatsRequest, v1::StatsResponse>::default();
+    let path = PathAndQuery::from_static("/oncegate.v1.IdempotencyService/OfAStranger");
+    raw.unary(Request::new(v1::StatsRequest::default()), path, codec).await.err().context("refused")?;
+    HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
+
+    // Waits for the outcome of the first attempt, until its caller goes away.
+    let wait_duration = Some(prost_types::Duration { seconds: 20, nanos: 0 });
+    let waiting = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.check_and_lock(v1::CheckAndLockRequest { wait_duration, ..claim }).await }
+    });
+    eventually("the call waits", async || {
+        let page = page(services.sidecar_admin).await.ok()?;
+        (sum(&page, "oncegate_calls_waiting", &[]) == 1.0).then_some(())
+    })
+    .await;
+    waiting.abort();
+    services.sidecar.line_where("it is seen that nobody waits", |line| line.contains("\"CANCELLED\"")).await?;
+
+    let ended = services.sidecar.stop().await?;
+    assert_eq!(ended.code, Some(0), "{ended}");
+    let lines = lines(&ended.stderr, SIDECAR);
+    let found: Vec<_> = lines.iter().map(|line| fields(line, ["method", "code", "outcome"])).collect();
+    let wanted = [
+        ["CheckAndLock", "OK", "acquired"],
+        ["CheckAndLock", "INVALID_ARGUMENT", "rejected"],
+        ["other", "UNIMPLEMENTED", "-"],
+        ["other", "OK", "-"],
+        ["CheckAndLock", "CANCELLED", "failed"],
+    ];
+    assert_eq!(found, wanted.map(|line| line.map(str::to_owned)));
+    assert!(!ended.stderr.contains("OfAStranger"), "a stranger's path is not logged");
+    Ok(())
+}

@@ -1,0 +1,36 @@
+//! When the certificates end that a process has read from files, by the settings that name the files.
+
+use std::sync::Arc;
+
+use super::{Family, Page};
+
+const EXPIRY: Family = Family::gauge(
+    "oncegate_certificate_expiry_timestamp_seconds",
+    &["setting"],
+    "When the certificates in use from a file end, in seconds since 1970: of a chain the first, of authorities the last.",
+);
+
+/// All of them.
+pub const FAMILIES: &[&Family] = &[&EXPIRY];
+
+/// A file with certificates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CertificateFile {
+    /// The setting that names it.
+    pub setting: &'static str,
+    /// When what is in use of it ends, in seconds since 1970; None: that cannot be told.
+    pub end: Option<u64>,
+}
+
+/// The files that a part of the process has read, as they are in use at the moment.
+pub type Certificates = Arc<dyn Fn() -> Vec<CertificateFile> + Send + Sync>;
+
+/// Writes when they end. No setting may be named by two parts.
+pub fn render(page: &mut Page, parts: &[Certificates]) {
+    let mut rows = page.family(&EXPIRY);
+    for file in parts.iter().flat_map(|part| part()) {
+        if let Some(end) = file.end {
+            rows.row(&[file.setting], end);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! When certificates end: for whoever has to renew them.
+
+use std::time::Duration;
+
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, Error, KeyUsage};
+
+/// When the first of a chain ends, in seconds since 1970: from then on it is of no use. None where it cannot be told.
+#[must_use]
+pub fn first_end(chain: &[CertificateDer<'_>]) -> Option<u64> {
+    chain.iter().filter_map(end).min()
+}
+
+/// When the last of several authorities ends: while one is replaced, the file holds both.
+#[must_use]
+pub fn last_end(authorities: &[CertificateDer<'_>]) -> Option<u64> {
+    authorities.iter().filter_map(end).max()
+}
+
+/// The library says when a certificate ends only where it has ended; its check of that comes before all others, so that it
+/// needs neither a chain nor a purpose.
+fn end(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let after_all = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));
+    let parsed = EndEntityCert::try_from(certificate).ok()?;
+    match parsed.verify_for_usage(&[], &[], &[], after_all, KeyUsage::server_auth(), None, None) {
+        Err(Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn certificate(is_ca: bool, year: i32) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        if is_ca {
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        }
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
+        params.self_signed(&KeyPair::generate().unwrap()).unwrap().into()
+    }
+
+    #[test]
+    fn the_end_of_a_certificate_is_told_whether_or_not_it_is_over() {
+        let at = |year: i32| u64::try_from(date_time_ymd(year, 1, 1).unix_timestamp()).unwrap();
+        for is_ca in [false, true] {
+            for year in [2021, 2045, 2060] {
+                assert_eq!(end(&certificate(is_ca, year)), Some(at(year)), "{is_ca} {year}");
+            }
+        }
+        let several = [certificate(false, 2045), certificate(true, 2060), CertificateDer::from(b"no certificate".as_slice())];
+        assert_eq!((first_end(&several), last_end(&several)), (Some(at(2045)), Some(at(2060))));
+        assert_eq!((first_end(&[]), last_end(&several[2..])), (None, None));
+    }
+}
