@@ -113,11 +113,14 @@ impl Condition {
     }
 }
 
-/// Every other name gets a value that is none, every other one the value of its neighbour.
+/// Every third name gets a value that is none, every third the value of its neighbour, if that is one, and the others no value
+/// at all.
 const RUBBISH: &str = "EVAL \"local names = redis.call('KEYS', 'oncegate:*') \
     for place, name in ipairs(names) do \
       if place % 3 == 0 then redis.call('SET', name, string.rep('x', place)) \
-      elseif place % 3 == 1 then redis.call('SET', name, redis.call('GET', names[place % #names + 1]) or 'x') \
+      elseif place % 3 == 1 then \
+        local other = redis.pcall('GET', names[place % #names + 1]) \
+        redis.call('SET', name, type(other) == 'string' and other or 'x') \
       else redis.call('DEL', name) redis.call('LPUSH', name, 'x') end \
     end return #names\" 0";
 
