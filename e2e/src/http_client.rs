@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt as _, Full};
@@ -13,6 +13,8 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
+
+use crate::secrets::told_by_anybody;
 
 /// Beyond the longest that a gateway takes to answer.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -85,5 +87,13 @@ pub async fn send_over(
         let body = body.collect().await?.to_bytes();
         anyhow::Ok(Answer { status: head.status, headers: head.headers, body })
     };
-    timeout(DEADLINE, exchange).await.with_context(|| format!("no answer from {address} within {DEADLINE:?}"))?
+    let answer: Answer = timeout(DEADLINE, exchange)
+        .await
+        .with_context(|| format!("no answer from {address} within {DEADLINE:?}"))??;
+    // Whatever is said to whomever, no secret is in it.
+    let text = format!("{:?}\n{}", answer.headers, String::from_utf8_lossy(&answer.body));
+    if let Some(told) = told_by_anybody(&text) {
+        bail!("{address} has told a secret: {told}");
+    }
+    Ok(answer)
 }

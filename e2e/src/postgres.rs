@@ -25,7 +25,7 @@ use tokio::{runtime, sync::OnceCell, time::Instant};
 
 use crate::{
     eventually::DEADLINE,
-    supervised::{Directory, Supervised, User},
+    supervised::{Directory, Supervised, User, send_signal},
 };
 
 /// Whose server to use instead of starting one.
@@ -181,11 +181,32 @@ impl Cluster {
         // The sessions' processes outlive their parent for a moment, and may even end the statement that they are at.
         let data = self.data().canonicalize()?;
         let end = std::time::Instant::now() + DEADLINE;
-        while works_in(&data) {
+        while !working_in(&data).is_empty() {
             ensure!(std::time::Instant::now() < end, "processes of the killed server are left");
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Stops every process of the server where it is: connections are accepted by the kernel, and nobody says a word, until
+    /// [`thaw`](Self::thaw).
+    pub fn freeze(&mut self) -> Result<()> {
+        let server = self.server.as_mut().context("the server is not running")?;
+        // The first one first: it makes no more of them.
+        server.signal("STOP")?;
+        for process in working_in(&self.data().canonicalize()?) {
+            // One may have ended by itself.
+            let _ = send_signal(process, "STOP");
+        }
+        Ok(())
+    }
+
+    /// Ends what [`freeze`](Self::freeze) began.
+    pub fn thaw(&mut self) -> Result<()> {
+        for process in working_in(&self.data().canonicalize()?) {
+            let _ = send_signal(process, "CONT");
+        }
+        self.server.as_mut().context("the server is not running")?.signal("CONT")
     }
 
     /// How to reach a database of the cluster.
@@ -283,14 +304,14 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        let admin_url = self.admin_url.clone();
+        // Without waiting for a standby that a failed test has left behind, or taken away.
+        let separator = if self.admin_url.contains('?') { '&' } else { '?' };
+        let admin_url = format!("{}{separator}options=-c%20synchronous_commit%3Dlocal", self.admin_url);
         // A runtime cannot be blocked on from within another, and a test must not end before its database has.
         let dropped = thread::spawn(move || {
-            runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .map_err(anyhow::Error::from)
-                .and_then(|runtime| runtime.block_on(execute(&admin_url, &sql)))
+            runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
+                |runtime| runtime.block_on(async { tokio::time::timeout(DEADLINE, execute(&admin_url, &sql)).await? }),
+            )
         })
         .join();
         if !matches!(dropped, Ok(Ok(()))) {
@@ -459,10 +480,11 @@ fn unprivileged_user() -> Result<User> {
     bail!("Postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
 }
 
-/// Whether a process has this directory as its own, where the system tells (Linux).
-fn works_in(directory: &Path) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
-    processes.flatten().any(|process| fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd == directory))
+/// The processes that have this directory as their own, where the system tells (Linux).
+fn working_in(directory: &Path) -> Vec<u32> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let there = processes.filter(|one| fs::read_link(one.path().join("cwd")).is_ok_and(|cwd| cwd == directory));
+    there.filter_map(|process| process.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// A port that was free a moment ago.

@@ -64,6 +64,10 @@ impl Oncegate {
     /// With a setting.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<str>) -> Self {
+        // What is to log everything does so, whatever a test has in mind.
+        if name == "ONCEGATE_LOG" && env::var_os(TRACE).is_some() {
+            return self;
+        }
         self.command.env(name, value.as_ref());
         self.secrets.add_setting(name, value.as_ref());
         self
@@ -102,6 +106,8 @@ impl Oncegate {
 
     /// Starts it.
     pub fn start(mut self) -> Result<Running> {
+        let directory = self.command.as_std().get_current_dir().unwrap_or(Path::new(".")).to_owned();
+        self.secrets.read_files(&directory);
         let mut child = self.command.spawn().context("cannot start oncegate")?;
         let stdout = child.stdout.take().context("standard output was not piped")?;
         let stderr = child.stderr.take().context("standard error was not piped")?;
@@ -110,7 +116,7 @@ impl Oncegate {
             tokio::spawn(read(stdout, Arc::clone(&output), Stream::Out)),
             tokio::spawn(read(stderr, Arc::clone(&output), Stream::Err)),
         ];
-        Ok(Running { child, output, readers, secrets: self.secrets })
+        Ok(Running { child, output, readers, secrets: self.secrets, directory })
     }
 
     /// Runs it to its end, which may take so many seconds.
@@ -153,11 +159,13 @@ pub struct Running {
     output: Arc<Output>,
     readers: [JoinHandle<()>; 2],
     secrets: Secrets,
+    directory: PathBuf,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // No secret is in any output, whatever the test is about.
+        // No secret is in any output, whatever the test is about; files may have got others meanwhile.
+        self.secrets.read_files(&self.directory);
         let told = self.secrets.told_in(&self.output.to_string());
         if let Some(told) = told.filter(|_| !std::thread::panicking()) {
             panic!("oncegate has told a secret: {told}");

@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use crate::{
-    eventually::DEADLINE,
+    eventually::{DEADLINE, within},
     postgres::free_port,
     supervised::{Directory, Supervised},
 };
@@ -134,6 +134,19 @@ impl Redis {
     /// Ends what [`freeze`](Self::freeze) began.
     pub fn thaw(&mut self) -> Result<()> {
         self.server.as_mut().context("the server is not running")?.signal("CONT")
+    }
+
+    /// A replica that has all there is now and nothing that comes: it follows nobody any more.
+    pub async fn detached_replica(&self) -> Result<Self> {
+        let replica = Self::start().await?;
+        // By default it waits for further replicas first.
+        ensure!(self.command("CONFIG SET repl-diskless-sync-delay 0").await? == "+OK", "no CONFIG SET");
+        let follow = format!("REPLICAOF {} {}", Ipv4Addr::LOCALHOST, self.port);
+        ensure!(replica.command(&follow).await? == "+OK", "no REPLICAOF");
+        let followed = within(DEADLINE, async || (self.command("WAIT 1 100").await.ok()? == ":1").then_some(())).await;
+        followed.context("the replica does not follow")?;
+        ensure!(replica.command("REPLICAOF NO ONE").await? == "+OK", "no REPLICAOF NO ONE");
+        Ok(replica)
     }
 
     /// Where it listens.

@@ -1,6 +1,11 @@
 //! Whether what a program wrote tells a secret that it was given, in any form that code tends to print.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
 
 use base64::{
     Engine as _,
@@ -10,30 +15,59 @@ use base64::{
 /// What is shorter is found by accident, and is no secret.
 const BYTES_MIN: usize = 8;
 
+/// All secrets of this test process, for what is searched wherever it comes from.
+static ALL: Mutex<Secrets> = Mutex::new(Secrets { known: Vec::new(), files: Vec::new() });
+
+/// The first secret of any program of this process that the text tells.
+pub fn told_by_anybody(text: &str) -> Option<String> {
+    ALL.lock().unwrap_or_else(PoisonError::into_inner).told_in(text)
+}
+
 /// Secrets of one program.
 #[derive(Clone, Debug, Default)]
-pub struct Secrets(Vec<String>);
+pub struct Secrets {
+    known: Vec<String>,
+    /// Where more of them stand, or will.
+    files: Vec<PathBuf>,
+}
 
 impl Secrets {
     /// Takes up a secret. Lists are taken apart at commas, as the settings are.
     pub fn add(&mut self, secret: &str) {
         for part in secret.split(',').map(str::trim) {
-            if part.len() >= BYTES_MIN && !self.0.iter().any(|known| known == part) {
-                self.0.push(part.to_owned());
+            if part.len() >= BYTES_MIN && !self.known.iter().any(|known| known == part) {
+                self.known.push(part.to_owned());
+                let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+                if !all.known.iter().any(|known| known == part) {
+                    all.known.push(part.to_owned());
+                }
             }
         }
     }
 
-    /// Takes up what is secret in a setting of the program, judged by its name: secrets and passwords whole, of URLs the
-    /// password.
+    /// Takes up what is secret in a setting of the program, judged by its name: secrets, passwords, tokens and keys whole, of
+    /// URLs the password, of headers their values; and what stands in the file that it names.
     pub fn add_setting(&mut self, name: &str, value: &str) {
-        let file = name.ends_with("_FILE");
-        if !file && (name.contains("SECRET") && name != "GATEWAY_SECRET_RELOAD" || name.contains("PASSWORD")) {
+        let secret = ["SECRET", "PASSWORD", "TOKEN", "KEY"].iter().any(|word| name.contains(word));
+        if name.ends_with("_FILE") {
+            if secret || name.ends_with("_URL_FILE") {
+                self.files.push(value.into());
+            }
+        } else if name == "ONCEGATE_CONFIG" {
+            self.files.push(value.into());
+        } else if name.contains("HEADERS") {
+            for (_, value) in value.split(',').filter_map(|header| header.split_once('=')) {
+                self.add(value);
+            }
+        } else if secret && name != "GATEWAY_SECRET_RELOAD" {
             self.add(value);
+        } else if name.ends_with("_URL") {
+            self.add_password(value);
         }
-        if !file
-            && name.ends_with("_URL")
-            && let Some((_, rest)) = value.split_once("://")
+    }
+
+    fn add_password(&mut self, url: &str) {
+        if let Some((_, rest)) = url.split_once("://")
             && let Some((credentials, _)) = rest.split('/').next().unwrap_or_default().rsplit_once('@')
             && let Some((_, password)) = credentials.split_once(':')
         {
@@ -41,10 +75,45 @@ impl Secrets {
         }
     }
 
+    /// Takes up what stands in the files by now. They are named from `directory`.
+    pub fn read_files(&mut self, directory: &Path) {
+        for file in self.files.clone() {
+            // A test may be about one that is not there.
+            if let Ok(text) = fs::read_to_string(directory.join(file)) {
+                self.add_text(&text);
+            }
+        }
+    }
+
+    /// A key in PEM, a URL, TOML with members that are secret, or the bare secrets.
+    fn add_text(&mut self, text: &str) {
+        if text.contains("-----BEGIN") {
+            let mut private = false;
+            for line in text.lines() {
+                if line.starts_with("-----") {
+                    private = line.starts_with("-----BEGIN") && line.contains("PRIVATE KEY");
+                } else if private {
+                    self.add(line);
+                }
+            }
+        } else if text.contains("://") && text.lines().count() == 1 {
+            self.add_password(text.trim());
+        } else if text.contains("[[") {
+            for line in text.lines() {
+                let Some((member, value)) = line.split_once('=') else { continue };
+                if ["secret", "secrets", "token", "password"].contains(&member.trim()) {
+                    value.split('"').skip(1).step_by(2).for_each(|secret| self.add(secret));
+                }
+            }
+        } else {
+            text.lines().for_each(|line| self.add(line));
+        }
+    }
+
     /// The first secret that the text tells, and in which form.
     pub fn told_in(&self, text: &str) -> Option<String> {
         let lower = text.to_ascii_lowercase();
-        self.0.iter().enumerate().find_map(|(number, secret)| {
+        self.known.iter().enumerate().find_map(|(number, secret)| {
             let found = forms(secret)
                 .into_iter()
                 .find(|(_, form)| text.contains(form.as_str()) || lower.contains(&form.to_ascii_lowercase()));
@@ -107,7 +176,7 @@ mod tests {
         let told = |name: &str, value: &str| {
             let mut secrets = Secrets::default();
             secrets.add_setting(name, value);
-            secrets.0
+            secrets.known
         };
         assert_eq!(
             told("STRIPE_WEBHOOK_SECRET", "whsec_number_one, whsec_number_two"),
@@ -115,10 +184,41 @@ mod tests {
         );
         assert_eq!(told("DATABASE_URL", "postgres://me:a-pass-word@db.example/payments"), ["a-pass-word"]);
         assert_eq!(told("REDIS_PASSWORD", "a-pass-word"), ["a-pass-word"]);
+        assert_eq!(told("SIDECAR_TOKEN", "a-to-ken"), ["a-to-ken"]);
+        assert_eq!(
+            told("OTEL_EXPORTER_OTLP_HEADERS", "api-key=a-key-of-mine,x=another-key"),
+            ["a-key-of-mine", "another-key"]
+        );
         for (name, value) in
             [("DATABASE_URL", "postgres://me@db.example/a:b@c"), ("STRIPE_WEBHOOK_SECRET_FILE", "/run/secrets/stripe")]
         {
             assert_eq!(told(name, value), [""; 0]);
         }
+    }
+
+    #[test]
+    fn what_is_secret_in_a_file_is_taken_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let found = |name: &str, text: &str| {
+            fs::write(directory.path().join("file"), text).expect("a file");
+            let mut secrets = Secrets::default();
+            secrets.add_setting(name, "file");
+            secrets.read_files(directory.path());
+            secrets.known
+        };
+        assert_eq!(
+            found("STRIPE_WEBHOOK_SECRET_FILE", "whsec_one_of,whsec_two_of\n"),
+            ["whsec_one_of", "whsec_two_of"]
+        );
+        assert_eq!(found("DATABASE_URL_FILE", "postgres://me:a-pass-word@db/x\n"), ["a-pass-word"]);
+        let key = "-----BEGIN PRIVATE KEY-----\nMIGHAgEAMBMG\nByqGSM49AgEG\n-----END PRIVATE KEY-----\n";
+        assert_eq!(found("SIDECAR_TLS_KEY_FILE", key), ["MIGHAgEAMBMG", "ByqGSM49AgEG"]);
+        assert_eq!(found("SIDECAR_CLIENT_KEY_FILE", &key.replace("PRIVATE KEY", "CERTIFICATE")), [""; 0]);
+        let tokens =
+            "[[identity]]\nname = \"somebody\"\ntoken = \"a-token-of-somebody\"\ntoken_sha256 = \"00112233\"\n";
+        assert_eq!(found("SIDECAR_TOKENS_FILE", tokens), ["a-token-of-somebody"]);
+        let routes = "[[route]]\nsecrets = [\"whsec_first\", \"whsec_second\"]\nsecret_file = \"/run/secrets/x\"\n";
+        assert_eq!(found("ONCEGATE_CONFIG", routes), ["whsec_first", "whsec_second"]);
+        assert_eq!(found("SIDECAR_CA_FILE", "anything at all"), [""; 0]);
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     pin::pin,
     sync::{Arc, LazyLock},
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -15,11 +15,19 @@ use sha2::{Digest as _, Sha256};
 use crate::providers::{
     Provider, Signed,
     flutterwave::{Flutterwave, Version},
-    paypal::{Certificates, Environment, PayPal, cert_url::CertUrl, trust::Trust},
+    paypal::{
+        Certificates, Environment, PayPal,
+        cert_url::CertUrl,
+        trust::{Chain, Trust},
+    },
     paystack::Paystack,
     standard_webhooks::{self, StandardWebhooks},
     stripe::{self, Stripe},
 };
+
+/// The place of the provider whose header is the secret itself, and that secret.
+const PLAIN: usize = 1;
+const FLUTTERWAVE: &str = "hash";
 
 /// One of each.
 static PROVIDERS: LazyLock<Vec<Provider>> = LazyLock::new(|| {
@@ -31,8 +39,8 @@ static PROVIDERS: LazyLock<Vec<Provider>> = LazyLock::new(|| {
         StandardWebhooks::new(&secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"), standard_webhooks::TOLERANCE);
     vec![
         Provider::Stripe(Stripe::new(&secrets("whsec_test"), stripe::TOLERANCE)),
-        Provider::Flutterwave(Flutterwave::new(&secrets("hash"), Version::V3)),
-        Provider::Flutterwave(Flutterwave::new(&secrets("hash"), Version::V4)),
+        Provider::Flutterwave(Flutterwave::new(&secrets(FLUTTERWAVE), Version::V3)),
+        Provider::Flutterwave(Flutterwave::new(&secrets(FLUTTERWAVE), Version::V4)),
         Provider::Paystack(Paystack::new(&secrets("sk_test"))),
         Provider::PayPal(Box::new(paypal.expect("the id is one"))),
         Provider::StandardWebhooks(standard.expect("the secret is one")),
@@ -60,11 +68,16 @@ pub fn signature_headers(input: &[u8]) {
         }
     }
     let now: SystemTime = UNIX_EPOCH + Duration::from_secs(1_770_000_000);
-    for provider in PROVIDERS.iter() {
+    for (place, provider) in PROVIDERS.iter().enumerate() {
         if let Ok(verification) = provider.begin(&headers) {
             let finish = pin!(verification.finish(rest, now));
             // Certificates are given: there is nothing to wait for.
-            let _ = finish.poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(verdict) = finish.poll(&mut Context::from_waker(Waker::noop())) else {
+                panic!("it waits for something")
+            };
+            // None of the inputs is signed with these secrets.
+            let plain = place == PLAIN && headers.get("verif-hash").is_some_and(|hash| hash == FLUTTERWAVE);
+            assert!(verdict.is_err() || plain, "a signature that nobody made is accepted");
         }
     }
 }
@@ -95,6 +108,17 @@ pub fn certificate_url(input: &[u8]) {
     }
 }
 
+/// What is answered at the address of a certificate. What is a chain is believed by nobody here, and signs nothing.
+pub fn certificate_chain(input: &[u8]) {
+    static TRUST: LazyLock<Trust> =
+        LazyLock::new(|| Trust::new(Environment::Live, None, None).expect("the public roots can be used"));
+    let now: SystemTime = UNIX_EPOCH + Duration::from_secs(1_770_000_000);
+    if let Some(chain) = Chain::parse(input) {
+        assert!(TRUST.verify(&chain, now).is_err(), "a certificate that nobody issued is PayPal's");
+        assert!(!chain.verify_signature(input, input), "it signs anything");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use oncegate_inputs::campaign;
@@ -107,6 +131,11 @@ mod tests {
     #[test]
     fn no_body_does_harm() {
         campaign("event_key", super::event_key);
+    }
+
+    #[test]
+    fn no_certificate_does_harm() {
+        campaign("certificate_chain", super::certificate_chain);
     }
 
     #[test]

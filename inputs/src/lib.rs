@@ -24,7 +24,7 @@ const TIME_MAX: Duration = Duration::from_secs(2);
 const INPUT_BYTES_MAX: usize = 16 * 1_024;
 
 /// Names a seed to run again.
-pub const SEED: &str = "ONCEGATE_TEST_SEED";
+pub const SEED: &str = "ONCEGATE_SEED";
 /// How many inputs each campaign makes.
 pub const COUNT: &str = "FUZZ_COUNT";
 

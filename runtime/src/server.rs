@@ -377,9 +377,6 @@ impl<M> Worker<M> {
                     .keep_alive_interval(limits.keep_alive_interval)
                     .keep_alive_timeout(limits.keep_alive_timeout)
                     .max_header_list_size(limits.header_bytes_max)
-                    // As many as may be open: a crowd whose deadlines pass together is read at once on a busy machine,
-                    // and is no flood (the library's 20 would end the connection, and every other call on it).
-                    .max_pending_accept_reset_streams(usize::try_from(limits.streams_max).ok())
                     .serve_connection(io, service);
                 let watch = Watch {
                     seen: &seen,

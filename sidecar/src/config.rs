@@ -98,7 +98,7 @@ pub struct Options {
     #[arg(long, env = "REDIS_PORT", default_value_t = 6_379, value_name = "PORT")]
     pub redis_port: u16,
 
-    /// The password that goes with REDIS_HOST.
+    /// The password of Redis, with REDIS_HOST or a REDIS_URL that has none.
     #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
     pub redis_password: Option<SecretText>,
 
@@ -315,7 +315,12 @@ fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<O
             Err(Problem::new("REDIS_HOST", format!("{host} given, and REDIS_URL as well: keep one")))
         }
         (Some(url), None) => {
-            RedisOptions::from_url(url.expose()).map(Some).map_err(|error| Problem::new("REDIS_URL", error.to_string()))
+            let options =
+                RedisOptions::from_url(url.expose()).map_err(|error| Problem::new("REDIS_URL", error.to_string()))?;
+            let Some(password) = password else { return Ok(Some(options)) };
+            let contradiction =
+                || Problem::new("REDIS_PASSWORD", "given, and REDIS_URL has another password: keep one");
+            options.with_password(password.expose()).map(Some).ok_or_else(contradiction)
         }
         (None, Some(host)) => {
             Ok(Some(RedisOptions::from_parts(&host, server.1, password.map(|p| p.expose().to_owned()))))

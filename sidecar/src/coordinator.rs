@@ -252,6 +252,11 @@ impl Coordinator {
         self.ledger.durability()
     }
 
+    /// Why the ledger is down, where that is known.
+    pub fn trouble(&self) -> Option<&'static str> {
+        self.ledger.trouble()
+    }
+
     /// What the cache has done so far.
     pub fn cache_stats(&self) -> Arc<CacheStats> {
         self.cache.stats()

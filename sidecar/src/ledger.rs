@@ -87,6 +87,10 @@ pub trait Ledger: Send + Sync + 'static {
     fn durability(&self) -> Option<Durability> {
         None
     }
+    /// Why it is down, where that is known.
+    fn trouble(&self) -> Option<&'static str> {
+        None
+    }
     /// Tells other processes on the same ledger that an event has changed, some time soon. Losing it costs them one
     /// interval of their net (L9).
     fn announce(&self, announcement: Announcement);

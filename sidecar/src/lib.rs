@@ -150,7 +150,10 @@ impl Sidecar {
         let coordinator = self.coordinator.clone();
         Arc::new(move || match coordinator.durability() {
             Some(durability) => durability.to_string(),
-            None => "the store is not connected\n".to_owned(),
+            None => match coordinator.trouble() {
+                Some(why) => format!("the store is not connected: {why}\n"),
+                None => "the store is not connected\n".to_owned(),
+            },
         })
     }
 

@@ -18,6 +18,7 @@ use oncegate_api::v1::{
     idempotency_service_client::IdempotencyServiceClient,
 };
 use oncegate_e2e::{
+    eventually,
     grow::{Growth, fill, key},
     postgres::{Cluster, Options},
     program::{Oncegate, Running},
@@ -114,13 +115,19 @@ async fn measure(cluster: &Cluster, rows: i64, time: Duration, check: bool) -> R
     }
     latencies(&mut clients[0].clone(), rows, &mut note).await?;
     note("memory_mib", json!(memory(&sidecar)?));
-    // The sidecar's own sessions report a second after their last statement.
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let (heap_only, updates): (i64, i64) = sqlx::query_as(
-        "select n_tup_hot_upd, n_tup_upd from pg_stat_user_tables where relname = 'payment_webhook_events'",
-    )
-    .fetch_one(&mut connection)
-    .await?;
+    // A session reports what it did a second after its last statement, or when it ends: every grant is an insert of one.
+    let (heap_only, updates): (i64, i64) = eventually("the sidecar's sessions have reported", async || {
+        let (heap_only, updates, inserts): (i64, i64, i64) = sqlx::query_as(
+            "select n_tup_hot_upd, n_tup_upd, n_tup_ins from pg_stat_user_tables where relname = 'payment_webhook_events'",
+        )
+        .fetch_one(&mut connection)
+        .await
+        .ok()?;
+        let rows: i64 =
+            sqlx::query_scalar("select count(*) from payment_webhook_events").fetch_one(&mut connection).await.ok()?;
+        (inserts >= rows).then_some((heap_only, updates))
+    })
+    .await;
     #[expect(clippy::cast_precision_loss, reason = "a share")]
     note("heap_only_share", json!(heap_only as f64 / updates.max(1) as f64));
     cleanup(&clients, rows, time, &mut note).await?;
@@ -148,15 +155,16 @@ enum Work {
 
 /// Calls a second, in a closed loop.
 async fn rate(clients: &[Client], time: Duration, work: Work, run: &str, rows: i64) -> Result<f64> {
-    let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let done = Arc::new(AtomicU64::new(0));
+    let begun = Instant::now();
     let mut tasks = Vec::new();
     for caller in 0..CALLERS {
         let mut client = clients[usize::try_from(caller)? % clients.len()].clone();
-        let (done, stop, run) = (done.clone(), stop.clone(), run.to_owned());
+        let (done, run) = (done.clone(), run.to_owned());
         tasks.push(tokio::spawn(async move {
             let mut random = (caller + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             let mut number = 0_u64;
-            while !stop.load(Ordering::Relaxed) {
+            while begun.elapsed() < time {
                 number += 1;
                 random ^= random << 13;
                 random ^= random >> 7;
@@ -188,13 +196,10 @@ async fn rate(clients: &[Client], time: Duration, work: Work, run: &str, rows: i
             anyhow::Ok(())
         }));
     }
-    let begun = Instant::now();
-    tokio::time::sleep(time).await;
-    let (count, elapsed) = (done.load(Ordering::Relaxed), begun.elapsed());
-    stop.store(true, Ordering::Relaxed);
     for task in tasks {
         task.await??;
     }
+    let (count, elapsed) = (done.load(Ordering::Relaxed), begun.elapsed());
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
     Ok(count as f64 / elapsed.as_secs_f64())
 }

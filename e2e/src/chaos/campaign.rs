@@ -2,33 +2,34 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering::Relaxed},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use futures::future::join_all;
 use sqlx::{Connection as _, PgConnection};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     application::{Application, Guard, Temper},
     check::{
-        self, Violation, effects,
+        self, Violation,
+        conservation::samples,
+        effects,
         linear::{self, Verdict},
     },
-    faults::{Counts, Fault},
+    faults::{Begun, Counts, Fault, Planned, link_name},
     history::{Operation, Recorder},
+    residue::{self, Holding, Process},
     rows::{self, Rows},
     seed::{Dice, Seed},
+    single::Single,
     workload::{self, Ways},
     world::{LOCK, World},
 };
-use crate::{
-    eventually::within,
-    program::{Oncegate, Running},
-    proxy::Proxy,
-};
+use crate::{eventually::within, http_client, proxy::Link};
 
 /// What a run came to.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,12 @@ pub struct Report {
     pub stale_max: Duration,
     /// Events with more than one effect, where nothing guards them.
     pub doubled: usize,
+    /// Runs in which nothing guarded them.
+    pub unguarded: usize,
+    /// Duplicates that were answered by Redis, in the sidecars' last lives.
+    pub redis_hits: u64,
+    /// Values in Redis that were not believed, likewise.
+    pub redis_refused: u64,
 }
 
 impl Report {
@@ -70,11 +77,17 @@ impl Report {
         self.stale += other.stale;
         self.stale_max = self.stale_max.max(other.stale_max);
         self.doubled += other.doubled;
+        self.unguarded += other.unguarded;
+        self.redis_hits += other.redis_hits;
+        self.redis_refused += other.redis_refused;
     }
 }
 
 /// How long an entry lives in a sidecar's own cache (C6), and what a busy machine adds.
 const STALE_MAX: Duration = Duration::from_secs(65);
+
+/// What strikes at once, at most.
+const AT_ONCE_MAX: u64 = 3;
 
 /// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults.
 ///
@@ -84,7 +97,8 @@ pub async fn on_postgres(seed: Seed, lasts: Duration) -> Result<Report> {
     let mut dice = seed.dice("run");
     let guard = *dice.one_of(&[Guard::Token, Guard::EventId, Guard::EventId, Guard::Nothing]);
     let mut world = World::start(2, guard, Temper::Moody(seed)).await?;
-    let calm = Arc::new(AtomicBool::new(false));
+    let before = holdings(&residue::processes(&world)?)?;
+    let calm = Arc::new(OnceLock::new());
     let ways = Ways {
         sidecars: world.sidecar_urls(),
         gateways: world.gateway_addresses(),
@@ -96,60 +110,64 @@ pub async fn on_postgres(seed: Seed, lasts: Duration) -> Result<Report> {
     let mut dice = seed.dice("faults");
     let end = Instant::now() + lasts;
     while Instant::now() < end {
-        let planned = Fault::random(&mut dice, world.sidecars.len());
-        sleep(planned.after).await;
-        let kind = planned.fault.kind();
-        planned
-            .fault
-            .strike(&mut world, planned.lasts)
-            .await
-            .with_context(|| format!("seed {}: {planned:?} after {:?}", seed.0, report.faults))?;
-        *report.faults.entry(kind).or_default() += 1;
+        let mut planned: Vec<Planned> = Vec::new();
+        for _ in 0..dice.between(1, AT_ONCE_MAX) {
+            let one = Fault::random(&mut dice, world.sidecars.len());
+            if planned.iter().all(|other| other.fault.target() != one.fault.target()) {
+                planned.push(one);
+            }
+        }
+        let struck = strike(&planned, &mut world).await;
+        struck.with_context(|| format!("seed {}: {planned:?} after {:?}", seed.0, report.faults))?;
+        for one in planned {
+            *report.faults.entry(one.fault.kind()).or_default() += 1;
+        }
     }
-    calm.store(true, Relaxed);
+    calm.get_or_init(Instant::now);
     let mut violations = finish(workers).await?;
-    let residue = residue(&world).await?;
+    violations.extend(residue(&world).await?);
+    let processes = residue::processes(&world)?;
+    violations.extend(left(&processes, &before).await);
+    for process in &processes {
+        let page = http_client::get(process.admin, "/metrics").await?;
+        let page = String::from_utf8_lossy(&page.body).into_owned();
+        let lookups = samples(&page, "oncegate_cache_lookups_total");
+        report.redis_hits += lookups.get("layer=\"redis\",result=\"hit\"").copied().unwrap_or_default();
+        report.redis_refused += samples(&page, "oncegate_cache_refused_total").values().sum::<u64>();
+    }
     let rows = rows::of_postgres(&world.database_url()).await?;
-    violations.extend(residue);
     conclude(seed, report, violations, &world.recorder, &rows, &world.application)
 }
 
-/// One process with the embedded store, killed again and again.
+/// Does several at once, each for its time, and puts them right again.
+async fn strike(planned: &[Planned], world: &mut World) -> Result<()> {
+    let mut begun: Vec<(Instant, Planned, Begun)> = Vec::new();
+    for one in planned {
+        sleep(one.after).await;
+        let struck = one.fault.begin(world).await?;
+        begun.push((Instant::now() + one.lasts, one.clone(), struck));
+    }
+    begun.sort_by_key(|(end, one, _)| (one.fault.ends_last(), *end));
+    for (end, one, struck) in begun {
+        sleep_until(end).await;
+        one.fault.end(world, struck).await?;
+    }
+    Ok(())
+}
+
+/// One process with the embedded store, in trouble of its own and on each way to it.
 ///
 /// # Errors
 /// Whatever was violated, with the histories of the events concerned.
 pub async fn on_sqlite(seed: Seed, lasts: Duration) -> Result<Report> {
-    let guard = *seed.dice("run").one_of(&[Guard::Token, Guard::EventId]);
-    let recorder = Recorder::default();
-    let application = Application::start(guard, Temper::Moody(seed), recorder.clone()).await?;
-    let directory = tempfile::tempdir()?;
-    let (callers, providers) = (Proxy::start(application.address()).await?, Proxy::start(application.address()).await?);
-    let to_application = Proxy::start(application.address()).await?;
-    let start_all = async || -> Result<Running> {
-        let mut program = Oncegate::new(directory.path(), ["all"])?
-            .env("SIDECAR_LISTEN", "127.0.0.1:0")
-            .env("GATEWAY_LISTEN", "127.0.0.1:0")
-            .env("UPSTREAM_URL", format!("http://{}/payments", to_application.address()))
-            .env("STRIPE_WEBHOOK_SECRET", super::world::SECRET)
-            .env("LOCK_DURATION", format!("{}s", LOCK.as_secs()))
-            .env("ATTEMPTS_MAX", "0")
-            .env("UPSTREAM_TIMEOUT", "1s")
-            .env("UPSTREAM_CONNECT_TIMEOUT", "500ms")
-            .env("GATEWAY_LOCK_DURATION", format!("{}s", LOCK.as_secs()))
-            .env("GATEWAY_LOCK_MARGIN", "1s")
-            .env("GATEWAY_WAIT_DURATION", "1s")
-            .env("GATEWAY_ANSWER_TIMEOUT", "5s")
-            .start()?;
-        callers.set_target(program.address("sidecar").await?);
-        providers.set_target(program.address("gateway").await?);
-        Ok(program)
-    };
-    let mut program = start_all().await?;
-    let calm = Arc::new(AtomicBool::new(false));
+    let guard = *seed.dice("run").one_of(&[Guard::Token, Guard::EventId, Guard::Nothing]);
+    let mut single = Single::start(guard, Temper::Moody(seed)).await?;
+    let before = holdings(&[single.process()?])?;
+    let calm = Arc::new(OnceLock::new());
     let ways = Ways {
-        sidecars: vec![format!("http://{}", callers.address())],
-        gateways: vec![providers.address()],
-        recorder: recorder.clone(),
+        sidecars: vec![format!("http://{}", single.from_callers.address())],
+        gateways: vec![single.from_providers.address()],
+        recorder: single.recorder.clone(),
         calm: Arc::clone(&calm),
     };
     let workers = start(&ways, seed, 4, 3);
@@ -158,39 +176,66 @@ pub async fn on_sqlite(seed: Seed, lasts: Duration) -> Result<Report> {
     let end = Instant::now() + lasts;
     while Instant::now() < end {
         sleep(dice.millis(100, 900)).await;
-        let kind = strike_single(&mut dice, &mut program, &[&callers, &providers, &to_application], &start_all).await?;
-        *report.faults.entry(kind.to_owned()).or_default() += 1;
+        for kind in strike_single(&mut dice, &mut single).await? {
+            *report.faults.entry(kind).or_default() += 1;
+        }
     }
-    calm.store(true, Relaxed);
-    let violations = finish(workers).await?;
-    program.stop().await?;
-    let rows = rows::of_sqlite(&directory.path().join("oncegate.db"))?;
-    conclude(seed, report, violations, &recorder, &rows, &application)
+    calm.get_or_init(Instant::now);
+    let mut violations = finish(workers).await?;
+    violations.extend(left(&[single.process()?], &before).await);
+    single.program.as_mut().context("a process that runs")?.stop().await?;
+    let rows = rows::of_sqlite(&single.store())?;
+    conclude(seed, report, violations, &single.recorder, &rows, &single.application)
 }
 
-async fn strike_single(
-    dice: &mut Dice,
-    program: &mut Running,
-    ways: &[&Proxy],
-    start: &impl AsyncFn() -> Result<Running>,
-) -> Result<&'static str> {
-    Ok(match dice.between(0, 9) {
-        0..5 => {
-            program.kill().await?;
-            *program = start().await?;
-            "process killed"
+/// Trouble on a way, mostly; and often something happens to the process meanwhile.
+async fn strike_single(dice: &mut Dice, single: &mut Single) -> Result<Vec<String>> {
+    let mut kinds = Vec::new();
+    let way = dice.index(single.ways().len());
+    let on_a_way = dice.percent(70);
+    if on_a_way {
+        let (name, proxy) = single.ways()[way];
+        if dice.percent(20) {
+            proxy.reset();
+            kinds.push(format!("{name} reset"));
+        } else {
+            let link = Link::random(dice);
+            proxy.set(link);
+            kinds.push(format!("{name} {}", link_name(link)));
         }
-        5..7 => {
+    }
+    match dice.between(0, 9) {
+        0..4 => {
+            single.kill().await?;
+            sleep(dice.millis(0, 300)).await;
+            // The store's own clock is this one's. Within what a signature is good for.
+            single.skew = i64::try_from(dice.between(0, 480)).unwrap_or(0) - 240;
+            single.restart().await?;
+            kinds.push("process killed".to_owned());
+        }
+        4..6 => {
+            let program = single.program.as_ref().context("a process that runs")?;
             program.freeze()?;
             sleep(dice.millis(100, 3_500)).await;
             program.thaw()?;
-            "process frozen"
+            kinds.push("process frozen".to_owned());
         }
-        _ => {
-            dice.one_of(ways).reset();
-            "connections reset"
-        }
-    })
+        _ => sleep(dice.millis(100, 1_500)).await,
+    }
+    let (_, proxy) = single.ways()[way];
+    proxy.set(Link::Up);
+    Ok(kinds)
+}
+
+fn holdings(processes: &[Process]) -> Result<Vec<Holding>> {
+    processes.iter().map(Process::holding).collect()
+}
+
+/// I12: nothing is left behind in the processes.
+async fn left(processes: &[Process], before: &[Holding]) -> Vec<Violation> {
+    let left = processes.iter().zip(before).map(|(process, before)| process.left(*before));
+    let left = join_all(left).await.into_iter().flatten();
+    left.map(|what| Violation { invariant: "I12", event: String::new(), what }).collect()
 }
 
 type Worker = AbortOnDropHandle<Result<Vec<String>>>;
@@ -296,13 +341,14 @@ fn conclude(
     report.events = rows.events.len();
     report.deliveries = deliveries.len();
     report.doubled = effects::doubled(&run).len();
+    report.unguarded = usize::from(application.guard() == Guard::Nothing);
     ensure!(
         violations.is_empty(),
         "seed {}, guard {:?}, {} violations, {report:#?}\n{}",
         seed.0,
         application.guard(),
         violations.len(),
-        check::explain(&violations, &operations, rows)
+        check::explain(&violations, &run)
     );
     Ok(report)
 }

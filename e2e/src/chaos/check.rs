@@ -4,6 +4,7 @@
 
 pub mod conservation;
 pub mod effects;
+pub mod fingerprints;
 pub mod grants;
 pub mod linear;
 pub mod marks;
@@ -122,13 +123,15 @@ pub fn safety(run: &Run<'_>) -> Vec<Violation> {
         grants::check(one, &mut findings);
         marks::check(one, &mut findings);
         effects::check(one, run, &mut findings);
+        fingerprints::check(one, &mut findings);
     }
     marks::counts(run, &mut findings);
     findings.into()
 }
 
-/// What a failed run says: the violations, and the history of each event concerned.
-pub fn explain(violations: &[Violation], operations: &[Operation], rows: &Rows) -> String {
+/// What a failed run says: the violations, and the history of each event concerned, with what reached the application and
+/// what is in its books.
+pub fn explain(violations: &[Violation], run: &Run<'_>) -> String {
     let mut text = String::new();
     for violation in violations.iter().take(20) {
         // Writing to a String cannot fail.
@@ -137,10 +140,19 @@ pub fn explain(violations: &[Violation], operations: &[Operation], rows: &Rows) 
     let events: BTreeSet<&str> = violations.iter().map(|violation| violation.event.as_str()).take(5).collect();
     for event in events.into_iter().filter(|event| !event.is_empty()) {
         let _ = writeln!(text, "--- {event}");
-        for operation in operations.iter().filter(|operation| operation.event == event) {
-            let _ = writeln!(text, "{operation}");
+        let mut lines: Vec<(usize, String)> = Vec::new();
+        for operation in run.operations.iter().filter(|operation| operation.event == event) {
+            lines.push((operation.invoked, operation.to_string()));
         }
-        let _ = writeln!(text, "{:#?}", rows.events.get(event));
+        for delivery in run.deliveries.iter().filter(|delivery| delivery.event == event) {
+            lines.push((delivery.place, delivery.to_string()));
+        }
+        lines.sort_by_key(|(place, _)| *place);
+        for (_, line) in lines {
+            let _ = writeln!(text, "{line}");
+        }
+        let _ = writeln!(text, "effects in force: {:?}", run.effects.get(event).map_or(&[][..], Vec::as_slice));
+        let _ = writeln!(text, "{:#?}", run.rows.events.get(event));
     }
     text
 }
@@ -213,6 +225,35 @@ pub(crate) mod made {
     pub(crate) fn broken(operations: &[Operation], rows: &Rows) -> Vec<&'static str> {
         let run = Run { operations, deliveries: &[], rows, effects: &BTreeMap::new(), guard: Guard::Nothing };
         safety(&run).into_iter().map(|violation| violation.invariant).collect()
+    }
+
+    #[test]
+    fn a_failed_run_tells_all_that_is_known_of_the_event() {
+        let operations = [op((1, 4), claim("a"), acquired(10, 1)), lost(6, mark(10, "a", Ending::Completed))];
+        let rows = row("processing", &[(10, "a", 0, "running")]);
+        let deliveries = [Delivery { event: EVENT.into(), token: 10, place: 5, at: Duration::ZERO, applied: true }];
+        let effects = BTreeMap::from([(EVENT.to_owned(), vec![10])]);
+        let run = Run {
+            operations: &operations,
+            deliveries: &deliveries,
+            rows: &rows,
+            effects: &effects,
+            guard: Guard::Token,
+        };
+        let violation = Violation { invariant: "I7", event: EVENT.into(), what: "two effects".into() };
+        let text = explain(&[violation], &run);
+        let places: Vec<Option<usize>> = [
+            "I7 evt: two effects",
+            "Claim",
+            "delivered with 10, applied",
+            "unknown",
+            "effects in force: [10]",
+            "running",
+        ]
+        .iter()
+        .map(|part| text.find(part))
+        .collect();
+        assert!(places.is_sorted() && places.iter().all(Option::is_some), "{text}");
     }
 
     #[test]

@@ -38,6 +38,16 @@ pub struct Caller {
     recorder: Recorder,
 }
 
+/// A claim id that says which fingerprint its claim comes with.
+pub fn with_fingerprint(claim_id: &str, fingerprint: u8) -> String {
+    format!("{claim_id}#{fingerprint}")
+}
+
+/// The fingerprint that a claim came with; none where its id does not say so.
+pub fn fingerprint(claim_id: &str) -> Option<u8> {
+    claim_id.rsplit_once('#')?.1.parse().ok()
+}
+
 fn key(event: &str) -> Option<EventKey> {
     Some(EventKey { provider: "stripe".into(), event_id: event.into(), ..Default::default() })
 }
@@ -97,6 +107,7 @@ impl Caller {
             claim_id: claim_id.into(),
             lock_duration: lock.and_then(duration),
             wait_duration: duration(wait),
+            fingerprint: fingerprint(claim_id).map_or_else(Vec::new, |fingerprint| vec![fingerprint; 32]).into(),
             ..Default::default()
         };
         let read = |response: oncegate_api::v1::CheckAndLockResponse| match response.decision() {
@@ -214,6 +225,7 @@ fn refused(status: &Status) -> Option<Reply> {
             }
         }
         (Code::FailedPrecondition, reason::CLAIM_ENDED) => Reply::ClaimEnded,
+        (Code::FailedPrecondition, reason::FINGERPRINT_MISMATCH) => Reply::FingerprintMismatch,
         (Code::FailedPrecondition, reason::OUTCOME_CONFLICT) => Reply::OutcomeConflict,
         (Code::FailedPrecondition, reason::STATE_CONFLICT) => Reply::StateConflict,
         (Code::NotFound, reason::EVENT_NOT_FOUND) => Reply::NotFound,

@@ -4,10 +4,15 @@ use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context as _, Result};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{seed::Dice, world::World};
-use crate::proxy::{Direction, Link, Proxy};
+use crate::{
+    postgres::Cluster,
+    proxy::{Direction, Link, Proxy},
+    redis::Redis,
+};
 
 /// A way between two parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +32,7 @@ pub enum Way {
 }
 
 /// What goes wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A way is in trouble.
     Link(Way, Link),
@@ -45,6 +50,10 @@ pub enum Fault {
     KillPostgres,
     /// Postgres is stopped at once, as a fail-over does it.
     StopPostgres,
+    /// Postgres accepts, and says nothing.
+    FreezePostgres,
+    /// Postgres is killed, and a standby that had all that was committed takes its place.
+    PromoteStandby,
     /// All sessions are ended.
     EndSessions,
     /// Nobody gets a connection any more.
@@ -55,6 +64,8 @@ pub enum Fault {
     KillRedis,
     /// Redis accepts, and says nothing.
     FreezeRedis,
+    /// A replica takes the place of Redis, without what was written last.
+    ReplaceRedis,
     /// Redis forgets everything.
     FlushRedis,
     /// Redis holds rubbish, and the values of other events.
@@ -84,11 +95,14 @@ impl Fault {
             Self::KillGateway(..) => "gateway killed".into(),
             Self::KillPostgres => "postgres killed".into(),
             Self::StopPostgres => "postgres stopped".into(),
+            Self::FreezePostgres => "postgres frozen".into(),
+            Self::PromoteStandby => "postgres standby promoted".into(),
             Self::EndSessions => "postgres sessions ended".into(),
             Self::FillPostgres => "postgres full".into(),
             Self::ReadOnlyPostgres => "postgres read-only".into(),
             Self::KillRedis => "redis killed".into(),
             Self::FreezeRedis => "redis frozen".into(),
+            Self::ReplaceRedis => "redis replaced by a replica".into(),
             Self::FlushRedis => "redis flushed".into(),
             Self::ForgeRedis => "redis forged".into(),
         }
@@ -105,38 +119,29 @@ impl Fault {
             Way::ProvidersToGateway(number),
             Way::GatewayToApplication(number),
         ]);
-        let direction = *dice.one_of(&[Direction::Request, Direction::Reply]);
-        let cut = Link::CutAfter(direction, dice.between(0, 3_000));
-        let delay = Link::Delay(dice.millis(5, 400));
-        let link = *dice.one_of(&[
-            delay,
-            Link::Stall,
-            Link::StallOne(direction),
-            cut,
-            cut,
-            Link::HalfClose(direction),
-            Link::Throttle(2_000),
-            Link::Refuse,
-        ]);
+        let link = Link::random(dice);
         let skew = dice.between(0, 1_200);
         // A signature is good for five minutes to either side; a gateway whose clock is further off refuses it, rightly.
         let (any_skew, small_skew) =
             (i64::try_from(skew).unwrap_or(0) - 600, i64::try_from(skew % 480).unwrap_or(0) - 240);
         let fault = match dice.between(0, 99) {
-            0..40 => Fault::Link(way, link),
-            40..48 => Fault::Reset(way),
-            48..54 => Fault::FreezeSidecar(number),
-            54..60 => Fault::FreezeGateway(number),
-            60..66 => Fault::KillSidecar(number, any_skew),
-            66..71 => Fault::KillGateway(number, small_skew),
-            71..75 => Fault::KillPostgres,
-            75..78 => Fault::StopPostgres,
-            78..81 => Fault::EndSessions,
+            0..36 => Fault::Link(way, link),
+            36..43 => Fault::Reset(way),
+            43..49 => Fault::FreezeSidecar(number),
+            49..55 => Fault::FreezeGateway(number),
+            55..61 => Fault::KillSidecar(number, any_skew),
+            61..66 => Fault::KillGateway(number, small_skew),
+            66..70 => Fault::KillPostgres,
+            70..73 => Fault::StopPostgres,
+            73..76 => Fault::FreezePostgres,
+            76..79 => Fault::PromoteStandby,
+            79..81 => Fault::EndSessions,
             81..84 => Fault::FillPostgres,
             84..87 => Fault::ReadOnlyPostgres,
             87..90 => Fault::KillRedis,
-            90..93 => Fault::FreezeRedis,
-            93..96 => Fault::FlushRedis,
+            90..92 => Fault::FreezeRedis,
+            92..95 => Fault::ReplaceRedis,
+            95..97 => Fault::FlushRedis,
             _ => Fault::ForgeRedis,
         };
         // Some outlast a lock.
@@ -144,76 +149,150 @@ impl Fault {
         Planned { after: dice.millis(0, 300), lasts: dice.millis(100, longest), fault }
     }
 
-    /// Does it, for its time, and puts it right again.
+    /// What it is done to: of what strikes at once, no two are at the same.
+    pub fn target(&self) -> Target {
+        match self {
+            Self::Link(way, _) | Self::Reset(way) => Target::Way(*way),
+            Self::FreezeSidecar(number) | Self::KillSidecar(number, _) => Target::Sidecar(*number),
+            Self::FreezeGateway(number) | Self::KillGateway(number, _) => Target::Gateway(*number),
+            Self::KillPostgres
+            | Self::StopPostgres
+            | Self::FreezePostgres
+            | Self::PromoteStandby
+            | Self::EndSessions
+            | Self::FillPostgres
+            | Self::ReadOnlyPostgres => Target::Postgres,
+            Self::KillRedis | Self::FreezeRedis | Self::ReplaceRedis | Self::FlushRedis | Self::ForgeRedis => {
+                Target::Redis
+            }
+        }
+    }
+
+    /// Whether its end needs that other faults have ended: a process that starts needs what it depends on.
+    pub fn ends_last(&self) -> bool {
+        matches!(self, Self::KillSidecar(..) | Self::KillGateway(..))
+    }
+
+    /// Does it.
     ///
     /// # Errors
-    /// What cannot be put right.
-    pub async fn strike(&self, world: &mut World, lasts: Duration) -> Result<()> {
+    /// What cannot be done.
+    pub async fn begin(&self, world: &mut World) -> Result<Begun> {
         match *self {
-            Self::Link(way, link) => {
-                way.proxy(world).set(link);
-                sleep(lasts).await;
-                way.proxy(world).set(Link::Up);
-                // What a half-closed or cut connection has left behind is in nobody's way.
-            }
+            Self::Link(way, link) => way.proxy(world).set(link),
             Self::Reset(way) => way.proxy(world).reset(),
             Self::FreezeSidecar(number) => {
-                let program = world.sidecars[number].program.as_ref().context("a sidecar that runs")?;
-                program.freeze()?;
-                sleep(lasts).await;
-                program.thaw()?;
+                world.sidecars[number].program.as_ref().context("a sidecar that runs")?.freeze()?;
             }
             Self::FreezeGateway(number) => {
-                let program = world.gateways[number].program.as_ref().context("a gateway that runs")?;
-                program.freeze()?;
-                sleep(lasts).await;
-                program.thaw()?;
+                world.gateways[number].program.as_ref().context("a gateway that runs")?.freeze()?;
             }
-            Self::KillSidecar(number, skew) => {
+            Self::KillSidecar(number, _) => {
                 world.sidecars[number].program.take().context("a sidecar that runs")?.kill().await?;
-                sleep(lasts).await;
-                world.sidecars[number].skew = skew;
-                world.start_sidecar(number).await?;
             }
-            Self::KillGateway(number, skew) => {
+            Self::KillGateway(number, _) => {
                 world.gateways[number].program.take().context("a gateway that runs")?.kill().await?;
-                sleep(lasts).await;
-                world.gateways[number].skew = skew;
-                world.start_gateway(number).await?;
             }
-            Self::KillPostgres => {
-                world.cluster.kill()?;
-                sleep(lasts).await;
-                world.cluster.restart().await?;
-            }
-            Self::StopPostgres => {
-                world.cluster.stop()?;
-                sleep(lasts).await;
-                world.cluster.restart().await?;
-            }
+            Self::KillPostgres => world.cluster.kill()?,
+            Self::StopPostgres => world.cluster.stop()?,
+            Self::FreezePostgres => world.cluster.freeze()?,
+            Self::PromoteStandby => return Ok(Begun::Standby(Box::new(world.lose_primary().await?))),
             Self::EndSessions => end_sessions(world).await?,
-            Self::FillPostgres => fill(world, lasts).await?,
+            Self::FillPostgres => return Ok(Begun::Filling(fill(world).await?)),
             Self::ReadOnlyPostgres => {
                 set_read_only(world, true).await?;
                 end_sessions(world).await?;
-                sleep(lasts).await;
-                set_read_only(world, false).await?;
             }
-            Self::KillRedis => {
-                world.redis.kill()?;
-                sleep(lasts).await;
-                world.redis.restart().await?;
-            }
-            Self::FreezeRedis => {
-                world.redis.freeze()?;
-                sleep(lasts).await;
-                world.redis.thaw()?;
-            }
+            Self::KillRedis => world.redis.kill()?,
+            Self::FreezeRedis => world.redis.freeze()?,
+            Self::ReplaceRedis => return Ok(Begun::Replica(world.redis.detached_replica().await?)),
             Self::FlushRedis => drop(world.redis.command("FLUSHALL").await?),
             Self::ForgeRedis => drop(world.redis.command(FORGE).await?),
         }
+        Ok(Begun::Plain)
+    }
+
+    /// Puts it right again.
+    ///
+    /// # Errors
+    /// What cannot be put right.
+    pub async fn end(&self, world: &mut World, begun: Begun) -> Result<()> {
+        match (*self, begun) {
+            // What a half-closed or cut connection has left behind is in nobody's way.
+            (Self::Link(way, _), _) => way.proxy(world).set(Link::Up),
+            (Self::FreezeSidecar(number), _) => {
+                world.sidecars[number].program.as_ref().context("a sidecar that runs")?.thaw()?;
+            }
+            (Self::FreezeGateway(number), _) => {
+                world.gateways[number].program.as_ref().context("a gateway that runs")?.thaw()?;
+            }
+            (Self::KillSidecar(number, skew), _) => {
+                world.sidecars[number].skew = skew;
+                world.start_sidecar(number).await?;
+            }
+            (Self::KillGateway(number, skew), _) => {
+                world.gateways[number].skew = skew;
+                world.start_gateway(number).await?;
+            }
+            (Self::KillPostgres | Self::StopPostgres, _) => world.cluster.restart().await?,
+            (Self::FreezePostgres, _) => world.cluster.thaw()?,
+            (Self::PromoteStandby, Begun::Standby(standby)) => world.promote(*standby).await?,
+            (Self::FillPostgres, Begun::Filling(filler)) => {
+                filler.stop.cancel();
+                filler.task.await??;
+            }
+            (Self::ReadOnlyPostgres, _) => set_read_only(world, false).await?,
+            (Self::KillRedis, _) => world.redis.restart().await?,
+            (Self::FreezeRedis, _) => world.redis.thaw()?,
+            (Self::ReplaceRedis, Begun::Replica(replica)) => world.replace_redis(replica)?,
+            (
+                Self::Reset(_)
+                | Self::EndSessions
+                | Self::FlushRedis
+                | Self::ForgeRedis
+                | Self::PromoteStandby
+                | Self::FillPostgres
+                | Self::ReplaceRedis,
+                _,
+            ) => {}
+        }
         Ok(())
     }
+}
+
+/// What a fault is done to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A way between two parts.
+    Way(Way),
+    /// A sidecar's process.
+    Sidecar(usize),
+    /// A gateway's process.
+    Gateway(usize),
+    /// Postgres.
+    Postgres,
+    /// Redis.
+    Redis,
+}
+
+/// What a fault that has begun needs for its end.
+#[derive(Debug)]
+pub enum Begun {
+    /// Nothing.
+    Plain,
+    /// The one that is to be promoted.
+    Standby(Box<Cluster>),
+    /// The one that takes over.
+    Replica(Redis),
+    /// Who takes every connection.
+    Filling(Filler),
+}
+
+/// See [`Fault::FillPostgres`].
+#[derive(Debug)]
+pub struct Filler {
+    stop: CancellationToken,
+    task: AbortOnDropHandle<Result<()>>,
 }
 
 /// Every value becomes its neighbour's, some become rubbish, and some expire never.
@@ -245,28 +324,52 @@ async fn set_read_only(world: &World, read_only: bool) -> Result<()> {
     administer(world, &format!("alter database {name} set default_transaction_read_only = {value}")).await
 }
 
-/// Takes every connection that there is, also those that others had, and keeps them for this long.
-async fn fill(world: &World, lasts: Duration) -> Result<()> {
+/// Takes every connection that there is, also those that others had, and keeps them until it is stopped.
+async fn fill(world: &World) -> Result<Filler> {
     // First, because it will not get in later.
     let mut admin =
         PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
     let url = format!("{}?application_name=filler", world.database_url());
     let others = "select pg_terminate_backend(pid) from pg_stat_activity \
         where backend_type = 'client backend' and application_name <> 'filler' and pid <> pg_backend_pid()";
-    let end = Instant::now() + lasts;
-    let mut sessions = Vec::new();
-    while Instant::now() < end {
-        while let Ok(session) = PgConnection::connect(&url).await {
-            sessions.push(session);
+    let stop = CancellationToken::new();
+    let stopped = stop.clone();
+    let task = tokio::spawn(async move {
+        let mut sessions = Vec::new();
+        while !stopped.is_cancelled() {
+            while let Ok(session) = PgConnection::connect(&url).await {
+                sessions.push(session);
+            }
+            // What they leave is taken in the next round.
+            sqlx::raw_sql(others).execute(&mut admin).await?;
+            sleep(Duration::from_millis(30)).await;
         }
-        // What they leave is taken in the next round.
-        sqlx::raw_sql(others).execute(&mut admin).await?;
-        sleep(Duration::from_millis(30)).await;
-    }
-    Ok(())
+        Ok(())
+    });
+    Ok(Filler { stop, task: AbortOnDropHandle::new(task) })
 }
 
-fn link_name(link: Link) -> &'static str {
+impl Link {
+    /// Throws trouble of some kind.
+    pub(crate) fn random(dice: &mut Dice) -> Self {
+        let direction = *dice.one_of(&[Direction::Request, Direction::Reply]);
+        let cut = Link::CutAfter(direction, dice.between(0, 3_000));
+        let delay = Link::Delay(dice.millis(5, 400));
+        *dice.one_of(&[
+            delay,
+            Link::Stall,
+            Link::StallOne(direction),
+            cut,
+            cut,
+            Link::HalfClose(direction),
+            Link::Throttle(2_000),
+            Link::Refuse,
+        ])
+    }
+}
+
+/// The kind of trouble, for the count.
+pub(crate) fn link_name(link: Link) -> &'static str {
     match link {
         Link::Up => "up",
         Link::Delay(_) => "delayed",

@@ -118,6 +118,8 @@ pub enum Reply {
     },
     /// CLAIM_ENDED.
     ClaimEnded,
+    /// FINGERPRINT_MISMATCH.
+    FingerprintMismatch,
     /// OUTCOME_CONFLICT.
     OutcomeConflict,
     /// STATE_CONFLICT.
@@ -183,6 +185,13 @@ pub struct Delivery {
     pub at: Duration,
     /// Whether the application applied the effect.
     pub applied: bool,
+}
+
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let applied = if self.applied { "applied" } else { "not applied" };
+        write!(f, "{:>6} {:>10.6}  delivered with {}, {applied}", self.place, self.at.as_secs_f64(), self.token)
+    }
 }
 
 /// The record, shared by everybody who adds to it.

@@ -14,17 +14,20 @@ pub const VARIABLE: &str = "ONCEGATE_SEED";
 pub struct Seed(pub u64);
 
 impl Seed {
-    /// The one that is given in the environment, or a new one.
+    /// The one that is given in the environment, or a new one; says which, before anything can fail.
     ///
     /// # Panics
     /// When what is given is no number: a run with another seed would look like a repetition.
+    #[allow(clippy::print_stdout, reason = "what a test was made of is part of its output")]
     pub fn from_environment() -> Self {
-        match env::var(VARIABLE) {
+        let seed = match env::var(VARIABLE) {
             Ok(given) if !given.is_empty() => {
                 Self(given.parse().unwrap_or_else(|_| panic!("{VARIABLE}={given} is no number")))
             }
             _ => Self(rand::random::<u32>().into()),
-        }
+        };
+        println!("{VARIABLE}={}", seed.0);
+        seed
     }
 
     /// Dice for a part of the run, by its name.

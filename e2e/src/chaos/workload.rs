@@ -2,10 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -14,7 +11,7 @@ use oncegate_api::v1::State;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    client::{Caller, webhook},
+    client::{Caller, webhook, with_fingerprint},
     history::{Ending, Recorder, Reply},
     seed::{Dice, Seed},
     world::LOCK,
@@ -26,9 +23,9 @@ const ACTORS: usize = 3;
 /// Moves of each: so few that the search for an order of them all ends.
 const MOVES_MAX: u64 = 5;
 
-/// How long after the last fault an event may take to be finished (I8): a lock, a provider's next try, and the time that a
-/// busy machine takes.
-const PROGRESS_MAX: Duration = Duration::from_secs(30);
+/// How long after the last fault everything may take to be finished (I8): the lock of whoever died with it, an answer that a
+/// gateway takes its whole time for and the next try after it, and what a busy machine adds.
+pub const PROGRESS_MAX: Duration = Duration::from_secs(12);
 
 /// How to reach the world, while others do things to it.
 #[derive(Clone, Debug)]
@@ -39,8 +36,8 @@ pub struct Ways {
     pub gateways: Vec<SocketAddr>,
     /// Where everything is recorded.
     pub recorder: Recorder,
-    /// Set when the faults are over.
-    pub calm: Arc<AtomicBool>,
+    /// When the faults were over.
+    pub calm: Arc<OnceLock<Instant>>,
 }
 
 impl Ways {
@@ -49,11 +46,15 @@ impl Ways {
     }
 
     fn is_calm(&self) -> bool {
-        self.calm.load(Relaxed)
+        self.calm.get().is_some()
     }
 
-    async fn wait_for_calm(&self) {
-        while !self.is_calm() {
+    /// Waits until the faults are over; gives the moment by which everything has to be finished.
+    async fn wait_for_calm(&self) -> Instant {
+        loop {
+            if let Some(calm) = self.calm.get() {
+                return *calm + PROGRESS_MAX;
+            }
             sleep(Duration::from_millis(50)).await;
         }
     }
@@ -75,16 +76,14 @@ pub async fn direct(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<String>
         futures::future::try_join_all(actors).await?;
         begun.push(event);
     }
-    ways.wait_for_calm().await;
-    let mut callers = ways.callers()?;
-    let mut left = Vec::new();
-    for event in begun {
-        let place = left.len() % callers.len();
-        if !finish(&mut callers[place], &event).await {
-            left.push(event);
-        }
-    }
-    Ok(left)
+    let end = ways.wait_for_calm().await;
+    let callers = ways.callers()?;
+    // Each through another sidecar than the one before it: none of them may have got stuck.
+    let finished = begun.iter().enumerate().map(|(number, event)| {
+        let mut caller = callers[number % callers.len()].clone();
+        async move { (!finish(&mut caller, event, end).await).then(|| event.clone()) }
+    });
+    Ok(futures::future::join_all(finished).await.into_iter().flatten().collect())
 }
 
 async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()> {
@@ -128,7 +127,9 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
             }
             _ => {
                 claims += 1;
-                let claim_id = format!("{event} {actor} {claims}").replace(' ', "-");
+                // Now and then the same id comes with another meaning.
+                let meaning = if dice.percent(12) { 2 } else { 1 };
+                let claim_id = with_fingerprint(&format!("{event}-{actor}-{claims}"), meaning);
                 let mut reply = caller.claim(event, &claim_id, lock, wait).await;
                 if reply.is_none() && dice.percent(70) {
                     // The reply was lost: the same claim again.
@@ -144,8 +145,7 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
 }
 
 /// Whatever it takes to bring an event to its end; false when that takes too long.
-async fn finish(caller: &mut Caller, event: &str) -> bool {
-    let end = Instant::now() + PROGRESS_MAX;
+async fn finish(caller: &mut Caller, event: &str, end: Instant) -> bool {
     for number in 0.. {
         let claim_id = format!("{event}-finish-{number}");
         // One call that waits, for many that ask.
@@ -216,20 +216,21 @@ pub async fn provider(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<Strin
             }
         }
     }
-    ways.wait_for_calm().await;
-    let end = Instant::now() + PROGRESS_MAX;
-    for turn in 0.. {
-        let Some(event) = open.last() else { break };
-        if Instant::now() >= end {
-            break;
-        }
-        if taken(&webhook(&ways.recorder, &ways.gateways, turn % ways.gateways.len(), event).await) {
-            open.pop();
-        } else {
+    let end = ways.wait_for_calm().await;
+    let ways = &ways;
+    let finished = open.into_iter().enumerate().map(|(number, event)| async move {
+        for turn in number.. {
+            if taken(&webhook(&ways.recorder, &ways.gateways, turn % ways.gateways.len(), &event).await) {
+                return None;
+            }
+            if Instant::now() >= end {
+                break;
+            }
             sleep(Duration::from_millis(200)).await;
         }
-    }
-    Ok(open)
+        Some(event)
+    });
+    Ok(futures::future::join_all(finished).await.into_iter().flatten().collect())
 }
 
 fn taken(answer: &Option<Reply>) -> bool {

@@ -28,6 +28,11 @@ pub const SECRET: &str = "whsec_of_the_campaign";
 /// expire. The application has a second, and a second is the margin.
 pub const LOCK: Duration = Duration::from_secs(3);
 
+/// What the database's server is like: few enough connections to be used up.
+fn options() -> Options {
+    Options { settings: vec![("max_connections".to_owned(), "50".to_owned())], ..Options::default() }
+}
+
 /// A process may be restarted on a machine that is busy with everything else.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -46,6 +51,8 @@ pub struct Sidecar {
     pub to_redis: Proxy,
     /// How far its wall clock is from the right one, in seconds.
     pub skew: i64,
+    /// Where it serves its metrics.
+    pub admin: SocketAddr,
 }
 
 /// A gateway, and the ways to it and from it.
@@ -86,9 +93,7 @@ pub struct World {
 impl World {
     /// Starts everything: so many sidecars, each with a gateway.
     pub async fn start(count: usize, guard: Guard, temper: Temper) -> Result<Self> {
-        // Few enough connections to be used up.
-        let settings = vec![("max_connections".to_owned(), "50".to_owned())];
-        let cluster = Cluster::start(Options { settings, ..Options::default() }).await?;
+        let cluster = Cluster::start(options()).await?;
         let database = cluster.database().await?;
         let redis = Redis::start().await?;
         let recorder = Recorder::default();
@@ -112,6 +117,7 @@ impl World {
                 to_postgres: Proxy::start(world.cluster.address()).await?,
                 to_redis: Proxy::start(world.redis.address()).await?,
                 skew: 0,
+                admin: nowhere,
             });
             world.gateways.push(Gateway {
                 program: None,
@@ -148,7 +154,8 @@ impl World {
                 let command = if sidecar.skew == 0 { command } else { clock::skewed(command, sidecar.skew)? };
                 let mut program = command.start()?;
                 let address = program.address("sidecar").await?;
-                anyhow::Ok((program, address))
+                let admin = program.address("admin").await?;
+                anyhow::Ok((program, address, admin))
             };
             match started.await {
                 Ok(started) => Some(started),
@@ -159,10 +166,11 @@ impl World {
             }
         })
         .await;
-        let Some((program, address)) = started else {
+        let Some((program, address, admin)) = started else {
             return Err(last.context("no error")?.context("a sidecar does not start"));
         };
         sidecar.program = Some(program);
+        sidecar.admin = admin;
         sidecar.from_callers.set_target(address);
         sidecar.from_gateway.set_target(address);
         Ok(())
@@ -204,6 +212,47 @@ impl World {
     /// The ways by which providers reach the gateways.
     pub fn gateway_addresses(&self) -> Vec<SocketAddr> {
         self.gateways.iter().map(|gateway| gateway.from_providers.address()).collect()
+    }
+
+    /// Makes a standby that has all that is committed, and kills the primary. Gives the standby.
+    ///
+    /// # Errors
+    /// When one of them cannot be started, asked or killed.
+    pub async fn lose_primary(&mut self) -> Result<Cluster> {
+        let standby = self.cluster.standby(options()).await?;
+        self.cluster.wait_for_standby(false).await?;
+        // From here on commits wait for it: what was acknowledged is there.
+        self.cluster.make_standby_synchronous().await?;
+        self.cluster.kill()?;
+        Ok(standby)
+    }
+
+    /// Makes a standby the primary that everybody is led to.
+    ///
+    /// # Errors
+    /// When it cannot be promoted.
+    pub async fn promote(&mut self, standby: Cluster) -> Result<()> {
+        standby.promote().await?;
+        for sidecar in &self.sidecars {
+            sidecar.to_postgres.set_target(standby.address());
+            sidecar.to_postgres.reset();
+        }
+        self.cluster = standby;
+        Ok(())
+    }
+
+    /// Leads everybody to another Redis, and kills the one before.
+    ///
+    /// # Errors
+    /// When it cannot be killed.
+    pub fn replace_redis(&mut self, replica: Redis) -> Result<()> {
+        self.redis.kill()?;
+        for sidecar in &self.sidecars {
+            sidecar.to_redis.set_target(replica.address());
+            sidecar.to_redis.reset();
+        }
+        self.redis = replica;
+        Ok(())
     }
 
     /// The database by another way than the product's.

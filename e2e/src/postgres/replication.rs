@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use sqlx::{Connection as _, PgConnection};
 
-use super::{Cluster, Options, connect};
+use super::{Cluster, Options, connect, execute};
 use crate::{eventually, supervised::Directory};
 
 /// The name that a standby gives to its primary, for `synchronous_standby_names`.
@@ -52,6 +52,14 @@ impl Cluster {
         .await;
         connection.close().await?;
         Ok(())
+    }
+
+    /// From now on commits wait for the standby that streams from this cluster; returns when they do.
+    pub async fn make_standby_synchronous(&self) -> Result<()> {
+        let admin = self.url("postgres");
+        execute(&admin, &format!("alter system set synchronous_standby_names = '{STANDBY}'")).await?;
+        execute(&admin, "select pg_reload_conf()").await?;
+        self.wait_for_standby(true).await
     }
 
     /// Makes this standby the primary, and returns when it takes writes.

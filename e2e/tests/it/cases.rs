@@ -11,12 +11,15 @@ mod outages;
 mod processes;
 mod replies;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use oncegate_api::v1::{
     CheckAndLockRequest, CheckAndLockResponse, EventHistory, EventKey, HistoryRequest, MarkCompletedRequest,
     idempotency_service_client::IdempotencyServiceClient,
 };
-use oncegate_e2e::program::{Oncegate, Running};
+use oncegate_e2e::{
+    http_client,
+    program::{Oncegate, Running},
+};
 use std::net::SocketAddr;
 use tempfile::TempDir;
 use tonic::{Status, transport::Channel};
@@ -51,7 +54,12 @@ impl Sidecar {
     /// Kills it, and starts it again on the same store.
     pub(crate) async fn crash(&mut self) -> Result<()> {
         self.program.kill().await?;
-        self.program = command(&self.directory, &self.ledger)?.start()?;
+        self.restart_with(|command| command).await
+    }
+
+    /// Starts it again on the same store, after it has been killed.
+    pub(crate) async fn restart_with(&mut self, settings: impl FnOnce(Oncegate) -> Oncegate) -> Result<()> {
+        self.program = settings(command(&self.directory, &self.ledger)?).start()?;
         self.find().await
     }
 
@@ -70,11 +78,16 @@ impl Sidecar {
         match &self.ledger {
             Ledger::Postgres(database) => database.query(sql).await,
             Ledger::Sqlite => {
-                let shell = rusqlite::Connection::open(self.directory.path().join("oncegate.db"))?;
+                let shell = rusqlite::Connection::open(self.store())?;
                 shell.busy_timeout(std::time::Duration::from_secs(5))?;
                 Ok(shell.query_row(&format!("select cast(({sql}) as text)"), [], |row| row.get(0))?)
             }
         }
+    }
+
+    /// Where the embedded store is.
+    pub(crate) fn store(&self) -> std::path::PathBuf {
+        self.directory.path().join("oncegate.db")
     }
 
     pub(crate) fn database(&self) -> Option<&oncegate_e2e::postgres::Database> {
@@ -94,6 +107,14 @@ fn command(directory: &TempDir, ledger: &Ledger) -> Result<Oncegate> {
 
 pub(crate) async fn client(address: SocketAddr) -> Result<Client> {
     Ok(IdempotencyServiceClient::connect(format!("http://{address}")).await?)
+}
+
+/// A number of the sidecar's metrics.
+pub(crate) async fn metric(sidecar: &Sidecar, name: &str) -> Result<u64> {
+    let page = http_client::get(sidecar.admin, "/metrics").await?;
+    let page = String::from_utf8_lossy(&page.body).into_owned();
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
+    Ok(line.with_context(|| format!("no {name} in\n{page}"))?.parse()?)
 }
 
 pub(crate) fn key(event_id: &str) -> Option<EventKey> {

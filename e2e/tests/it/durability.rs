@@ -109,9 +109,21 @@ async fn a_store_that_is_away_is_said_to_be_and_a_standby_that_is_missed_is_name
         body.contains("synchronous_standby_names: elsewhere").then_some((sent.unwrap_or_default(), body))
     })
     .await;
+    // A server that has been started anew needs a commit before it is used: it waits in vain, and that is said.
+    drop(admin);
+    cluster.stop()?;
+    cluster.restart().await?;
+    let missed = within(DEADLINE, async || {
+        let _ = everything.events().await;
+        let body = ready(&everything).await;
+        body.contains("the store is not connected: synchronous_standby_names names standbys").then_some(())
+    })
+    .await;
+    let mut admin = <PgConnection as sqlx::Connection>::connect(&cluster.url("postgres")).await?;
     // First, so that whatever comes of it the database can be dropped.
     run(&mut admin, "alter system reset synchronous_standby_names".into()).await?;
     run(&mut admin, "select pg_reload_conf()".into()).await?;
+    missed.context("what is missed is said")?;
     let (sent, body) = told.context("what the new connection says")?;
     assert_eq!(sent, 503, "I5: without the standby nothing is acknowledged");
     assert!(

@@ -63,7 +63,7 @@ fn sources(directory: &Path, text: &mut String) {
     }
 }
 
-/// The names of what is run as a test: functions, and those that a macro makes tests of.
+/// The names of what is run as a test: functions that are marked as such, and those that a macro makes tests of.
 fn tests() -> BTreeSet<String> {
     let mut text = String::new();
     for package in ["e2e", "gateway", "runtime", "sidecar", "cli"] {
@@ -74,19 +74,73 @@ fn tests() -> BTreeSet<String> {
             }
         }
     }
+    tests_in(&text)
+}
+
+fn tests_in(text: &str) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
+    let mut marked = false;
     for line in text.lines().map(str::trim) {
-        let line = line.strip_prefix("async ").unwrap_or(line);
-        if let Some((name, _)) = line.strip_prefix("fn ").and_then(|rest| rest.split_once('(')) {
-            names.insert(name.to_owned());
-        } else if let Some((name, _)) = line.split_once(": ")
-            && (line.ends_with(';') || line.ends_with(','))
-        {
-            // `name: what it is made of`, in a macro's call.
-            names.insert(name.to_owned());
+        let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+        if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {
+            marked = true;
+        } else if let Some((name, _)) = function.and_then(|rest| rest.split_once('(')) {
+            if marked {
+                names.insert(name.to_owned());
+            }
+            marked = false;
+        } else if !line.starts_with("#[") && !line.starts_with("//") {
+            marked = false;
+        }
+    }
+    // Macros that make tests, also by another one, and what they are called with: names alone, or each with what it is made of.
+    let definitions: Vec<(&str, &str)> = text
+        .split("macro_rules! ")
+        .skip(1)
+        .filter_map(|definition| definition.split("\n}\n").next()?.split_once(' '))
+        .collect();
+    let mut makers: BTreeSet<&str> = BTreeSet::new();
+    for _ in &definitions {
+        for (name, body) in &definitions {
+            if body.contains("#[test]")
+                || body.contains("#[tokio::test")
+                || makers.iter().any(|maker| body.contains(&format!("{maker}!(")))
+            {
+                makers.insert(name);
+            }
+        }
+    }
+    for name in makers {
+        for (open, close) in [("!(", ");"), ("! {", "\n}")] {
+            for call in text.split(&format!("\n{name}{open}")).skip(1) {
+                let call = call.split(close).next().unwrap_or_default();
+                for part in call.split(['\n', ',', ';']).map(str::trim).filter(|part| !part.starts_with("//")) {
+                    let word = part.split_once(':').map_or(part, |(word, _)| word);
+                    if word.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_') {
+                        names.insert(word.to_owned());
+                    }
+                }
+            }
         }
     }
     names
+}
+
+#[test]
+fn only_what_is_run_counts_as_a_test() {
+    let text = "macro_rules! each {\n    ($($test:ident),+) => {\n        #[tokio::test]\n    };\n}\n\
+        macro_rules! other {\n    () => { fn made() {} };\n}\n\
+        macro_rules! twice {\n    ($($test:ident;)+) => {\n        each!($($test),+);\n    };\n}\n\
+        twice! {\n    eighth;\n}\neach!(first, second);\neach! {\n    // T01\n    third: \"x, y\",\n}\nother!(fourth);\n\
+        /// Says so.\n#[tokio::test(flavor = \"x\")]\n#[ignore = \"no\"]\nasync fn fifth() {\n}\n\
+        fn helper() {\n    field: 1,\n}\nstruct S {\n    sixth: u8,\n}\n#[test]\nfn seventh() {\n}\n";
+    let found = tests_in(text);
+    for test in ["first", "second", "third", "fifth", "seventh", "eighth"] {
+        assert!(found.contains(test), "{test}: {found:?}");
+    }
+    for other in ["fourth", "made", "helper", "field", "sixth"] {
+        assert!(!found.contains(other), "{other}: {found:?}");
+    }
 }
 
 #[test]

@@ -155,6 +155,14 @@ impl Fixture {
         }
     }
 
+    /// A connection to the database that the ledger knows nothing of.
+    pub(crate) async fn connect(&self) -> sqlx::PgConnection {
+        match &self.store {
+            Store::Sqlite { .. } => panic!("the embedded store has none"),
+            Store::Postgres { database } => database.connect().await.unwrap(),
+        }
+    }
+
     /// Nothing is left open, and nothing that was asked is answered afterwards.
     pub(crate) async fn close(&self) {
         self.ledger.close().await;

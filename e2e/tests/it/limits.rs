@@ -6,11 +6,17 @@ mod http2;
 
 use std::{
     future::Future,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use oncegate_e2e::{stripe, wire::resident_kib};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 
 use crate::setup::{Everything, word};
 
@@ -46,4 +52,27 @@ async fn honest(everything: &Everything) -> Result<()> {
     ensure!(began.elapsed() < Duration::from_secs(5), "an honest webhook took {:?}", began.elapsed());
     tokio::time::sleep(Duration::from_millis(20)).await;
     Ok(())
+}
+
+/// What a peer that does not read may be taken from: what the buffers of both ends hold, and then no more.
+const TAKEN_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A connection whose near side takes next to nothing.
+async fn unread(address: SocketAddr) -> Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_recv_buffer_size(4_096)?;
+    Ok(socket.connect(address).await?)
+}
+
+/// Sends the piece over and over, and reads nothing, until the far side takes no more for a second or ends the connection;
+/// how much it took.
+async fn until_it_stalls(mut stream: TcpStream, piece: &[u8]) -> Result<usize> {
+    let mut taken = 0;
+    while taken < TAKEN_BYTES_MAX {
+        match timeout(Duration::from_secs(1), stream.write(&piece[taken % piece.len()..])).await {
+            Ok(Ok(length)) => taken += length,
+            Ok(Err(_)) | Err(_) => return Ok(taken),
+        }
+    }
+    bail!("{taken} bytes were taken of a peer that reads nothing");
 }

@@ -11,8 +11,10 @@ use oncegate_api::{
 use oncegate_e2e::{
     eventually,
     postgres::{Cluster, Options},
+    proxy::Proxy,
     stripe,
 };
+use sqlx::{Connection as _, PgConnection};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -58,6 +60,57 @@ async fn without_postgres_nothing_is_delivered_and_everything_recovers_without_a
     assert_eq!(word(&everything.send(&before).await?), "200 already_processed");
     client.check_and_lock(claim).await?;
     assert_eq!(everything.upstream.requests().len(), 2, "each event once");
+    Ok(())
+}
+
+// T27
+#[tokio::test]
+async fn a_standby_behind_the_name_decides_nothing_until_it_is_promoted() -> Result<()> {
+    let mut primary = Cluster::start(Options::default()).await?;
+    let database = primary.database().await?;
+    let standby = primary.standby(Options::default()).await?;
+    primary.wait_for_standby(false).await?;
+    // The name by which applications know the database.
+    let name = Proxy::start(primary.address()).await?;
+    let url = format!("postgres://postgres@{}/{}", name.address(), database.name());
+    let everything = Everything::start_as(Ledger::Sqlite, |command| command.env("DATABASE_URL", url)).await?;
+    let before = stripe::event(&stripe::event_id(), "charge.succeeded");
+    assert_eq!(word(&everything.send(&before).await?), "200 processed");
+    let claim = |event_id: &str| CheckAndLockRequest {
+        key: Some(EventKey { provider: "stripe".into(), event_id: event_id.into(), ..Default::default() }),
+        event_type: "charge.succeeded".into(),
+        ..Default::default()
+    };
+    let mut client = everything.client().await?;
+    client.check_and_lock(claim("evt_before")).await?;
+    // Read before the primary goes: what it says last has to be there.
+    let told = "select count(*) from payment_webhook_events";
+    let rows = database.query(told).await?;
+    let mut reader = PgConnection::connect(&standby.url(database.name())).await?;
+    eventually("the standby has it all", async || {
+        let count: i64 = sqlx::query_scalar(told).fetch_one(&mut reader).await.ok()?;
+        (count.to_string() == rows).then_some(())
+    })
+    .await;
+
+    primary.kill()?;
+    name.set_target(standby.address());
+    name.reset();
+    let during = stripe::event(&stripe::event_id(), "charge.succeeded");
+    for _ in 0..5 {
+        let status = client.check_and_lock(claim("evt_during")).await.expect_err("a standby cannot decide");
+        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert_eq!(everything.send(&during).await?.status.as_u16(), 503);
+    }
+    assert_eq!(everything.upstream.requests().len(), 1, "nothing without a lock");
+
+    standby.promote().await?;
+    eventually("the event is delivered by the promoted one", async || {
+        matches!(word(&everything.send(&during).await.ok()?).as_str(), "200 processed").then_some(())
+    })
+    .await;
+    assert_eq!(word(&everything.send(&before).await?), "200 already_processed");
+    client.check_and_lock(claim("evt_during")).await?;
     Ok(())
 }
 

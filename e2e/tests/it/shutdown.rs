@@ -7,6 +7,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use oncegate_api::v1::{
+    CheckAndLockRequest, CheckAndLockResponse, Decision, EventKey, idempotency_service_client::IdempotencyServiceClient,
+};
 use oncegate_e2e::{
     eventually, http_client,
     program::{Oncegate, Running},
@@ -16,6 +19,7 @@ use oncegate_e2e::{
 };
 use tempfile::TempDir;
 use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::setup::{SECRET, send_signed, word};
@@ -45,7 +49,6 @@ impl Service {
                 .env("UPSTREAM_URL", upstream.url())
                 .env("STRIPE_WEBHOOK_SECRET", SECRET)
                 .env("SIDECAR_DRAIN", "3s")
-                .env("ONCEGATE_LOG", "info")
                 .start()
         };
         match command {
@@ -112,6 +115,32 @@ impl Service {
     }
 }
 
+/// A call that is under way: one that waits for an event that another holds.
+async fn waiting(
+    sidecar: SocketAddr,
+    admin: SocketAddr,
+) -> Result<AbortOnDropHandle<Result<CheckAndLockResponse, tonic::Status>>> {
+    let mut client = IdempotencyServiceClient::connect(format!("http://{sidecar}")).await?;
+    let claim = CheckAndLockRequest {
+        key: Some(EventKey { provider: "stripe".into(), event_id: "evt_held".into(), ..Default::default() }),
+        event_type: "charge.succeeded".into(),
+        ..Default::default()
+    };
+    client.check_and_lock(claim.clone()).await?;
+    let waits = CheckAndLockRequest {
+        claim_id: "waits".into(),
+        wait_duration: Some(prost_types::Duration { seconds: 20, nanos: 0 }),
+        ..claim
+    };
+    let call = tokio::spawn(async move { Ok(client.check_and_lock(waits).await?.into_inner()) });
+    eventually("it waits", async || {
+        let page = http_client::get(admin, "/metrics").await.ok()?;
+        String::from_utf8_lossy(&page.body).contains("\noncegate_calls_waiting 1\n").then_some(())
+    })
+    .await;
+    Ok(AbortOnDropHandle::new(call))
+}
+
 /// T31, of one service.
 async fn ends_in_order(command: &str) -> Result<()> {
     let mut service = Service::start(command).await?;
@@ -135,8 +164,19 @@ async fn ends_in_order(command: &str) -> Result<()> {
         service.upstream.wait_for(1).await;
     }
 
+    // A caller that waits for the outcome of another's attempt is told what is true, and not kept waiting.
+    let waiting = match (service.sidecar, service.admin) {
+        (Some(sidecar), Some(admin)) => Some(waiting(sidecar, admin).await?),
+        _ => None,
+    };
+
     let began = Instant::now();
     service.program.signal("TERM")?;
+    if let Some(waiting) = waiting {
+        let answer = waiting.await?.context("a call that was under way is answered")?;
+        assert_eq!(answer.decision(), Decision::InProgress);
+        assert!(began.elapsed() < Duration::from_secs(5), "and not only when its time was over");
+    }
     if let (Some(admin), Some(_)) = (service.admin, &under_way) {
         eventually("readiness goes off while the delivery is still under way", async || {
             let answer = http_client::get(admin, "/readyz").await.expect("it answers until the end");

@@ -265,8 +265,18 @@ async fn g3_secrets_are_read_again_when_their_file_changes() {
     timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 200 {} }).await.unwrap();
     assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);
     assert_eq!(harness.send(signed("whsec_old")).await.status, 401);
-    // A bad file changes nothing (W5); that it was read shows when a good one follows.
+    // A bad file changes nothing but an alarm (W5).
+    let failed = "oncegate_gateway_secret_reloads_total{result=\"failed\"}";
+    assert_eq!(harness.metric(failed), 0);
     replace(" \n");
+    timeout(PATIENCE, async {
+        while harness.metric(failed) == 0 {
+            assert_eq!(harness.send(signed("whsec_new")).await.status, 200);
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(harness.send(signed("whsec_new")).await.status, 200);
     replace("whsec_newer");
     timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 401 {} }).await.unwrap();
     assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);

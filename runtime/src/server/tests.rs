@@ -211,6 +211,56 @@ async fn large_heads_and_slow_heads_are_refused() {
     running.shutdown.cancel();
 }
 
+/// A connection that was served and then goes idle: closed after its time, and not before.
+#[tokio::test]
+async fn a_connection_that_goes_idle_is_closed() {
+    const IDLE: Duration = Duration::from_millis(300);
+    let mut options = Options::http1(PATIENCE);
+    options.protocol = Protocol::Http1(Http1 { header_read_timeout: IDLE, ..Http1::default() });
+    let running = start(options).await;
+    let mut idle = connect(&running).await;
+    for _ in 0..3 {
+        exchange(&mut idle, GET).await;
+    }
+    let begun = Instant::now();
+    closed(&mut idle).await;
+    // The time runs from the last answer, which may have been on its way for a moment.
+    assert!(begun.elapsed() > IDLE / 2, "{:?}", begun.elapsed());
+    running.shutdown.cancel();
+    assert_eq!(ended(running).await, Served { cut: 0 });
+}
+
+/// A peer that said its preface and then nothing more, not even that it is alive: closed, with the call that it has open.
+#[tokio::test]
+async fn a_peer_that_ignores_pings_is_cut() {
+    let mut options = Options::http2(PATIENCE);
+    options.protocol = Protocol::Http2(Http2 {
+        keep_alive_interval: Duration::from_millis(100),
+        keep_alive_timeout: Duration::from_millis(100),
+        ..Http2::default()
+    });
+    let running = start(options).await;
+    let mut deaf = connect(&running).await;
+    // The preface, and settings: none, and the other side's acknowledged.
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0").await.unwrap();
+    closed(&mut deaf).await;
+    // One that answers them stays, and is served after many times that long.
+    let stream = TokioIo::new(connect(&running).await);
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let client = tokio::spawn(connection);
+    let get = |path: &str| Request::get(format!("http://x{path}")).body(Full::new(Bytes::new())).unwrap();
+    let slow = tokio::spawn(sender.send_request(get("/slow")));
+    running.slow.notified().await;
+    let mut other = connect(&running).await;
+    other.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    closed(&mut other).await;
+    running.release.notify_one();
+    assert_eq!(timeout(PATIENCE, slow).await.unwrap().unwrap().unwrap().status(), 200);
+    running.shutdown.cancel();
+    assert_eq!(ended(running).await, Served { cut: 0 });
+    let _ = timeout(PATIENCE, client).await.expect("the connection is closed");
+}
+
 #[tokio::test]
 async fn http2_with_prior_knowledge_is_served_and_drained() {
     let running = start(Options::http2(PATIENCE)).await;

@@ -84,6 +84,17 @@ impl RedisOptions {
         Ok(RedisOptions { config })
     }
 
+    /// With a password where there is none yet; None where there is another one.
+    pub fn with_password(mut self, password: &str) -> Option<RedisOptions> {
+        match &self.config.password {
+            Some(known) if known != password => None,
+            _ => {
+                self.config.password = Some(password.to_owned());
+                Some(self)
+            }
+        }
+    }
+
     /// One server, as the first version was configured.
     pub fn from_parts(host: &str, port: u16, password: Option<String>) -> RedisOptions {
         let config = Config {
@@ -371,4 +382,24 @@ async fn write(client: &Client, puts: &[Put]) -> Result<(), fred::error::Error> 
         arguments.push(Value::Integer((put.life.0 / 1_000).max(1)));
     }
     client.eval::<Value, _, _, _>(WRITE, names, arguments).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RedisOptions;
+
+    #[test]
+    fn a_password_goes_with_a_url_that_has_none_and_never_against_one() {
+        let known = |url: &str, password: &str| {
+            let options = RedisOptions::from_url(url).expect("a URL").with_password(password)?;
+            options.config.password
+        };
+        assert_eq!(known("redis://localhost:6379", "a-password").as_deref(), Some("a-password"));
+        assert_eq!(known("redis://:a-password@localhost:6379", "a-password").as_deref(), Some("a-password"));
+        assert_eq!(known("redis://:another@localhost:6379", "a-password"), None);
+        assert_eq!(
+            known("redis-cluster://localhost:6379?node=other:6379", "a-password").as_deref(),
+            Some("a-password")
+        );
+    }
 }

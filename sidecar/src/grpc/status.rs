@@ -74,3 +74,26 @@ fn refused(refusal: &Refusal) -> Status {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tonic_types::StatusExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_may_have_happened_is_told_from_what_has_not() {
+        let later = Duration::from_secs(1);
+        for (error, reason) in [
+            (Error::OutcomeUnknown, reason::OUTCOME_UNKNOWN),
+            (Error::Unavailable { retry_after: later }, reason::STORE_UNAVAILABLE),
+            (Error::Overloaded { retry_after: later }, reason::OVERLOADED),
+        ] {
+            let status = Status::from(error);
+            assert_eq!(status.code(), Code::Unavailable);
+            let details = status.get_error_details();
+            assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some(reason));
+            assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(later));
+        }
+    }
+}

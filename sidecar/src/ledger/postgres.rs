@@ -23,7 +23,7 @@ use std::{
     str::FromStr as _,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -94,6 +94,8 @@ pub struct PostgresLedger {
     node: watch::Receiver<Option<Node>>,
     /// Up to where entries of what is open were looked at again.
     forgotten: AtomicI64,
+    /// The server can be read, and commits wait for a standby that is not there.
+    misses_standby: AtomicBool,
 }
 
 impl PostgresLedger {
@@ -122,7 +124,8 @@ impl PostgresLedger {
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());
         let forgotten = AtomicI64::new(i64::MIN);
-        Ok(PostgresLedger { queue, reader, notifier, tally, load, node, standing, forgotten })
+        let misses_standby = AtomicBool::new(false);
+        Ok(PostgresLedger { queue, reader, notifier, tally, load, node, standing, forgotten, misses_standby })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -191,6 +194,12 @@ impl Ledger for PostgresLedger {
         self.node.borrow().as_ref().map(|node| node.durability.clone())
     }
 
+    fn trouble(&self) -> Option<&'static str> {
+        self.misses_standby.load(Ordering::Relaxed).then_some(
+            "synchronous_standby_names names standbys and none of them is connected; every commit would wait for one",
+        )
+    }
+
     fn standing(&self) -> watch::Receiver<Option<Standing>> {
         self.standing.clone()
     }
@@ -218,9 +227,13 @@ impl Ledger for PostgresLedger {
             // Somebody has to try: a writer without calls connects when it flushes.
             self.queue.flush();
         }
-        self.reader.check().await?;
+        let checked = self.reader.check().await;
         // A standby can be read; only the writer's connection tells whether the node may decide.
-        if self.node.borrow().is_none() {
+        let is_down = self.node.borrow().is_none();
+        let misses_standby = is_down && checked.is_ok() && self.reader.misses_standby().await.unwrap_or_default();
+        self.misses_standby.store(misses_standby, Ordering::Relaxed);
+        checked?;
+        if is_down {
             return Err(Error::Unavailable { retry_after: Duration::from_secs(1) });
         }
         Ok(())

@@ -17,13 +17,20 @@ pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
         let granted = one.row.is_some_and(|row| row.attempts.iter().any(|attempt| attempt.token == delivery.token));
         findings.check(granted, "I7", event, || format!("{} was delivered without a lock", delivery.token));
     }
-    if run.guard == Guard::Nothing {
-        return;
-    }
-    findings.check(effects.len() <= 1, "I7", event, || format!("effects of {effects:?}"));
     let completed_by = |token: i64| {
         one.row.is_some_and(|row| row.attempts.iter().any(|a| a.token == token && a.outcome == "completed"))
     };
+    if run.guard == Guard::Nothing {
+        // As many effects as there were deliveries, and no other: whoever completed it has its own.
+        for token in effects {
+            findings.check(tokens.contains(token), "I7", event, || format!("an effect of {token}, undelivered"));
+        }
+        for token in tokens.iter().filter(|token| completed_by(**token)) {
+            findings.check(effects.contains(token), "I7", event, || format!("{token} completed it without its effect"));
+        }
+        return;
+    }
+    findings.check(effects.len() <= 1, "I7", event, || format!("effects of {effects:?}"));
     // Whoever completed it through a gateway had reached the application.
     for delivery in one.deliveries.iter().filter(|delivery| completed_by(delivery.token)) {
         findings
@@ -83,6 +90,7 @@ mod tests {
         assert_eq!(found(Guard::EventId, &[300], &[]).len(), 1, "completed without an effect");
         assert_eq!(found(Guard::Nothing, &[300, 300], &[300, 300]).len(), 1, "one lock, two deliveries");
         assert_eq!(found(Guard::Nothing, &[300, 999], &[300]).len(), 1, "no lock");
+        assert_eq!(found(Guard::Nothing, &[300], &[10]).len(), 2, "another's effect, and none of its own");
     }
 
     #[test]

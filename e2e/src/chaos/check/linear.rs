@@ -162,6 +162,8 @@ impl Machine {
 
     fn claimed(&mut self, claim_id: &str, reply: &Reply) -> bool {
         match reply {
+            // Changes nothing; whether it was right, `fingerprints` asks.
+            Reply::FingerprintMismatch => !self.state.is_empty(),
             Reply::ClaimEnded => self.ended(claim_id),
             _ if self.ended(claim_id) => false,
             Reply::Acquired { token, attempt, .. } if *token == self.token => {
@@ -300,6 +302,11 @@ fn matters(one: &One<'_>, call: &Call, drawn: &[i64]) -> bool {
     }
 }
 
+/// Whether a call that was answered so may have changed the event.
+fn changes(reply: &Reply) -> bool {
+    matches!(reply, Reply::Acquired { .. } | Reply::Marked { .. } | Reply::Resolved { .. })
+}
+
 /// Checks one event.
 pub fn check(one: &One<'_>) -> Verdict {
     if one.through_gateways() {
@@ -307,7 +314,11 @@ pub fn check(one: &One<'_>) -> Verdict {
     }
     // Beginnings and answers by their places, each operation a thread of its own: the tester gets the order from them.
     let mut moments: Vec<(usize, usize, &Operation)> = Vec::new();
-    for (thread, operation) in one.operations.iter().enumerate() {
+    for (number, operation) in one.operations.iter().enumerate() {
+        // The search takes the lowest thread that fits first. What only saw the event is best put as early as it fits: it stands in
+        // nobody's way, and put later it may fit no more.
+        let saw = matches!(operation.reply(), Some(reply) if !changes(reply));
+        let thread = if saw { number } else { number + one.operations.len() };
         match operation.reply() {
             Some(Reply::Nothing) => {}
             Some(_) => {

@@ -1,143 +1,197 @@
 //! Cleanup under fire, and Cleanup as nobody should ask for it.
 
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
-
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
-
 use anyhow::{Context as _, Result};
 use futures::{StreamExt as _, stream};
 use oncegate_api::{
     reason,
-    v1::{CleanupRequest, State},
+    v1::{CleanupRequest, CleanupResponse, State},
 };
-use oncegate_sidecar::{
-    event::{Decision, State as Stored},
-    ledger::filter::{CleanupProgress, CleanupScope},
-};
+use oncegate_e2e::program::Oncegate;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::Streaming;
 use tonic_types::StatusExt as _;
 
-use super::{Sidecar, ask, claim, completion};
-use crate::{
-    ledger::{self, Fixture},
-    setup::{Ledger, on_each_ledger},
-};
+use super::{Client, Sidecar, ask, claim, completion, history};
+use crate::setup::{Ledger, on_each_ledger};
 
-/// Rows of the test, from the environment (`ONCEGATE_CLEANUP_ROWS`); a million in a campaign.
-fn rows() -> usize {
-    std::env::var("ONCEGATE_CLEANUP_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(1_500)
+/// Rows of the test, from the environment (`ONCEGATE_CLEANUP_ROWS`); a million in a campaign. The embedded store is quicker.
+fn rows(ledger: &Ledger) -> usize {
+    let short = if matches!(ledger, Ledger::Sqlite) { 4_000 } else { 1_200 };
+    std::env::var("ONCEGATE_CLEANUP_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(short)
 }
 
-/// T29
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_cleanups_at_once_of_which_one_is_killed_delete_what_was_counted_on_sqlite() {
-    two_cleanups(Fixture::sqlite()).await;
+on_each_ledger!(two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted);
+
+/// As young as a Cleanup may be asked to delete.
+const OLD: prost_types::Duration = prost_types::Duration { seconds: 3_600, nanos: 0 };
+
+fn low_minimum(command: Oncegate) -> Oncegate {
+    command.env("RETENTION_MIN", "1h")
 }
 
-/// T29
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_cleanups_at_once_of_which_one_is_killed_delete_what_was_counted_on_postgres() {
-    two_cleanups(Fixture::postgres().await).await;
-}
-
-async fn two_cleanups(fixture: Fixture) {
-    let rows = rows();
-    // Completed, except every tenth, which is still being processed and may never go.
-    stream::iter(0..rows)
-        .for_each_concurrent(64, async |number| {
-            let key = ledger::key(&format!("evt_{number}"));
-            let claimed = fixture.ledger.claim(ledger::claim(&key, "claim")).await.unwrap();
-            let Decision::Acquired(lock) = claimed.decision else { panic!("{claimed:?}") };
-            if number % 10 != 0 {
-                fixture.ledger.mark(ledger::completion(&key, &lock)).await.unwrap();
-            }
-        })
-        .await;
-    let open = rows.div_ceil(10);
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: fixture.now().await,
-        states: vec![Stored::Completed, Stored::Dead],
-        dry_run: true,
-        batch_size: 100,
+/// A Cleanup of what has ended more than an hour ago, so many rows at a time.
+async fn begin(client: &Client, dry_run: bool, batch_size: i32) -> Result<Streaming<CleanupResponse>> {
+    let request = CleanupRequest {
+        older_than: Some(OLD),
+        states: vec![State::Completed.into(), State::Dead.into()],
+        dry_run,
+        batch_size,
+        ..Default::default()
     };
-    let dry = run(&fixture, &scope).await;
-    let matched = counted(&dry).0;
-    assert_eq!(matched, i64::try_from(rows - open).unwrap());
+    Ok(client.clone().cleanup(request).await?.into_inner())
+}
 
-    // Traffic goes on, and what it completes is younger than the moment.
-    let ended = Arc::new(AtomicBool::new(false));
-    let served = Arc::new(AtomicUsize::new(0));
-    let traffic = tokio::spawn({
-        let (ledger, ended, served) = (fixture.ledger.clone(), ended.clone(), served.clone());
-        async move {
-            while !ended.load(Ordering::Relaxed) {
-                let key = ledger::key(&format!("live_{}", served.load(Ordering::Relaxed)));
-                let Decision::Acquired(lock) = ledger.claim(ledger::claim(&key, "claim")).await.unwrap().decision
-                else {
-                    panic!("held")
-                };
-                ledger.mark(ledger::completion(&key, &lock)).await.unwrap();
-                served.fetch_add(1, Ordering::Relaxed);
-            }
+/// Makes every event two hours older than it is.
+async fn age(sidecar: &Sidecar) -> Result<()> {
+    const TIMES: [&str; 5] = ["create_time", "update_time", "end_time", "start_time", "lock_expire_time"];
+    let set = |older: &str| {
+        let columns: Vec<String> = TIMES.iter().map(|column| format!("{column} = {column} - {older}")).collect();
+        format!("update payment_webhook_events set {}", columns.join(", "))
+    };
+    match sidecar.database() {
+        Some(database) => {
+            let mut admin = database.connect().await?;
+            sqlx::raw_sql(sqlx::AssertSqlSafe(set("interval '2 hours'"))).execute(&mut admin).await?;
         }
-    });
-    let scope = CleanupScope { dry_run: false, ..scope };
-    // One that is killed on its way.
-    let killed = tokio::spawn({
-        let (ledger, scope) = (fixture.ledger.clone(), scope.clone());
-        async move {
-            let mut progress = CleanupProgress::default();
-            while !progress.done {
-                ledger.cleanup_step(&scope, &mut progress).await.unwrap();
-            }
+        None => {
+            let shell = rusqlite::Connection::open(sidecar.store())?;
+            shell.busy_timeout(std::time::Duration::from_secs(5))?;
+            shell.execute_batch(&set("7200000000"))?;
         }
-    });
-    let first = run(&fixture, &scope);
-    let second = run(&fixture, &scope);
-    let (first, second, ()) = tokio::join!(first, second, async {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        killed.abort();
-        drop(killed.await);
-    });
-    let again = run(&fixture, &scope).await;
-    let before = served.load(Ordering::Relaxed);
-    assert!(before > 0, "traffic stood still");
-    ended.store(true, Ordering::Relaxed);
-    traffic.await.unwrap();
+    }
+    Ok(())
+}
 
-    // No row was counted twice; those of the killed one are in no total.
-    let deleted: i64 = [first, second, again].iter().map(|progress| counted(progress).1).sum();
+/// The totals that it ends with.
+async fn end(stream: &mut Streaming<CleanupResponse>) -> Result<CleanupResponse> {
+    loop {
+        let totals = stream.message().await?.context("an orderly end says that it is done")?;
+        if totals.done {
+            return Ok(totals);
+        }
+    }
+}
+
+/// T29. The process that a Cleanup runs in is killed after it has begun to delete, while another one is at work, beside live
+/// traffic. On Postgres the other one is in another sidecar; the embedded store has one process, and both die.
+async fn two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted(ledger: Ledger) -> Result<()> {
+    let rows = rows(&ledger);
+    let mut sidecar = Sidecar::start_with(ledger, low_minimum).await?;
+    let directory = tempfile::tempdir()?;
+    let mut other = match sidecar.database() {
+        Some(database) => {
+            let command = Oncegate::new(directory.path(), ["sidecar"])?
+                .env("SIDECAR_LISTEN", "127.0.0.1:0")
+                .env("DATABASE_URL", database.url());
+            Some(low_minimum(command).start()?)
+        }
+        None => None,
+    };
+    let client = sidecar.client().await?;
+    // Completed, except every tenth, which is still being processed and may never go.
+    let open = rows.div_ceil(10);
+    let filled: Vec<Result<()>> = stream::iter(0..rows)
+        .map(async |number| {
+            let event_id = format!("evt_{number}");
+            let lock = ask(&client, claim(&event_id, "claim")).await?.lock.context("the lock")?;
+            if number % 10 != 0 {
+                client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await?;
+            }
+            Ok(())
+        })
+        .buffer_unordered(64)
+        .collect()
+        .await;
+    filled.into_iter().collect::<Result<Vec<()>>>()?;
+    age(&sidecar).await?;
+    let matched = end(&mut begin(&client, true, 1_000).await?).await?.matched_count;
+    assert_eq!(usize::try_from(matched)?, rows - open, "the dry run counts what has ended");
+    let left = "select count(*) from payment_webhook_events where event_id like 'evt\\_%' escape '\\'";
+    assert_eq!(sidecar.outside(left).await?, rows.to_string());
+
+    // Traffic goes on beside it.
+    let beside = match &mut other {
+        Some(other) => super::client(other.address("sidecar").await?).await?,
+        None => client.clone(),
+    };
+    let traffic = Traffic::start(beside.clone());
+    // A row at a time, so that they take a while.
+    let mut first = begin(&client, false, 1).await?;
+    let mut second = begin(&beside, false, 1).await?;
+    let progress = first.message().await?.context("progress")?;
+    assert!(progress.deleted_count > 0 && !progress.done, "in the middle of it: {progress:?}");
+    sidecar.program.kill().await?;
+    // What it was told before may still have been on its way.
+    let mut last = progress;
+    let cut_off = loop {
+        match first.message().await {
+            Ok(Some(totals)) => last = totals,
+            Ok(None) => break false,
+            Err(_) => break true,
+        }
+    };
+    assert!(cut_off && !last.done, "it was not done: {last:?}");
+    let mut deleted = last.deleted_count;
+    if other.is_some() {
+        deleted += end(&mut second).await.context("the other one goes on")?.deleted_count;
+    } else {
+        assert_ne!(sidecar.outside(left).await?, open.to_string(), "it was not done");
+    }
+    let live = traffic.stop().await?;
+    sidecar.restart_with(low_minimum).await?;
+    let client = sidecar.client().await?;
+    deleted += end(&mut begin(&client, false, 1_000).await?).await?.deleted_count;
+
+    assert_eq!(sidecar.outside(left).await?, open.to_string(), "all that was counted has gone, and nothing else");
+    // No row was counted twice; those of the killed ones are in no total, or not all of them.
     assert!(deleted <= matched, "{deleted} of {matched}");
-    for number in (0..rows).step_by(7) {
-        let left = fixture.ledger.history_of(ledger::key(&format!("evt_{number}"))).await.unwrap().is_some();
-        assert_eq!(left, number % 10 == 0, "evt_{number}: only what has ended goes");
+    let gone = "select count(*) from payment_webhook_events where event_id like 'evt\\_%' escape '\\' \
+        and state = 'processing'";
+    assert_eq!(sidecar.outside(gone).await?, open.to_string(), "only what has ended goes");
+    assert!(!live.is_empty(), "traffic stood still");
+    for event_id in live {
+        assert!(history(&client, &event_id).await?.is_some(), "{event_id} is young");
     }
-    for number in 0..served.load(Ordering::Relaxed) {
-        assert!(fixture.ledger.history_of(ledger::key(&format!("live_{number}"))).await.unwrap().is_some());
-    }
-    let left = run(&fixture, &CleanupScope { dry_run: true, ..scope }).await;
-    assert_eq!(counted(&left).0, 0, "all that was counted has gone");
-    fixture.close().await;
+    Ok(())
 }
 
-/// Matched, and deleted.
-fn counted(progress: &CleanupProgress) -> (i64, i64) {
-    progress.providers.values().fold((0, 0), |sum, totals| (sum.0 + totals.matched, sum.1 + totals.deleted))
+/// A caller that completes new events, and what it completed.
+struct Traffic {
+    ended: CancellationToken,
+    task: AbortOnDropHandle<Vec<String>>,
 }
 
-async fn run(fixture: &Fixture, scope: &CleanupScope) -> CleanupProgress {
-    let mut progress = CleanupProgress::default();
-    while !progress.done {
-        fixture.ledger.cleanup_step(scope, &mut progress).await.unwrap();
+impl Traffic {
+    fn start(client: Client) -> Self {
+        let ended = CancellationToken::new();
+        let stop = ended.clone();
+        let task = tokio::spawn(async move {
+            let mut live = Vec::new();
+            for number in 0.. {
+                let event_id = format!("live_{number}");
+                let lock = match ask(&client, claim(&event_id, "claim")).await {
+                    Ok(answer) => answer.lock,
+                    // Its sidecar is the one that is killed.
+                    Err(_) => break,
+                };
+                let Some(lock) = lock else { break };
+                if client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await.is_err() {
+                    break;
+                }
+                live.push(event_id);
+                if stop.is_cancelled() {
+                    break;
+                }
+            }
+            live
+        });
+        Self { ended, task: AbortOnDropHandle::new(task) }
     }
-    progress
+
+    async fn stop(self) -> Result<Vec<String>> {
+        self.ended.cancel();
+        Ok(self.task.await?)
+    }
 }
 
 on_each_ledger!(a_cleanup_that_nobody_can_mean_is_refused_and_deletes_nothing);

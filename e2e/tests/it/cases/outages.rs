@@ -131,12 +131,16 @@ async fn a_collector_that_never_answers_changes_nothing(ledger: Ledger) -> Resul
             .env("TOKIO_WORKER_THREADS", "1")
     })
     .await?;
+    let mut times = Vec::new();
     for _ in 0..50 {
         let began = Instant::now();
         let body = stripe::event(&stripe::event_id(), "charge.succeeded");
         assert_eq!(word(&everything.send(&body).await?), "200 processed");
-        assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+        times.push(began.elapsed());
     }
+    // Were any of them to wait for the collector, it would take seconds, and all behind it as well.
+    times.sort_unstable();
+    assert!(times[44] < Duration::from_millis(250) && times[49] < Duration::from_secs(1), "{times:?}");
     assert_eq!(http_client::get(everything.admin, "/metrics").await?.status, 200);
     let began = Instant::now();
     let finished = everything.program.stop().await.context("it ends")?;

@@ -3,11 +3,17 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use oncegate_e2e::chaos::{
-    application::{Guard, Temper},
-    client::Caller,
-    history::Reply,
-    world::World,
+use oncegate_api::v1::{CleanupRequest, idempotency_service_client::IdempotencyServiceClient};
+use oncegate_e2e::{
+    chaos::{
+        application::{Guard, Temper},
+        client::Caller,
+        history::{Ending, Recorder, Reply},
+        world::World,
+    },
+    clock,
+    postgres::Database,
+    program::Oncegate,
 };
 
 const SKEW: i64 = 600;
@@ -17,7 +23,7 @@ fn now_micros() -> Result<i64> {
 }
 
 #[tokio::test]
-async fn clocks_of_pods_that_are_wrong_change_no_grant_and_no_expiry() -> Result<()> {
+async fn clocks_of_pods_that_are_wrong_change_no_grant_no_expiry_and_no_pause() -> Result<()> {
     let mut world = World::start(2, Guard::EventId, Temper::Reliable).await?;
     for (number, skew) in [(0, SKEW), (1, -SKEW)] {
         world.sidecars[number].skew = skew;
@@ -54,6 +60,67 @@ async fn clocks_of_pods_that_are_wrong_change_no_grant_and_no_expiry() -> Result
         };
         assert!(asked.elapsed() >= lock, "not before it had expired");
         assert!(later > token);
+
+        // ExtendLock: from the database's now.
+        let before = now_micros()?;
+        let longer = Duration::from_secs(7);
+        let Some(Reply::Extended { expires }) = callers[other].extend(&event, "second", later, longer).await else {
+            anyhow::bail!("the lock is extended");
+        };
+        let extended = expires - i64::try_from(longer.as_micros())?;
+        assert!((before..=now_micros()?).contains(&extended), "extended in the database's time");
+
+        // retry_after: the pause is waited for, and not ten minutes more or less.
+        let (failed, pause) = (Instant::now(), Duration::from_secs(2));
+        let marked = callers[other].mark(&event, "second", later, Ending::Retryable, pause).await;
+        assert_eq!(marked, Some(Reply::Marked { repeated: false }));
+        let early = callers[holder].claim(&event, "third", Some(lock), Duration::ZERO).await;
+        assert_eq!(early, Some(Reply::InProgress));
+        let again = callers[holder].claim(&event, "third", Some(lock), Duration::from_secs(15)).await;
+        assert!(matches!(again, Some(Reply::Acquired { .. })), "{again:?}");
+        assert!(failed.elapsed() >= pause, "not before the pause had passed");
+    }
+    Ok(())
+}
+
+/// Cleanup's cut-off is the database's now, less the age that was asked for: a pod ahead of it deletes nothing that is
+/// younger, and one behind it deletes what is that old.
+#[tokio::test]
+async fn clocks_of_pods_that_are_wrong_make_nothing_older_or_younger() -> Result<()> {
+    let database = Database::create().await?;
+    let directory = tempfile::tempdir()?;
+    // Twice as far as the youngest that a Cleanup may be asked to delete is old.
+    const HOUR: prost_types::Duration = prost_types::Duration { seconds: 3_600, nanos: 0 };
+    for skew in [2 * HOUR.seconds, -2 * HOUR.seconds] {
+        let command = Oncegate::new(directory.path(), ["sidecar"])?
+            .env("SIDECAR_LISTEN", "127.0.0.1:0")
+            .env("RETENTION_MIN", "1h")
+            .env("DATABASE_URL", database.url());
+        let mut program = clock::skewed(command, skew)?.start()?;
+        let url = format!("http://{}", program.address("sidecar").await?);
+        let event = format!("evt_{}", skew > 0);
+        let mut caller = Caller::new(&url, Recorder::default())?;
+        let claimed = caller.claim(&event, "claim", None, Duration::ZERO).await;
+        let Some(Reply::Acquired { token, .. }) = claimed else { anyhow::bail!("{claimed:?}") };
+        let marked = caller.mark(&event, "claim", token, Ending::Completed, Duration::ZERO).await;
+        assert_eq!(marked, Some(Reply::Marked { repeated: false }));
+        let mut client = IdempotencyServiceClient::connect(url).await?;
+        // It has just ended, and then an hour and a half ago.
+        for deleted in [0, 1] {
+            let request = CleanupRequest { older_than: Some(HOUR), ..Default::default() };
+            let mut stream = client.cleanup(request).await?.into_inner();
+            let mut last = None;
+            while let Some(totals) = stream.message().await? {
+                last = Some(totals);
+            }
+            let totals = last.context("totals")?;
+            assert!(totals.done && totals.deleted_count == deleted, "{skew} s: {totals:?}");
+            let mut admin = database.connect().await?;
+            let older = "update payment_webhook_events set create_time = create_time - interval '90 minutes',
+                update_time = update_time - interval '90 minutes', end_time = end_time - interval '90 minutes',
+                start_time = start_time - interval '90 minutes'";
+            sqlx::raw_sql(older).execute(&mut admin).await?;
+        }
     }
     Ok(())
 }

@@ -66,7 +66,7 @@ async fn every_webhook_is_counted_once_by_what_became_of_it() -> Result<()> {
     for operation in world.recorder.operations() {
         let (Call::Webhook { gateway }, Some(Reply::Answered { word, .. })) = (&operation.call, operation.reply())
         else {
-            panic!("ONCEGATE_SEED={}: not answered: {operation}", seed.0);
+            panic!("not answered: {operation}");
         };
         *seen.entry((*gateway, word.clone())).or_default() += 1;
     }
@@ -87,17 +87,12 @@ async fn every_webhook_is_counted_once_by_what_became_of_it() -> Result<()> {
         }
         for (word, count) in words {
             let expected = seen.remove(&(number, word.clone())).unwrap_or_default();
-            assert_eq!(count, expected, "ONCEGATE_SEED={}: gateway {number}, {word}", seed.0);
+            assert_eq!(count, expected, "gateway {number}, {word}");
             answers += count;
         }
         // I11, exactly: what was verified is what was decided.
         let sum = |name| samples(&metrics, name).values().sum::<u64>();
-        assert_eq!(
-            sum("oncegate_gateway_webhooks_total"),
-            sum("oncegate_gateway_claims_total"),
-            "ONCEGATE_SEED={}: gateway {number}",
-            seed.0
-        );
+        assert_eq!(sum("oncegate_gateway_webhooks_total"), sum("oncegate_gateway_claims_total"), "gateway {number}");
         delivered += samples(&metrics, "oncegate_gateway_deliveries_total").values().sum::<u64>();
     }
     assert!(seen.is_empty(), "words that are not counted: {seen:?}");
@@ -106,7 +101,7 @@ async fn every_webhook_is_counted_once_by_what_became_of_it() -> Result<()> {
     tokio::time::timeout(Duration::from_secs(30), async {
         let rows = rows::of_postgres(&world.database_url()).await?;
         let attempts: usize = rows.events.values().map(|event| event.attempts.len()).sum();
-        assert_eq!(u64::try_from(attempts)?, delivered, "ONCEGATE_SEED={}", seed.0);
+        assert_eq!(u64::try_from(attempts)?, delivered);
         anyhow::Ok(())
     })
     .await?

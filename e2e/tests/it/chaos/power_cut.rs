@@ -35,7 +35,6 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
     let cuts: usize =
         env::var("POWER_CUTS").map_or(Ok(60), |given| given.parse()).context("POWER_CUTS is no number")?;
     let seed = Seed::from_environment();
-    println!("ONCEGATE_SEED={}", seed.0);
     let directory = tempfile::tempdir()?;
     let log = directory.path().join("strace.log");
     let mut program = Oncegate::new(directory.path(), ["sidecar"])?

@@ -19,7 +19,7 @@ use oncegate_e2e::{
         rows,
     },
     eventually::{eventually, within},
-    postgres::{Cluster, Options, replication::STANDBY},
+    postgres::{Cluster, Options},
     program::{Oncegate, Running},
     proxy::Proxy,
     redis::Redis,
@@ -48,10 +48,7 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     let database = primary.database().await?;
     let standby = primary.standby(Options::default()).await?;
     primary.wait_for_standby(false).await?;
-    let admin = primary.url("postgres");
-    execute(&admin, &format!("alter system set synchronous_standby_names = '{STANDBY}'")).await?;
-    execute(&admin, "select pg_reload_conf()").await?;
-    primary.wait_for_standby(true).await?;
+    primary.make_standby_synchronous().await?;
 
     // The name by which applications know the database, which points to whoever is primary.
     let name = Proxy::start(primary.address()).await?;
@@ -133,7 +130,7 @@ async fn a_promoted_standby_has_all_that_was_acknowledged_and_larger_tokens() ->
     let run =
         check::Run { operations: &operations, deliveries: &[], rows: &rows, effects: &effects, guard: Guard::Nothing };
     let violations = check::safety(&run);
-    assert!(violations.is_empty(), "{}", check::explain(&violations, &operations, &rows));
+    assert!(violations.is_empty(), "{}", check::explain(&violations, &run));
     let since: Vec<i64> = rows.events.values().map(|event| event.token).filter(|token| *token > last).collect();
     assert!(since.len() > 50);
     assert!(since.iter().all(|token| *token > promoted_at), "moved on to the present: {since:?}");

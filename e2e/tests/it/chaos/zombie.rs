@@ -60,7 +60,7 @@ async fn zombie(guard: Guard) -> Result<([i64; 2], Vec<i64>)> {
     let effects = world.application.effects();
     let run = check::Run { operations: &operations, deliveries: &deliveries, rows: &rows, effects: &effects, guard };
     let violations = check::safety(&run);
-    assert!(violations.is_empty(), "{}", check::explain(&violations, &operations, &rows));
+    assert!(violations.is_empty(), "{}", check::explain(&violations, &run));
     if guard == Guard::Nothing {
         assert_eq!(check::effects::doubled(&run), [EVENT]);
         // The check itself would have told.

@@ -2,7 +2,11 @@
 //! answers is compared with what the ledger holds.
 
 use std::{
-    sync::{Arc, OnceLock, mpsc},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
     thread,
     time::Duration,
 };
@@ -54,6 +58,25 @@ impl Condition {
         server.get_or_init(|| self.start()).clone()
     }
 
+    fn strikes(self) -> &'static AtomicU64 {
+        static STRIKES: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
+        &STRIKES[self as usize]
+    }
+
+    fn has_struck(self) {
+        self.strikes().fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until it has happened once more, where it is one that happens.
+    async fn strikes_again(self) {
+        if matches!(self, Condition::On | Condition::Off) {
+            return;
+        }
+        let before = self.strikes().load(Ordering::Relaxed);
+        let struck = async || (self.strikes().load(Ordering::Relaxed) > before).then_some(());
+        eventually(&format!("{self:?} strikes"), struck).await;
+    }
+
     /// Starts the server, and a thread that does to it what it has to suffer, for as long as the process lives.
     fn start(self) -> String {
         let (url, started) = mpsc::channel();
@@ -65,15 +88,24 @@ impl Condition {
                 loop {
                     match self {
                         Condition::On | Condition::Off => std::future::pending::<()>().await,
-                        Condition::Flushed => drop(redis.command("FLUSHALL").await),
+                        Condition::Flushed => {
+                            assert_eq!(redis.command("FLUSHALL").await.unwrap(), "+OK");
+                            self.has_struck();
+                        }
                         Condition::Frozen => {
                             redis.freeze().unwrap();
+                            self.has_struck();
                             tokio::time::sleep(Duration::from_millis(400)).await;
                             redis.thaw().unwrap();
+                            tokio::time::sleep(Duration::from_millis(180)).await;
                         }
-                        Condition::Rubbish => drop(redis.command(RUBBISH).await),
+                        Condition::Rubbish => {
+                            let written = redis.command(RUBBISH).await.unwrap();
+                            assert!(written.starts_with(':'), "{written}");
+                            self.has_struck();
+                        }
                     }
-                    tokio::time::sleep(Duration::from_millis(200)).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             });
         });
@@ -81,11 +113,14 @@ impl Condition {
     }
 }
 
-/// Every other name gets a value that is none, every other one the value of its neighbour.
+/// Every third name gets a value that is none, every third the value of its neighbour, if that is one, and the others no value
+/// at all.
 const RUBBISH: &str = "EVAL \"local names = redis.call('KEYS', 'oncegate:*') \
     for place, name in ipairs(names) do \
       if place % 3 == 0 then redis.call('SET', name, string.rep('x', place)) \
-      elseif place % 3 == 1 then redis.call('SET', name, redis.call('GET', names[place % #names + 1]) or 'x') \
+      elseif place % 3 == 1 then \
+        local other = redis.pcall('GET', names[place % #names + 1]) \
+        redis.call('SET', name, type(other) == 'string' and other or 'x') \
       else redis.call('DEL', name) redis.call('LPUSH', name, 'x') end \
     end return #names\" 0";
 
@@ -93,24 +128,33 @@ const RUBBISH: &str = "EVAL \"local names = redis.call('KEYS', 'oncegate:*') \
 pub(crate) struct Cached {
     ledger: Arc<PostgresLedger>,
     coordinator: Arc<Coordinator>,
+    /// A Cleanup was run, by the ledger's own measure of what is old.
+    cleaned: AtomicBool,
 }
 
 impl Cached {
     pub(crate) async fn connect(database: &Database, redis: &str) -> Self {
+        // Half of the tests' look-ups should get as far as Redis.
+        Self::with_memory(database, redis, 0).await
+    }
+
+    async fn with_memory(database: &Database, redis: &str, memory_bytes_max: u64) -> Self {
         let ledger = Arc::new(PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap());
         let settings = CacheSettings {
-            // Half of the tests' look-ups should get as far as Redis.
-            memory_bytes_max: 0,
+            memory_bytes_max,
             redis: Some(RedisOptions::from_url(redis).unwrap()),
             ..CacheSettings::default()
         };
         let cache = Cache::new(&settings, ledger.standing()).unwrap();
         let coordinator = Coordinator::new(ledger.clone(), cache, Limits::default());
-        Self { ledger, coordinator }
+        Self { ledger, coordinator, cleaned: AtomicBool::new(false) }
     }
 
     pub(crate) async fn in_condition(database: &Database, condition: Condition) -> Self {
-        Self::connect(database, &condition.url()).await
+        let cached = Self::connect(database, &condition.url()).await;
+        // A test begins when its trouble does, however short it is.
+        condition.strikes_again().await;
+        cached
     }
 
     pub(crate) fn stats(&self) -> Arc<CacheStats> {
@@ -128,6 +172,7 @@ impl Ledger for Cached {
                 let Some(history) = self.ledger.history_of(key).await? else {
                     // Deleted by a Cleanup without the minimum retention, which the API does not permit: there,
                     // an entry has ended long before.
+                    assert!(self.cleaned.load(Ordering::Relaxed), "the cache knows an event that was never there");
                     return self.ledger.claim(claim).await;
                 };
                 let event = history.event;
@@ -178,6 +223,7 @@ impl Ledger for Cached {
     }
 
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
+        self.cleaned.fetch_or(!scope.dry_run, Ordering::Relaxed);
         self.ledger.cleanup_step(scope, progress).await
     }
 
@@ -204,6 +250,32 @@ impl Ledger for Cached {
     async fn close(&self) {
         self.coordinator.close().await;
     }
+}
+
+/// C2: only a completion that was acknowledged gets into the cache, and no other end of an attempt.
+#[tokio::test]
+async fn what_did_not_complete_is_not_answered_by_the_process_itself_or_redis() {
+    use super::{HOUR, claim, completion, key, mark};
+    use oncegate_sidecar::event::{Ending, FailureKind};
+
+    let database = Database::create().await.unwrap();
+    let cached = Cached::with_memory(&database, &Condition::On.url(), 1 << 20).await;
+    for kind in [FailureKind::Retryable, FailureKind::Terminal, FailureKind::Unknown] {
+        let key = key(&format!("{kind:?}"));
+        let Decision::Acquired(lock) = cached.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+        let ending = Ending::Failed { kind, error: None, retry_after: Some(HOUR) };
+        cached.mark(mark(&key, &lock, ending)).await.unwrap();
+        let told = cached.coordinator.claim(claim(&key, "b"), Duration::ZERO).await.unwrap();
+        let Answer::Decided(claimed) = told else { panic!("{kind:?}: completed, says the cache") };
+        assert!(matches!(claimed.decision, Decision::InProgress { .. } | Decision::Refused), "{kind:?}: {claimed:?}");
+    }
+    // And the cache is there.
+    let key = key("evt_1");
+    let Decision::Acquired(lock) = cached.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+    cached.mark(completion(&key, &lock)).await.unwrap();
+    let told = cached.coordinator.claim(claim(&key, "b"), Duration::ZERO).await.unwrap();
+    assert!(matches!(told, Answer::Completed(..)), "the process itself answers");
+    cached.close().await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use oncegate_e2e::{
+    eventually,
     grow::{Growth, fill},
     postgres::{Cluster, Options},
 };
@@ -15,6 +16,8 @@ use oncegate_sidecar::{
     },
 };
 use sqlx::Connection as _;
+
+use super::{Fixture, key};
 
 const ROWS: i64 = 60_000;
 
@@ -157,4 +160,102 @@ async fn cleanups_at_once_and_cut_off_delete_each_event_once() {
     assert_eq!(report.differences, [], "counts agree after it");
     assert_eq!(report.events, ROWS - matched);
     ledger.close().await;
+}
+
+/// Two Cleanups at once change the same counts. The one that comes second waits for the first one's step, however long that
+/// takes on a busy machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_waits_for_the_counts_that_another_one_is_changing() {
+    let fixture = Fixture::postgres().await;
+    fixture.completed(&key("evt_1")).await;
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: fixture.now().await,
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 10,
+    };
+    // As a step of another one leaves it before its commit: the row of this hour, in the slot of Cleanups.
+    let mut other = fixture.connect().await;
+    sqlx::raw_sql(
+        "begin; insert into payment_webhook_counts (slot, tenant, provider, hour)
+        select 0, tenant, provider, hour from payment_webhook_counts",
+    )
+    .execute(&mut other)
+    .await
+    .unwrap();
+    let step = tokio::spawn({
+        let (ledger, scope) = (fixture.ledger.clone(), scope.clone());
+        async move {
+            let mut progress = CleanupProgress::default();
+            ledger.cleanup_step(&scope, &mut progress).await.map(|()| progress)
+        }
+    });
+    let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
+        and datname = current_database() and clock_timestamp() - query_start > interval '1 second'";
+    eventually("it has waited for more than a second", async || {
+        assert!(!step.is_finished(), "it did not wait");
+        let mut admin = fixture.connect().await;
+        let count: i64 = sqlx::query_scalar(waits).fetch_one(&mut admin).await.unwrap();
+        (count > 0).then_some(())
+    })
+    .await;
+    sqlx::raw_sql("commit").execute(&mut other).await.unwrap();
+    let progress = step.await.unwrap().unwrap();
+    assert!(progress.done && progress.providers["stripe"].deleted == 1, "{progress:?}");
+    assert_eq!(fixture.check().await.differences, []);
+    fixture.close().await;
+}
+
+/// Folding counts holds nothing that others want while it waits for them, and what it cannot have it leaves to the next run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_that_others_are_changing_are_folded_by_the_next_run() {
+    let fixture = Fixture::postgres().await;
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: fixture.now().await,
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 10,
+    };
+    let cleanup = async || {
+        let mut progress = CleanupProgress::default();
+        fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+        assert!(progress.done);
+    };
+    fixture
+        .tamper(
+            "insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+            select slot, 'default', 'stripe', date_trunc('hour', now(), 'UTC') - hours * interval '1 hour', slot + hours - 1
+            from unnest(array[0, 7, 8, 9]) slot, unnest(array[2, 3]) hours where (slot, hours) <> (0, 3)",
+        )
+        .await;
+    let mut admin = fixture.connect().await;
+    let mut slots = async || -> Vec<(i32, i64)> {
+        let sql = "select slot, sum(completed)::bigint from payment_webhook_counts group by slot order by slot";
+        sqlx::query_as(sql).fetch_all(&mut admin).await.unwrap()
+    };
+    // A writer is at one row, and a step of another Cleanup at a row that there was not before.
+    let mut writer = fixture.connect().await;
+    let change = "begin; update payment_webhook_counts set completed = completed where slot = 8 and completed = 9";
+    sqlx::raw_sql(change).execute(&mut writer).await.unwrap();
+    let mut step = fixture.connect().await;
+    let insert = "begin; insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+        select 0, 'default', 'stripe', min(hour), 2 from payment_webhook_counts";
+    sqlx::raw_sql(insert).execute(&mut step).await.unwrap();
+    cleanup().await;
+    assert_eq!(slots().await, [(0, 1), (7, 17), (8, 19), (9, 21)], "nothing was taken, and nobody was kept waiting");
+    sqlx::raw_sql("commit").execute(&mut step).await.unwrap();
+    cleanup().await;
+    assert_eq!(slots().await, [(0, 1 + 2 + 17 + 10 + 21), (8, 9)], "all but what the writer has in hand");
+    sqlx::raw_sql("rollback").execute(&mut writer).await.unwrap();
+    cleanup().await;
+    assert_eq!(slots().await, [(0, 60)]);
+    // What says nothing any more goes.
+    sqlx::raw_sql("update payment_webhook_counts set completed = 0").execute(&mut step).await.unwrap();
+    cleanup().await;
+    assert!(slots().await.is_empty());
+    fixture.close().await;
 }

@@ -1,8 +1,8 @@
 //! MarkCompleted and MarkFailed: what is recorded, what is repeated, and who is too late.
 
 use oncegate_sidecar::event::{
-    Attempt, Claim, Ending, Event, FailureKind, Key, Mark, Outcome, Refusal, Resolve, Resolved, State, StoredResult,
-    metadata,
+    Attempt, Claim, Decision, Ending, Event, FailureKind, Key, Mark, Outcome, Refusal, Resolve, Resolved, State,
+    StoredResult, metadata,
 };
 use serde_json::{Value, json};
 
@@ -89,6 +89,12 @@ async fn each_kind_of_failure_leads_to_its_state(fixture: &Fixture) {
         assert_eq!((attempt.outcome, attempt.end_time), (outcome, Some(event.update_time)));
         assert_eq!(attempt.error.as_deref(), Some("no answer"));
         assert_eq!(attempt.result, Some(result(502, b"bad")));
+        // And whoever asks next is told so.
+        let told = fixture.claim(claim(&key, "next")).await.decision;
+        match state {
+            State::Failed => assert!(matches!(told, Decision::InProgress { .. }), "{outcome:?}: {told:?}"),
+            _ => assert_eq!(told, Decision::Refused, "{outcome:?}"),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, env};
 
+use oncegate_e2e::chaos::seed::Seed;
 use oncegate_sidecar::{
     event::{
         Attempt, Claim, Decision, Digest, Ending, Event, Extend, FailureKind, Key, Latest, Lock, Mark, Micros, Outcome,
@@ -23,9 +24,6 @@ use super::{
 
 conformance!(the_ledger_answers_as_the_rules_do);
 
-/// Names a seed to run again.
-const SEED: &str = "ONCEGATE_TEST_SEED";
-
 /// How many commands there are, 1,500 unless this says otherwise.
 const COMMANDS: &str = "ONCEGATE_TEST_COMMANDS";
 
@@ -33,16 +31,9 @@ fn number_in<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(name).ok().map(|number| number.parse().unwrap_or_else(|_| panic!("{name} is no number: {number}")))
 }
 
-fn seed() -> u64 {
-    let seed = number_in(SEED).unwrap_or_else(rand::random);
-    // Shown when the test fails.
-    println!("{SEED}={seed}");
-    seed
-}
-
 // T03
 async fn the_ledger_answers_as_the_rules_do(fixture: &Fixture) {
-    run_commands(fixture, seed()).await;
+    run_commands(fixture, Seed::from_environment()).await;
 }
 
 /// What commands came to, without what only one ledger can have: its tokens and times.
@@ -54,8 +45,8 @@ struct Story {
     counts: Counts,
 }
 
-async fn run_commands(fixture: &Fixture, seed: u64) -> Story {
-    let mut random = StdRng::seed_from_u64(seed);
+async fn run_commands(fixture: &Fixture, seed: Seed) -> Story {
+    let mut random = StdRng::seed_from_u64(seed.0);
     let mut model = Model::default();
     let mut steps = Vec::new();
     for number in 0..number_in(COMMANDS).unwrap_or(1_500) {
@@ -73,7 +64,7 @@ async fn run_commands(fixture: &Fixture, seed: u64) -> Story {
 // T03
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ledgers_answer_alike() {
-    let seed = seed();
+    let seed = Seed::from_environment();
     let (sqlite, postgres) = (Fixture::sqlite(), Fixture::postgres().await);
     let (on_sqlite, on_postgres) = (run_commands(&sqlite, seed).await, run_commands(&postgres, seed).await);
     for (sqlite, postgres) in on_sqlite.steps.iter().zip(&on_postgres.steps) {

@@ -364,3 +364,52 @@ async fn callers_that_go_away_leave_no_transaction_and_no_lost_mark() {
     assert_eq!(database.query(residue).await.unwrap(), "0");
     ledger.close().await;
 }
+
+// L4, I5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledged_commit_is_on_the_disk_whatever_the_default_of_the_database() {
+    // A server that acknowledges before the disk has it, and then one that misses its standby: who waits for one of them
+    // waits for the other.
+    let settings = vec![("synchronous_commit".to_owned(), "off".to_owned())];
+    let cluster = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    ledger.claim(claim(&key("evt_1"), "a")).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for sql in ["alter system set synchronous_standby_names = 'elsewhere'", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    let mut number = 0;
+    eventually("a claim waits for the standby in vain", async || {
+        number += 1;
+        let answer = ledger.claim(claim(&key(&format!("evt_late_{number}")), "a")).await;
+        matches!(answer, Err(Error::OutcomeUnknown)).then_some(())
+    })
+    .await;
+    for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    ledger.close().await;
+}
+
+// L3, L6
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_connection_dies_is_run_again_and_answered() {
+    let (ledger, database) = ledger().await;
+    let key = key("evt_1");
+    ledger.claim(Claim { lock_duration: Micros::ZERO, ..claim(&key, "a") }).await.unwrap();
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    sqlx::query("select from payment_webhook_events for update").execute(&mut *held).await.unwrap();
+    let cut = async {
+        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))";
+        sqlx::query(cut).execute(&mut *held).await.unwrap();
+        held.rollback().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(ledger.claim(claim(&key, "b")), cut);
+    let claimed = answer.unwrap();
+    assert!(matches!(claimed.decision, Decision::Acquired(_)), "{:?}", claimed.decision);
+    ledger.close().await;
+}

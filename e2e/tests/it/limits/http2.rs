@@ -1,6 +1,7 @@
 //! The sidecar's listener: HTTP/2, frame by frame.
 
 use std::{
+    collections::BTreeSet,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -25,34 +26,45 @@ use tokio::{
     time::timeout,
 };
 
-use super::meanwhile;
+use super::{meanwhile, unread, until_it_stalls};
 use crate::setup::{Everything, Ledger, on_each_ledger};
+
+/// After so long a peer is asked whether it is alive, and has so long to answer (`oncegate_runtime::server::Http2`).
+const KEEP_ALIVE: Duration = Duration::from_secs(20 + 10);
+
+/// How long a connection may take to say its preface.
+const FIRST_BYTES: Duration = Duration::from_secs(5);
 
 /// No flood takes longer to be stopped, or to be let pass.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Sends pieces until the far side closes or all are sent; what it answered. Reads meanwhile, unless told not to.
-async fn flood(address: SocketAddr, settings: &[(u16, u32)], pieces: impl Iterator<Item = Vec<u8>>) -> Result<Vec<u8>> {
-    let (mut reader, mut writer) = begin(address, settings).await?.into_split();
+/// What a flood came to.
+struct Flooded {
+    answer: Vec<u8>,
+    /// A write failed before the last piece: the far side had ended the connection by then.
+    cut: bool,
+}
+
+/// Sends pieces until the far side ends the connection, or all are sent; then waits for the far side to end it, which nobody
+/// on this side does. Reads meanwhile.
+async fn flood(address: SocketAddr, pieces: impl Iterator<Item = Vec<u8>>) -> Result<Flooded> {
+    let (mut reader, mut writer) = begin(address, &[]).await?.into_split();
     let answer = tokio::spawn(async move {
         let mut answer = Vec::new();
         // Ends with the connection; a reset is an end as well.
         let _ = reader.read_to_end(&mut answer).await;
         answer
     });
+    let mut cut = false;
     for piece in pieces {
-        if timeout(PATIENCE, writer.write_all(&piece))
-            .await
-            .context("the flood was neither taken nor refused")?
-            .is_err()
-        {
+        let written = timeout(PATIENCE, writer.write_all(&piece)).await.context("neither taken nor refused")?;
+        if written.is_err() {
+            cut = true;
             break;
         }
     }
-    // So that the far side ends too when it took everything.
-    let _ = writer.shutdown().await;
-    drop(writer);
-    Ok(timeout(PATIENCE, answer).await.context("the connection was not closed")??)
+    let answer = timeout(PATIENCE, answer).await.context("the flood did not end the connection")??;
+    Ok(Flooded { answer, cut })
 }
 
 fn goaway(answer: &[u8]) -> Option<u32> {
@@ -71,14 +83,21 @@ async fn rapid_resets_end_the_connection() -> Result<()> {
     let hostile = async {
         for _ in 0..20 {
             let headers = call("CheckAndLock");
-            let streams = (0..20_000).map(move |number: u32| {
-                let stream = number * 2 + 1;
-                [frame(HEADERS, END_HEADERS, stream, &headers), frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())]
-                    .concat()
+            // Fifty at a time: more than a connection may reset before anybody has looked at them.
+            let pieces = (0..400_u32).map(move |piece| {
+                let one = |number: u32| {
+                    let stream = number * 2 + 1;
+                    let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+                    [frame(HEADERS, END_HEADERS, stream, &headers), reset].concat()
+                };
+                (piece * 50..(piece + 1) * 50).flat_map(one).collect()
             });
-            let answer = flood(address, &[], streams).await?;
-            // Told so, or cut off in the middle of the answer.
-            ensure!(matches!(goaway(&answer), Some(CALM) | None), "{:?}", goaway(&answer));
+            let Flooded { answer, cut } = flood(address, pieces).await?;
+            // Told so; or cut off, and the word was lost with what was still under way.
+            match goaway(&answer) {
+                Some(why) => ensure!(why == CALM, "{why}"),
+                None => ensure!(cut, "20,000 streams that were reset at once were taken"),
+            }
         }
         Ok(())
     };
@@ -99,9 +118,9 @@ async fn headers_without_end_end_the_connection() -> Result<()> {
             };
             // At most 800 MiB.
             let rest = (0..50_000).map(move |_| frame(CONTINUATION, 0, 1, &more));
-            let began = Instant::now();
-            let answer = flood(address, &[], std::iter::once(first).chain(rest)).await?;
-            ensure!(began.elapsed() < PATIENCE, "{kind}");
+            let Flooded { answer, cut } =
+                flood(address, std::iter::once(first).chain(rest)).await.with_context(|| kind.to_owned())?;
+            ensure!(cut || goaway(&answer).is_some(), "{kind}: all of it was taken");
             let frames = frames(&answer);
             ensure!(!frames.iter().any(|(kind, ..)| *kind == DATA), "{kind}: answered as a call");
         }
@@ -118,25 +137,23 @@ async fn settings_and_pings_without_end_do_not_pile_up() -> Result<()> {
     let hostile = async {
         let mut peers = JoinSet::new();
         for (kind, payload) in [(SETTINGS, &b""[..]), (SETTINGS, &[0, 3, 0, 0, 0, 1]), (PING, b"01234567")] {
-            let piece = frame(kind, 0, 0, payload).repeat(1_000);
-            for reads in [true, false] {
-                let piece = piece.clone();
-                peers.spawn(async move {
-                    let mut stream = begin(address, &[]).await?;
-                    let began = Instant::now();
-                    let mut answers = vec![0; 64 * 1024];
-                    while began.elapsed() < Duration::from_secs(2) {
-                        let written = timeout(Duration::from_millis(200), stream.write_all(&piece)).await;
-                        if let Ok(Err(_closed)) = written {
-                            break;
-                        }
-                        if reads {
-                            let _ = timeout(Duration::from_millis(1), stream.read(&mut answers)).await;
-                        }
-                    }
-                    anyhow::Ok(())
-                });
-            }
+            let pieces = frame(kind, 0, 0, payload).repeat(1_000);
+            let piece = pieces.clone();
+            peers.spawn(async move {
+                let mut stream = unread(address).await?;
+                stream.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, &[])].concat()).await?;
+                until_it_stalls(stream, &piece).await.with_context(|| format!("frames of type {kind}"))?;
+                anyhow::Ok(())
+            });
+            // Who reads the answers may go on.
+            peers.spawn(async move {
+                let (mut reader, mut writer) = begin(address, &[]).await?.into_split();
+                let mut nowhere = tokio::io::sink();
+                let answers = tokio::io::copy(&mut reader, &mut nowhere);
+                let asks = async { while writer.write_all(&pieces).await.is_ok() {} };
+                let _ = timeout(Duration::from_secs(2), async { tokio::join!(answers, asks) }).await;
+                Ok(())
+            });
         }
         while let Some(peer) = peers.join_next().await {
             peer??;
@@ -162,12 +179,29 @@ async fn windows_of_zero_hold_up_nobody_else() -> Result<()> {
                 let body = frame(DATA, END_STREAM, number * 2 + 1, &[0, 0, 0, 0, 0]);
                 stream.write_all(&[headers, body].concat()).await?;
             }
+            // All of them are answered, as far as that is permitted.
+            let mut answered = BTreeSet::new();
+            let mut seen = Vec::new();
+            timeout(PATIENCE, async {
+                while answered.len() < 200 {
+                    ensure!(stream.read_buf(&mut seen).await? > 0, "the connection was closed");
+                    let found = frames(&seen);
+                    ensure!(!found.iter().any(|(kind, ..)| *kind == DATA), "more was sent than is permitted");
+                    answered.extend(found.iter().filter(|(kind, ..)| *kind == HEADERS).map(|(_, stream, _)| *stream));
+                }
+                anyhow::Ok(())
+            })
+            .await
+            .context("the calls were not answered")??;
             stalled.push(stream);
         }
-        tokio::time::sleep(Duration::from_secs(2)).await;
         // And other calls are answered.
         let mut client = IdempotencyServiceClient::connect(format!("http://{address}")).await?;
         client.history(HistoryRequest::default()).await?;
+        // Who is asked whether it is alive and does not answer loses what it holds up.
+        for mut stream in stalled {
+            until_closed(&mut stream, KEEP_ALIVE + PATIENCE).await.context("a stalled connection is still open")?;
+        }
         Ok(())
     };
     meanwhile(&everything, hostile).await
@@ -188,8 +222,12 @@ async fn two_thousand_silent_connections_are_closed_by_their_deadline() -> Resul
             peers.spawn(async move {
                 let said = [&b""[..], &PREFACE[..1], &PREFACE[..23], b"GET / HTTP/1.1\r\n\r\n"][number % 4];
                 let mut stream = say(address, said).await?;
-                let answer = until_closed(&mut stream, Duration::from_secs(15)).await;
+                let began = Instant::now();
+                let answer = until_closed(&mut stream, FIRST_BYTES * 3).await;
                 ensure!(answer.is_some(), "{number} is still connected");
+                // What is no preface is refused at once; who says nothing has its time.
+                let early = number % 4 != 3 && began.elapsed() < FIRST_BYTES - Duration::from_secs(1);
+                ensure!(!early, "{number} was closed after {:?}", began.elapsed());
                 Ok(())
             });
         }

@@ -133,13 +133,16 @@ async fn the_end_flushes_what_has_gathered() -> Result<()> {
             .await?;
     let body = stripe::event(&stripe::event_id(), "charge.succeeded");
     assert_eq!(word(&services.send(&body, &[]).await?), "200 processed");
-    // Well within the second that spans gather for.
+    // Well within the second that spans gather for. The gateway's first: it began the trace.
     assert_eq!(services.gateway.stop().await?.code, Some(0));
     let spans = collector.spans();
-    assert!(
-        spans.iter().any(|span| span.kind == SERVER && span.service == "payments" && span.parent.is_empty()),
-        "{spans:?}"
-    );
+    let root = spans.iter().find(|span| span.kind == SERVER && span.service == "payments" && span.parent.is_empty());
+    let root = root.with_context(|| format!("the gateway's: {spans:?}"))?.clone();
+    assert_eq!(services.sidecar.stop().await?.code, Some(0));
+    let spans = collector.spans();
+    let of_the_sidecar =
+        |span: &&Span| span.kind == SERVER && span.trace == root.trace && span.name.contains("IdempotencyService");
+    assert!(spans.iter().find(of_the_sidecar).is_some(), "the sidecar's: {spans:?}");
     Ok(())
 }
 

@@ -1,8 +1,11 @@
 //! Cleanup: one bounded step after another, each a transaction of its own.
 
-use sqlx::{Row as _, postgres::PgBindIterExt as _};
+use sqlx::{Connection as _, Executor as _, PgConnection, Row as _, postgres::PgBindIterExt as _};
 
-use super::read::{EARLIEST, Reader, read_error};
+use super::{
+    failure::{self, Failure},
+    read::{EARLIEST, Reader, read_error},
+};
 use crate::{
     event::Time,
     ledger::{
@@ -64,20 +67,20 @@ impl Reader {
     }
 
     /// Folds the counts of what a Cleanup has passed, and forgets the processing times of hours that have nothing completed
-    /// any more.
+    /// any more. Only tidies: where another Cleanup is at the same counts, the next run finds what this one left.
     async fn fold_counts(&self, before: Time) -> Result<(), Error> {
         self.run(move |connection| {
             Box::pin(async move {
-                sqlx::query(include_str!("cleanup_counts.sql"))
-                    .bind(before.hour())
-                    .bind(CLEANUP_SLOT)
-                    .execute(&mut *connection)
-                    .await?;
-                sqlx::query(include_str!("cleanup_timings.sql"))
-                    .bind(before.hour())
-                    .execute(&mut *connection)
-                    .await
-                    .map(drop)
+                match fold(connection, before).await {
+                    Err(error) if failure::classify(&error) == Failure::Contended => {
+                        tracing::debug!(
+                            error = &error as &dyn std::error::Error,
+                            "counts are left for the next cleanup"
+                        );
+                        Ok(())
+                    }
+                    folded => folded,
+                }
             })
         })
         .await
@@ -106,4 +109,20 @@ impl Reader {
             }
         }
     }
+}
+
+async fn fold(connection: &mut PgConnection, before: Time) -> Result<(), sqlx::Error> {
+    let mut transaction = connection.begin().await?;
+    // While it waits for another Cleanup's step it holds what writers may want: not for long.
+    transaction.execute("set local lock_timeout = '100ms'").await?;
+    sqlx::query(include_str!("cleanup_counts.sql"))
+        .bind(before.hour())
+        .bind(CLEANUP_SLOT)
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    for statement in [include_str!("cleanup_zeros.sql"), include_str!("cleanup_timings.sql")] {
+        sqlx::query(statement).bind(before.hour()).execute(&mut *connection).await?;
+    }
+    Ok(())
 }

@@ -1,14 +1,23 @@
--- Folds the counts of hours that a Cleanup has passed into one row each, and drops those that are all zero: without it every
--- slot that ever wrote would leave a row per hour for good.
+-- Folds the counts of hours that a Cleanup has passed into one row each: without it every slot that ever wrote would leave a
+-- row per hour for good.
 --
 -- In:  the moment up to which hours are folded, and the slot to fold into.
 -- Why it is safe: the deletion takes each row as it stands when it is locked, and the insertion adds what was taken, in one
---      statement; a writer that waits for a deleted row inserts it anew, and what another Cleanup has inserted meanwhile
---      is added to. The sums over the slots never change.
--- Index: none that helps; the table has a row per slot, tenant, provider and hour.
-with taken as (
-    delete from payment_webhook_counts where hour < $1::timestamptz
-    returning tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
+--      statement; a writer that waits for a deleted row inserts it anew. The sums over the slots never change.
+--      Rows that a writer is changing right now are left for the next run, so that nobody is waited for with rows in hand;
+--      rows of the slot itself are only ever locked in the order of the key, as a step of Cleanup does it. In any other order
+--      two Cleanups at once would wait for each other.
+-- Index: payment_webhook_counts_hour.
+with old as materialized (
+    select slot, tenant, provider, hour from payment_webhook_counts
+    where hour < $1::timestamptz and slot <> $2::integer
+    for update skip locked
+),
+taken as (
+    delete from payment_webhook_counts c using old
+    where c.slot = old.slot and c.tenant = old.tenant and c.provider = old.provider and c.hour = old.hour
+    returning c.tenant, c.provider, c.hour, c.pending, c.processing, c.completed, c.failed, c.unknown, c.dead,
+        c.duplicates, c.retries
 )
 insert into payment_webhook_counts as c (
     slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
@@ -17,8 +26,7 @@ select $2::integer, tenant, provider, hour, sum(pending), sum(processing), sum(c
     sum(dead), sum(duplicates), sum(retries)
 from taken
 group by tenant, provider, hour
-having (sum(pending), sum(processing), sum(completed), sum(failed), sum(unknown), sum(dead), sum(duplicates), sum(retries))
-    <> (0, 0, 0, 0, 0, 0, 0, 0)
+order by 2, 3, 4
 on conflict (slot, tenant, provider, hour) do update set
     pending = c.pending + excluded.pending,
     processing = c.processing + excluded.processing,

@@ -30,7 +30,8 @@ const SESSION: &str = "
 ";
 
 /// Settings of a session that reads lists and counts: more time. The planner's are the same: statistics of an empty table
-/// made it read a third of a million index entries for a page of fifty.
+/// made it read a third of a million index entries for a page of fifty. Who waits for a lock here is a step of Cleanup, for
+/// the counts that the step of another one has in hand: until that has ended, which on a busy machine takes a while.
 pub(super) const READING_SESSION: &str = "
     set default_transaction_isolation = 'read committed';
     set enable_seqscan = off;
@@ -39,7 +40,7 @@ pub(super) const READING_SESSION: &str = "
     set enable_bitmapscan = off;
     set jit = off;
     set statement_timeout = '5s';
-    set lock_timeout = '500ms';
+    set lock_timeout = '4s';
     set idle_in_transaction_session_timeout = '5s';
     set timezone = 'UTC';
 ";

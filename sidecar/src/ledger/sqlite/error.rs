@@ -80,3 +80,17 @@ impl From<rusqlite::Error> for Fault {
         if environment { Fault::Environment(error) } else { Fault::Item(error) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_commit_that_failed_may_have_happened() {
+        let full = || rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
+        assert!(matches!(Fault::Commit(full()).answer(), Error::OutcomeUnknown));
+        assert!(matches!(Fault::from(full()).answer(), Error::Unavailable { .. }));
+        assert!(matches!(Fault::Item(full()).answer(), Error::Internal(_)));
+        assert!(matches!(Fault::NeedsWrite.answer(), Error::Internal(_)));
+    }
+}

@@ -78,7 +78,7 @@ fn the_library_is_new_enough() {
 }
 
 #[test]
-fn what_was_committed_is_on_the_disk() {
+fn every_commit_waits_for_the_disk() {
     let (_directory, path) = file();
     let database = Database::open(&path, true, Duration::ZERO).unwrap();
     let pragma = |name| database.conn.pragma_query_value(None, name, |row| row.get::<_, String>(0));
