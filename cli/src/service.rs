@@ -27,8 +27,8 @@ pub(crate) struct AdminOptions {
     #[arg(long, env = "ADMIN_LISTEN", value_name = "ADDRESS")]
     admin_listen: Option<SocketAddr>,
 
-    /// Who may change something there (PUT /enforcement): loopback, callers on this machine or in this pod; anyone, whoever
-    /// can connect. The listener has neither TLS nor tokens
+    /// Who may change something on the admin listener (PUT /enforcement): loopback, callers on this machine or in this pod;
+    /// anyone, whoever can connect. It has neither TLS nor tokens
     #[arg(long, env = "ADMIN_CONTROL", value_name = "WHO", default_value = "loopback")]
     admin_control: admin::Trusted,
 }
@@ -68,7 +68,14 @@ impl Service {
                 tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
                 // Its own token: it answers until the very end.
                 let stop = CancellationToken::new();
-                let serve = admin::serve(listener, readiness.clone(), tell, render, (controls, options.admin_control), stop.clone());
+                let serve = admin::serve(
+                    listener,
+                    readiness.clone(),
+                    tell,
+                    render,
+                    (controls, options.admin_control),
+                    stop.clone(),
+                );
                 Some((tokio::spawn(serve), stop))
             }
         };

@@ -18,6 +18,9 @@ CONFIG = pathlib.Path(__file__).parents[2] / "proto/oncegate/v1/service_config.j
 
 def open_channel(target, ca, token):
     options = [("grpc.service_config", CONFIG.read_text()), ("grpc.enable_retries", 1)]
+    if "," in target:
+        # A list is no name that could be sent as one.
+        options.append(("grpc.default_authority", "sidecar"))
     if ca is None:
         return grpc.insecure_channel(target, options)
     credentials = grpc.composite_channel_credentials(

@@ -96,14 +96,7 @@ pub(crate) struct Line<'a> {
 
 impl Line<'_> {
     pub(crate) fn begin() -> Self {
-        Self {
-            started: Instant::now(),
-            route: None,
-            provider: None,
-            span: Span::none(),
-            seen: None,
-            written: false,
-        }
+        Self { started: Instant::now(), route: None, provider: None, span: Span::none(), seen: None, written: false }
     }
 
     /// The request was answered.

@@ -136,8 +136,7 @@ const SIDECAR_RELOADS: Family = Family::counter(
 );
 
 /// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
-pub const POOL_FAMILIES: &[&Family] =
-    &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS];
+pub const POOL_FAMILIES: &[&Family] = &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS];
 
 /// What the connections to sidecars count.
 pub(crate) struct PoolCounts<'a> {
@@ -477,7 +476,9 @@ impl Metrics {
             upstream.histogram(&[provider.name()], &self.upstream[provider.0]);
         }
         let mut reloads = page.family(&RELOADS);
-        for (result, of_listener) in [(Reload::Replaced, load.listener.replaced), (Reload::Failed, load.listener.failed)] {
+        for (result, of_listener) in
+            [(Reload::Replaced, load.listener.replaced), (Reload::Failed, load.listener.failed)]
+        {
             reloads.row(&[result.name()], self.reloads.get(result) + of_listener);
         }
         page.single(&CLAIMS_UNKNOWN, &self.claims_unknown);

@@ -194,7 +194,8 @@ impl Endpoints {
 }
 
 /// For people, who may well mean to.
-const FORBIDDEN: &str = "permitted from this machine or pod only; ADMIN_CONTROL=anyone permits it to whoever can connect\n";
+const FORBIDDEN: &str =
+    "permitted from this machine or pod only; ADMIN_CONTROL=anyone permits it to whoever can connect\n";
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));

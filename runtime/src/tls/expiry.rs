@@ -52,7 +52,8 @@ mod tests {
                 assert_eq!(end(&certificate(is_ca, year)), Some(at(year)), "{is_ca} {year}");
             }
         }
-        let several = [certificate(false, 2045), certificate(true, 2060), CertificateDer::from(b"no certificate".as_slice())];
+        let several =
+            [certificate(false, 2045), certificate(true, 2060), CertificateDer::from(b"no certificate".as_slice())];
         assert_eq!((first_end(&several), last_end(&several)), (Some(at(2045)), Some(at(2060))));
         assert_eq!((first_end(&[]), last_end(&several[2..])), (None, None));
     }

@@ -120,7 +120,8 @@ impl ServerTls {
         let deadline = Instant::now() + limit;
         let turn = timeout_at(deadline, self.handshakes.acquire()).await;
         let _turn = turn.map_err(|_| HandshakeError::TimedOut)?;
-        let accepted = timeout_at(deadline, TlsAcceptor::from(self.files.current().config.clone()).accept(stream)).await;
+        let accepted =
+            timeout_at(deadline, TlsAcceptor::from(self.files.current().config.clone()).accept(stream)).await;
         let stream = accepted.map_err(|_| HandshakeError::TimedOut)?.map_err(HandshakeError::Failed)?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(names);
         Ok((stream, certificate))

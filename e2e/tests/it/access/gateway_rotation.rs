@@ -151,6 +151,6 @@ async fn gateway_and_sidecar_move_to_another_authority_and_no_delivery_fails() -
     Ok(())
 }
 
-fn borrowed(files: &[(&'static str, String); 3]) -> [(&'static str, &str); 3] {
+fn borrowed<'a>(files: &'a [(&'static str, String); 3]) -> [(&'static str, &'a str); 3] {
     files.each_ref().map(|(name, content)| (*name, content.as_str()))
 }

@@ -65,7 +65,8 @@ async fn bench_measures_a_guarded_sidecar() -> Result<()> {
     let guarded = Guarded::start().await?;
     let ca = guarded.ca().to_string_lossy().into_owned();
     let run = async |url: &str, more: &[&str]| -> Result<_> {
-        let short = ["bench", "--json", "--duration", "300ms", "--warm-up", "100ms", "--concurrency", "8", "--url", url];
+        let short =
+            ["bench", "--json", "--duration", "300ms", "--warm-up", "100ms", "--concurrency", "8", "--url", url];
         let arguments = [&short[..], more].concat();
         Oncegate::new(guarded.directory.path(), arguments)?.run().await
     };
