@@ -33,11 +33,16 @@ fn number_in<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(name).ok().map(|number| number.parse().unwrap_or_else(|_| panic!("{name} is no number: {number}")))
 }
 
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let seed = number_in(SEED).unwrap_or_else(rand::random);
     // Shown when the test fails.
     println!("{SEED}={seed}");
     seed
+}
+
+/// How many commands there are.
+pub(super) fn commands() -> usize {
+    number_in(COMMANDS).unwrap_or(1_500)
 }
 
 // T03
@@ -58,7 +63,7 @@ async fn run_commands(fixture: &Fixture, seed: u64) -> Story {
     let mut random = StdRng::seed_from_u64(seed);
     let mut model = Model::default();
     let mut steps = Vec::new();
-    for number in 0..number_in(COMMANDS).unwrap_or(1_500) {
+    for number in 0..commands() {
         let command = model.command(&mut random);
         println!("{number}: {command:?}");
         let key = command.key().cloned();
