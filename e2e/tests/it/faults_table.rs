@@ -5,7 +5,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The cases, as they are numbered.
-const CASES: [&str; 35] = [
+const CASES: [&str; 36] = [
     "T01",
     "T02",
     "T03",
@@ -36,6 +36,7 @@ const CASES: [&str; 35] = [
     "T46",
     "T52",
     "C3",
+    "C7",
     "Limits",
     "Slow peers",
     "Floods",

@@ -16,6 +16,7 @@ mod marks;
 mod model;
 mod postgres_only;
 mod races;
+mod replays;
 mod resolve;
 mod stats;
 

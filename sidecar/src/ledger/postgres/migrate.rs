@@ -16,6 +16,7 @@ use super::{
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "events", include_str!("../../../../migrations/postgres/0001_events.sql")),
     (2, "stats", include_str!("../../../../migrations/postgres/0002_stats.sql")),
+    (3, "replays", include_str!("../../../../migrations/postgres/0003_replays.sql")),
 ];
 
 /// Why a schema does not fit.
