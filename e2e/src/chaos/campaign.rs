@@ -49,7 +49,7 @@ pub struct Report {
     pub deliveries: usize,
     /// Answers of caches that had not heard of a replay yet.
     pub stale: usize,
-    /// The latest of these, after the replay was acknowledged.
+    /// The latest of these, after somebody knew of the replay.
     pub stale_max: Duration,
     /// Events with more than one effect, where nothing guards them.
     pub doubled: usize,
@@ -72,9 +72,6 @@ impl Report {
         self.doubled += other.doubled;
     }
 }
-
-/// How long an entry lives in a sidecar's own cache (C6), and what a busy machine adds.
-const STALE_MAX: Duration = Duration::from_secs(65);
 
 /// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults.
 ///
@@ -277,13 +274,6 @@ fn conclude(
         for late in linear::stale(one) {
             report.stale += 1;
             report.stale_max = report.stale_max.max(late);
-            if late > STALE_MAX {
-                violations.push(Violation {
-                    invariant: "I13",
-                    event: one.event.to_owned(),
-                    what: format!("called completed {late:?} after its replay"),
-                });
-            }
         }
         match linear::check(one) {
             Verdict::Linearizable => report.linearizable += 1,

@@ -59,6 +59,8 @@ pub enum Fault {
     FlushRedis,
     /// Redis holds rubbish, and the values of other events.
     ForgeRedis,
+    /// Redis holds again what it held before, of events that were replayed since as well, and for ever.
+    RedisGoesBack,
 }
 
 /// A fault with its time.
@@ -91,6 +93,7 @@ impl Fault {
             Self::FreezeRedis => "redis frozen".into(),
             Self::FlushRedis => "redis flushed".into(),
             Self::ForgeRedis => "redis forged".into(),
+            Self::RedisGoesBack => "redis gone back".into(),
         }
     }
 
@@ -136,8 +139,9 @@ impl Fault {
             84..87 => Fault::ReadOnlyPostgres,
             87..90 => Fault::KillRedis,
             90..93 => Fault::FreezeRedis,
-            93..96 => Fault::FlushRedis,
-            _ => Fault::ForgeRedis,
+            93..95 => Fault::FlushRedis,
+            95..97 => Fault::ForgeRedis,
+            _ => Fault::RedisGoesBack,
         };
         // Some outlast a lock.
         let longest = if dice.percent(20) { 4_500 } else { 1_200 };
@@ -211,6 +215,11 @@ impl Fault {
             }
             Self::FlushRedis => drop(world.redis.command("FLUSHALL").await?),
             Self::ForgeRedis => drop(world.redis.command(FORGE).await?),
+            Self::RedisGoesBack => {
+                world.redis.command(KEEP).await?;
+                sleep(lasts).await;
+                world.redis.command(BRING_BACK).await?;
+            }
         }
         Ok(())
     }
@@ -220,6 +229,14 @@ impl Fault {
 const FORGE: &str = "EVAL \"local k = redis.call('KEYS', '*') local f = redis.call('GET', k[1] or '') \
     for i = 1, #k do local n = redis.call('GET', k[i % #k + 1]) if i % 3 == 0 then n = 'rubbish' end \
     if n then redis.call('SET', k[i], n) end end return #k\" 0";
+
+/// Keeps a copy of each event's first entry that is no tombstone, beside it.
+const KEEP: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'oncegate:*')) do local v = redis.call('GET', k) \
+    if v and #v > 10 and string.byte(v, 10) % 2 == 0 then redis.call('SET', 'kept:' .. k, v, 'NX') end end return 1\" 0";
+
+/// Puts the copies back, whatever is there now.
+const BRING_BACK: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'kept:*')) do \
+    redis.call('SET', string.sub(k, 6), redis.call('GET', k)) end return 1\" 0";
 
 /// The administrator's own way in: as a superuser it has connections of its own, beyond those of everybody else.
 async fn administer(world: &World, sql: &str) -> Result<()> {
