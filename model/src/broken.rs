@@ -24,6 +24,10 @@ pub enum Broken {
     CacheIgnoresToken,
     /// A resolution deletes the entry and leaves no tombstone (C2).
     DeleteInsteadOfTombstone,
+    /// What Redis has is believed whatever was replayed since (C7).
+    ForgetsReplays,
+    /// What Redis has is believed however old it is (C7).
+    EntriesLiveForEver,
     /// Whoever finds nothing in Redis is granted the lock there, and the ledger follows (C1).
     GrantFromCache,
     /// Cleanup takes events that somebody is at work on.
@@ -34,7 +38,7 @@ pub enum Broken {
 
 impl Broken {
     /// All.
-    pub const ALL: [Broken; 13] = [
+    pub const ALL: [Broken; 15] = [
         Broken::MarkIgnoresToken,
         Broken::TokenPerRow,
         Broken::GrantBeforeExpiry,
@@ -45,6 +49,8 @@ impl Broken {
         Broken::CachedBeforeCommit,
         Broken::CacheIgnoresToken,
         Broken::DeleteInsteadOfTombstone,
+        Broken::ForgetsReplays,
+        Broken::EntriesLiveForEver,
         Broken::GrantFromCache,
         Broken::CleanupTakesOpen,
         Broken::CleanupUndercutsRetention,

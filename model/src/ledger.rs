@@ -1,7 +1,7 @@
 //! What a call does where it arrives: the sidecar's own rules, one step at a time (S1), around them what may be broken.
 
 use oncegate_sidecar::{
-    cache::Entry,
+    cache::{Entry, entry::Completion},
     event::{
         Claim, Decision, Ending, Event, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, Time, apply,
         transition::{self, ClaimStep, MarkStep, ResolveStep},
@@ -16,7 +16,7 @@ use crate::{
 /// How long a lock lasts.
 const LOCK: Micros = Micros(1);
 /// How long Redis keeps an entry. Less than the retention, as in C2.
-const ENTRY_LIFE: Micros = Micros(1);
+pub(crate) const ENTRY_LIFE: Micros = Micros(1);
 /// What Cleanup cannot undercut.
 const RETENTION_MIN: Micros = Micros(2);
 
@@ -180,8 +180,21 @@ impl Protocol {
     pub(crate) fn take(&self, world: &mut World, fill: Fill) {
         let newer = world.redis[fill.event].as_ref().is_some_and(|(held, _)| token_of(held) > token_of(&fill.entry));
         if fill.until > world.now && (!newer || self.broken == Some(Broken::CacheIgnoresToken)) {
+            // Tombstones have no end.
+            if fill.until < Time(i64::MAX) {
+                world.earlier[fill.event].get_or_insert_with(|| fill.entry.clone());
+            }
             world.redis[fill.event] = Some((fill.entry, fill.until));
         }
+    }
+
+    /// What the cache answers to a claim from what Redis has.
+    pub(crate) fn answer(&self, world: &World, event: EventIndex, claim: u8, informed: bool) -> Option<Completion> {
+        let (entry, _) = world.redis[event].as_ref()?;
+        let forgets = !informed || self.broken == Some(Broken::ForgetsReplays);
+        let replayed = if forgets { 0 } else { world.rows[event].replayed };
+        let life = if self.broken == Some(Broken::EntriesLiveForEver) { Micros(i64::MAX) } else { ENTRY_LIFE };
+        entry.answer(&self.request(event, claim)).filter(|_| entry.holds(replayed, world.now, life))
     }
 
     pub(crate) fn resolve(&self, world: &mut World, event: EventIndex, to: Resolved) {
@@ -211,6 +224,9 @@ impl Protocol {
                 let after = apply::resolved(&before, &request, token, now);
                 world.history[event].resolved(before.state, &after, insisted);
                 world.rows[event].resolution = Some(apply::resolution(&before, &request, token, now));
+                if before.state == State::Completed {
+                    world.rows[event].replayed = token;
+                }
                 world.unburied[event] = Some(Entry::tombstone(token, now));
                 world.rows[event].event = Some(after);
             }

@@ -8,12 +8,12 @@
 //! judgement ([`history`]) keeps its own record and does not look at what the rules make of events.
 //!
 //! Faults: a call that was sent stays on its way for ever, and arrives at any later time, any number of times, or never.
-//! Answers get lost. Commits fail. Holders and the sidecar crash. Redis forgets everything, or takes a write late. The
-//! database's clock moves at any moment, past every expiry.
+//! Answers get lost. Commits fail. Holders and the sidecar crash. Redis forgets everything, takes a write late, or has again what
+//! it had first, which then verifies and never ends. A sidecar that answers from Redis knows what was replayed, or has not read it
+//! yet. The database's clock moves at any moment, past every expiry.
 //!
-//! What it leaves out: a write that reaches Redis after Redis was flushed, which was flushed after it took the tombstone of
-//! the same event (it would take a write on its way for longer than an operator's decision and a flush); the minute that a
-//! process's own entry may outlive a lost announcement; and forged values, which the MAC keeps out (C3).
+//! What it leaves out: how long a sidecar may not have read what was replayed (its cache does not answer after two seconds of that,
+//! C7), and forged values, which the MAC keeps out (C3).
 
 pub mod broken;
 pub mod history;

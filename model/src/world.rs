@@ -29,6 +29,10 @@ pub struct World {
     pub sent: BTreeSet<Call>,
     /// What Redis has of each event, and until when.
     pub redis: Vec<Option<(Entry, Time)>>,
+    /// The first completion of each event that Redis has had: what it may go back to.
+    pub earlier: Vec<Option<Entry>>,
+    /// Events of which Redis may have lost a tombstone.
+    pub lost: Vec<bool>,
     /// Entries that the sidecar is writing to Redis.
     pub fills: Vec<Fill>,
     /// Resolutions that the sidecar has committed and not answered: their tombstone is still to be written.
@@ -48,6 +52,8 @@ pub struct Row {
     pub archive: Vec<Attempt>,
     /// The latest decision of an operator.
     pub resolution: Option<Resolution>,
+    /// The token of the latest replay of a completed event; 0: there was none.
+    pub replayed: i64,
 }
 
 /// One who processes events.
@@ -126,8 +132,13 @@ pub enum Action {
     },
     /// A call arrives, and the transaction fails.
     Fails(Call),
-    /// A claim arrives, and Redis answers it.
-    FromCache(Call),
+    /// A claim arrives at a sidecar, and Redis answers it.
+    FromCache {
+        /// The call.
+        call: Call,
+        /// The sidecar knows what was replayed until now; otherwise, for a moment, nothing of it.
+        informed: bool,
+    },
     /// One of the fills reaches Redis.
     Fill(usize),
     /// An operator decides.
@@ -144,6 +155,8 @@ pub enum Action {
     CrashSidecar,
     /// Redis loses all it has.
     FlushRedis,
+    /// Redis has again what it had first of an event, for ever: after a failover, from a snapshot, or by somebody's hand.
+    RedisGoesBack(EventIndex),
 }
 
 /// How much of what is bounded has happened.

@@ -8,18 +8,19 @@
 //! Why it cannot be wrong for long: an entry is written after the commit is acknowledged (C2), by compare-and-set on the
 //! token; a completed event changes only by Resolve, which draws a higher token and writes a tombstone with it. Entries
 //! are keyed by the database's identity and timeline and carry a MAC whose key lives in the database (C3), and answer only
-//! while the ledger's connection stands on that identity (C6).
+//! while the ledger's connection stands on that identity (C6). What was replayed is read from the ledger again and again, and
+//! no entry from before a replay is believed, wherever it comes from ([`replays`], C7).
 
 pub mod entry;
 mod memory;
 mod redis;
+mod replays;
 pub mod stats;
 mod worth;
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::Duration,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -28,16 +29,18 @@ use self::{
     entry::{Codec, Completion, DecodeError},
     memory::Memory,
     redis::Redis,
+    replays::Replays,
     stats::CacheStats,
     worth::Worth,
 };
 pub use self::{
     entry::{Entry, KeyDigest},
     redis::{RedisOptions, RedisUrlError},
+    replays::BEHIND_MAX,
 };
 use crate::{
     event::{Claim, Claimed, Decision, Event, Key, Micros, State, Time},
-    ledger::Standing,
+    ledger::{Replayed, Standing},
 };
 
 /// The longest that Redis keeps an entry (C2).
@@ -69,6 +72,40 @@ impl Default for CacheSettings {
 struct Epoch {
     standing: Standing,
     codec: Codec,
+    /// What was replayed in the database that it stands on.
+    replays: RwLock<Replays>,
+}
+
+impl Epoch {
+    fn new(standing: Standing) -> Epoch {
+        Epoch { codec: Codec::new(&standing), standing, replays: RwLock::default() }
+    }
+
+    fn replays(&self) -> RwLockReadGuard<'_, Replays> {
+        self.replays.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_replays(&self, change: impl FnOnce(&mut Replays)) {
+        change(&mut self.replays.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// A read of what was replayed, about to begin.
+pub(crate) struct Reading {
+    epoch: Arc<Epoch>,
+    began: Instant,
+}
+
+impl Reading {
+    /// What it is to be read from.
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.epoch.standing
+    }
+
+    /// After what, as an earlier read has told.
+    pub(crate) fn after(&self) -> Option<Arc<str>> {
+        self.epoch.replays().bookmark()
+    }
 }
 
 /// See the module.
@@ -81,10 +118,9 @@ pub struct Cache {
     /// Read-locked while an entry is put into memory, write-locked while memory is emptied: no entry of an old epoch
     /// can slip in behind the emptying.
     epoch: RwLock<Option<Arc<Epoch>>>,
-    retention_min: Micros,
+    /// How long after its event's end an entry may be believed (C2).
+    entry_life: Micros,
     stats: Arc<CacheStats>,
-    /// Resolved events whose tombstone Redis has not taken yet, with its token.
-    unburied: Mutex<HashMap<KeyDigest, i64>>,
 }
 
 /// A look-up that may be followed by a fill.
@@ -121,9 +157,8 @@ impl Cache {
             worth: Worth::default(),
             standing,
             epoch: RwLock::new(None),
-            retention_min: settings.retention_min.into(),
+            entry_life: Micros(REDIS_ENTRY_AGE_MAX.0.min(Micros::from(settings.retention_min).0 - RETENTION_MARGIN.0)),
             stats,
-            unburied: Mutex::default(),
         })
     }
 
@@ -151,7 +186,7 @@ impl Cache {
         if epoch.as_ref().map(|epoch| &epoch.standing) != standing.as_ref() {
             // The connection was made anew: whatever was cached may belong to a past that is no more (C6).
             self.memory.clear();
-            *epoch = standing.map(|standing| Arc::new(Epoch { codec: Codec::new(&standing), standing }));
+            *epoch = standing.map(|standing| Arc::new(Epoch::new(standing)));
         }
         epoch.clone()
     }
@@ -165,18 +200,28 @@ impl Cache {
         if claim.delivery_id.is_some() {
             return (None, ticket);
         }
+        // Before anything is looked up: what was acknowledged until shortly before this moment is known from here on (C7).
+        let Some(now) = epoch.replays().now(Instant::now()) else {
+            self.stats.unsure.add();
+            return (None, ticket);
+        };
         let digest = ticket.digest;
-        if let Some(answer) = self.memory.answer(digest, claim) {
-            if answer.is_some() {
-                self.stats.memory_hits.add();
+        match self.memory.answer(digest, claim) {
+            Some(Some(completion)) if completion.fencing_token <= epoch.replays().replayed(digest) => {
+                self.stats.voided.add();
+                // Redis may have a later one.
+                self.memory.forget(digest);
             }
-            return (answer, ticket);
+            Some(answer) => {
+                if answer.is_some() {
+                    self.stats.memory_hits.add();
+                }
+                return (answer, ticket);
+            }
+            None => {}
         }
         self.stats.memory_misses.add();
         let Some(redis) = &self.redis else { return (None, ticket) };
-        if self.unburied().contains_key(&digest) {
-            return (None, ticket);
-        }
         if !self.worth.is_enough() {
             self.stats.redis_unasked.add();
             ticket.unasked = true;
@@ -186,14 +231,15 @@ impl Cache {
         let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
             None => None,
             Some(Ok(entry)) => {
-                let answer = entry.answer(claim);
+                let holds = entry.holds(epoch.replays().replayed(digest), now, self.entry_life);
+                let answer = entry.answer(claim).filter(|_| holds);
                 if answer.is_some() {
                     self.stats.redis_hits.add();
                     self.keep(epoch, digest, &entry);
                 } else {
                     self.stats.redis_misses.add();
-                    if entry.tombstone {
-                        self.stats.redis_voided.add();
+                    if entry.tombstone || !holds {
+                        self.stats.voided.add();
                     }
                 }
                 answer
@@ -241,8 +287,7 @@ impl Cache {
         let digest = ticket.digest;
         if let Some(redis) = &self.redis {
             let age = now.since(event.end_time.unwrap_or(event.update_time));
-            let life =
-                Micros(REDIS_ENTRY_AGE_MAX.0.min(self.retention_min.0 - RETENTION_MARGIN.0).saturating_sub(age.0));
+            let life = Micros(self.entry_life.0.saturating_sub(age.0));
             if life.0 > 0 {
                 redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
             }
@@ -255,45 +300,50 @@ impl Cache {
         Ticket { epoch: self.epoch(), digest: KeyDigest::of(key), unasked: false }
     }
 
-    /// An operator has decided on the event: what was cached of it must not be answered any more. Waits, for a bounded
-    /// time, until Redis has the tombstone; where that fails it is tried until it succeeds, and until then this process
-    /// does not ask Redis about the event.
+    /// An operator has decided on the event: this process answers nothing from before any more. Others hear of it, or read it
+    /// within [`BEHIND_MAX`]; until then a tombstone in Redis keeps them from believing what stands there. Waits for that, for a
+    /// bounded time; where it fails it is tried until it succeeds.
     pub async fn bury(self: &Arc<Self>, event: &Event) {
         let digest = KeyDigest::of(&event.key);
-        // A tombstone with the higher token, never a DEL: a slow writer could put the old entry back (C2).
-        let entry = Entry::tombstone(event.fencing_token, event.update_time);
-        self.memory.put(digest, &entry);
+        self.void(digest, event.fencing_token);
         let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) else { return };
+        // With the higher token, and never a DEL: a slow writer could put the old entry back (C2).
+        let entry = Entry::tombstone(event.fencing_token, event.update_time);
         let (name, value) = (epoch.codec.name(digest), epoch.codec.encode(digest, &entry));
         if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
             return;
         }
         tracing::warn!("redis does not take the tombstone of a resolved event; trying until it does");
-        self.unburied().insert(digest, event.fencing_token);
-        let (cache, token) = (self.clone(), event.fencing_token);
+        let cache = self.clone();
         tokio::spawn(async move {
             let Some(redis) = &cache.redis else { return };
             while !redis.is_closing() {
                 tokio::time::sleep(TOMBSTONE_INTERVAL).await;
                 if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
-                    break;
+                    return;
                 }
-            }
-            // A later resolution has its own.
-            let mut unburied = cache.unburied();
-            if unburied.get(&digest) == Some(&token) {
-                unburied.remove(&digest);
             }
         });
     }
 
-    fn unburied(&self) -> MutexGuard<'_, HashMap<KeyDigest, i64>> {
-        self.unburied.lock().unwrap_or_else(PoisonError::into_inner)
+    /// An operator has decided on the event, here or in another process: what is known of it up to this token is void.
+    pub fn void(&self, digest: KeyDigest, fencing_token: i64) {
+        // Without a connection nothing is answered, and what is read with the next one has it.
+        if let Some(epoch) = self.epoch() {
+            epoch.change_replays(|replays| replays.raise(digest, fencing_token));
+        }
+        self.memory.forget(digest);
     }
 
-    /// Another process has resolved the event: what is held of it up to this token is void.
-    pub fn void(&self, digest: KeyDigest, fencing_token: i64) {
-        self.memory.put(digest, &Entry::tombstone(fencing_token, Time(0)));
+    /// Begins to read what was replayed; None while the ledger's connection is down.
+    pub(crate) fn reading(&self) -> Option<Reading> {
+        let began = Instant::now();
+        Some(Reading { epoch: self.epoch()?, began })
+    }
+
+    /// What was read. The cache answers for [`BEHIND_MAX`] from the moment when that began.
+    pub(crate) fn read(&self, reading: &Reading, replayed: Replayed) {
+        reading.epoch.change_replays(|replays| replays.add(reading.began, replayed));
     }
 
     /// Empties the process's own layer.

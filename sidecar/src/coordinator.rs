@@ -1,6 +1,7 @@
 //! The coordinator: what a call goes through between the API and the ledger. It bounds the calls under way, answers plain
 //! duplicates from the cache, and lets callers wait for the outcome of a running attempt. It grants nothing itself (S1).
 
+mod replays;
 mod waiters;
 
 use std::{
@@ -93,6 +94,11 @@ impl Coordinator {
             closing: CancellationToken::new(),
         });
         tokio::spawn(cast_net(coordinator.ledger.clone(), coordinator.waiters.clone(), coordinator.closing.clone()));
+        tokio::spawn(replays::follow(
+            coordinator.ledger.clone(),
+            coordinator.cache.clone(),
+            coordinator.closing.clone(),
+        ));
         tokio::spawn(heed(
             coordinator.ledger.announcements(),
             coordinator.cache.clone(),
@@ -379,7 +385,7 @@ async fn heed(
                 }
                 waiters.wake(&announcement.digest);
             }
-            // The net finds what waiters missed; what is cached must not outlive a missed resolution.
+            // The net finds what waiters missed; what is cached need not wait for the next look at what was replayed.
             Ok(Heard::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => cache.clear(),
             Err(broadcast::error::RecvError::Closed) => return,
         }

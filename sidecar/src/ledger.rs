@@ -26,6 +26,9 @@ use crate::{
 use durability::Durability;
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
 
+/// The most replayed events that are known one by one.
+pub const REPLAYS_MAX: usize = 100_000;
+
 /// Why the ledger did not answer. Classified by SQLSTATE or error kind, never by text.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
@@ -96,6 +99,13 @@ pub trait Ledger: Send + Sync + 'static {
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
     fn announcements(&self) -> broadcast::Receiver<Heard>;
+    /// The replays of completed events that other processes can have made: those that were committed since what `after` was
+    /// given with, or all of them. From the node that `standing` tells, or not at all (C7).
+    async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
+        let (_, _) = (standing, after);
+        // Nobody else is at work on it.
+        Ok(Replayed { now: self.now().await?, events: Vec::new(), floor: 0, bookmark: None })
+    }
     /// How long the writer's batches take; None where Cleanup need not know, because its steps take turns with them.
     fn load(&self) -> Option<Arc<load::Load>> {
         None
@@ -149,6 +159,19 @@ pub enum Heard {
     Changed(Announcement),
     /// Nobody was listening for a while: anything may have changed.
     Missed,
+}
+
+/// What was replayed by force, as far as caches have to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// The database's clock.
+    pub now: Time,
+    /// Events, each with the token that its replay drew.
+    pub events: Vec<(KeyDigest, i64)>,
+    /// Beyond [`REPLAYS_MAX`]: replays with this token and lower ones may be missing. Otherwise 0.
+    pub floor: i64,
+    /// Where to read on.
+    pub bookmark: Option<Arc<str>>,
 }
 
 /// One event with all that was done on it.

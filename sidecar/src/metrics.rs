@@ -107,8 +107,8 @@ const CACHE: Family =
 const CACHE_REFUSED: Family = Family::counter(
     "oncegate_cache_refused_total",
     &["reason"],
-    "Values in Redis that were not believed: unverified (forged, or another database's), malformed, of another version, or \
-     void (the event was decided on by hand since).",
+    "Cached values that were not believed: unverified (forged, or another database's), malformed, of another version, or \
+     void (the event was decided on by hand since, or the value is older than any may be).",
 );
 const CACHE_LOST: Family =
     Family::counter("oncegate_cache_writes_lost_total", &[], "Entries that did not get into Redis.");

@@ -163,10 +163,12 @@ pub(crate) mod made {
 
     use std::time::Duration;
 
+    use oncegate_api::v1::State;
+
     use super::*;
     use crate::chaos::{
         history::{Ending, Reply},
-        rows::Attempt,
+        rows::{Attempt, Resolution},
     };
 
     pub(crate) const EVENT: &str = "evt";
@@ -174,12 +176,12 @@ pub(crate) mod made {
     /// An operation that began at one place and was answered at another.
     pub(crate) fn op(places: (usize, usize), call: Call, reply: Reply) -> Operation {
         let returned = Some((places.1, Duration::ZERO, reply));
-        Operation { event: EVENT.into(), call, invoked: places.0, at: Duration::ZERO, returned }
+        Operation { event: EVENT.into(), call, way: "a".into(), invoked: places.0, at: Duration::ZERO, returned }
     }
 
     /// One of which nobody knows how it ended.
     pub(crate) fn lost(place: usize, call: Call) -> Operation {
-        Operation { event: EVENT.into(), call, invoked: place, at: Duration::ZERO, returned: None }
+        Operation { event: EVENT.into(), call, way: "a".into(), invoked: place, at: Duration::ZERO, returned: None }
     }
 
     pub(crate) fn claim(claim_id: &str) -> Call {
@@ -219,6 +221,25 @@ pub(crate) mod made {
         };
         let counts = BTreeMap::from([(state.to_owned(), 1)]);
         Rows { events: BTreeMap::from([(EVENT.to_owned(), event)]), counts }
+    }
+
+    /// The row with a replay of the completed event, which drew this token.
+    pub(crate) fn replayed(mut rows: Rows, token: i64) -> Rows {
+        for event in rows.events.values_mut() {
+            event.resolutions.push(Resolution {
+                token,
+                from_state: "completed".into(),
+                to_state: "pending".into(),
+                reason: "r".into(),
+                time: token,
+            });
+        }
+        rows
+    }
+
+    /// A replay by force.
+    pub(crate) fn replay() -> Call {
+        Call::Resolve { to: State::Pending, force: true, reason: "r".into() }
     }
 
     /// The invariants that a history breaks.

@@ -1,6 +1,6 @@
 //! Callers whose every call is recorded, with what is known of its end.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use oncegate_api::{
@@ -35,6 +35,7 @@ const PATH: &str = "/webhooks/payments/stripe";
 #[derive(Clone, Debug)]
 pub struct Caller {
     client: IdempotencyServiceClient<Channel>,
+    way: Arc<str>,
     recorder: Recorder,
 }
 
@@ -64,7 +65,7 @@ impl Caller {
     /// A caller of the sidecar at `url`. Connects when it has to.
     pub fn new(url: &str, recorder: Recorder) -> Result<Self> {
         let channel = Endpoint::from_shared(url.to_owned())?.connect_timeout(Duration::from_secs(1)).connect_lazy();
-        Ok(Self { client: IdempotencyServiceClient::new(channel), recorder })
+        Ok(Self { client: IdempotencyServiceClient::new(channel), way: url.into(), recorder })
     }
 
     async fn recorded<M, R>(
@@ -76,7 +77,7 @@ impl Caller {
         ask: impl AsyncFnOnce(&mut IdempotencyServiceClient<Channel>, Request<M>) -> Result<tonic::Response<R>, Status>,
         read: impl FnOnce(R) -> Reply,
     ) -> Option<Reply> {
-        let number = self.recorder.invoke(event, call);
+        let number = self.recorder.invoke_by(&self.way, event, call);
         let mut request = Request::new(message);
         let deadline = CALL_TIME_MAX + wait;
         // Sent as grpc-timeout; the other is for a server that says nothing.

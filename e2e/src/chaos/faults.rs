@@ -70,6 +70,8 @@ pub enum Fault {
     FlushRedis,
     /// Redis holds rubbish, and the values of other events.
     ForgeRedis,
+    /// Redis holds again what it held before, of events that were replayed since as well, and for ever.
+    RedisGoesBack,
 }
 
 /// A fault with its time.
@@ -105,6 +107,7 @@ impl Fault {
             Self::ReplaceRedis => "redis replaced by a replica".into(),
             Self::FlushRedis => "redis flushed".into(),
             Self::ForgeRedis => "redis forged".into(),
+            Self::RedisGoesBack => "redis gone back".into(),
         }
     }
 
@@ -140,9 +143,10 @@ impl Fault {
             84..87 => Fault::ReadOnlyPostgres,
             87..90 => Fault::KillRedis,
             90..92 => Fault::FreezeRedis,
-            92..95 => Fault::ReplaceRedis,
-            95..97 => Fault::FlushRedis,
-            _ => Fault::ForgeRedis,
+            92..94 => Fault::ReplaceRedis,
+            94..96 => Fault::FlushRedis,
+            96..98 => Fault::ForgeRedis,
+            _ => Fault::RedisGoesBack,
         };
         // Some outlast a lock.
         let longest = if dice.percent(20) { 4_500 } else { 1_200 };
@@ -162,9 +166,12 @@ impl Fault {
             | Self::EndSessions
             | Self::FillPostgres
             | Self::ReadOnlyPostgres => Target::Postgres,
-            Self::KillRedis | Self::FreezeRedis | Self::ReplaceRedis | Self::FlushRedis | Self::ForgeRedis => {
-                Target::Redis
-            }
+            Self::KillRedis
+            | Self::FreezeRedis
+            | Self::ReplaceRedis
+            | Self::FlushRedis
+            | Self::ForgeRedis
+            | Self::RedisGoesBack => Target::Redis,
         }
     }
 
@@ -208,6 +215,7 @@ impl Fault {
             Self::ReplaceRedis => return Ok(Begun::Replica(world.redis.detached_replica().await?)),
             Self::FlushRedis => drop(world.redis.command("FLUSHALL").await?),
             Self::ForgeRedis => drop(world.redis.command(FORGE).await?),
+            Self::RedisGoesBack => drop(world.redis.command(KEEP).await?),
         }
         Ok(Begun::Plain)
     }
@@ -245,6 +253,7 @@ impl Fault {
             (Self::KillRedis, _) => world.redis.restart().await?,
             (Self::FreezeRedis, _) => world.redis.thaw()?,
             (Self::ReplaceRedis, Begun::Replica(replica)) => world.replace_redis(replica)?,
+            (Self::RedisGoesBack, _) => drop(world.redis.command(BRING_BACK).await?),
             (
                 Self::Reset(_)
                 | Self::EndSessions
@@ -299,6 +308,14 @@ pub struct Filler {
 const FORGE: &str = "EVAL \"local k = redis.call('KEYS', '*') local f = redis.call('GET', k[1] or '') \
     for i = 1, #k do local n = redis.call('GET', k[i % #k + 1]) if i % 3 == 0 then n = 'rubbish' end \
     if n then redis.call('SET', k[i], n) end end return #k\" 0";
+
+/// Keeps a copy of each event's first entry that is no tombstone, beside it.
+const KEEP: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'oncegate:*')) do local v = redis.call('GET', k) \
+    if v and #v > 10 and string.byte(v, 10) % 2 == 0 then redis.call('SET', 'kept:' .. k, v, 'NX') end end return 1\" 0";
+
+/// Puts the copies back, whatever is there now.
+const BRING_BACK: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'kept:*')) do \
+    redis.call('SET', string.sub(k, 6), redis.call('GET', k)) end return 1\" 0";
 
 /// The administrator's own way in: as a superuser it has connections of its own, beyond those of everybody else.
 async fn administer(world: &World, sql: &str) -> Result<()> {

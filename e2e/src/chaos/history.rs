@@ -146,6 +146,8 @@ pub struct Operation {
     pub event: String,
     /// What was asked for.
     pub call: Call,
+    /// The way that it went: of calls on one way one sidecar's memory answers.
+    pub way: Arc<str>,
     /// Its place in the order in which callers began and were answered.
     pub invoked: usize,
     /// When that was.
@@ -164,7 +166,7 @@ impl Operation {
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>6} {:>10.6}  {:?}", self.invoked, self.at.as_secs_f64(), self.call)?;
+        write!(f, "{:>6} {:>10.6}  {:?} {}", self.invoked, self.at.as_secs_f64(), self.call, self.way)?;
         match &self.returned {
             Some((place, at, reply)) => write!(f, "\n{:>6} {:>10.6}      {reply:?}", place, at.as_secs_f64()),
             None => f.write_str("\n                       unknown"),
@@ -222,11 +224,23 @@ impl Recorder {
 
     /// An operation begins. Gives its number.
     pub fn invoke(&self, event: &str, call: Call) -> usize {
+        self.invoke_by("", event, call)
+    }
+
+    /// An operation begins, on a way by which one sidecar is reached. Gives its number.
+    pub fn invoke_by(&self, way: &str, event: &str, call: Call) -> usize {
         let at = self.start.elapsed();
         let mut record = self.record();
         record.places += 1;
         let invoked = record.places;
-        record.operations.push(Operation { event: event.to_owned(), call, invoked, at, returned: None });
+        record.operations.push(Operation {
+            event: event.to_owned(),
+            call,
+            way: way.into(),
+            invoked,
+            at,
+            returned: None,
+        });
         record.operations.len() - 1
     }
 

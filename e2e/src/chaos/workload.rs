@@ -120,7 +120,7 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
             (Some((claim_id, _)), 78..84) => drop(caller.claim(event, claim_id, lock, wait).await),
             (_, 96..) => {
                 let to = *dice.one_of(&[State::Pending, State::Completed, State::Dead]);
-                let force = to == State::Pending && dice.percent(30);
+                let force = to == State::Pending && dice.percent(70);
                 let reason = format!("{event} {actor} {claims}");
                 claims += 1;
                 caller.resolve(event, to, force, &reason).await;

@@ -9,12 +9,13 @@ mod holders;
 mod input;
 mod outages;
 mod processes;
+mod replays;
 mod replies;
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{
     CheckAndLockRequest, CheckAndLockResponse, EventHistory, EventKey, HistoryRequest, MarkCompletedRequest,
-    idempotency_service_client::IdempotencyServiceClient,
+    ResolveRequest, State, idempotency_service_client::IdempotencyServiceClient,
 };
 use oncegate_e2e::{
     http_client,
@@ -132,6 +133,18 @@ pub(crate) fn claim(event_id: &str, claim_id: &str) -> CheckAndLockRequest {
 
 pub(crate) fn completion(event_id: &str, fencing_token: i64) -> MarkCompletedRequest {
     MarkCompletedRequest { key: key(event_id), fencing_token, ..Default::default() }
+}
+
+/// Of a completed event, by force.
+pub(crate) fn replay(event_id: &str) -> ResolveRequest {
+    ResolveRequest {
+        key: key(event_id),
+        to: State::Pending.into(),
+        force: true,
+        reason: "asked to".into(),
+        actor: "amara".into(),
+        ..Default::default()
+    }
 }
 
 pub(crate) async fn ask(client: &Client, request: CheckAndLockRequest) -> Result<CheckAndLockResponse, Status> {

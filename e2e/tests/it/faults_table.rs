@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The cases, as they are numbered.
-const CASES: [&str; 35] = [
+const CASES: [&str; 36] = [
     "T01",
     "T02",
     "T03",
@@ -37,6 +37,7 @@ const CASES: [&str; 35] = [
     "T46",
     "T52",
     "C3",
+    "C7",
     "Limits",
     "Slow peers",
     "Floods",

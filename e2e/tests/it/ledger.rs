@@ -8,6 +8,7 @@ mod check;
 mod claims;
 mod claims_refused;
 mod cleanup;
+mod concurrent;
 mod extend;
 mod growth;
 mod history;
@@ -15,6 +16,7 @@ mod marks;
 mod model;
 mod postgres_only;
 mod races;
+mod replays;
 mod resolve;
 mod stats;
 
@@ -23,7 +25,11 @@ pub(crate) use cached::Condition;
 use std::{sync::Arc, time::Duration};
 
 use cached::Cached;
-use oncegate_e2e::{eventually, postgres::Database};
+use oncegate_e2e::{
+    chaos::rows::{self, Rows},
+    eventually,
+    postgres::Database,
+};
 use oncegate_sidecar::{
     event::{
         Attempt, Claim, Claimed, Decision, Ending, Event, Extend, FailureKind, Key, Latest, Lock, Mark, Marked, Micros,
@@ -137,6 +143,14 @@ impl Fixture {
         match &self.store {
             Store::Sqlite { directory } => sqlite::check(&directory.path().join("oncegate.db")).unwrap(),
             Store::Postgres { database } => postgres::check(database.url()).await.unwrap(),
+        }
+    }
+
+    /// All rows, read by another way than the ledger's own.
+    pub(crate) async fn rows(&self) -> Rows {
+        match &self.store {
+            Store::Sqlite { directory } => rows::of_sqlite(&directory.path().join("oncegate.db")).unwrap(),
+            Store::Postgres { database } => rows::of_postgres(database.url()).await.unwrap(),
         }
     }
 

@@ -8,7 +8,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    event::{Claim, Digest, Event, Key, StoredResult, Time},
+    event::{Claim, Digest, Event, Key, Micros, StoredResult, Time},
     ledger::Standing,
 };
 
@@ -135,6 +135,12 @@ impl Entry {
             end_time: self.end_time,
             result: self.result.clone(),
         })
+    }
+
+    /// Whether it may still be believed at `now` of the database's clock, where an operator has last replayed the event under
+    /// `replayed` (0: never) and entries live for `life`. Whoever keeps it may have kept it for too long, or brought it back (C7).
+    pub fn holds(&self, replayed: i64, now: Time, life: Micros) -> bool {
+        self.fencing_token > replayed && now.since(self.end_time) < life
     }
 
     /// The token that it was written under, which Redis compares (C2).
@@ -375,13 +381,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_older_than_a_replay_or_than_any_entry_may_be_does_not_hold() {
+        let (entry, life) = (entry(), Micros(1_000));
+        let token = entry.fencing_token;
+        let at = |micros| entry.end_time.plus(Micros(micros));
+        assert!(entry.holds(0, at(999), life) && entry.holds(token - 1, at(0), life));
+        // A clock that went back a little.
+        assert!(entry.holds(0, entry.end_time.minus(Micros(5)), life));
+        for (why, replayed, now, life) in [
+            ("replayed under its own token", token, at(0), life),
+            ("replayed", token + 1, at(0), life),
+            ("too old", 0, at(1_000), life),
+            ("nothing is to be kept", 0, at(0), Micros(-1)),
+        ] {
+            assert!(!entry.holds(replayed, now, life), "{why}");
+        }
+    }
+
+    #[test]
     fn only_a_plain_duplicate_is_answered() {
         let claim = Claim {
             key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() },
             event_type: "t".into(),
             claim_id: "claim-2".into(),
             holder: String::new(),
-            lock_duration: crate::event::Micros(1),
+            lock_duration: Micros(1),
             fingerprint: None,
             metadata: None,
             payload_digest: None,

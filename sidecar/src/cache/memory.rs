@@ -154,7 +154,7 @@ impl Memory {
         Some(held.answer(claim))
     }
 
-    /// Keeps an entry, unless one with a higher token is there: a slow caller must not undo a tombstone.
+    /// Keeps an entry, unless one with a higher token is there: a slow caller must not undo what a quicker one knows.
     pub(super) fn put(&self, digest: KeyDigest, entry: &Entry) {
         let Some(entries) = &self.entries else { return };
         let stripe = &self.stripes[digest.stripe(STRIPES)];
@@ -163,6 +163,13 @@ impl Memory {
             entries.peek(&digest).is_some_and(|held| held.fencing_token > entry.fencing_token && !self.is_old(&held));
         if !newer {
             entries.insert(digest, Held::of(entry, self.now()));
+        }
+    }
+
+    /// Lets go of an event.
+    pub(super) fn forget(&self, digest: KeyDigest) {
+        if let Some(entries) = &self.entries {
+            entries.remove(&digest);
         }
     }
 
@@ -239,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_never_replaces_a_newer_tombstone() {
+    fn an_entry_never_replaces_a_newer_one() {
         let memory = Memory::new(1 << 20);
         let digest = KeyDigest::of(&claim().key);
         memory.put(digest, &Entry::tombstone(8, Time(0)));
@@ -247,6 +254,8 @@ mod tests {
         assert_eq!(memory.answer(digest, &claim()), Some(None));
         memory.put(digest, &entry(9));
         assert_eq!(memory.answer(digest, &claim()), Some(entry(9).answer(&claim())));
+        memory.forget(digest);
+        assert_eq!(memory.answer(digest, &claim()), None);
     }
 
     #[test]

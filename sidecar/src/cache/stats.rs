@@ -9,6 +9,8 @@ pub struct CacheStats {
     pub memory_hits: Counter,
     /// Look-ups that it could not answer.
     pub memory_misses: Counter,
+    /// Look-ups that no layer was asked for, because it was not known what had been replayed in the last seconds (C7).
+    pub unsure: Counter,
     /// Duplicates answered from Redis.
     pub redis_hits: Counter,
     /// Look-ups that Redis had nothing usable for.
@@ -21,8 +23,9 @@ pub struct CacheStats {
     pub redis_invalid_unverified: Counter,
     /// Of these, ours by their key, and written by another version.
     pub redis_invalid_version: Counter,
-    /// Look-ups that found a tombstone: what was known of the event is void. Also counted as misses.
-    pub redis_voided: Counter,
+    /// Look-ups that found, in either layer, what is void: the event was replayed since, or the entry is older than any may
+    /// be; or that found a tombstone. Also counted as misses.
+    pub voided: Counter,
     /// Look-ups that failed or took too long.
     pub redis_errors: Counter,
     /// Look-ups that were not made, because Redis was known not to answer.
@@ -35,10 +38,11 @@ pub struct CacheStats {
 
 impl CacheStats {
     /// The look-ups by layer and result.
-    pub(crate) fn lookups(&self) -> [(&'static str, &'static str, u64); 8] {
+    pub(crate) fn lookups(&self) -> [(&'static str, &'static str, u64); 9] {
         [
             ("memory", "hit", self.memory_hits.get()),
             ("memory", "miss", self.memory_misses.get()),
+            ("memory", "unsure", self.unsure.get()),
             ("redis", "hit", self.redis_hits.get()),
             ("redis", "miss", self.redis_misses.get()),
             ("redis", "invalid", self.redis_invalid.get()),
@@ -54,7 +58,7 @@ impl CacheStats {
             ("malformed", self.redis_invalid_malformed.get()),
             ("unverified", self.redis_invalid_unverified.get()),
             ("version", self.redis_invalid_version.get()),
-            ("void", self.redis_voided.get()),
+            ("void", self.voided.get()),
         ]
     }
 }

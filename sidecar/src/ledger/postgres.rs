@@ -13,6 +13,7 @@ mod hot;
 pub mod migrate;
 mod notify;
 mod read;
+mod replays;
 mod row;
 mod statement;
 mod stats;
@@ -37,7 +38,7 @@ pub use connect::{ConnectError, Node};
 
 use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
 use super::{
-    Announcement, Error, EventHistory, Heard, Ledger, Standing,
+    Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     load::Load,
@@ -87,6 +88,8 @@ pub enum OpenError {
 pub struct PostgresLedger {
     queue: Queue,
     reader: Reader,
+    /// For what caches cannot answer without (C7).
+    replays: Reader,
     notifier: Notifier,
     tally: Tally,
     load: Arc<Load>,
@@ -121,11 +124,12 @@ impl PostgresLedger {
         let metrics = settings.metrics.clone();
         let (link, node, standing) = Link::new(writes, opened, metrics);
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone(), Arc::clone(&load)).run());
+        let replays = Reader::single(options.clone());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
-        Ok(PostgresLedger { queue, reader, notifier, tally, load, node, standing, forgotten, misses_standby })
+        Ok(PostgresLedger { queue, reader, replays, notifier, tally, load, node, standing, forgotten, misses_standby })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -212,6 +216,10 @@ impl Ledger for PostgresLedger {
         self.notifier.subscribe()
     }
 
+    async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
+        self.replays.replays(Arc::clone(&standing.identity), after).await
+    }
+
     fn load(&self) -> Option<Arc<Load>> {
         Some(Arc::clone(&self.load))
     }
@@ -243,5 +251,6 @@ impl Ledger for PostgresLedger {
         self.queue.close().await;
         self.notifier.close();
         self.reader.close().await;
+        self.replays.close().await;
     }
 }

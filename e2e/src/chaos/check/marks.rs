@@ -33,9 +33,39 @@ fn completed_at(one: &One<'_>) -> usize {
     one.operations.iter().filter_map(told).min().unwrap_or(NEVER)
 }
 
-/// Whether an operator may have taken it out of its state by force.
-fn forced(one: &One<'_>) -> bool {
-    one.operations.iter().any(|operation| matches!(operation.call, Call::Resolve { force: true, .. }))
+/// The tokens of the replays that took it out of its completed state.
+fn replays(one: &One<'_>) -> Vec<i64> {
+    let resolutions = one.row.map(|row| row.resolutions.as_slice()).unwrap_or_default();
+    let replays = resolutions.iter().filter(|resolution| resolution.from_state == "completed");
+    replays.map(|replay| replay.token).collect()
+}
+
+/// I4: a completed event is left only by a replay that somebody asked for, by force, and completed again only after one.
+fn left_by_force(one: &One<'_>, replays: &[i64], findings: &mut Findings) {
+    let (event, Some(row)) = (one.event, one.row) else { return };
+    for replay in row.resolutions.iter().filter(|resolution| resolution.from_state == "completed") {
+        let asked = one.operations.iter().any(|operation| {
+            matches!(&operation.call, Call::Resolve { to: State::Pending, force: true, reason } if *reason == replay.reason)
+        });
+        findings.check(asked && replay.to_state == "pending", "I4", event, || {
+            format!("it was completed, and {replay:?} took it out of that, which nobody insisted on")
+        });
+    }
+    let by_attempts = row.attempts.iter().filter(|attempt| attempt.outcome == "completed").map(|attempt| attempt.token);
+    let by_hand = row.resolutions.iter().filter(|resolution| resolution.to_state == "completed").map(|r| r.token);
+    let mut completions: Vec<i64> = by_attempts.chain(by_hand).collect();
+    completions.sort_unstable();
+    for pair in completions.windows(2) {
+        let between = replays.iter().any(|replay| (pair[0]..pair[1]).contains(replay));
+        findings.check(between, "I4", event, || format!("it was completed twice, with {} and {}", pair[0], pair[1]));
+    }
+    if let Some(last) = completions.last()
+        && replays.iter().all(|replay| replay < last)
+    {
+        findings.check(row.state == "completed", "I4", event, || {
+            format!("it was completed with {last}, and is {}", row.state)
+        });
+    }
 }
 
 /// I3 and I5: what was acknowledged is recorded, with the very token and claim.
@@ -81,10 +111,11 @@ fn after_completion(one: &One<'_>, findings: &mut Findings) {
     let event = one.event;
     let completions = |row: &super::Event| row.attempts.iter().filter(|a| a.outcome == "completed").count();
     let by_hand = one.row.is_some_and(|row| row.resolutions.iter().any(|r| r.to_state == "completed"));
-    if !forced(one) {
+    let replays = replays(one);
+    left_by_force(one, &replays, findings);
+    if replays.is_empty() {
         let completed = completed_at(one);
         if let Some(row) = one.row {
-            findings.check(completions(row) <= 1, "I4", event, || "it was completed twice".to_owned());
             findings.check(completed == NEVER || row.state == "completed", "I4", event, || {
                 format!("it was completed, and is {}", row.state)
             });
@@ -211,10 +242,27 @@ mod tests {
         let rows = row("completed", &[(10, "a", 15, "completed"), (20, "b", 25, "completed")]);
         assert_eq!(broken(&operations, &rows), ["I4", "I4"]);
         // Unless an operator said so.
-        let resolve = Call::Resolve { to: oncegate_api::v1::State::Pending, force: true, reason: "r".into() };
-        let mut replayed = operations.to_vec();
-        replayed.push(lost(4, resolve));
-        assert_eq!(broken(&replayed, &rows), [""; 0]);
+        let mut asked = operations.to_vec();
+        asked.push(lost(4, replay()));
+        assert_eq!(broken(&asked, &replayed(rows.clone(), 15)), [""; 0]);
+        // To have asked is not enough, nor a replay that nobody asked for, nor one that came too late.
+        assert_eq!(broken(&asked, &rows), ["I4", "I4"]);
+        assert_eq!(broken(&operations, &replayed(rows.clone(), 15)), ["I4"]);
+        assert!(broken(&asked, &replayed(rows, 25)).contains(&"I4"));
+    }
+
+    #[test]
+    fn a_completion_that_is_left_after_the_last_replay_is_found() {
+        let operations = [
+            op((1, 2), claim("a"), acquired(10, 1)),
+            op((3, 4), mark(10, "a", Ending::Completed), DONE),
+            op((5, 6), replay(), Reply::Resolved { token: 15 }),
+            op((7, 8), claim("b"), acquired(20, 2)),
+            op((9, 10), mark(20, "b", Ending::Completed), DONE),
+        ];
+        let attempts = [(10, "a", 15, "completed"), (20, "b", 25, "completed")];
+        assert_eq!(broken(&operations, &replayed(row("completed", &attempts), 15)), [""; 0]);
+        assert_eq!(broken(&operations, &replayed(row("pending", &attempts), 15)), ["I4"]);
     }
 
     #[test]

@@ -1,17 +1,20 @@
 //! Redis in trouble: whatever it answers is a miss, and answers stay right (C1, C4). What is in it and not ours to believe
 //! is a miss that is counted, by its reason (C3, I9).
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
-use oncegate_api::v1::{Decision, ResolveRequest, State};
+use oncegate_api::v1::Decision;
 use oncegate_e2e::{eventually, http_client, postgres::Database, redis::Redis};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use super::{Sidecar, ask, claim, completion, fake_redis::FakeRedis, key, metric};
+use super::{Sidecar, ask, claim, completion, fake_redis::FakeRedis, key, metric, replay};
 use crate::setup::Ledger;
 
 /// A sidecar that keeps nothing in its own process, so that every duplicate asks Redis.
@@ -205,7 +208,7 @@ struct Foreign {
 }
 
 /// A command in the binary form, and its answer: what an inline command cannot say.
-async fn raw(redis: &Redis, parts: &[&[u8]]) -> Result<Option<Vec<u8>>> {
+pub(super) async fn raw(redis: &Redis, parts: &[&[u8]]) -> Result<Option<Vec<u8>>> {
     let address = redis.url().trim_start_matches("redis://").to_owned();
     let mut stream = TcpStream::connect(address).await?;
     let mut command = format!("*{}\r\n", parts.len()).into_bytes();
@@ -231,6 +234,13 @@ async fn raw(redis: &Redis, parts: &[&[u8]]) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// What Redis has of ours.
+pub(super) async fn names(redis: &Redis) -> Result<Vec<String>> {
+    let keys = "return table.concat(redis.call('KEYS', 'oncegate:*'), ' ')";
+    let names = raw(redis, &[b"EVAL", keys.as_bytes(), b"0"]).await?.unwrap_or_default();
+    Ok(String::from_utf8(names)?.split_whitespace().map(str::to_owned).collect())
+}
+
 impl Foreign {
     async fn start() -> Result<Self> {
         let redis = Redis::start().await?;
@@ -254,9 +264,7 @@ impl Foreign {
     }
 
     async fn names(&self) -> Result<Vec<String>> {
-        let keys = "return table.concat(redis.call('KEYS', 'oncegate:*'), ' ')";
-        let names = raw(&self.redis, &[b"EVAL", keys.as_bytes(), b"0"]).await?.unwrap_or_default();
-        Ok(String::from_utf8(names)?.split_whitespace().map(str::to_owned).collect())
+        names(&self.redis).await
     }
 
     async fn put(&self, name: &str, value: &[u8]) -> Result<()> {
@@ -376,21 +384,15 @@ async fn a_stale_entry_is_void_and_counted() -> Result<()> {
     let shared = Foreign::start().await?;
     let client = shared.sidecar.client().await?;
     complete(&shared.sidecar, "evt_1").await?;
-    let (name, _) = shared.entry(&shared.sidecar, "evt_2").await?;
-    let replay = ResolveRequest {
-        key: key("evt_2"),
-        to: State::Pending.into(),
-        force: true,
-        reason: "asked to".into(),
-        actor: "amara".into(),
-        ..Default::default()
-    };
-    client.clone().resolve(replay).await?;
+    let (name, entry) = shared.entry(&shared.sidecar, "evt_2").await?;
+    client.clone().resolve(replay("evt_2")).await?;
+    // With the answer it stands there, for whoever has not heard of the replay: a tombstone, and no deletion (C2).
+    let tombstone = raw(&shared.redis, &[b"GET", name.as_bytes()]).await?.context("a tombstone, and no deletion")?;
+    assert!(entry[9] & 1 == 0 && tombstone[9] & 1 == 1 && tombstone[1..9] > entry[1..9], "{tombstone:?}");
     let void = "oncegate_cache_refused_total{reason=\"void\"}";
     assert_eq!(metric(&shared.sidecar, void).await?, 0);
     let lock = ask(&client, claim("evt_2", "replay")).await?.lock.context("granted anew")?;
     assert_eq!(metric(&shared.sidecar, void).await?, 1);
     assert_eq!(lock.attempt, 2);
-    assert!(raw(&shared.redis, &[b"GET", name.as_bytes()]).await?.is_some(), "a tombstone, and no deletion");
     Ok(())
 }

@@ -175,7 +175,7 @@ impl Ledger for Cached {
                     assert!(self.cleaned.load(Ordering::Relaxed), "the cache knows an event that was never there");
                     return self.ledger.claim(claim).await;
                 };
-                let event = history.event;
+                let mut event = history.event;
                 if event.fencing_token == completion.fencing_token {
                     assert_eq!(event.state, State::Completed);
                     assert_eq!(event.attempt_count, completion.attempt_count);
@@ -183,6 +183,8 @@ impl Ledger for Cached {
                     assert_eq!(event.result, completion.result);
                 } else {
                     assert!(event.fencing_token > completion.fencing_token, "a token from the future");
+                    // What was answered, and not what has become of it since.
+                    event.fencing_token = completion.fencing_token;
                 }
                 let now = self.ledger.now().await?;
                 Ok(Claimed { decision: Decision::AlreadyCompleted, event, payload_changed: false, now })

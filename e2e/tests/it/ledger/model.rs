@@ -31,6 +31,11 @@ fn number_in<T: std::str::FromStr>(name: &str) -> Option<T> {
     env::var(name).ok().map(|number| number.parse().unwrap_or_else(|_| panic!("{name} is no number: {number}")))
 }
 
+/// How many commands there are.
+pub(super) fn commands() -> usize {
+    number_in(COMMANDS).unwrap_or(1_500)
+}
+
 // T03
 async fn the_ledger_answers_as_the_rules_do(fixture: &Fixture) {
     run_commands(fixture, Seed::from_environment()).await;
@@ -49,7 +54,7 @@ async fn run_commands(fixture: &Fixture, seed: Seed) -> Story {
     let mut random = StdRng::seed_from_u64(seed.0);
     let mut model = Model::default();
     let mut steps = Vec::new();
-    for number in 0..number_in(COMMANDS).unwrap_or(1_500) {
+    for number in 0..commands() {
         let command = model.command(&mut random);
         println!("{number}: {command:?}");
         let key = command.key().cloned();

@@ -20,6 +20,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "events", include_str!("../../../../migrations/postgres/0001_events.sql")),
     (2, "stats", include_str!("../../../../migrations/postgres/0002_stats.sql")),
     (3, "compatible from", include_str!("../../../../migrations/postgres/0003_compatible_from.sql")),
+    (4, "replays", include_str!("../../../../migrations/postgres/0004_replays.sql")),
 ];
 
 /// Why a schema does not fit.

@@ -38,8 +38,17 @@ pub(super) struct Reader {
 
 impl Reader {
     pub(super) fn new(options: PgConnectOptions) -> Reader {
+        Reader::with_connections(options, CONNECTIONS_MAX)
+    }
+
+    /// With one connection, for what must not wait behind lists.
+    pub(super) fn single(options: PgConnectOptions) -> Reader {
+        Reader::with_connections(options, 1)
+    }
+
+    fn with_connections(options: PgConnectOptions, connections_max: u32) -> Reader {
         let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
+            .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIME_MAX)
             // A ping costs a round trip on each use, and says nothing about the next moment.
             .test_before_acquire(false)

@@ -1,0 +1,62 @@
+//! What was replayed by force, by whichever sidecar: what caches are held against (C7).
+
+use std::sync::Arc;
+
+use futures::TryStreamExt as _;
+use sqlx::Row as _;
+
+use super::read::Reader;
+use crate::{
+    cache::KeyDigest,
+    event::{Key, Time},
+    ledger::{Error, REPLAYS_MAX, Replayed},
+};
+
+/// One more than are known one by one: it tells that there are more.
+const ROWS_MAX: usize = REPLAYS_MAX + 1;
+
+/// A read that went to another node: what it says is not of the database that the ledger stands on.
+#[derive(Debug, thiserror::Error)]
+#[error("the node that was read is another one than the ledger's")]
+struct OtherNode;
+
+impl Reader {
+    /// What was replayed, all of it or what the snapshot `after` does not show, from the node of this identity.
+    pub(super) async fn replays(&self, identity: Arc<str>, after: Option<Arc<str>>) -> Result<Replayed, Error> {
+        self.run(move |connection| {
+            Box::pin(async move {
+                let mut rows = match &after {
+                    None => sqlx::query(include_str!("replays.sql"))
+                        .bind(i64::try_from(ROWS_MAX).unwrap_or(i64::MAX))
+                        .fetch(&mut *connection),
+                    Some(after) => {
+                        sqlx::query(include_str!("replays_since.sql")).bind(after.as_ref()).fetch(&mut *connection)
+                    }
+                };
+                let mut node = None;
+                let mut events = Vec::new();
+                while let Some(row) = rows.try_next().await? {
+                    match row.try_get::<Option<&str>, _>(0)? {
+                        Some(found) => {
+                            if *found != *identity {
+                                // A connection of the pool may outlive a failover.
+                                return Err(sqlx::Error::Io(std::io::Error::other(OtherNode)));
+                            }
+                            node = Some((row.try_get::<&str, _>(1)?.into(), row.try_get::<Time, _>(2)?));
+                        }
+                        None => {
+                            let key =
+                                Key { tenant: row.try_get(3)?, provider: row.try_get(4)?, event_id: row.try_get(5)? };
+                            events.push((KeyDigest::of(&key), row.try_get::<i64, _>(6)?));
+                        }
+                    }
+                }
+                let (bookmark, now) = node.ok_or(sqlx::Error::RowNotFound)?;
+                let truncated = after.is_none() && events.len() >= ROWS_MAX;
+                let floor = if truncated { events.iter().map(|(_, token)| *token).min() } else { None };
+                Ok(Replayed { now, events, floor: floor.unwrap_or(0), bookmark: Some(bookmark) })
+            })
+        })
+        .await
+    }
+}
