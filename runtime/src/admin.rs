@@ -105,6 +105,9 @@ pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// found". Called on the listener's own task, so it must not block.
 pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
 
+/// The longest that its end waits for answers under way.
+pub const DRAIN: Duration = Duration::from_secs(1);
+
 /// Serves the admin endpoints on `listener` until `shutdown` is cancelled. Cancel it last: `/readyz` has to answer 503
 /// while everything else drains.
 pub async fn serve(
@@ -115,7 +118,7 @@ pub async fn serve(
     control: Control,
     shutdown: CancellationToken,
 ) {
-    let mut options = Options::http1(Duration::from_secs(1));
+    let mut options = Options::http1(DRAIN);
     // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
     options.connections_max = 64;
     // Whoever is silent gives its place to a probe soon.

@@ -1,7 +1,9 @@
 //! What the people who run it see: metrics with a real Prometheus, traces with a collector, logs, alerts and dashboards.
 
 mod alerts;
+mod environment;
 mod metrics;
+mod scrape;
 mod traces;
 
 use std::{net::SocketAddr, path::PathBuf};
