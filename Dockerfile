@@ -6,7 +6,14 @@
 #   docker run --rm -p 127.0.0.1:8080:8080 -e DATABASE_URL -e UPSTREAM_URL -e STRIPE_WEBHOOK_SECRET \
 #       -e GATEWAY_LISTEN=0.0.0.0:8080 oncegate:0.1.0 all
 
-FROM rust:1.95-slim-bookworm AS chef
+# By tag, and not by digest: the registries are not at hand where this is maintained. Pin both where you build; what a tag
+# means now is said by `docker buildx imagetools inspect NAME`:
+#
+#   --build-arg RUST=rust:1.95-slim-bookworm@sha256:... --build-arg BASE=gcr.io/distroless/cc-debian12:nonroot@sha256:...
+ARG RUST=rust:1.95-slim-bookworm
+ARG BASE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${RUST} AS chef
 # The C compiler is for SQLite and the TLS library; there is no protoc to install.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev cmake make \
@@ -28,7 +35,7 @@ RUN cargo build --release --locked --package oncegate-cli \
     && install -d -o 65532 -g 65532 /var/lib/oncegate
 
 # glibc, CA certificates, time zones, the user `nonroot` (65532), and nothing else.
-FROM gcr.io/distroless/cc-debian12:nonroot
+FROM ${BASE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Oncegate" \

@@ -30,12 +30,12 @@ mod stats;
 mod threads;
 mod verify;
 
-use std::{num::NonZero, process::ExitCode, time::Duration};
+use std::{num::NonZero, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
 use oncegate_runtime::{
-    logging, metrics,
+    logging, metrics, shutdown,
     telemetry::{self, Tracing},
 };
 
@@ -175,9 +175,6 @@ fn command_line() -> clap::Command {
     command
 }
 
-/// The longest that the end waits for the collector of traces. Part of the time that a pod is given to end.
-const TRACES_FLUSH_MAX: Duration = Duration::from_secs(2);
-
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let tracing = match oncegate.command.telemetry() {
         Some((options, name)) => Tracing::start(options, name).context("cannot start traces")?,
@@ -188,9 +185,9 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let runtime = threads::runtime(oncegate.command.threads()).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
     // Everything that matters has been waited for; what is left must not hold up the end.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    runtime.shutdown_timeout(shutdown::RUNTIME_END_MAX);
     if let Some(tracing) = tracing {
-        tracing.finish(TRACES_FLUSH_MAX);
+        tracing.finish(telemetry::FLUSH_MAX);
     }
     ended
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -51,6 +51,7 @@ pub struct Span {
 #[derive(Debug, Default)]
 struct Seen {
     requests: usize,
+    headers: Option<HeaderMap>,
     spans: Vec<Span>,
 }
 
@@ -101,6 +102,12 @@ impl Collector {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).requests
     }
 
+    /// A header of the latest request.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(seen.headers.as_ref()?.get(name)?.to_str().ok()?.to_owned())
+    }
+
     /// All spans so far.
     pub fn spans(&self) -> Vec<Span> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).spans.clone()
@@ -119,12 +126,14 @@ async fn take(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let right = request.uri().path() == "/v1/traces"
         && request.headers().get("content-type").is_some_and(|kind| kind == "application/x-protobuf");
+    let headers = request.headers().clone();
     let body = request.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let decoded = ExportTraceServiceRequest::decode(body);
     let mut response = Response::new(Full::new(ExportTraceServiceResponse::default().encode_to_vec().into()));
     {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.requests += 1;
+        seen.headers = Some(headers);
         match decoded {
             Ok(decoded) if right => seen.spans.extend(spans(decoded)),
             _ => *response.status_mut() = http::StatusCode::BAD_REQUEST,

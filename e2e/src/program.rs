@@ -341,14 +341,24 @@ fn locate_program() -> Result<PathBuf> {
     // `cargo test` builds the tests of this package and not the binary of another: what is tested should be what was
     // written. Cargo leaves the list of what went into a program beside it.
     let built = fs::metadata(&program)?.modified()?;
-    let sources = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
-    for source in sources.split_whitespace().skip(1) {
-        if fs::metadata(source).and_then(|source| source.modified()).is_ok_and(|changed| changed > built) {
+    for source in sources_of(&program) {
+        if fs::metadata(&source).and_then(|source| source.modified()).is_ok_and(|changed| changed > built) {
             bail!(
-                "{} is older than {source}: run `cargo build --workspace` first, or scripts/test, which does",
-                program.display()
+                "{} is older than {}: run `cargo build --workspace` first, or scripts/test, which does",
+                program.display(),
+                source.display()
             );
         }
     }
     Ok(program)
+}
+
+fn sources_of(program: &Path) -> Vec<PathBuf> {
+    let list = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
+    list.split_whitespace().skip(1).map(PathBuf::from).collect()
+}
+
+/// The files that the program was made of.
+pub fn sources() -> Result<Vec<PathBuf>> {
+    Ok(sources_of(&find_program()?))
 }

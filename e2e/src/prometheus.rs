@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, process::Command, time::Instant};
 
 use crate::{
@@ -33,16 +34,21 @@ pub struct Prometheus {
 impl Prometheus {
     /// Starts a server that scrapes each target, by job, several times a second.
     pub async fn start(targets: &[(&str, SocketAddr)], rules: &Path) -> Result<Self> {
+        let job = |(job, target): &(&str, SocketAddr)| json!({ "job_name": job, "static_configs": [{ "targets": [target] }] });
+        Self::start_with(&targets.iter().map(job).collect(), rules).await
+    }
+
+    /// The same with a list of scrape configurations.
+    pub async fn start_with(scrape_configs: &Value, rules: &Path) -> Result<Self> {
         let directory = Directory::new("oncegate-prometheus-")?;
-        let mut config = format!(
-            "global: {{scrape_interval: 200ms, evaluation_interval: 200ms}}\nrule_files: [{:?}]\nscrape_configs:\n",
-            rules.display().to_string()
-        );
-        for (job, target) in targets {
-            config.push_str(&format!("  - {{job_name: {job}, static_configs: [{{targets: [\"{target}\"]}}]}}\n"));
-        }
+        // JSON is YAML.
+        let config = json!({
+            "global": { "scrape_interval": "200ms", "evaluation_interval": "200ms" },
+            "rule_files": [rules],
+            "scrape_configs": scrape_configs,
+        });
         let file = directory.path().join("prometheus.yml");
-        fs::write(&file, config)?;
+        fs::write(&file, config.to_string())?;
         let program = find_program("prometheus")?;
         let end = Instant::now() + DEADLINE;
         loop {
@@ -57,7 +63,7 @@ impl Prometheus {
     }
 
     /// The result of an instant query: `data.result` of the answer.
-    pub async fn query(&self, query: &str) -> Result<serde_json::Value> {
+    pub async fn query(&self, query: &str) -> Result<Value> {
         let query: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let answer = http_client::get(self.address, &format!("/api/v1/query?query={query}")).await?;
         Ok(answer.json()["data"]["result"].clone())
@@ -70,7 +76,7 @@ impl Prometheus {
     }
 
     /// What the server knows under a path of its API: `data` of the answer.
-    pub async fn get(&self, path: &str) -> Result<serde_json::Value> {
+    pub async fn get(&self, path: &str) -> Result<Value> {
         Ok(http_client::get(self.address, path).await?.json()["data"].clone())
     }
 }

@@ -106,6 +106,9 @@ pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 /// permits.
 pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
 
+/// The longest that its end waits for answers under way.
+pub const DRAIN: Duration = Duration::from_secs(1);
+
 /// Who may change something on this listener, which asks nobody who they are.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trusted {
@@ -136,7 +139,7 @@ pub async fn serve(
     control: (Control, Trusted),
     shutdown: CancellationToken,
 ) {
-    let mut options = Options::http1(Duration::from_secs(1));
+    let mut options = Options::http1(DRAIN);
     // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
     options.connections_max = 64;
     // Whoever is silent gives its place to a probe soon.

@@ -6,6 +6,9 @@ use tokio::{runtime::Handle, task::JoinHandle};
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// The longest that the runtime's end may take, when everything that matters has been waited for.
+pub const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
+
 /// Turns signals into a token. SIGTERM or SIGINT cancels it: stop taking work, finish what is under way. A second
 /// signal ends the process at once, with status 143 or 130, for whoever does not want to wait.
 ///

@@ -33,19 +33,25 @@ pub use self::{
 /// their calls is recorded, and are then always recorded, whatever the sampler says of other roots.
 pub const BATCH: &str = "ledger batch";
 
+/// The longest that the end of a process waits for the collector. Part of the time that a pod is given to end.
+pub const FLUSH_MAX: Duration = Duration::from_secs(2);
+
 /// What becomes of spans in this process.
 #[must_use]
 pub fn spans() -> &'static Spans {
     &export::SPANS
 }
 
-/// Where traces go. The names are OpenTelemetry's; those that are not listed here (`OTEL_EXPORTER_OTLP_HEADERS`,
-/// `OTEL_RESOURCE_ATTRIBUTES`) are read by its library.
+/// Where traces go. The names are OpenTelemetry's, whose library reads `OTEL_EXPORTER_OTLP_HEADERS` and
+/// `OTEL_RESOURCE_ATTRIBUTES` by itself.
 #[derive(clap::Args, Debug, Clone)]
 #[group(skip)]
 #[command(next_help_heading = "Traces")]
 pub struct Options {
     /// A collector that takes OTLP as http/protobuf, as http://collector:4318; /v1/traces is added [default: no traces]
+    ///
+    /// From the environment alone: headers for it (OTEL_EXPORTER_OTLP_HEADERS, as `authorization=Bearer%20token`), and what
+    /// else is to be said about the service (OTEL_RESOURCE_ATTRIBUTES, as `deployment.environment.name=live`).
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub otel_exporter_otlp_endpoint: Option<Uri>,
 

@@ -1,5 +1,8 @@
 //! What the documents say, done.
 
+mod commands;
+mod roles;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -7,8 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use oncegate_e2e::postgres::Database;
+use oncegate_e2e::{postgres::Database, prometheus::promtool};
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::process::Command;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -103,4 +107,58 @@ async fn the_recipes_for_the_applications_transaction_refuse_a_second_effect() -
     let late = update.replace("1764000000000042", "1764000000000041");
     assert_eq!(second.execute(AssertSqlSafe(late)).await?.rows_affected(), 0);
     Ok(())
+}
+
+#[test]
+fn the_readme_leads_to_every_document_and_names_every_script() -> Result<()> {
+    let readme = fs::read_to_string(root().join("README.md"))?;
+    for (name, _) in documents()?.iter().filter(|(name, _)| name != "README.md") {
+        assert!(readme.contains(&format!("]({name})")), "README.md does not lead to {name}");
+    }
+    for entry in fs::read_dir(root().join("scripts"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        // The mutations are what one of them reads.
+        let known = name.contains('.') || readme.contains(&format!("| `scripts/{name}` |"));
+        assert!(known, "README.md does not say what scripts/{name} does");
+    }
+    // What scripts/test installs, by the names that it says.
+    for line in fs::read_to_string(root().join("scripts/test"))?.lines() {
+        let Some((_, rest)) = line.split_once("install \"") else { continue };
+        let what = rest.split('"').next().unwrap_or_default();
+        let known = readme.contains(what) || what == "Python's venv";
+        assert!(known, "README.md does not say that {what} is installed");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_map_has_every_directory() -> Result<()> {
+    let architecture = fs::read_to_string(root().join("ARCHITECTURE.md"))?;
+    for entry in fs::read_dir(root())? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !entry.file_type()?.is_dir() || name.starts_with('.') || name == "target" {
+            continue;
+        }
+        assert!(architecture.contains(&format!("`{name}/")), "ARCHITECTURE.md does not say what {name}/ is");
+    }
+    Ok(())
+}
+
+/// Runbooks by an address, as the document says to make them.
+#[tokio::test]
+async fn runbooks_get_an_address() -> Result<()> {
+    let text = fs::read_to_string(root().join("docs/operations.md"))?;
+    let [command] = code_blocks(&text, "sh")[..] else { anyhow::bail!("one command is shown") };
+    let (command, file) = command.trim().rsplit_once(" >").context("it writes a file")?;
+    let output = Command::new("sh").args(["-c", command]).current_dir(root()).output().await?;
+    let rules = String::from_utf8(output.stdout)?;
+    let links: Vec<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("runbook_url: ")).collect();
+    assert!(links.len() > 20, "{}", String::from_utf8_lossy(&output.stderr));
+    for link in links {
+        assert!(link.starts_with("https://") && link.contains("/docs/runbook.md#oncegate"), "{link}");
+    }
+    let directory = tempfile::tempdir()?;
+    fs::write(directory.path().join(file), rules)?;
+    promtool(directory.path(), &["check", "rules", file], "").await
 }

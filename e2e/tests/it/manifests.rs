@@ -1,6 +1,12 @@
 //! The rendered manifests against the program and the rules of the house: what a cluster would only show at three in the
 //! morning. That they are what the kustomizations say, and fit the API, is `scripts/render-k8s --check`.
 
+mod end;
+mod fit;
+mod image;
+mod network;
+mod run;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -11,41 +17,73 @@ use anyhow::{Context as _, Result, ensure};
 use oncegate_e2e::program::Oncegate;
 use serde_json::Value;
 
-const RENDERED: [&str; 3] = ["single", "production", "in-pod"];
+const RENDERED: [&str; 4] = ["single", "production", "in-pod", "ops"];
 
-fn read(name: &str) -> Result<Vec<Value>> {
+/// Those with something that serves.
+const SERVING: [&str; 3] = ["single", "production", "in-pod"];
+
+pub(crate) fn read(name: &str) -> Result<Vec<Value>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s/rendered").join(format!("{name}.yaml"));
     let text = fs::read_to_string(&path).with_context(|| format!("{}: run scripts/render-k8s", path.display()))?;
     text.split("\n---\n").map(|document| serde_saphyr::from_str(document).context(name.to_owned())).collect()
 }
 
-fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+pub(crate) fn list<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
     value.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// What runs pods, with the pod.
-fn pods(documents: &[Value]) -> Vec<(String, &Value)> {
-    let pod = |document: &'_ Value| -> Option<&'static str> {
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> impl Iterator<Item = &'a Value> {
+    documents.iter().filter(move |document| text(document, "/kind") == kind)
+}
+
+fn named<'a>(documents: &'a [Value], kind: &str, name: &str) -> Option<&'a Value> {
+    of_kind(documents, kind).find(|document| text(document, "/metadata/name") == name)
+}
+
+/// What runs pods.
+pub(crate) struct Workload<'a> {
+    /// Kind and name.
+    pub(crate) name: String,
+    pub(crate) labels: &'a Value,
+    pub(crate) pod: &'a Value,
+}
+
+impl<'a> Workload<'a> {
+    /// The container that the program is in.
+    fn ours(&self) -> Result<&'a Value> {
+        containers(self.pod).find(|container| is_ours(container)).with_context(|| self.name.clone())
+    }
+
+    /// Whether it is there for good, and more than once.
+    pub(crate) fn is_deployment(&self) -> bool {
+        self.name.starts_with("Deployment ")
+    }
+}
+
+pub(crate) fn workloads(documents: &[Value]) -> Vec<Workload<'_>> {
+    let template = |document: &'_ Value| -> Option<&'static str> {
         match text(document, "/kind") {
-            "Deployment" | "Job" => Some("/spec/template/spec"),
-            "CronJob" => Some("/spec/jobTemplate/spec/template/spec"),
+            "Pod" => Some(""),
+            "Deployment" | "Job" => Some("/spec/template"),
+            "CronJob" => Some("/spec/jobTemplate/spec/template"),
             _ => None,
         }
     };
     documents
         .iter()
         .filter_map(|document| {
+            let template = document.pointer(template(document)?)?;
             let name = format!("{} {}", text(document, "/kind"), text(document, "/metadata/name"));
-            Some((name, document.pointer(pod(document)?)?))
+            Some(Workload { name, labels: template.pointer("/metadata/labels")?, pod: template.get("spec")? })
         })
         .collect()
 }
 
-fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+pub(crate) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     list(pod, "/initContainers").iter().chain(list(pod, "/containers"))
 }
 
@@ -53,15 +91,16 @@ fn is_ours(container: &Value) -> bool {
     text(container, "/image").contains("/oncegate:")
 }
 
+fn arguments(container: &Value) -> Vec<&str> {
+    list(container, "/args").iter().filter_map(Value::as_str).collect()
+}
+
 /// A container's settings, those of its config maps included.
 fn settings(documents: &[Value], container: &Value) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
     for from in list(container, "/envFrom") {
         let name = text(from, "/configMapRef/name");
-        let map = documents
-            .iter()
-            .find(|document| text(document, "/kind") == "ConfigMap" && text(document, "/metadata/name") == name)
-            .with_context(|| format!("config map {name} is not there"))?;
+        let map = named(documents, "ConfigMap", name).with_context(|| format!("config map {name} is not there"))?;
         for (key, value) in map["data"].as_object().context("a config map has data")? {
             all.insert(key.clone(), value.as_str().unwrap_or_default().to_owned());
         }
@@ -70,6 +109,13 @@ fn settings(documents: &[Value], container: &Value) -> Result<BTreeMap<String, S
         all.insert(text(variable, "/name").to_owned(), text(variable, "/value").to_owned());
     }
     Ok(all)
+}
+
+/// The port of an address in a setting.
+fn port_of(address: &str) -> Result<u64> {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest).split('/').next().unwrap_or_default();
+    let port = authority.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    port.with_context(|| format!("{address} names no port"))
 }
 
 /// The variables that a command of the program reads, by its own manual.
@@ -86,9 +132,9 @@ async fn every_variable_is_one_that_the_program_knows() -> Result<()> {
     for name in RENDERED {
         let documents = read(name)?;
         let mut seen = 0;
-        for (owner, pod) in pods(&documents) {
+        for Workload { name: owner, pod, .. } in workloads(&documents) {
             for container in containers(pod).filter(|container| is_ours(container)) {
-                let command = container["args"][0].as_str().context("a command")?;
+                let command = *arguments(container).first().context("a command")?;
                 let known = known_to_the_program(command).await?;
                 for (variable, value) in settings(&documents, container)? {
                     assert!(known.contains(&variable), "{name}: {owner}: oncegate {command} does not read {variable}");
@@ -106,7 +152,7 @@ async fn every_variable_is_one_that_the_program_knows() -> Result<()> {
 fn every_file_that_a_setting_names_is_mounted() -> Result<()> {
     for name in RENDERED {
         let documents = read(name)?;
-        for (owner, pod) in pods(&documents) {
+        for Workload { name: owner, pod, .. } in workloads(&documents) {
             for container in containers(pod).filter(|container| is_ours(container)) {
                 let mounts: Vec<_> =
                     list(container, "/volumeMounts").iter().map(|mount| text(mount, "/mountPath")).collect();
@@ -136,7 +182,7 @@ fn every_file_that_a_setting_names_is_mounted() -> Result<()> {
 fn every_pod_is_restricted_and_bounded() -> Result<()> {
     for name in RENDERED {
         let documents = read(name)?;
-        for (owner, pod) in pods(&documents) {
+        for Workload { name: owner, pod, .. } in workloads(&documents) {
             let at = format!("{name}: {owner}");
             assert_eq!(pod["automountServiceAccountToken"], false, "{at}");
             assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{at}");
@@ -152,137 +198,9 @@ fn every_pod_is_restricted_and_bounded() -> Result<()> {
                 assert!(!text(container, "/image").ends_with(":latest"), "{at}");
             }
         }
-        let namespaces = documents.iter().filter(|document| text(document, "/kind") == "Namespace");
-        for namespace in namespaces {
+        for namespace in of_kind(&documents, "Namespace") {
             let level = &namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"];
             assert_eq!(level, "restricted", "{name}");
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn services_probes_and_ports_fit_together() -> Result<()> {
-    for name in ["single", "production"] {
-        let documents = read(name)?;
-        for (owner, pod) in pods(&documents).into_iter().filter(|(owner, _)| owner.starts_with("Deployment")) {
-            let container = &pod["containers"][0];
-            let settings = settings(&documents, container)?;
-            let ports: BTreeMap<_, _> = list(container, "/ports")
-                .iter()
-                .map(|port| (text(port, "/name"), port["containerPort"].as_u64().unwrap_or_default()))
-                .collect();
-            // What the settings listen on is what the pod declares.
-            for (variable, port) in [("SIDECAR_LISTEN", "grpc"), ("GATEWAY_LISTEN", "http"), ("ADMIN_LISTEN", "admin")]
-            {
-                if let Some(address) = settings.get(variable) {
-                    assert_eq!(address, &format!("0.0.0.0:{}", ports[port]), "{name}: {owner}: {variable}");
-                }
-            }
-            for (probe, path) in
-                [("startupProbe", "/readyz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/livez")]
-            {
-                assert_eq!(text(&container[probe], "/httpGet/path"), path, "{name}: {owner}");
-                assert!(ports.contains_key(text(&container[probe], "/httpGet/port")), "{name}: {owner}: {probe}");
-            }
-        }
-        // Each Service, and each autoscaler and budget, finds its pods; each port its listener.
-        for service in documents.iter().filter(|document| text(document, "/kind") == "Service") {
-            let selector = text(service, "/spec/selector/app.kubernetes.io~1name");
-            let deployment = documents
-                .iter()
-                .find(|document| {
-                    text(document, "/kind") == "Deployment"
-                        && text(document, "/spec/template/metadata/labels/app.kubernetes.io~1name") == selector
-                })
-                .with_context(|| format!("{name}: nobody is behind {selector}"))?;
-            let container = &deployment["spec"]["template"]["spec"]["containers"][0];
-            for port in list(service, "/spec/ports") {
-                let known = list(container, "/ports").iter().any(|own| own["name"] == port["targetPort"]);
-                assert!(known, "{name}: {selector}: {port}");
-            }
-        }
-        // Clients find the sidecar by the name and port of its Service.
-        let sidecar = documents
-            .iter()
-            .find(|document| {
-                text(document, "/kind") == "Service" && text(document, "/metadata/name") == "oncegate-sidecar"
-            })
-            .context("the sidecar has a Service")?;
-        assert_eq!(text(sidecar, "/spec/clusterIP"), "None", "{name}: a virtual address would defeat balancing");
-        let url = format!("https://oncegate-sidecar:{}", sidecar["spec"]["ports"][0]["port"]);
-        let mut clients = 0;
-        for (owner, pod) in pods(&documents) {
-            if let Some(found) = settings(&documents, &pod["containers"][0])?.get("SIDECAR_URL") {
-                assert_eq!(found, &url, "{name}: {owner}");
-                clients += 1;
-            }
-        }
-        assert_eq!(clients, 2, "{name}: gateway and clean-up");
-    }
-    Ok(())
-}
-
-fn seconds(settings: &BTreeMap<String, String>, name: &str) -> Result<u64> {
-    let value = settings.get(name).with_context(|| format!("{name} is not set"))?;
-    value.strip_suffix('s').and_then(|number| number.parse().ok()).with_context(|| format!("{name}={value}"))
-}
-
-#[test]
-fn the_grace_period_is_longer_than_everything_that_has_to_happen_in_it() -> Result<()> {
-    for name in ["single", "production"] {
-        let documents = read(name)?;
-        for (owner, pod) in pods(&documents).into_iter().filter(|(owner, _)| owner.starts_with("Deployment")) {
-            let container = &pod["containers"][0];
-            let settings = settings(&documents, container)?;
-            let grace = pod["terminationGracePeriodSeconds"].as_u64().context("a grace period")?;
-            let pause = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().context("a pause")?;
-            let drain = match owner.as_str() {
-                "Deployment oncegate-sidecar" => seconds(&settings, "SIDECAR_DRAIN")?,
-                // And two calls of SIDECAR_TIMEOUT, 2.5 s by default, for what is left.
-                _ => {
-                    assert!(seconds(&settings, "GATEWAY_DRAIN")? >= seconds(&settings, "UPSTREAM_TIMEOUT")?, "{name}");
-                    seconds(&settings, "GATEWAY_DRAIN")? + 5
-                }
-            };
-            assert!(pause + drain < grace, "{name}: {owner}: {pause} + {drain} s have to fit into {grace} s");
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn nothing_is_permitted_on_the_network_but_what_is_named() -> Result<()> {
-    for name in ["single", "production"] {
-        let documents = read(name)?;
-        let policies: Vec<_> = documents.iter().filter(|document| text(document, "/kind") == "NetworkPolicy").collect();
-        let deny = policies
-            .iter()
-            .find(|policy| text(policy, "/metadata/name") == "oncegate-deny")
-            .context("a policy that denies everything")?;
-        assert_eq!(deny["spec"]["policyTypes"], serde_json::json!(["Ingress", "Egress"]), "{name}");
-        assert!(deny["spec"].get("ingress").is_none() && deny["spec"].get("egress").is_none(), "{name}");
-        let everywhere = text(deny, "/spec/podSelector/matchLabels/app.kubernetes.io~1part-of");
-        for document in &documents {
-            let labels = match text(document, "/kind") {
-                "Deployment" | "Job" => document.pointer("/spec/template/metadata/labels"),
-                "CronJob" => document.pointer("/spec/jobTemplate/spec/template/metadata/labels"),
-                _ => continue,
-            };
-            let labels = labels.context("pods have labels")?;
-            assert_eq!(
-                text(labels, "/app.kubernetes.io~1part-of"),
-                everywhere,
-                "{name}: a pod that nothing is denied to"
-            );
-        }
-        // No rule without its other end, and none without a port.
-        for policy in policies {
-            let (ingress, egress) = (list(policy, "/spec/ingress"), list(policy, "/spec/egress"));
-            for (rule, end) in ingress.iter().map(|rule| (rule, "/from")).chain(egress.iter().map(|rule| (rule, "/to")))
-            {
-                assert!(!list(rule, end).is_empty() && !list(rule, "/ports").is_empty(), "{name}: {policy:#}");
-            }
         }
     }
     Ok(())
@@ -292,10 +210,7 @@ fn nothing_is_permitted_on_the_network_but_what_is_named() -> Result<()> {
 fn cleanup_runs_alone_with_a_role_of_its_own() -> Result<()> {
     for name in ["single", "production"] {
         let documents = read(name)?;
-        let cron = documents
-            .iter()
-            .find(|document| text(document, "/kind") == "CronJob")
-            .context("a CronJob that cleans up")?;
+        let cron = of_kind(&documents, "CronJob").next().context("a CronJob that cleans up")?;
         assert_eq!(text(cron, "/spec/concurrencyPolicy"), "Forbid", "{name}");
         assert!(cron["spec"]["successfulJobsHistoryLimit"].is_u64() && cron["spec"]["failedJobsHistoryLimit"].is_u64());
         let pod = &cron["spec"]["jobTemplate"]["spec"]["template"]["spec"];
@@ -310,16 +225,17 @@ fn cleanup_runs_alone_with_a_role_of_its_own() -> Result<()> {
 #[test]
 fn production_is_spread_protected_and_scaled() -> Result<()> {
     let documents = read("production")?;
-    for (owner, pod) in pods(&documents).into_iter().filter(|(owner, _)| owner.starts_with("Deployment")) {
-        let keys: Vec<_> =
-            list(pod, "/topologySpreadConstraints").iter().map(|spread| text(spread, "/topologyKey")).collect();
+    for workload in workloads(&documents).into_iter().filter(Workload::is_deployment) {
+        let owner = &workload.name;
+        let spread = list(workload.pod, "/topologySpreadConstraints");
+        let keys: Vec<_> = spread.iter().map(|spread| text(spread, "/topologyKey")).collect();
         assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"], "{owner}");
+        for constraint in spread {
+            assert!(network::selects(&constraint["labelSelector"], workload.labels), "{owner}: {constraint}");
+        }
         let name = owner.trim_start_matches("Deployment ");
         for kind in ["PodDisruptionBudget", "HorizontalPodAutoscaler"] {
-            let found = documents
-                .iter()
-                .any(|document| text(document, "/kind") == kind && text(document, "/metadata/name") == name);
-            assert!(found, "{owner} has no {kind}");
+            assert!(named(&documents, kind, name).is_some(), "{owner} has no {kind}");
         }
     }
     Ok(())

@@ -2,7 +2,9 @@
 
 mod access_lines;
 mod alerts;
+mod environment;
 mod metrics;
+mod scrape;
 mod series;
 mod traces;
 

@@ -1,3 +1,5 @@
+mod document;
+
 use std::io::Write as _;
 
 use super::*;

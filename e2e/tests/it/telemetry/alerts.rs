@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use oncegate_e2e::{program::Oncegate, prometheus::promtool};
+use oncegate_e2e::prometheus::promtool;
 use oncegate_runtime::metrics::{Family, Kind};
 
-use super::{all_families, repository};
+use super::{Services, all_families, page, repository};
 
 fn read(path: &str) -> Result<String> {
     fs::read_to_string(repository(path)).with_context(|| path.to_owned())
@@ -24,12 +24,23 @@ fn values(text: &str, key: &str) -> BTreeSet<String> {
 #[tokio::test]
 async fn each_alert_fires_when_it_should_and_not_otherwise() -> Result<()> {
     promtool(&repository("ops/prometheus"), &["check", "rules", "rules.yaml"], "").await?;
-    promtool(&repository("ops/prometheus"), &["test", "rules", "tests.yaml"], "").await?;
     let alerts = values(&read("ops/prometheus/rules.yaml")?, "alert:");
-    let cases = values(&read("ops/prometheus/tests.yaml")?, "name:");
-    let wanted: BTreeSet<String> =
-        alerts.iter().flat_map(|alert| [format!("{alert} fires"), format!("{alert} is silent")]).collect();
-    assert_eq!(cases, wanted);
+    let mut cases = BTreeSet::new();
+    for file in ["tests.yaml", "tests-indicators.yaml"] {
+        promtool(&repository("ops/prometheus"), &["test", "rules", file], "").await?;
+        cases.append(&mut values(&read(&format!("ops/prometheus/{file}"))?, "name:"));
+    }
+    let mut known = 0;
+    for alert in &alerts {
+        for case in ["fires", "is silent"] {
+            // What follows says when.
+            let name = format!("{alert} {case}");
+            let of_alert = cases.iter().filter(|case| **case == name || case.starts_with(&format!("{name} ")));
+            known += of_alert.clone().count();
+            assert!(of_alert.count() > 0, "no case {name}");
+        }
+    }
+    assert_eq!(known, cases.len(), "a case of no alert: {cases:?}");
     Ok(())
 }
 
@@ -47,32 +58,17 @@ fn each_alert_has_its_page_in_the_runbook() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn every_command_of_the_runbook_exists() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let mut manuals: BTreeMap<String, String> = BTreeMap::new();
-    let mut commands = 0;
-    let runbook = read("docs/runbook.md")?;
-    for line in runbook.lines().filter_map(|line| line.strip_prefix("    oncegate ")) {
-        let words: Vec<&str> = line.split_whitespace().take_while(|word| *word != "|").collect();
-        let command = words.first().context("a command")?;
-        if !manuals.contains_key(*command) {
-            let manual = Oncegate::new(directory.path(), [command, "--help"])?.run().await?;
-            assert_eq!(manual.code, Some(0), "oncegate {line}\n{manual}");
-            manuals.insert((*command).to_owned(), manual.stdout);
-        }
-        for option in words.iter().filter(|word| word.starts_with("--")) {
-            assert!(manuals[*command].contains(option), "oncegate {command} has no {option}");
-        }
-        commands += 1;
-    }
-    assert!(commands > 10, "{commands}");
-    Ok(())
+/// What an expression says of a label.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Matcher {
+    label: String,
+    /// Those that a value may be, or may not be; none where they are no plain list.
+    values: Vec<String>,
 }
 
-/// The metrics that an expression names, with the labels that it asks for, and names in `by`.
-fn names(expression: &str) -> Vec<(String, Vec<String>)> {
-    let mut found: Vec<(String, Vec<String>)> = Vec::new();
+/// The metrics that an expression names, with what it says of their labels in braces.
+fn names(expression: &str) -> Vec<(String, Vec<Matcher>)> {
+    let mut found: Vec<(String, Vec<Matcher>)> = Vec::new();
     let word = |character: char| character.is_ascii_alphanumeric() || character == '_' || character == ':';
     let mut rest = expression;
     while let Some(begin) = rest.find(|character: char| character.is_ascii_alphabetic()) {
@@ -80,18 +76,79 @@ fn names(expression: &str) -> Vec<(String, Vec<String>)> {
         let end = rest.find(|character| !word(character)).unwrap_or(rest.len());
         let name = &rest[..end];
         rest = &rest[end..];
-        let mut labels = Vec::new();
+        let mut matchers = Vec::new();
         if let Some(selector) = rest.strip_prefix('{') {
             let (inside, after) = selector.split_once('}').unwrap_or((selector, ""));
-            labels =
-                inside.split(',').filter_map(|matcher| matcher.split(['=', '!']).next()).map(str::to_owned).collect();
+            matchers = inside.split(',').filter_map(matcher).collect();
             rest = after;
         }
         if name.starts_with("oncegate") || name.starts_with("process_") {
-            found.push((name.to_owned(), labels));
+            found.push((name.to_owned(), matchers));
         }
     }
     found
+}
+
+fn matcher(text: &str) -> Option<Matcher> {
+    let operator = text.find(['=', '!'])?;
+    let (label, rest) = text.split_at(operator);
+    let value = rest.trim_start_matches(['=', '!', '~']).trim().trim_matches('"');
+    let plain = value.chars().all(|c| c.is_ascii_alphanumeric() || "_|".contains(c));
+    let values = if plain { value.split('|').map(str::to_owned).collect() } else { Vec::new() };
+    Some(Matcher { label: label.trim().to_owned(), values })
+}
+
+/// The labels that each `by` keeps, with the metrics that it keeps them of.
+fn groupings(expression: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let mut found = Vec::new();
+    for (at, _) in expression.match_indices("by (") {
+        let labels = expression[at + 4..].split(')').next().unwrap_or_default();
+        let after = expression[at + 4 + labels.len() + 1..].trim_start();
+        // Before what it is of, or behind it.
+        let of = match after.strip_prefix('(') {
+            Some(inside) => &inside[..closing(inside.char_indices(), '(', ')').unwrap_or(inside.len())],
+            None => {
+                let before = expression[..at].trim_end().strip_suffix(')').unwrap_or_default();
+                &before[closing(before.char_indices().rev(), ')', '(').map_or(0, |open| open + 1)..]
+            }
+        };
+        let labels = labels.split(',').map(|label| label.trim().to_owned()).collect();
+        found.push((labels, names(of).into_iter().map(|(name, _)| name).collect()));
+    }
+    found
+}
+
+/// Where the bracket ends that one stands in.
+fn closing(characters: impl Iterator<Item = (usize, char)>, open: char, close: char) -> Option<usize> {
+    let mut depth = 0;
+    for (at, character) in characters {
+        if character == close && depth == 0 {
+            return Some(at);
+        }
+        depth += i32::from(character == open) - i32::from(character == close);
+    }
+    None
+}
+
+#[test]
+fn an_expression_is_read_as_it_is_meant() {
+    let expression = "sum by (kind) (rate(oncegate_a_total{job=~\"x.*\",kind=~\"p|q\"}[5m])) / \
+                      max(oncegate_b{state!=\"r\"}) by (state, le) > 0";
+    let matcher = |label: &str, values: &[&str]| Matcher {
+        label: label.to_owned(),
+        values: values.iter().map(|value| (*value).to_owned()).collect(),
+    };
+    assert_eq!(
+        names(expression),
+        [
+            ("oncegate_a_total".to_owned(), vec![matcher("job", &[]), matcher("kind", &["p", "q"])]),
+            ("oncegate_b".to_owned(), vec![matcher("state", &["r"])]),
+        ]
+    );
+    let of = |labels: &[&str], name: &str| {
+        (labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>(), vec![name.to_owned()])
+    };
+    assert_eq!(groupings(expression), [of(&["kind"], "oncegate_a_total"), of(&["state", "le"], "oncegate_b")]);
 }
 
 fn family(name: &str) -> Option<&'static Family> {
@@ -119,48 +176,103 @@ fn queries(value: &serde_json::Value, found: &mut Vec<String>) {
     }
 }
 
+/// The dashboard's queries, and the expressions of the rules.
+fn asked() -> Result<(Vec<String>, Vec<String>)> {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("ops/grafana/oncegate.json")?)?;
+    let mut shown = Vec::new();
+    queries(&dashboard, &mut shown);
+    assert!(shown.len() > 30, "{}", shown.len());
+    let rules: serde_json::Value = serde_saphyr::from_str(&read("ops/prometheus/rules.yaml")?)?;
+    let groups = rules["groups"].as_array().context("groups")?.iter();
+    let rules = groups.flat_map(|group| group["rules"].as_array()).flatten();
+    let ruled: Vec<String> = rules.filter_map(|rule| Some(rule["expr"].as_str()?.to_owned())).collect();
+    assert!(ruled.len() > 20, "{}", ruled.len());
+    Ok((shown, ruled))
+}
+
 #[tokio::test]
 async fn the_dashboard_and_the_rules_ask_for_metrics_that_exist_and_leave_none_out() -> Result<()> {
-    let dashboard: serde_json::Value = serde_json::from_str(&read("ops/grafana/oncegate.json")?)?;
-    let mut asked = Vec::new();
-    queries(&dashboard, &mut asked);
-    assert!(asked.len() > 30, "{}", asked.len());
-
+    let (shown, ruled) = asked()?;
     // As Prometheus reads them, with Grafana's variables filled in.
     let directory = tempfile::tempdir()?;
     let mut rules = String::from("groups:\n  - name: dashboard\n    rules:\n");
-    for (number, query) in asked.iter().enumerate() {
+    for (number, query) in shown.iter().enumerate() {
         let query = query.replace("$__rate_interval", "1m").replace("$job", ".*");
         rules.push_str(&format!("      - {{record: query_{number}, expr: {}}}\n", serde_json::to_string(&query)?));
     }
     fs::write(directory.path().join("dashboard.yaml"), rules)?;
     promtool(directory.path(), &["check", "rules", "dashboard.yaml"], "").await?;
 
-    let rules = read("ops/prometheus/rules.yaml")?;
-    let recorded = values(&rules, "record:");
-    let text: String =
-        rules.lines().filter(|line| !line.trim_start().starts_with(['#'])).map(|line| format!("{line}\n")).collect();
-    // Names in annotations and of groups are no queries.
-    let text: String = text
-        .lines()
-        .filter(|line| !["runbook_url:", "summary:", "name:"].iter().any(|key| line.contains(key)))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let recorded = values(&read("ops/prometheus/rules.yaml")?, "record:");
     let mut used: BTreeSet<&str> = BTreeSet::new();
-    for query in asked.iter().map(String::as_str).chain([text.as_str()]) {
-        for (name, labels) in names(query) {
-            if recorded.contains(&name) {
-                continue;
+    for query in shown.iter().chain(&ruled) {
+        let known = |name: &str, label: &str| -> Result<()> {
+            let family = family(name).with_context(|| format!("no metric {name}, in {query}"))?;
+            // Prometheus' own; and a histogram's buckets have their bound.
+            let known = family.labels.contains(&label)
+                || ["job", "instance"].contains(&label)
+                || (label == "le" && name.ends_with("_bucket"));
+            assert!(known, "{name} has no label {label}, in {query}");
+            Ok(())
+        };
+        for (name, matchers) in names(query).iter().filter(|(name, _)| !recorded.contains(name)) {
+            used.insert(family(name).with_context(|| format!("no metric {name}, in {query}"))?.name);
+            for Matcher { label, .. } in matchers {
+                known(name, label)?;
             }
-            let family = family(&name).with_context(|| format!("no metric {name}, in {query}"))?;
-            used.insert(family.name);
-            for label in labels {
-                let known = family.labels.contains(&label.as_str()) || ["job", "instance"].contains(&label.as_str());
-                assert!(known, "{name} has no label {label}");
+        }
+        for (labels, names) in groupings(query) {
+            assert!(!names.is_empty(), "what is grouped, in {query}?");
+            for (name, label) in names.iter().flat_map(|name| labels.iter().map(move |label| (name, label))) {
+                known(name, label)?;
             }
         }
     }
     let unseen: Vec<&str> = all_families().map(|family| family.name).filter(|name| !used.contains(name)).collect();
     assert_eq!(unseen, ["process_open_fds"; 0], "metrics that nobody looks at");
+    Ok(())
+}
+
+/// The values of labels on a page, by metric and label.
+fn on_the_page(page: &str) -> BTreeMap<(String, String), BTreeSet<String>> {
+    let mut found: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    for line in page.lines().filter(|line| !line.starts_with('#')) {
+        let Some((name, rest)) = line.split_once('{') else { continue };
+        let (labels, _) = rest.rsplit_once('}').unwrap_or((rest, ""));
+        for pair in labels.split("\",") {
+            let Some((label, value)) = pair.split_once("=\"") else { continue };
+            let values = found.entry((name.to_owned(), label.to_owned())).or_default();
+            values.insert(value.trim_end_matches('"').to_owned());
+        }
+    }
+    found
+}
+
+/// Every value has its row from the start: one that an expression names and no page shows would never be met.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dashboard_and_the_rules_ask_for_values_that_exist() -> Result<()> {
+    // With everything that has metrics of its own: identities are a file that is read again.
+    let directory = tempfile::tempdir()?;
+    let tokens = directory.path().join("tokens.toml");
+    fs::write(&tokens, "[[identity]]\nname = \"a\"\nrole = \"operator\"\ntoken = \"a-token-of-the-tests\"\n")?;
+    let services = Services::start(&[("SIDECAR_TOKENS_FILE", &tokens.to_string_lossy())]).await?;
+    let pages = page(services.gateway_admin).await? + &page(services.sidecar_admin).await?;
+    let known = on_the_page(&pages);
+    let (shown, ruled) = asked()?;
+    let mut compared = 0;
+    for query in shown.iter().chain(&ruled) {
+        for (name, matchers) in names(query) {
+            for Matcher { label, values } in matchers.iter().filter(|matcher| matcher.label != "job") {
+                let on_page = known.get(&(name.clone(), label.clone()));
+                let on_page = on_page.with_context(|| format!("no page has {label} of {name}, in {query}"))?;
+                assert!(!values.is_empty(), "{label} is no list of values, in {query}");
+                for value in values {
+                    assert!(on_page.contains(value), "{name} has no {label} {value:?} but {on_page:?}, in {query}");
+                    compared += 1;
+                }
+            }
+        }
+    }
+    assert!(compared > 20, "{compared}");
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Every state and every request that can meet it, as tables written by hand beside the rules they check.
 
+mod document;
+
 use super::*;
 use crate::event::{Digest, Key, Latest, Resolved, StoredResult};
 

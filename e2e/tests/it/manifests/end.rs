@@ -1,0 +1,61 @@
+//! How long a pod has to end, against everything that has to happen in that time.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use oncegate_e2e::program::Oncegate;
+use oncegate_runtime::{admin, config::duration, shutdown, telemetry};
+
+use super::{SERVING, Workload, arguments, containers, read, settings, workloads};
+
+/// For what nobody has thought of, and the ledger's last words.
+const IN_HAND: Duration = Duration::from_secs(5);
+
+/// What the program makes of a container's settings, defaults included.
+async fn in_force(command: &str, settings: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+    let directory = tempfile::tempdir()?;
+    let mut program = Oncegate::new(directory.path(), [command, "--print-config"])?;
+    for (name, value) in settings {
+        program = program.env(name, value);
+    }
+    let printed = program.run().await?;
+    ensure!(printed.code == Some(0), "{printed}");
+    let rows = printed.stdout.lines().map(|line| line.split_whitespace().filter(|word| *word != "|"));
+    Ok(rows.filter_map(|mut row| Some((row.next()?.to_owned(), row.next()?.to_owned()))).collect())
+}
+
+#[tokio::test]
+async fn the_grace_period_is_longer_than_everything_that_has_to_happen_in_it() -> Result<()> {
+    for name in SERVING {
+        let documents = read(name)?;
+        for workload in workloads(&documents).into_iter().filter(Workload::is_deployment) {
+            let owner = &workload.name;
+            let container = workload.ours()?;
+            let command = *arguments(container).first().context("a command")?;
+            let in_force = in_force(command, &settings(&documents, container)?).await?;
+            let setting = |name: &str| -> Result<Duration> {
+                let value = in_force.get(name).with_context(|| format!("{name} is not printed"))?;
+                duration(value).with_context(|| format!("{name}={value}"))
+            };
+            let seconds = |value: &serde_json::Value| value.as_u64().map(Duration::from_secs);
+            let grace = seconds(&workload.pod["terminationGracePeriodSeconds"]).context("a grace period")?;
+            // A native sidecar ends after the application, which has the pause.
+            let pauses =
+                containers(workload.pod).filter_map(|of| seconds(&of["lifecycle"]["preStop"]["sleep"]["seconds"]));
+            let pause = pauses.max().context("a pause")?;
+            let drain = match command {
+                "sidecar" => setting("SIDECAR_DRAIN")?,
+                _ => {
+                    let drain = setting("GATEWAY_DRAIN")?;
+                    assert!(drain >= setting("UPSTREAM_TIMEOUT")?, "{name}: deliveries are cut off");
+                    // And two calls for the marks of what is left.
+                    drain + 2 * setting("SIDECAR_TIMEOUT")?
+                }
+            };
+            let end = admin::DRAIN + shutdown::RUNTIME_END_MAX + telemetry::FLUSH_MAX;
+            let needed = pause + drain + end + IN_HAND;
+            assert!(needed <= grace, "{name}: {owner}: {pause:?} + {drain:?} + {end:?} + {IN_HAND:?} into {grace:?}");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! What an engine would build the image from. There is none where the tests run: that what is let in is enough is shown by
+//! copying it, and reading that as cargo does.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use oncegate_e2e::program;
+use tokio::process::Command;
+
+fn root() -> Result<PathBuf> {
+    Ok(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?)
+}
+
+/// `.dockerignore`: the last pattern that matches a path, or a directory that it is in, decides.
+struct Ignored {
+    patterns: Vec<(bool, Vec<String>)>,
+}
+
+impl Ignored {
+    fn read() -> Result<Self> {
+        let text = fs::read_to_string(root()?.join(".dockerignore"))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let patterns = lines.map(|line| {
+            let pattern = line.strip_prefix('!');
+            (pattern.is_none(), pattern.unwrap_or(line).split('/').map(str::to_owned).collect())
+        });
+        Ok(Self { patterns: patterns.collect() })
+    }
+
+    fn lets_in(&self, path: &str) -> bool {
+        let path: Vec<&str> = path.split('/').collect();
+        let last = self.patterns.iter().rev().find(|(_, pattern)| covers(pattern, &path));
+        last.is_none_or(|(ignored, _)| !ignored)
+    }
+}
+
+fn covers(pattern: &[String], path: &[&str]) -> bool {
+    match pattern.split_first() {
+        None => true,
+        Some((any, rest)) if any == "**" => (0..=path.len()).any(|skipped| covers(rest, &path[skipped..])),
+        Some((first, rest)) => path.split_first().is_some_and(|(name, below)| fits(first, name) && covers(rest, below)),
+    }
+}
+
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            (0..=rest.len()).filter(|end| rest.is_char_boundary(*end)).any(|end| fits(after, &rest[end..]))
+        }),
+    }
+}
+
+#[test]
+fn what_the_program_is_made_of_is_let_in_and_nothing_private_is() -> Result<()> {
+    let (ignored, root) = (Ignored::read()?, root()?);
+    // Some as seen from another directory.
+    let sources = program::sources()?.iter().map(|source| source.canonicalize()).collect::<Result<Vec<_>, _>>()?;
+    let ours = sources.iter().filter_map(|source| source.strip_prefix(&root).ok());
+    let ours: Vec<&str> = ours.filter_map(Path::to_str).filter(|path| !path.starts_with("target/")).collect();
+    for part in ["proto/", "migrations/postgres/", "migrations/sqlite/", "sidecar/src/", "cli/src/"] {
+        assert!(ours.iter().any(|path| path.starts_with(part)), "{part} is in {ours:?}");
+    }
+    for path in ours {
+        assert!(ignored.lets_in(path), ".dockerignore leaves {path} out");
+    }
+    for path in [
+        "target/debug/oncegate",
+        "e2e/target/x",
+        "oncegate.db",
+        "cli/oncegate.db-wal",
+        ".oncegate-dev.json",
+        ".git/HEAD",
+        ".env",
+    ] {
+        assert!(!ignored.lets_in(path), ".dockerignore lets {path} in");
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path, below: &str, ignored: &Ignored) -> Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let name = entry.file_name().into_string().ok().context("a name of letters")?;
+        let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
+        if entry.file_type()?.is_dir() {
+            // Large, and never let in, as another test says.
+            if !matches!(name.as_str(), "target" | ".git") {
+                copy(&entry.path(), &to.join(&name), &path, ignored)?;
+            }
+        } else if ignored.lets_in(&path) {
+            fs::create_dir_all(to)?;
+            fs::copy(entry.path(), to.join(&name))?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn cargo_reads_the_workspace_from_what_is_let_in() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    copy(&root()?, directory.path(), "", &Ignored::read()?)?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // Every member with its files, as `cargo chef prepare` reads them; and that the lock file fits.
+    for arguments in [&["metadata", "--no-deps", "--format-version", "1"][..], &["tree", "--workspace", "--depth", "0"]]
+    {
+        let mut command = Command::new(&cargo);
+        command.args(arguments).args(["--locked", "--offline"]).current_dir(directory.path());
+        let read = command.output().await?;
+        ensure!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    }
+    Ok(())
+}
