@@ -112,7 +112,12 @@ pub(crate) async fn client(address: SocketAddr) -> Result<Client> {
 
 /// A number of the sidecar's metrics.
 pub(crate) async fn metric(sidecar: &Sidecar, name: &str) -> Result<u64> {
-    let page = http_client::get(sidecar.admin, "/metrics").await?;
+    metric_at(sidecar.admin, name).await
+}
+
+/// One sample of a process's metrics.
+pub(crate) async fn metric_at(admin: SocketAddr, name: &str) -> Result<u64> {
+    let page = http_client::get(admin, "/metrics").await?;
     let page = String::from_utf8_lossy(&page.body).into_owned();
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).map(str::to_owned);
     Ok(line.with_context(|| format!("no {name} in\n{page}"))?.parse()?)

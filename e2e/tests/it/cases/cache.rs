@@ -1,10 +1,7 @@
 //! Redis in trouble: whatever it answers is a miss, and answers stay right (C1, C4). What is in it and not ours to believe
 //! is a miss that is counted, by its reason (C3, I9).
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::Decision;
@@ -14,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{Sidecar, ask, claim, completion, fake_redis::FakeRedis, key, metric, replay};
+use super::{Sidecar, ask, claim, completion, fake_redis::FakeRedis, metric, replay};
 use crate::setup::Ledger;
 
 /// A sidecar that keeps nothing in its own process, so that every duplicate asks Redis.

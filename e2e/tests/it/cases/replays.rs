@@ -19,8 +19,8 @@ use tempfile::TempDir;
 
 use super::{
     Client, ask,
-    cache::{metric_at, names, raw},
-    claim, client, completion, replay,
+    cache::{names, raw},
+    claim, client, completion, metric_at, replay,
 };
 
 /// How long a sidecar may be behind a replay that another one has acknowledged. Not a guess: its cache stops to answer.

@@ -10,6 +10,7 @@ use oncegate_e2e::chaos::{
         linear::{self, Verdict},
     },
     history::{Call, Ending, Recorder, Reply},
+    seed::Seed,
 };
 use oncegate_sidecar::{
     event::{Claim, Decision, Extend, FailureKind, Key, Mark, Micros, Refusal, Resolve, Resolved, State},
@@ -18,11 +19,7 @@ use oncegate_sidecar::{
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
-use super::{
-    Fixture, HOUR, claim, conformance, key,
-    model::{commands, seed},
-    resolution,
-};
+use super::{Fixture, HOUR, claim, conformance, key, model::commands, resolution};
 
 conformance!(what_is_answered_at_once_could_have_been_answered_one_after_the_other);
 
@@ -35,7 +32,7 @@ const EVENTS: usize = 4;
 
 // T03
 async fn what_is_answered_at_once_could_have_been_answered_one_after_the_other(fixture: &Fixture) {
-    let mut random = StdRng::seed_from_u64(seed());
+    let mut random = StdRng::seed_from_u64(Seed::from_environment().0);
     let recorder = Recorder::default();
     for number in 0..commands().div_ceil(AT_ONCE * ROUNDS) {
         let mut known = Known::default();
@@ -71,7 +68,7 @@ async fn what_is_answered_at_once_could_have_been_answered_one_after_the_other(f
             }
         }
     }
-    assert!(violations.is_empty(), "{}", check::explain(&violations, &operations, &rows));
+    assert!(violations.is_empty(), "{}", check::explain(&violations, &run));
 }
 
 fn duration(random: &mut StdRng) -> Micros {
