@@ -402,7 +402,7 @@ fn load_thread(
                 for (number, channel) in numbers.zip(channels.iter().cycle()) {
                     let messages = Arc::clone(messages);
                     let sidecar = Sidecar::new(channel.clone(), messages, *timeout, reach.authorization());
-                    callers.push((number, Caller::Grpc(sidecar)));
+                    callers.push((number, Caller::Grpc(Box::new(sidecar))));
                 }
             }
             Route::Http(shared) => {

@@ -36,7 +36,7 @@ pub(super) struct Fault {
 
 /// One caller of many: it asks for one thing at a time.
 pub(super) enum Caller {
-    Grpc(Sidecar),
+    Grpc(Box<Sidecar>),
     Http(Box<Gateway>),
 }
 
