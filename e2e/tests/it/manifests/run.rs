@@ -75,7 +75,9 @@ impl Installation {
             let map = named(&self.documents, "ConfigMap", map).context("its config map")?;
             return Ok(map["data"][file].as_str().context("its file")?.to_owned());
         }
-        Ok(match (text(volume, "/secret/secretName"), file) {
+        let item = list(volume, "/secret/items").iter().find(|item| item["path"] == file);
+        let key = item.map_or(file, |item| text(item, "/key"));
+        Ok(match (text(volume, "/secret/secretName"), key) {
             ("oncegate-database" | "oncegate-migrate-database", "url") => self.database.url().to_owned(),
             // It is done without.
             ("oncegate-redis", "url") => "redis://127.0.0.1:1".to_owned(),
@@ -85,7 +87,7 @@ impl Installation {
             ("oncegate-tokens", "tokens.toml") => identities()?,
             ("oncegate-client-tokens", name) => token(name),
             ("oncegate-providers", "stripe") => SECRET.to_owned(),
-            (secret, file) => bail!("{file} of {secret} is not known to this test"),
+            (secret, key) => bail!("{key} of {secret} is not known to this test"),
         })
     }
 

@@ -23,10 +23,13 @@ fn every_state_has_its_row() {
     assert_eq!(rows, states);
 }
 
+/// An event that is met, or none, and the claim id that it is met with.
+type Met = (Option<Shape>, &'static str);
+
 #[test]
 fn check_and_lock_answers_what_the_document_says() {
     // By whom the document means, and what these are to the rules.
-    let met: [(&str, &[(Option<Shape>, &str)]); 6] = [
+    let met: [(&str, &[Met]); 6] = [
         (
             "absent, PENDING, FAILED with its pause passed, PROCESSING with an expired lock",
             &[
