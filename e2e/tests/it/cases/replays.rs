@@ -22,6 +22,7 @@ use super::{
     cache::{names, raw},
     claim, client, completion, metric_at, replay,
 };
+use crate::setup::{Ledger, on_each_ledger};
 
 /// How long a sidecar may be behind a replay that another one has acknowledged. Not a guess: its cache stops to answer.
 const BEHIND_MAX: Duration = Duration::from_secs(2);
@@ -159,6 +160,48 @@ async fn a_genuine_entry_that_comes_back_after_a_replay_is_void_on_every_sidecar
         let answer = ask(&sidecar.client, claim("evt_1", "again")).await?;
         assert_eq!(answer.decision(), Decision::AlreadyCompleted);
         assert_eq!(answer.event.context("the event")?.fencing_token, lock.fencing_token);
+    }
+    Ok(())
+}
+
+/// Whatever comes back, and however soon: it need not read what it has done itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sidecar_that_did_a_replay_is_never_behind_it() -> Result<()> {
+    let shared = Shared::start().await?;
+    let sidecar = shared.without_memory().await?;
+    for round in 0..10 {
+        let (event_id, before) = (format!("evt_{round}"), names(&shared.redis).await?);
+        sidecar.complete(&event_id).await?;
+        sidecar.asks_until_counted(&event_id, REDIS_HIT).await?;
+        let mut added = names(&shared.redis).await?;
+        added.retain(|name| !before.contains(name));
+        let name = added.pop().context("the entry's name")?;
+        let entry = raw(&shared.redis, &[b"GET", name.as_bytes()]).await?.context("the entry")?;
+        sidecar.replay(&event_id).await?;
+        raw(&shared.redis, &[b"SET", name.as_bytes(), &entry]).await?;
+        assert_eq!(sidecar.decision(&event_id, "replay").await?, Decision::Acquired, "{event_id}");
+    }
+    assert_eq!(sidecar.metric(VOID).await?, 10);
+    Ok(())
+}
+
+on_each_ledger!(a_replayed_event_is_granted_by_the_process_that_had_it_in_its_memory);
+
+async fn a_replayed_event_is_granted_by_the_process_that_had_it_in_its_memory(ledger: Ledger) -> Result<()> {
+    let sidecar = super::Sidecar::start(ledger).await?;
+    let client = sidecar.client().await?;
+    for round in 0..5 {
+        let event_id = format!("evt_{round}");
+        let token = ask(&client, claim(&event_id, "first")).await?.lock.context("the lock")?.fencing_token;
+        client.clone().mark_completed(completion(&event_id, token)).await?;
+        let before = metric_at(sidecar.admin, MEMORY_HIT).await?;
+        eventually("the process answers from its memory", async || {
+            assert_eq!(ask(&client, claim(&event_id, "again")).await.ok()?.decision(), Decision::AlreadyCompleted);
+            (metric_at(sidecar.admin, MEMORY_HIT).await.ok()? > before).then_some(())
+        })
+        .await;
+        client.clone().resolve(replay(&event_id)).await?;
+        assert_eq!(ask(&client, claim(&event_id, "replay")).await?.decision(), Decision::Acquired, "{event_id}");
     }
     Ok(())
 }

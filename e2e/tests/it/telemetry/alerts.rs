@@ -255,7 +255,10 @@ async fn the_dashboard_and_the_rules_ask_for_values_that_exist() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let tokens = directory.path().join("tokens.toml");
     fs::write(&tokens, "[[identity]]\nname = \"a\"\nrole = \"operator\"\ntoken = \"a-token-of-the-tests\"\n")?;
-    let services = Services::start(&[("SIDECAR_TOKENS_FILE", &tokens.to_string_lossy())]).await?;
+    let token = directory.path().join("token");
+    fs::write(&token, "a-token-of-the-tests")?;
+    let files = [("SIDECAR_TOKENS_FILE", tokens.to_string_lossy()), ("SIDECAR_TOKEN_FILE", token.to_string_lossy())];
+    let services = Services::start(&files.each_ref().map(|(name, file)| (*name, &**file))).await?;
     let pages = page(services.gateway_admin).await? + &page(services.sidecar_admin).await?;
     let known = on_the_page(&pages);
     let (shown, ruled) = asked()?;

@@ -11,7 +11,7 @@ async fn headers_and_attributes_go_to_the_collector() -> Result<()> {
     let collector = Collector::start().await?;
     let services = Services::start(&[
         ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
-        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-a-test,x-scope-orgid=payments"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20of-a-test,x-scope-orgid=org-of-this-test"),
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=live,k8s.cluster.name=a"),
     ])
     .await?;
@@ -22,6 +22,6 @@ async fn headers_and_attributes_go_to_the_collector() -> Result<()> {
     assert_eq!(span.resource["k8s.cluster.name"], "a");
     assert_eq!(span.service, "oncegate-gateway", "beside what is set otherwise");
     assert_eq!(collector.header("authorization").as_deref(), Some("Bearer of-a-test"));
-    assert_eq!(collector.header("x-scope-orgid").as_deref(), Some("payments"));
+    assert_eq!(collector.header("x-scope-orgid").as_deref(), Some("org-of-this-test"));
     Ok(())
 }
