@@ -275,8 +275,12 @@ async fn what_did_not_complete_is_not_answered_by_the_process_itself_or_redis() 
     let key = key("evt_1");
     let Decision::Acquired(lock) = cached.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
     cached.mark(completion(&key, &lock)).await.unwrap();
-    let told = cached.coordinator.claim(claim(&key, "b"), Duration::ZERO).await.unwrap();
-    assert!(matches!(told, Answer::Completed(..)), "the process itself answers");
+    // Not while it has read no replays lately (C7), as it may happen on a busy machine.
+    eventually("the process itself answers", async || {
+        let told = cached.coordinator.claim(claim(&key, "b"), Duration::ZERO).await.unwrap();
+        matches!(told, Answer::Completed(..)).then_some(())
+    })
+    .await;
     cached.close().await;
 }
 
