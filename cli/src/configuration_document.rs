@@ -65,7 +65,7 @@ fn the_document_says_what_the_program_takes() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
     let made = document();
     if std::env::var_os("UPDATE_DOCUMENTS").is_some() {
-        fs::write(&path, &made).unwrap();
+        fs::write(&path, &made).expect("the document of this repository can be written");
     }
     let written = fs::read_to_string(&path).unwrap_or_default();
     let differs = made.lines().zip(written.lines()).find(|(made, written)| made != written);
