@@ -201,7 +201,7 @@ impl Ledger for Cached {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
-        self.coordinator.resolve(resolve).await
+        self.coordinator.resolve(resolve, |_| {}).await
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
