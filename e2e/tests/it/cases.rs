@@ -11,6 +11,7 @@ mod outages;
 mod processes;
 mod replays;
 mod replies;
+mod states;
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{
