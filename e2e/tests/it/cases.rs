@@ -1,6 +1,7 @@
 //! The named cases of `docs/faults.md`, against the built program on each ledger.
 
 mod application;
+mod bodies;
 mod cache;
 mod callers;
 mod cleanup;
