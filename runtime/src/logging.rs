@@ -18,7 +18,7 @@ use crate::telemetry::{self, Tracing};
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,rustls=warn,sqlx=warn,tonic=warn,tower=warn";
 
 /// What somebody may have to answer for stays, whatever the level of the rest, unless it is named.
-const AUDIT: &str = "oncegate_gateway::audit=info,oncegate_sidecar::audit=info";
+const AUDIT: &str = "oncegate_gateway::audit=info,oncegate_runtime::audit=info,oncegate_sidecar::audit=info";
 
 /// How to log.
 #[derive(clap::Args, Debug, Clone)]
