@@ -57,7 +57,12 @@ impl Authority {
         self.issue(for_this_machine()?)
     }
 
-    /// The same, until the beginning of a year.
+    /// A certificate for a server somewhere else.
+    pub fn server_elsewhere(&self) -> Result<Issued> {
+        self.issue(CertificateParams::new(vec!["elsewhere.example".to_owned()])?)
+    }
+
+    /// The same as for one here, until the beginning of a year.
     pub fn server_until(&self, year: i32) -> Result<Issued> {
         let mut params = for_this_machine()?;
         params.not_after = date_time_ymd(year, 1, 1);

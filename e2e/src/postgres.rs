@@ -24,6 +24,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{runtime, sync::OnceCell, time::Instant};
 
 use crate::{
+    certificates::{Files, Issued},
     eventually::DEADLINE,
     supervised::{Directory, Supervised, User, send_signal},
 };
@@ -47,6 +48,8 @@ pub struct Options {
     pub fsync: bool,
     /// Further settings, as in postgresql.conf.
     pub settings: Vec<(String, String)>,
+    /// The certificate that it speaks TLS with, to whoever asks for that.
+    pub tls: Option<Issued>,
 }
 
 /// A Postgres server of its own.
@@ -74,6 +77,13 @@ impl Cluster {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o700))?;
         let mut cluster = Self { programs, user, options, port: 0, server: None, directory };
         cluster.init()?;
+        if let Some(tls) = cluster.options.tls.take() {
+            let files = cluster.write_certificate(&tls)?;
+            let names = ["ssl_cert_file", "ssl_key_file"].map(str::to_owned);
+            let files = [&files.certificate, &files.key].map(|path| path.to_string_lossy().into_owned());
+            cluster.options.settings.push(("ssl".into(), "on".into()));
+            cluster.options.settings.extend(names.into_iter().zip(files));
+        }
         cluster.restart().await?;
         Ok(cluster)
     }
@@ -96,6 +106,22 @@ impl Cluster {
             String::from_utf8_lossy(&output.stderr)
         );
         Ok(())
+    }
+
+    fn write_certificate(&self, tls: &Issued) -> Result<Files> {
+        let files = tls.write(self.directory.path(), "server")?;
+        if let Some(User { uid, gid }) = self.user {
+            chown(&files.key, Some(uid), Some(gid))?;
+        }
+        // The server takes no key that others can read.
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600))?;
+        Ok(files)
+    }
+
+    /// Replaces the certificate of a server that has one, for new connections.
+    pub async fn replace_certificate(&self, tls: &Issued) -> Result<()> {
+        self.write_certificate(tls)?;
+        execute(&self.url("postgres"), "SELECT pg_reload_conf()").await
     }
 
     fn run_as_user(&self, command: &mut Command) {

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use crate::{
+    certificates::{Authority, Files, Issued},
     eventually::{DEADLINE, within},
     postgres::free_port,
     supervised::{Directory, Supervised},
@@ -32,11 +33,20 @@ const HOW_TO_INSTALL: &str = "redis-server was not found in PATH. Install it (De
      dnf install redis; macOS: brew install redis), or name a server in TEST_REDIS_URL, or run scripts/test, which \
      installs it";
 
+/// A port beside the other, which speaks TLS and asks for a client's certificate.
+#[derive(Debug)]
+struct Tls {
+    port: u16,
+    files: Files,
+    ca: PathBuf,
+}
+
 /// A Redis server of its own, which keeps nothing on disk.
 #[derive(Debug)]
 pub struct Redis {
     program: PathBuf,
     port: u16,
+    tls: Option<Box<Tls>>,
     server: Option<Supervised>,
     // Last, so that it is removed after the server has ended.
     directory: Directory,
@@ -56,7 +66,19 @@ impl Redis {
     pub async fn start() -> Result<Self> {
         let program = find_program()?;
         let directory = Directory::new("oncegate-redis-")?;
-        let mut redis = Self { program, port: 0, server: None, directory };
+        let mut redis = Self { program, port: 0, tls: None, server: None, directory };
+        redis.restart().await?;
+        Ok(redis)
+    }
+
+    /// The same, with TLS on another port; for clients with a certificate of `authority`.
+    pub async fn start_with_tls(server: &Issued, authority: &Authority) -> Result<Self> {
+        let mut redis = Self::start().await?;
+        redis.kill()?;
+        let directory = redis.directory.path();
+        let (files, ca) = (server.write(directory, "server")?, directory.join("ca.pem"));
+        fs::write(&ca, authority.pem())?;
+        redis.tls = Some(Box::new(Tls { port: free_port()?, files, ca }));
         redis.restart().await?;
         Ok(redis)
     }
@@ -82,7 +104,7 @@ impl Redis {
         ensure!(self.server.is_none(), "the server is running");
         let directory = self.directory.path();
         let log = directory.join("log");
-        let command: Vec<String> = [
+        let mut command: Vec<String> = [
             self.program.to_string_lossy().as_ref(),
             "--bind",
             &Ipv4Addr::LOCALHOST.to_string(),
@@ -99,6 +121,17 @@ impl Redis {
         ]
         .map(str::to_owned)
         .into();
+        if let Some(tls) = &self.tls {
+            for (name, value) in [
+                ("--tls-port", tls.port.to_string()),
+                ("--tls-cert-file", tls.files.certificate.to_string_lossy().into_owned()),
+                ("--tls-key-file", tls.files.key.to_string_lossy().into_owned()),
+                ("--tls-ca-cert-file", tls.ca.to_string_lossy().into_owned()),
+                ("--tls-auth-clients", "yes".to_owned()),
+            ] {
+                command.extend([name.to_owned(), value]);
+            }
+        }
         let mut server = Supervised::start(&command, &self.directory, &log, "KILL", None)?;
         let end = Instant::now() + DEADLINE;
         while !matches!(self.command("PING").await.as_deref(), Ok("+PONG")) {
@@ -152,6 +185,11 @@ impl Redis {
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// The same for TLS, where it is spoken.
+    pub fn tls_url(&self) -> Option<String> {
+        self.tls.as_ref().map(|tls| format!("rediss://{}:{}", Ipv4Addr::LOCALHOST, tls.port))
     }
 
     /// What to set `REDIS_URL` to.

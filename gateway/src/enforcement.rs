@@ -20,6 +20,9 @@ use crate::{
     route::Route,
 };
 
+/// The target of lines for which somebody may have to answer: the log's level does not leave them out.
+const AUDIT: &str = "oncegate_gateway::audit";
+
 /// Whether what the sidecar decides is done.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enforcement {
@@ -61,7 +64,16 @@ impl Route {
     pub(crate) fn switch(&self, to: Enforcement, by: &'static str) {
         let before = self.enforcement.observing.swap(to == Enforcement::Observe, Relaxed);
         if before != (to == Enforcement::Observe) {
-            tracing::warn!(path = &*self.path, enforcement = to.name(), by, "enforcement of a route was switched");
+            tracing::warn!(
+                target: AUDIT,
+                path = &*self.path,
+                tenant = self.tenant,
+                provider = self.provider.name(),
+                enforcement = to.name(),
+                by,
+                outcome = "done",
+                "enforcement of a route was switched"
+            );
         }
     }
 }

@@ -144,10 +144,10 @@ impl Provider {
         matches!(self, Self::Flutterwave(flutterwave) if flutterwave.version() == flutterwave::Version::V3)
     }
 
-    /// Whom PayPal's certificates have to lead to.
-    pub(crate) fn trust(&self) -> Option<&paypal::trust::Trust> {
+    /// PayPal, which has certificates.
+    pub(crate) fn paypal(&self) -> Option<&paypal::PayPal> {
         match self {
-            Self::PayPal(paypal) => Some(paypal.trust()),
+            Self::PayPal(paypal) => Some(paypal),
             Self::Stripe(_) | Self::Flutterwave(_) | Self::Paystack(_) | Self::StandardWebhooks(_) => None,
         }
     }

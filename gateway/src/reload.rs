@@ -55,6 +55,24 @@ pub(crate) async fn watch_listener(tls: Option<ServerTls>, pause: Duration) -> I
     pending().await
 }
 
+/// Looks at the directories with PayPal's certificates every `pause`, for ever, for when these end. They are read for each
+/// verification that needs one, whatever was seen here.
+pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) -> Infallible {
+    let stores = routes.iter().filter_map(|route| route.provider.paypal()?.store());
+    let stores: Vec<_> = stores.filter(|store| store.has_directory()).cloned().collect();
+    if stores.is_empty() {
+        return pending().await;
+    }
+    let mut ticks = interval(pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let stores = stores.clone();
+        // A hanging network file system must not hold up requests. An error would be a panic that has been reported.
+        let _ = tokio::task::spawn_blocking(move || stores.iter().for_each(|store| store.look())).await;
+    }
+}
+
 /// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing else
 /// of the file is taken over while the gateway runs. What the admin listener has switched stays until the file says
 /// something new about it.

@@ -147,7 +147,7 @@ impl Gateway {
         })
     }
 
-    /// When the listener's certificate ends, and those that PayPal's have to lead to.
+    /// When the listener's certificate ends, PayPal's in a directory, and those that PayPal's have to lead to.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         let (front, tls) = (self.front.clone(), self.tls.clone());
@@ -157,11 +157,13 @@ impl Gateway {
                 files.push(CertificateFile { setting: "GATEWAY_TLS_CERT_FILE", end: tls.ends().own });
             }
             // Routes may have files of their own: what ends first is told.
-            let trusts = || front.routes.iter().filter_map(|route| route.provider.trust());
-            let anchors = trusts().filter_map(|trust| trust.anchors_end).min();
-            let intermediates = trusts().filter_map(|trust| trust.intermediates_end).min();
+            let paypals = || front.routes.iter().filter_map(|route| route.provider.paypal());
+            let anchors = paypals().filter_map(|paypal| paypal.trust().anchors_end).min();
+            let intermediates = paypals().filter_map(|paypal| paypal.trust().intermediates_end).min();
+            let directory = paypals().filter_map(|paypal| paypal.store()?.directory_end()).min();
             files.push(CertificateFile { setting: "PAYPAL_TRUST_ANCHORS_FILE", end: anchors });
             files.push(CertificateFile { setting: "PAYPAL_INTERMEDIATES_FILE", end: intermediates });
+            files.push(CertificateFile { setting: "PAYPAL_CERT_DIR", end: directory });
             files
         })
     }
@@ -203,6 +205,7 @@ impl Gateway {
             (_, begun) = async { tokio::join!(serve, begun) } => begun + drain,
             never = reload::watch(&front.routes, secret_reload, &front.metrics) => match never {},
             never = reload::watch_listener(tls, secret_reload) => match never {},
+            never = reload::watch_directories(&front.routes, secret_reload) => match never {},
             never = reload::watch_config(&front.routes, config_file, secret_reload, &front.metrics) => match never {},
         };
         match front.courier.finish(deadline.saturating_duration_since(Instant::now())).await {

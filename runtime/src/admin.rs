@@ -6,8 +6,11 @@ use std::{
     convert::Infallible,
     fmt::Write as _,
     future::ready,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -145,11 +148,11 @@ pub async fn serve(
     // Whoever is silent gives its place to a probe soon.
     options.protocol = Protocol::Http1(Http1 { header_read_timeout: Duration::from_secs(5), ..Http1::default() });
     let (control, trusted) = control;
-    let endpoints = Endpoints { readiness, facts, metrics, control, trusted };
+    let endpoints = Endpoints { readiness, facts, metrics, control, trusted, denials: Arc::default() };
     let service = move |peer: &Peer| {
-        let (endpoints, may_change) = (endpoints.clone(), endpoints.trusted.permits(peer));
+        let (endpoints, peer) = (endpoints.clone(), peer.clone());
         service_fn(move |request: Request<Incoming>| {
-            ready(Ok::<_, Infallible>(endpoints.answer(request.method(), request.uri(), may_change)))
+            ready(Ok::<_, Infallible>(endpoints.answer(request.method(), request.uri(), &peer)))
         })
     };
     server::serve_each(listener, service, options, shutdown).await;
@@ -162,13 +165,44 @@ struct Endpoints {
     metrics: Metrics,
     control: Control,
     trusted: Trusted,
+    denials: Arc<Denials>,
+}
+
+/// Changes that were denied: a line a second at most, since whoever is denied chooses how often.
+#[derive(Default)]
+struct Denials {
+    second: AtomicU64,
+    held_back: AtomicU64,
+}
+
+impl Denials {
+    fn denied(&self, peer: &Peer) {
+        self.denied_at(peer, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
+    }
+
+    fn denied_at(&self, peer: &Peer, now: u64) {
+        if self.second.swap(now, Relaxed) == now {
+            self.held_back.fetch_add(1, Relaxed);
+            return;
+        }
+        let unreported = self.held_back.swap(0, Relaxed);
+        // Nothing of the request: it is a stranger's.
+        tracing::warn!(
+            target: "oncegate_runtime::audit",
+            %peer,
+            unreported,
+            outcome = "FORBIDDEN",
+            "a change on the admin listener was denied"
+        );
+    }
 }
 
 impl Endpoints {
-    fn answer(&self, method: &Method, uri: &Uri, may_change: bool) -> Response<Full<Bytes>> {
+    fn answer(&self, method: &Method, uri: &Uri, peer: &Peer) -> Response<Full<Bytes>> {
         let path = uri.path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
-            if !may_change && !matches!(*method, Method::GET | Method::HEAD) {
+            if !matches!(*method, Method::GET | Method::HEAD) && !self.trusted.permits(peer) {
+                self.denials.denied(peer);
                 return text(StatusCode::FORBIDDEN, FORBIDDEN);
             }
             return (self.control)(method, uri).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"));
@@ -213,8 +247,12 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 mod tests {
     use super::*;
 
+    fn peer(address: Option<&str>) -> Peer {
+        Peer { address: address.map(|text| text.parse().unwrap()), certificate: None }
+    }
+
     fn status(endpoints: &Endpoints, method: Method, path: &str) -> u16 {
-        endpoints.answer(&method, &path.parse().unwrap(), true).status().as_u16()
+        endpoints.answer(&method, &path.parse().unwrap(), &peer(None)).status().as_u16()
     }
 
     #[test]
@@ -226,6 +264,7 @@ mod tests {
             metrics: Arc::new(String::new),
             control: Arc::new(|_, _| None),
             trusted: Trusted::Loopback,
+            denials: Arc::default(),
         };
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);
         let ledger = readiness.condition("ledger");
@@ -250,6 +289,7 @@ mod tests {
             metrics: Arc::new(|| "x 1\n".to_owned()),
             control: Arc::new(|_, uri| (uri.path() == "/own").then(|| text(StatusCode::ACCEPTED, "own\n"))),
             trusted: Trusted::Loopback,
+            denials: Arc::default(),
         };
         assert_eq!(status(&endpoints, Method::PUT, "/own?x=1"), 202);
         assert_eq!(status(&endpoints, Method::GET, "/metrics"), 200);
@@ -271,7 +311,7 @@ mod tests {
             (Some("[fe80::1]:5"), false),
             (Some("0.0.0.0:5"), false),
         ] {
-            let peer = Peer { address: address.map(|text| text.parse().unwrap()), certificate: None };
+            let peer = peer(address);
             assert_eq!(Trusted::Loopback.permits(&peer), neighbour, "{address:?}");
             assert!(Trusted::Anyone.permits(&peer));
         }
@@ -281,14 +321,51 @@ mod tests {
             metrics: Arc::new(String::new),
             control: Arc::new(|_, _| Some(text(StatusCode::ACCEPTED, "own\n"))),
             trusted: Trusted::Loopback,
+            denials: Arc::default(),
         };
+        let stranger = peer(Some("10.0.0.7:5"));
         let status =
-            |method: &Method, path: &str| endpoints.answer(method, &path.parse().unwrap(), false).status().as_u16();
+            |method: &Method, path: &str| endpoints.answer(method, &path.parse().unwrap(), &stranger).status().as_u16();
         for method in [Method::PUT, Method::POST, Method::DELETE, Method::PATCH] {
             assert_eq!(status(&method, "/own"), 403, "{method}");
         }
         for (path, wanted) in [("/own", 202), ("/livez", 200), ("/readyz", 200), ("/metrics", 200)] {
             assert_eq!(status(&Method::GET, path), wanted, "{path}");
         }
+    }
+
+    /// What was logged.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_denied_change_leaves_one_audit_line_a_second() {
+        let (written, denials) = (Written::default(), Denials::default());
+        let writer = written.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for now in [7, 7, 7, 8] {
+                denials.denied_at(&peer(Some("10.0.0.7:5")), now);
+            }
+        });
+        let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<_> = written.lines().map(|line| line.split_once("WARN ").unwrap().1).collect();
+        let line = |unreported: u64| {
+            format!(
+                "oncegate_runtime::audit: a change on the admin listener was denied peer=10.0.0.7:5 \
+                 unreported={unreported} outcome=\"FORBIDDEN\""
+            )
+        };
+        assert_eq!(lines, [line(0), line(2)]);
     }
 }

@@ -17,6 +17,9 @@ use crate::telemetry::{self, Tracing};
 /// What is quieter than the rest unless named: their debug and info lines are about protocols, not about events.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,rustls=warn,sqlx=warn,tonic=warn,tower=warn";
 
+/// What somebody may have to answer for stays, whatever the level of the rest, unless it is named.
+const AUDIT: &str = "oncegate_gateway::audit=info,oncegate_runtime::audit=info,oncegate_sidecar::audit=info";
+
 /// How to log.
 #[derive(clap::Args, Debug, Clone)]
 pub struct Options {
@@ -80,7 +83,8 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
         Format::Json => "",
     };
     // What the operator wrote comes last: it replaces ours for the same module.
-    let filter = EnvFilter::builder().parse(format!("{QUIET},{access}{}", options.log_level.0)).map_err(FilterError)?;
+    let filter =
+        EnvFilter::builder().parse(format!("{QUIET},{AUDIT},{access}{}", options.log_level.0)).map_err(FilterError)?;
     // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
     // one every line of every library would be asked about.
     let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
@@ -147,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_quiet_list_parses() {
-        assert!(EnvFilter::builder().parse(QUIET).is_ok());
+    fn the_lists_of_our_own_parse() {
+        assert!(EnvFilter::builder().parse(format!("{QUIET},{AUDIT}")).is_ok());
     }
 }

@@ -10,7 +10,7 @@ mod server;
 use std::sync::Arc;
 
 pub use client::{ClientTls, ClientTlsFiles};
-pub use expiry::{first_end, last_end};
+pub use expiry::{Lent, first_end, last_end};
 use rustls::{
     RootCertStore,
     crypto::CryptoProvider,

@@ -35,7 +35,7 @@ use self::{
 };
 pub use self::{
     entry::{Entry, KeyDigest},
-    redis::{RedisOptions, RedisUrlError},
+    redis::{RedisOptions, RedisOptionsError, RedisUrlError},
     replays::BEHIND_MAX,
 };
 use crate::{

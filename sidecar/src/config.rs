@@ -9,6 +9,7 @@ use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration},
     secret::{SecretText, Source, file},
     server::Address,
+    tls::ClientTlsFiles,
 };
 
 pub use self::access::{Access, ClientAuth};
@@ -105,6 +106,19 @@ pub struct Options {
     /// A file that holds the password.
     #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE")]
     pub redis_password_file: Option<PathBuf>,
+
+    /// The authorities that the certificate of Redis has to lead to, in PEM, for rediss:// in REDIS_URL; by default the
+    /// system's. Read at the start, as are the other two for Redis.
+    #[arg(long, env = "REDIS_CA_FILE", value_name = "FILE", value_parser = file)]
+    pub redis_ca_file: Option<PathBuf>,
+
+    /// The sidecar's own certificate in PEM, where Redis asks for one.
+    #[arg(long, env = "REDIS_CLIENT_CERT_FILE", value_name = "FILE", value_parser = file)]
+    pub redis_client_cert_file: Option<PathBuf>,
+
+    /// Its private key, in PEM.
+    #[arg(long, env = "REDIS_CLIENT_KEY_FILE", value_name = "FILE", value_parser = file)]
+    pub redis_client_key_file: Option<PathBuf>,
 
     /// The most memory that the process's own cache of completed events takes. 0B: none is cached.
     #[arg(long, env = "CACHE_SIZE", default_value = "32MiB", value_parser = byte_size, value_name = "SIZE")]
@@ -228,12 +242,20 @@ impl Options {
             Span(self.lock_duration),
             Span(Duration::from_secs(1))..=Span(Duration::from_secs(86_400)),
         );
-        let redis = checks
-            .take(redis(
-                (self.redis_url, self.redis_url_file),
-                (self.redis_host, self.redis_port),
-                (self.redis_password, self.redis_password_file),
-            ))
+        let certificates = checks.take(redis_certificates(
+            self.redis_ca_file,
+            self.redis_client_cert_file,
+            self.redis_client_key_file,
+        ));
+        let redis = certificates
+            .and_then(|certificates| {
+                checks.take(redis(
+                    (self.redis_url, self.redis_url_file),
+                    (self.redis_host, self.redis_port),
+                    (self.redis_password, self.redis_password_file),
+                    &certificates,
+                ))
+            })
             .flatten();
         let attempts_max = checks.take(cap("ATTEMPTS_MAX", self.attempts_max)).unwrap_or_default();
         let mut provider_attempts_max = BTreeMap::new();
@@ -300,7 +322,36 @@ impl Options {
 /// A setting's value and the file that may hold it instead.
 type Given = (Option<SecretText>, Option<PathBuf>);
 
-fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<Option<RedisOptions>, Problem> {
+fn redis_certificates(
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<ClientTlsFiles, Problem> {
+    let identity = match (access::given(certificate), access::given(key)) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (Some(_), None) => {
+            return Err(Problem::new(
+                "REDIS_CLIENT_KEY_FILE",
+                "missing: the certificate in REDIS_CLIENT_CERT_FILE needs its key",
+            ));
+        }
+        (None, Some(_)) => {
+            return Err(Problem::new(
+                "REDIS_CLIENT_CERT_FILE",
+                "missing: the key in REDIS_CLIENT_KEY_FILE needs its certificate",
+            ));
+        }
+    };
+    Ok(ClientTlsFiles { ca: access::given(ca), identity })
+}
+
+fn redis(
+    url: Given,
+    server: (Option<String>, u16),
+    password: Given,
+    certificates: &ClientTlsFiles,
+) -> Result<Option<RedisOptions>, Problem> {
     let read = |setting: &'static str, source: Option<Source>| {
         source
             .map(|source| source.read_one())
@@ -310,19 +361,34 @@ fn redis(url: Given, server: (Option<String>, u16), password: Given) -> Result<O
     let url = read("REDIS_URL", Source::choose("REDIS_URL", url.0, url.1)?)?;
     let password = read("REDIS_PASSWORD", Source::choose("REDIS_PASSWORD", password.0, password.1)?)?;
     let host = server.0.filter(|host| !host.trim().is_empty());
+    let named = if certificates.ca.is_some() {
+        Some("REDIS_CA_FILE")
+    } else {
+        certificates.identity.as_ref().map(|_| "REDIS_CLIENT_CERT_FILE")
+    };
+    // Whoever names certificates takes the connection for one that nobody reads.
+    let in_the_clear = |setting| {
+        Problem::new(setting, "given, and Redis is not called by TLS: that takes a REDIS_URL that begins with rediss")
+    };
     match (url, host) {
         (Some(_), Some(host)) => {
             Err(Problem::new("REDIS_HOST", format!("{host} given, and REDIS_URL as well: keep one")))
         }
         (Some(url), None) => {
-            let options =
-                RedisOptions::from_url(url.expose()).map_err(|error| Problem::new("REDIS_URL", error.to_string()))?;
+            let options = RedisOptions::from_url(url.expose(), certificates)
+                .map_err(|error| Problem::new("REDIS_URL", access::chain(&error)))?;
+            if let Some(setting) = named.filter(|_| options.tls().is_none()) {
+                return Err(in_the_clear(setting));
+            }
             let Some(password) = password else { return Ok(Some(options)) };
             let contradiction =
                 || Problem::new("REDIS_PASSWORD", "given, and REDIS_URL has another password: keep one");
             options.with_password(password.expose()).map(Some).ok_or_else(contradiction)
         }
         (None, Some(host)) => {
+            if let Some(setting) = named {
+                return Err(in_the_clear(setting));
+            }
             Ok(Some(RedisOptions::from_parts(&host, server.1, password.map(|p| p.expose().to_owned()))))
         }
         (None, None) => Ok(None),

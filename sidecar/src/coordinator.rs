@@ -229,12 +229,22 @@ impl Coordinator {
         self.ledger.extend(extend).await
     }
 
-    /// Resolve. Goes on when the caller goes away.
+    /// Resolve. Goes on when the caller goes away; `ended` is told what came of it, whoever still waits.
     ///
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
-    pub async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
-        let _permit = self.admit()?;
+    pub async fn resolve(
+        &self,
+        resolve: Resolve,
+        ended: impl FnOnce(&Result<Event, Error>) + Send + 'static,
+    ) -> Result<Event, Error> {
+        let _permit = match self.admit() {
+            Ok(permit) => permit,
+            Err(error) => {
+                ended(&Err(error.clone()));
+                return Err(error);
+            }
+        };
         let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
         let task = self.tasks.spawn(async move {
             let key = resolve.key.clone();
@@ -248,6 +258,7 @@ impl Coordinator {
                 });
             }
             waiters.wake(&KeyDigest::of(&key));
+            ended(&answer);
             answer
         });
         task.await.unwrap_or(Err(Error::OutcomeUnknown))

@@ -2,6 +2,7 @@
 //! the gateway.
 
 pub(crate) mod access;
+mod audit;
 mod convert;
 mod layer;
 mod local;

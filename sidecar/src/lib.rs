@@ -15,7 +15,7 @@ pub mod ledger;
 pub mod maintenance;
 pub mod metrics;
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{error::Error, io, path::PathBuf, sync::Arc};
 
 use oncegate_runtime::{
     admin,
@@ -23,13 +23,14 @@ use oncegate_runtime::{
     reload::Files,
     secret::ReadError,
     server::{self, Address, Listener, Peer, TowerToHyperService},
-    tls::ServerTls,
+    tls::{ClientTls, Lent, ServerTls},
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic_health::server::HealthReporter;
 
 use crate::{
-    cache::{Cache, RedisUrlError},
+    cache::{Cache, RedisOptions, RedisUrlError},
     config::{Settings, Store},
     coordinator::Coordinator,
     grpc::access::Door,
@@ -81,6 +82,8 @@ pub struct Sidecar {
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     listener: Option<(Listener, Address)>,
+    /// What the database's connections read for themselves, under the names of the metric.
+    lent: Vec<(&'static str, Lent)>,
     settings: Settings,
 }
 
@@ -106,7 +109,8 @@ impl Sidecar {
         let coordinator = Coordinator::counting(ledger, cache, settings.limits, metrics.ledger.clone());
         let (service, health) =
             grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()), metrics.clone());
-        Ok(Sidecar { service, health, coordinator, metrics, listener, settings })
+        let lent = lent(&settings.store);
+        Ok(Sidecar { service, health, coordinator, metrics, listener, lent, settings })
     }
 
     /// Where the gRPC service listens, if it does.
@@ -135,18 +139,20 @@ impl Sidecar {
         })
     }
 
-    /// When the listener's certificates end.
+    /// When the certificates end: the listener's, and those for the database and Redis.
     pub fn certificates(&self) -> Certificates {
-        let tls = self.settings.access.tls.clone();
+        let (tls, lent) = (self.settings.access.tls.clone(), self.lent.clone());
+        let redis = self.settings.cache.redis.as_ref().and_then(RedisOptions::tls).cloned();
         Arc::new(move || {
-            let ends = tls.iter().map(ServerTls::ends);
-            ends.flat_map(|ends| {
-                [
-                    CertificateFile { setting: "SIDECAR_TLS_CERT_FILE", end: ends.own },
-                    CertificateFile { setting: "SIDECAR_TLS_CLIENT_CA_FILE", end: ends.authorities },
-                ]
-            })
-            .collect()
+            let listener = tls
+                .as_ref()
+                .map(ServerTls::ends)
+                .map(|ends| [("SIDECAR_TLS_CERT_FILE", ends.own), ("SIDECAR_TLS_CLIENT_CA_FILE", ends.authorities)]);
+            let redis = redis.as_ref().map(ClientTls::ends);
+            let redis = redis.map(|ends| [("REDIS_CA_FILE", ends.authorities), ("REDIS_CLIENT_CERT_FILE", ends.own)]);
+            let database = lent.iter().map(|(setting, file)| (*setting, file.end()));
+            let all = listener.into_iter().chain(redis).flatten().chain(database);
+            all.map(|(setting, end)| CertificateFile { setting, end }).collect()
         })
     }
 
@@ -176,10 +182,14 @@ impl Sidecar {
         let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
         let (interval, stop) = (self.settings.count_interval, shutdown.clone());
         let count = tokio::spawn(count::run(self.coordinator.clone(), self.metrics.clone(), interval, stop));
+        let access = self.settings.access;
+        // End with this function.
+        let mut watches = JoinSet::new();
+        for (_, file) in self.lent {
+            watches.spawn(file.watch(access.reload));
+        }
         match self.listener {
             Some((listener, _)) => {
-                let access = self.settings.access;
-                let mut watches = tokio::task::JoinSet::new();
                 if let Some(tls) = &access.tls {
                     watches.spawn(tls.clone().watch(access.reload));
                 }
@@ -207,6 +217,21 @@ impl Sidecar {
         drop(count.await);
         self.coordinator.close().await;
     }
+}
+
+/// The certificates of the database's connections. That they are there was seen when it was opened.
+fn lent(store: &Store) -> Vec<(&'static str, Lent)> {
+    let Store::Postgres(source) = store else { return Vec::new() };
+    let files = source.read_one().map(|url| postgres::certificate_files(url.expose())).unwrap_or_default();
+    let lent = files.into_iter().filter_map(|(kind, path)| {
+        let (setting, read) = match kind {
+            postgres::CertificateFile::Authorities => ("DATABASE_URL sslrootcert", Lent::authorities(path)),
+            postgres::CertificateFile::Own => ("DATABASE_URL sslcert", Lent::chain(path)),
+        };
+        let unread = |error| tracing::warn!(setting, error = &error as &dyn Error, "nothing is told of its end");
+        Some((setting, read.map_err(unread).ok()?))
+    });
+    lent.collect()
 }
 
 async fn open(settings: &Settings, metrics: &Metrics) -> Result<Arc<dyn Ledger>, StartError> {

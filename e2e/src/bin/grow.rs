@@ -49,7 +49,7 @@ fn main() -> Result<()> {
     runtime.block_on(async {
         let settings = [("shared_buffers", "1GB"), ("max_wal_size", "4GB"), ("work_mem", "64MB")];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        let cluster = Cluster::start(Options { fsync: true, settings }).await?;
+        let cluster = Cluster::start(Options { fsync: true, settings, ..Options::default() }).await?;
         let mut found: Vec<(i64, Map<String, Value>)> = Vec::new();
         for rows in sizes {
             let mut figures = measure(&cluster, rows, Duration::from_secs(seconds), check).await?;

@@ -1,6 +1,7 @@
 //! Who may call what (T46), with the built program, its TLS, tokens and client certificates; and certificates that change
 //! while calls go on.
 
+mod audit;
 mod caller;
 mod gateway_rotation;
 mod matrix;
@@ -97,6 +98,11 @@ fn identities(with_revoked: bool) -> String {
 
 impl Guarded {
     pub(crate) async fn start() -> Result<Self> {
+        Self::start_with(|command| command).await
+    }
+
+    /// With settings beside those that every test has.
+    async fn start_with(settings: impl FnOnce(Oncegate) -> Oncegate) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let authority = Authority::new()?;
         let server = authority.server()?;
@@ -105,7 +111,7 @@ impl Guarded {
             &[("tls.crt", &server.certificate), ("tls.key", &server.key), ("ca.crt", authority.pem())],
         )?;
         let tokens = Projected::new(&directory.path().join("tokens"), &[("tokens.toml", &identities(true))])?;
-        let mut program = Oncegate::new(directory.path(), ["sidecar"])?
+        let command = Oncegate::new(directory.path(), ["sidecar"])?
             .env("SIDECAR_LISTEN", "127.0.0.1:0")
             .env("SIDECAR_TLS_CERT_FILE", tls.path("tls.crt").to_string_lossy())
             .env("SIDECAR_TLS_KEY_FILE", tls.path("tls.key").to_string_lossy())
@@ -113,8 +119,8 @@ impl Guarded {
             .env("SIDECAR_TLS_CLIENT_AUTH", "optional")
             .env("SIDECAR_TOKENS_FILE", tokens.path("tokens.toml").to_string_lossy())
             .env("SIDECAR_ACCESS_RELOAD", "20ms")
-            .env("ADMIN_LISTEN", "127.0.0.1:0")
-            .start()?;
+            .env("ADMIN_LISTEN", "127.0.0.1:0");
+        let mut program = settings(command).start()?;
         let address = program.address("sidecar").await?;
         let url = format!("https://localhost:{}", address.port());
         fs::write(directory.path().join("ca.pem"), authority.pem())?;

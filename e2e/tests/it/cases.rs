@@ -1,6 +1,7 @@
 //! The named cases of `docs/faults.md`, against the built program on each ledger.
 
 mod application;
+mod bodies;
 mod cache;
 mod callers;
 mod cleanup;
@@ -11,6 +12,7 @@ mod outages;
 mod processes;
 mod replays;
 mod replies;
+mod states;
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{

@@ -42,7 +42,7 @@ async fn the_embedded_store_says_that_it_syncs_every_commit() -> Result<()> {
 async fn settings_that_lose_completions_are_told_and_do_not_make_it_unready() -> Result<()> {
     let settings = [("synchronous_commit", "off"), ("full_page_writes", "off")];
     let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    let cluster = Cluster::start(Options { fsync: false, settings }).await?;
+    let cluster = Cluster::start(Options { fsync: false, settings, ..Options::default() }).await?;
     let mut everything = Everything::start(Ledger::Postgres(cluster.database().await?)).await?;
     let body = ready(&everything).await;
     for line in [

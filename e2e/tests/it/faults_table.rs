@@ -1,5 +1,5 @@
 //! `docs/faults.md` is true: every case has its line, and every test that a line names is there. So is what
-//! `docs/security.md` names to auditors as evidence.
+//! `docs/security.md` names as evidence, against threats and to auditors, and `docs/states.md` for what a crash does.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -184,27 +184,70 @@ fn is_command(line: &str) -> bool {
     })
 }
 
+/// The rows of a document's tables under `head`, each of as many cells as that has; how many tables there are.
+fn rows<'a, const CELLS: usize>(document: &'a str, head: &str) -> (usize, Vec<[&'a str; CELLS]>) {
+    let tables: Vec<&str> = document.split(head).skip(1).collect();
+    let rows = tables.iter().flat_map(|table| {
+        // The rest of the heading's line, and the line below it.
+        table.lines().skip(2).take_while(|line| line.starts_with("| "))
+    });
+    let cells = rows.map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        cells.try_into().unwrap_or_else(|cells| panic!("not {CELLS} cells: {cells:?}"))
+    });
+    (tables.len(), cells.collect())
+}
+
+/// What an item names as evidence is there: tests, commands, or at least a link.
+fn assert_shown(item: &str, evidence: &str, tests: &BTreeSet<String>) {
+    let names = named(evidence);
+    assert!(!names.is_empty() || evidence.contains("]("), "{item} has no evidence: {evidence}");
+    for name in names {
+        let exists = if name.starts_with("oncegate ") { is_command(name) } else { tests.contains(name) };
+        assert!(exists, "{item} names `{name}`, and there is no such test or command");
+    }
+}
+
 #[test]
 fn every_item_for_auditors_has_evidence_that_exists() {
     let document = fs::read_to_string(root().join("docs/security.md")).unwrap();
-    let tests = tests();
-    let (mut tables, mut seen) = (0, BTreeSet::new());
-    for table in document.split("| item | what Oncegate does | evidence | what remains yours |").skip(1) {
-        tables += 1;
-        // The rest of the heading's line, and the line below it.
-        for line in table.lines().skip(2).take_while(|line| line.starts_with("| ")) {
-            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
-            let [item, does, evidence, yours] = cells[..] else { panic!("not four cells: {line}") };
-            assert!(seen.insert(item.to_owned()), "{item} stands twice");
-            assert!(does.len() > 20 && yours.len() > 2, "{item}: what is done, and what is left?");
-            let names = named(evidence);
-            assert!(!names.is_empty() || evidence.contains("]("), "{item} has no evidence: {evidence}");
-            for name in names {
-                let exists = if name.starts_with("oncegate ") { is_command(name) } else { tests.contains(name) };
-                assert!(exists, "{item} names `{name}`, and there is no such test or command");
-            }
-        }
+    let (tests, mut seen) = (tests(), BTreeSet::new());
+    let (tables, items) = rows(&document, "| item | what Oncegate does | evidence | what remains yours |");
+    for [item, does, evidence, yours] in items {
+        assert!(seen.insert(item.to_owned()), "{item} stands twice");
+        assert!(does.len() > 20 && yours.len() > 2, "{item}: what is done, and what is left?");
+        assert_shown(item, evidence, &tests);
     }
     assert_eq!(tables, 3);
     assert!(seen.len() > 20, "the items are where this test looks: {seen:?}");
+}
+
+#[test]
+fn every_threat_has_an_answer_and_a_test_of_it_that_exists() {
+    let document = fs::read_to_string(root().join("docs/security.md")).unwrap();
+    let (tests, mut seen) = (tests(), BTreeSet::new());
+    let (tables, threats) = rows(&document, "| threat | what answers it | shown by |");
+    for [threat, answer, evidence] in threats {
+        assert!(seen.insert(threat.to_owned()), "{threat} stands twice");
+        assert!(answer.len() > 20, "{threat}: what answers it?");
+        assert!(!named(evidence).is_empty(), "{threat}: no test shows the answer: {evidence}");
+        assert_shown(threat, evidence, &tests);
+    }
+    assert_eq!(tables, 1);
+    assert!(seen.len() > 15, "the threats are where this test looks: {seen:?}");
+}
+
+#[test]
+fn what_a_crash_does_to_each_state_is_shown_by_tests_that_exist() {
+    let document = fs::read_to_string(root().join("docs/states.md")).unwrap();
+    let tests = tests();
+    let (tables, crashes) = rows(&document, "| what crashes | tests |");
+    for [what, evidence] in &crashes {
+        assert!(!named(evidence).is_empty(), "no test shows what becomes of an event when {what} crashes");
+        assert_shown(what, evidence, &tests);
+    }
+    assert_eq!(
+        (tables, crashes.iter().map(|[what, _]| *what).collect::<Vec<_>>()),
+        (1, vec!["the holder", "the sidecar", "the database"])
+    );
 }

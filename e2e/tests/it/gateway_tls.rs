@@ -8,6 +8,7 @@ use oncegate_e2e::{
     certificates::{Authority, Projected, beginning_of},
     eventually, http_client,
     program::Oncegate,
+    signers::PayPal,
     stripe,
 };
 use oncegate_runtime::tls::{ClientTls, ClientTlsFiles};
@@ -39,7 +40,8 @@ async fn metric(admin: SocketAddr, row: &str) -> Result<Option<i64>> {
     value.map(|value| value.parse().with_context(|| value.to_owned())).transpose()
 }
 
-async fn end(admin: SocketAddr, setting: &str) -> Result<Option<i64>> {
+/// When what a setting names ends, as the metrics have it.
+pub(crate) async fn end(admin: SocketAddr, setting: &str) -> Result<Option<i64>> {
     metric(admin, &format!("oncegate_certificate_expiry_timestamp_seconds{{setting=\"{setting}\"}}")).await
 }
 
@@ -51,6 +53,9 @@ async fn webhooks_arrive_by_tls_and_a_new_certificate_needs_no_restart() -> Resu
     let first = authority.server_until(2045)?;
     let mut files =
         Projected::new(&directory.path().join("tls"), &[("tls.crt", &first.certificate), ("tls.key", &first.key)])?;
+    let (certificates, root) = (directory.path().join("certificates"), directory.path().join("root.pem"));
+    std::fs::create_dir(&certificates)?;
+    PayPal::new("1JE4291016473214C")?.write(&certificates, &root)?;
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let everything = Everything::start_as(Ledger::Sqlite, |command| {
         command
@@ -59,7 +64,7 @@ async fn webhooks_arrive_by_tls_and_a_new_certificate_needs_no_restart() -> Resu
             .env("GATEWAY_SECRET_RELOAD", "20ms")
             // Which has certificates of its own.
             .env("PAYPAL_WEBHOOK_ID", "1JE4291016473214C")
-            .env("PAYPAL_CERT_DIR", text(directory.path()))
+            .env("PAYPAL_CERT_DIR", text(&certificates))
             .env("PAYPAL_TRUST_ANCHORS_FILE", text(&ca))
             .env("PAYPAL_INTERMEDIATES_FILE", text(&ca))
     })
@@ -71,8 +76,8 @@ async fn webhooks_arrive_by_tls_and_a_new_certificate_needs_no_restart() -> Resu
     assert!(everything.send(&body).await.is_err(), "nothing is spoken but TLS");
     assert_eq!(everything.upstream.requests().len(), 1);
     assert_eq!(end(admin, "GATEWAY_TLS_CERT_FILE").await?, Some(beginning_of(2045)));
-    // The authority's own, whose end nobody chose.
-    for setting in ["PAYPAL_TRUST_ANCHORS_FILE", "PAYPAL_INTERMEDIATES_FILE"] {
+    // Whose end nobody chose.
+    for setting in ["PAYPAL_TRUST_ANCHORS_FILE", "PAYPAL_INTERMEDIATES_FILE", "PAYPAL_CERT_DIR"] {
         assert!(end(admin, setting).await? > Some(beginning_of(2045)), "{setting}");
     }
     assert_eq!(end(admin, "SIDECAR_TLS_CERT_FILE").await?, None, "which was not given");

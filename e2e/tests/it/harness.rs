@@ -32,7 +32,7 @@ async fn databases_are_migrated_and_separate() -> Result<()> {
 #[tokio::test]
 async fn a_cluster_survives_being_killed_and_stopped() -> Result<()> {
     let settings = vec![("work_mem".to_owned(), "5MB".to_owned())];
-    let mut cluster = Cluster::start(Options { fsync: true, settings }).await?;
+    let mut cluster = Cluster::start(Options { fsync: true, settings, ..Options::default() }).await?;
     let url = cluster.url("postgres");
     let mut connection = sqlx::PgConnection::connect(&url).await?;
     let settings: Vec<String> =

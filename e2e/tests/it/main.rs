@@ -29,5 +29,6 @@ mod secrets;
 mod setup;
 mod shutdown;
 mod simulate;
+mod stores_tls;
 mod telemetry;
 mod verify;

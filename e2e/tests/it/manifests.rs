@@ -17,10 +17,10 @@ use anyhow::{Context as _, Result, ensure};
 use oncegate_e2e::program::Oncegate;
 use serde_json::Value;
 
-const RENDERED: [&str; 4] = ["single", "production", "in-pod", "ops"];
+const RENDERED: [&str; 5] = ["single", "production", "example", "in-pod", "ops"];
 
 /// Those with something that serves.
-const SERVING: [&str; 3] = ["single", "production", "in-pod"];
+const SERVING: [&str; 4] = ["single", "production", "example", "in-pod"];
 
 pub(crate) fn read(name: &str) -> Result<Vec<Value>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s/rendered").join(format!("{name}.yaml"));
@@ -88,7 +88,9 @@ pub(crate) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
 }
 
 fn is_ours(container: &Value) -> bool {
-    text(container, "/image").contains("/oncegate:")
+    let image = text(container, "/image");
+    // By tag, or by digest.
+    image.contains("/oncegate:") || image.contains("/oncegate@sha256:")
 }
 
 fn arguments(container: &Value) -> Vec<&str> {
@@ -125,6 +127,32 @@ async fn known_to_the_program(command: &str) -> Result<BTreeSet<String>> {
     ensure!(manual.code == Some(0), "{manual}");
     let names = manual.stdout.split("[env: ").skip(1);
     Ok(names.filter_map(|rest| rest.split(['=', ']']).next()).map(|name| name.trim().to_owned()).collect())
+}
+
+/// The directories below `directory` that have a kustomization.
+fn kustomizations(directory: &Path, names: &mut BTreeSet<String>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            kustomizations(&path, names)?;
+        } else if path.ends_with("kustomization.yaml") {
+            names.extend(directory.file_name().map(|name| name.to_string_lossy().into_owned()));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_kustomization_is_rendered_and_looked_at() -> Result<()> {
+    let k8s = Path::new(env!("CARGO_MANIFEST_DIR")).join("../k8s");
+    let mut names = BTreeSet::new();
+    kustomizations(&k8s, &mut names)?;
+    assert!(names.remove("base"), "which nobody applies as it is");
+    assert_eq!(names, RENDERED.iter().map(|name| (*name).to_owned()).collect());
+    let rendered = fs::read_dir(k8s.join("rendered"))?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    let rendered = rendered.iter().filter_map(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+    assert_eq!(names, rendered.collect());
+    Ok(())
 }
 
 #[tokio::test]
@@ -208,7 +236,7 @@ fn every_pod_is_restricted_and_bounded() -> Result<()> {
 
 #[test]
 fn cleanup_runs_alone_with_a_role_of_its_own() -> Result<()> {
-    for name in ["single", "production"] {
+    for name in ["single", "production", "example"] {
         let documents = read(name)?;
         let cron = of_kind(&documents, "CronJob").next().context("a CronJob that cleans up")?;
         assert_eq!(text(cron, "/spec/concurrencyPolicy"), "Forbid", "{name}");
@@ -224,18 +252,20 @@ fn cleanup_runs_alone_with_a_role_of_its_own() -> Result<()> {
 
 #[test]
 fn production_is_spread_protected_and_scaled() -> Result<()> {
-    let documents = read("production")?;
-    for workload in workloads(&documents).into_iter().filter(Workload::is_deployment) {
-        let owner = &workload.name;
-        let spread = list(workload.pod, "/topologySpreadConstraints");
-        let keys: Vec<_> = spread.iter().map(|spread| text(spread, "/topologyKey")).collect();
-        assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"], "{owner}");
-        for constraint in spread {
-            assert!(network::selects(&constraint["labelSelector"], workload.labels), "{owner}: {constraint}");
-        }
-        let name = owner.trim_start_matches("Deployment ");
-        for kind in ["PodDisruptionBudget", "HorizontalPodAutoscaler"] {
-            assert!(named(&documents, kind, name).is_some(), "{owner} has no {kind}");
+    for overlay in ["production", "example"] {
+        let documents = read(overlay)?;
+        for workload in workloads(&documents).into_iter().filter(Workload::is_deployment) {
+            let owner = format!("{overlay}: {}", workload.name);
+            let spread = list(workload.pod, "/topologySpreadConstraints");
+            let keys: Vec<_> = spread.iter().map(|spread| text(spread, "/topologyKey")).collect();
+            assert_eq!(keys, ["kubernetes.io/hostname", "topology.kubernetes.io/zone"], "{owner}");
+            for constraint in spread {
+                assert!(network::selects(&constraint["labelSelector"], workload.labels), "{owner}: {constraint}");
+            }
+            let name = workload.name.trim_start_matches("Deployment ");
+            for kind in ["PodDisruptionBudget", "HorizontalPodAutoscaler"] {
+                assert!(named(&documents, kind, name).is_some(), "{owner} has no {kind}");
+            }
         }
     }
     Ok(())

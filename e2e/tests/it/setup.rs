@@ -121,6 +121,11 @@ impl Everything {
         Ok(())
     }
 
+    /// The store, to look into.
+    pub(crate) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
     /// Sends a body as Stripe does.
     pub(crate) async fn send(&self, body: &[u8]) -> Result<Answer> {
         send_signed(self.gateway, &stripe::sign(SECRET, body), body).await

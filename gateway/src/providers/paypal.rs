@@ -108,6 +108,14 @@ impl PayPal {
         &self.trust
     }
 
+    /// Where its certificates are kept.
+    pub(crate) fn store(&self) -> Option<&Arc<Store>> {
+        match &self.certificates {
+            Certificates::Store(store) => Some(store),
+            Certificates::Given(_) => None,
+        }
+    }
+
     pub(super) fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
         self.webhook_ids.replace(webhook_ids(secrets, self.environment)?);
         Ok(())

@@ -7,7 +7,8 @@ use super::{Family, Page};
 const EXPIRY: Family = Family::gauge(
     "oncegate_certificate_expiry_timestamp_seconds",
     &["setting"],
-    "When the certificates in use from a file end, in seconds since 1970: of a chain the first, of authorities the last.",
+    "When the certificates in use from a file end, in seconds since 1970: of a chain the first, of authorities the last, and \
+     of the files in PAYPAL_CERT_DIR the last.",
 );
 
 /// All of them.

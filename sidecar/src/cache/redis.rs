@@ -26,6 +26,11 @@ use fred::{
         },
     },
 };
+use oncegate_runtime::{
+    reload::FilesError,
+    tls::{ClientTls, ClientTlsFiles},
+};
+use rustls::ClientConfig;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +60,7 @@ const WRITE: &str = include_str!("redis/write.lua");
 #[derive(Clone)]
 pub struct RedisOptions {
     config: Config,
+    tls: Option<ClientTls>,
 }
 
 impl fmt::Debug for RedisOptions {
@@ -72,16 +78,48 @@ impl fmt::Debug for RedisOptions {
 )]
 pub struct RedisUrlError;
 
+/// Redis cannot be used as it is configured.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisOptionsError {
+    /// By its URL.
+    #[error(transparent)]
+    Url(#[from] RedisUrlError),
+    /// By the files for TLS, or the system's trust roots.
+    #[error("begins with rediss://, and TLS cannot be set up")]
+    Tls(#[source] FilesError),
+}
+
+/// The URL without its TLS, if it says that there is to be some.
+fn in_the_clear(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let scheme = scheme.to_ascii_lowercase();
+    [("rediss", "redis"), ("valkeys", "valkey")]
+        .iter()
+        .find_map(|(by_tls, plain)| Some(format!("{plain}{}://{rest}", scheme.strip_prefix(by_tls)?)))
+}
+
 impl RedisOptions {
-    /// One server, Sentinel or Cluster, as the URL says (C5).
+    /// One server, Sentinel or Cluster, as the URL says (C5); with these certificates, where it says TLS. They are read now.
     ///
     /// # Errors
-    /// When it is none.
-    pub fn from_url(url: &str) -> Result<RedisOptions, RedisUrlError> {
-        let mut config = Config::from_url(url).map_err(|_| RedisUrlError)?;
+    /// When it is none, or TLS cannot be set up.
+    pub fn from_url(url: &str, certificates: &ClientTlsFiles) -> Result<RedisOptions, RedisOptionsError> {
+        // The library's own way to TLS takes the system's roots alone, and fails if it does not like a single one.
+        let by_tls = in_the_clear(url);
+        let mut config = Config::from_url(by_tls.as_deref().unwrap_or(url)).map_err(|_| RedisUrlError)?;
         // That one is about the first connection: Redis is not needed at start (C4).
         config.fail_fast = false;
-        Ok(RedisOptions { config })
+        let tls = match by_tls {
+            None => None,
+            Some(_) => Some(ClientTls::read(certificates, &[]).map_err(RedisOptionsError::Tls)?),
+        };
+        config.tls = tls.as_ref().map(|tls| ClientConfig::clone(&tls.config()).into());
+        Ok(RedisOptions { config, tls })
+    }
+
+    /// The certificates that TLS is spoken with, if it is.
+    pub fn tls(&self) -> Option<&ClientTls> {
+        self.tls.as_ref()
     }
 
     /// With a password where there is none yet; None where there is another one.
@@ -103,7 +141,7 @@ impl RedisOptions {
             server: ServerConfig::new_centralized(host, port),
             ..Config::default()
         };
-        RedisOptions { config }
+        RedisOptions { config, tls: None }
     }
 }
 
@@ -386,12 +424,37 @@ async fn write(client: &Client, puts: &[Put]) -> Result<(), fred::error::Error> 
 
 #[cfg(test)]
 mod tests {
-    use super::RedisOptions;
+    use oncegate_runtime::tls::ClientTlsFiles;
+
+    use super::{RedisOptions, RedisOptionsError, in_the_clear};
+
+    #[test]
+    fn tls_is_spoken_where_the_url_says_so() {
+        for (url, plain) in [
+            ("redis://localhost", None),
+            ("valkey-cluster://localhost?node=rediss", None),
+            ("rediss://:rediss@localhost:6379/1", Some("redis://:rediss@localhost:6379/1")),
+            ("REDISS-Cluster://localhost", Some("redis-cluster://localhost")),
+            (
+                "rediss-sentinel://localhost?sentinelServiceName=x",
+                Some("redis-sentinel://localhost?sentinelServiceName=x"),
+            ),
+            ("valkeys://localhost", Some("valkey://localhost")),
+        ] {
+            assert_eq!(in_the_clear(url).as_deref(), plain, "{url}");
+        }
+        let missing = ClientTlsFiles { ca: Some("/nonexistent".into()), identity: None };
+        assert!(RedisOptions::from_url("redis://localhost", &missing).is_ok_and(|options| options.tls().is_none()));
+        let by_tls = RedisOptions::from_url("rediss://localhost", &missing);
+        assert!(matches!(by_tls, Err(RedisOptionsError::Tls(_))), "{by_tls:?}");
+        assert!(matches!(RedisOptions::from_url("http:", &missing), Err(RedisOptionsError::Url(_))));
+    }
 
     #[test]
     fn a_password_goes_with_a_url_that_has_none_and_never_against_one() {
         let known = |url: &str, password: &str| {
-            let options = RedisOptions::from_url(url).expect("a URL").with_password(password)?;
+            let options =
+                RedisOptions::from_url(url, &ClientTlsFiles::default()).expect("a URL").with_password(password)?;
             options.config.password
         };
         assert_eq!(known("redis://localhost:6379", "a-password").as_deref(), Some("a-password"));

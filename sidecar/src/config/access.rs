@@ -51,11 +51,11 @@ impl Access {
 
 pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     let tls = tls(options, checks);
-    let directory = options.sidecar_tokens_file.as_deref().filter(|path| given(path)).and_then(|path| {
+    let directory = options.sidecar_tokens_file.as_deref().filter(|path| is_given(path)).and_then(|path| {
         let read = Directory::read(path.to_owned());
         read.map_err(|error| checks.problem("SIDECAR_TOKENS_FILE", chain(&error))).ok()
     });
-    let has_client_ca = options.sidecar_tls_client_ca_file.as_deref().is_some_and(given);
+    let has_client_ca = options.sidecar_tls_client_ca_file.as_deref().is_some_and(is_given);
     if let Some(directory) = &directory
         && directory.current().has_certificates()
         && !has_client_ca
@@ -72,11 +72,11 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     );
     if !options.sidecar_listen.is_local() && !options.insecure {
         let mut missing = Vec::new();
-        if !options.sidecar_tls_cert_file.as_deref().is_some_and(given) {
+        if !options.sidecar_tls_cert_file.as_deref().is_some_and(is_given) {
             missing.push("TLS (SIDECAR_TLS_CERT_FILE, SIDECAR_TLS_KEY_FILE)");
         }
         // Client certificates alone say who calls, and not what they may: every holder of one could Resolve and Cleanup.
-        if !options.sidecar_tokens_file.as_deref().is_some_and(given) {
+        if !options.sidecar_tokens_file.as_deref().is_some_and(is_given) {
             missing.push("a list of who may call what (SIDECAR_TOKENS_FILE)");
         }
         if !missing.is_empty() {
@@ -95,9 +95,8 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
 }
 
 fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
-    let given = |path: &Option<PathBuf>| path.clone().filter(|path| given(path));
-    let client_ca = given(&options.sidecar_tls_client_ca_file);
-    match (given(&options.sidecar_tls_cert_file), given(&options.sidecar_tls_key_file)) {
+    let client_ca = given(options.sidecar_tls_client_ca_file.clone());
+    match (given(options.sidecar_tls_cert_file.clone()), given(options.sidecar_tls_key_file.clone())) {
         (None, None) => {
             if client_ca.is_some() {
                 checks.problem("SIDECAR_TLS_CLIENT_CA_FILE", "given without SIDECAR_TLS_CERT_FILE: there is no TLS");
@@ -132,11 +131,15 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
 }
 
 /// A blank in a composed environment switches a setting off.
-fn given(path: &Path) -> bool {
+pub(super) fn given(path: Option<PathBuf>) -> Option<PathBuf> {
+    path.filter(|path| is_given(path))
+}
+
+fn is_given(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
 
-fn chain(error: &dyn StdError) -> String {
+pub(super) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

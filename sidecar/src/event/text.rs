@@ -10,7 +10,7 @@ pub enum State {
     /// One caller holds the lock. Leaves by a Mark, by a takeover after expiry, or, expired at the cap, to dead.
     /// If the holder dies, the expiry lets the next caller in.
     Processing,
-    /// Done. Leaves only by a forced Resolve.
+    /// Done. Leaves only by a forced Resolve, or by Cleanup, as the next ones do.
     Completed,
     /// The last attempt failed. Leaves by CheckAndLock once `retry_time` has passed, or by Resolve.
     Failed,
@@ -34,6 +34,14 @@ impl State {
             State::Failed => "failed",
             State::Unknown => "unknown",
             State::Dead => "dead",
+        }
+    }
+
+    /// Whether Cleanup may delete an event that stands there: nobody is at work, and nobody is about to be.
+    pub fn is_deletable(self) -> bool {
+        match self {
+            State::Pending | State::Processing => false,
+            State::Completed | State::Failed | State::Unknown | State::Dead => true,
         }
     }
 

@@ -16,6 +16,7 @@ use oncegate_runtime::{reload::Files, server::Peer};
 use tonic::{Code, Status, codegen::http};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use super::audit;
 use crate::{
     access::{Directory, Identity, Method, Tenants, Unknown},
     metrics::Metrics,
@@ -24,6 +25,9 @@ use crate::{
 /// Refusals of strangers that are logged one by one in a second; of further ones, the number. Whoever is known is never
 /// left out.
 const STRANGERS_LOGGED: u64 = 100;
+
+/// Letters of a tenant that are logged of a call that was denied for it; no tenant has more.
+const TENANT_LOGGED: usize = 64;
 
 /// What keeps the door, for all connections.
 pub(crate) struct Door {
@@ -42,12 +46,12 @@ impl Door {
 #[derive(Clone)]
 pub(super) struct Guard {
     door: Arc<Door>,
-    peer: Peer,
+    peer: Arc<Peer>,
 }
 
 impl Guard {
     pub(super) fn new(door: Arc<Door>, peer: Peer) -> Self {
-        Self { door, peer }
+        Self { door, peer: Arc::new(peer) }
     }
 
     /// Lets a request in, with its caller as an extension, or says why not.
@@ -67,13 +71,13 @@ impl Guard {
             Ok(identity) => identity,
             Err(unknown) => return Err(self.stranger(path, &unknown)),
         };
-        let caller = Caller { identity, metrics: self.door.metrics.clone() };
+        let caller = Caller { identity, peer: self.peer.clone(), metrics: self.door.metrics.clone() };
         if !caller.identity.role.permits(method) {
             let why = format!("the role {} does not permit it", caller.identity.role);
-            return Err(caller.denied(path, &why));
+            return Err(caller.denied(path, None, &why));
         }
         if matches!(method, Method::Resolve | Method::Cleanup) {
-            // What is done by hand, or deletes, has a line of its own (W20).
+            // What is done by hand, or deletes, is known to have begun also if this process does not live to tell its end (W20).
             tracing::info!(caller = caller.identity.name, method = path, peer = %self.peer, "an operator calls");
         }
         request.extensions_mut().insert(caller);
@@ -93,7 +97,16 @@ impl Guard {
         };
         if let Some(unreported) = self.door.strangers.pass() {
             // The path is the caller's own text: printed as a value, never as a format.
-            tracing::warn!(caller = who, ?method, peer = %self.peer, why, unreported, "a call was denied");
+            tracing::warn!(
+                target: audit::TARGET,
+                caller = who,
+                ?method,
+                peer = %self.peer,
+                why,
+                unreported,
+                outcome = reason::UNAUTHENTICATED,
+                "a call was denied"
+            );
         }
         refused(Code::Unauthenticated, reason::UNAUTHENTICATED, why)
     }
@@ -103,13 +116,34 @@ impl Guard {
 #[derive(Clone)]
 pub(super) struct Caller {
     identity: Arc<Identity>,
+    peer: Arc<Peer>,
     metrics: Arc<Metrics>,
 }
 
 impl Caller {
-    fn denied(&self, method: &str, why: &str) -> Status {
+    /// For logs.
+    pub(super) fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    pub(super) fn peer(&self) -> &Arc<Peer> {
+        &self.peer
+    }
+
+    /// `tenant` is what was asked for, where that is known by now.
+    fn denied(&self, method: &str, tenant: Option<&str>, why: &str) -> Status {
         self.metrics.permission_denied.add();
-        tracing::warn!(caller = self.identity.name, ?method, why, "a call was denied");
+        tracing::warn!(
+            target: audit::TARGET,
+            caller = self.identity.name,
+            ?method,
+            // The caller's own text, of any length.
+            tenant = tenant.map(|tenant| tenant.chars().take(TENANT_LOGGED).collect::<String>()),
+            peer = %self.peer,
+            why,
+            outcome = reason::PERMISSION_DENIED,
+            "a call was denied"
+        );
         refused(Code::PermissionDenied, reason::PERMISSION_DENIED, why)
     }
 
@@ -120,7 +154,7 @@ impl Caller {
         if self.identity.tenants.include(tenant) {
             return Ok(());
         }
-        Err(self.denied(method, "the event belongs to a tenant of somebody else"))
+        Err(self.denied(method, Some(tenant), "the event belongs to a tenant of somebody else"))
     }
 
     /// The tenant of a listing: whoever is bound to one tenant gets that one's without naming it.
@@ -132,7 +166,7 @@ impl Caller {
                     tenant.clone_from(only);
                     Ok(())
                 }
-                _ => Err(self.denied(method, "the tenants of everybody were asked for: name one")),
+                _ => Err(self.denied(method, None, "the tenants of everybody were asked for: name one")),
             },
             Tenants::Only(_) => self.of_tenant(method, tenant),
         }

@@ -6,8 +6,15 @@ use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::Span;
 
-use super::{access, convert, page_token, quota::TenantQuota, validate};
+use super::{
+    access,
+    audit::{self, Who},
+    convert, page_token,
+    quota::TenantQuota,
+    validate,
+};
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
@@ -183,17 +190,13 @@ impl IdempotencyService for Api {
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
         access::event(&request, "Resolve", |request| request.key.as_ref())?;
-        let resolve = validate::resolve(request.into_inner())?;
-        let (to, actor) = (resolve.to, resolve.actor.clone());
-        let event = self.coordinator.resolve(resolve).await?;
+        let who = Who::of(&request);
+        let resolve =
+            validate::resolve(request.into_inner()).inspect_err(|status| audit::refused(&who, "Resolve", status))?;
+        let (to, decision) = (resolve.to, audit::Decision::new(who, &resolve));
+        let span = Span::current();
+        let event = self.coordinator.resolve(resolve, move |answer| span.in_scope(|| decision.ended(answer))).await?;
         self.metrics.resolved(to.state());
-        tracing::info!(
-            provider = event.key.provider,
-            fencing_token = event.fencing_token,
-            to = to.state().as_str(),
-            actor,
-            "an event was resolved by hand"
-        );
         Ok(Response::new(v1::ResolveResponse { event: Some(convert::event(event).0) }))
     }
 
@@ -215,10 +218,10 @@ impl IdempotencyService for Api {
 
     async fn cleanup(&self, mut request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
         access::listing(&mut request, "Cleanup", |request| &mut request.tenant)?;
-        let wanted = validate::cleanup(request.into_inner(), &self.policy).inspect_err(|status| {
+        let who = Who::of(&request);
+        let wanted = validate::cleanup(request.into_inner(), &self.policy)
             // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
-            tracing::warn!(reason = status.message(), "a cleanup was refused");
-        })?;
+            .inspect_err(|status| audit::refused(&who, "Cleanup", status))?;
         let now = self.coordinator.now().await?;
         let scope = CleanupScope {
             tenant: wanted.tenant,
@@ -232,7 +235,7 @@ impl IdempotencyService for Api {
         let (progress, stream) = mpsc::channel(1);
         let coordinator = self.coordinator.clone();
         let (metrics, dry_run, mut deleted) = (self.metrics.clone(), scope.dry_run, 0);
-        tokio::spawn(cleanup::run(coordinator, scope, move |update: cleanup::Update<'_>| {
+        let tell = move |update: cleanup::Update<'_>| {
             if !dry_run {
                 metrics.cleaned(&update, &mut deleted);
             }
@@ -242,7 +245,11 @@ impl IdempotencyService for Api {
             };
             let progress = progress.clone();
             async move { progress.send(message).await.is_ok() }
-        }));
+        };
+        tokio::spawn(async move {
+            let (totals, end) = cleanup::run(coordinator, &scope, tell).await;
+            audit::cleanup(&who, &scope, &totals, &end);
+        });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

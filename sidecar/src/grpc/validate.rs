@@ -389,7 +389,7 @@ pub(crate) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cl
     let older_than = fields.duration("older_than", request.older_than, policy.retention_min..=CLEANUP_AGE_MAX);
     let mut wanted = states(&mut fields, &request.states);
     for state in &wanted {
-        if matches!(state, State::Processing | State::Pending) {
+        if !state.is_deletable() {
             fields.violation("states", format!("{} is never deleted", super::convert::state(*state).as_str_name()));
         }
     }

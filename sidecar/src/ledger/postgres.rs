@@ -21,6 +21,8 @@ mod timings;
 mod writer;
 
 use std::{
+    net::IpAddr,
+    path::PathBuf,
     str::FromStr as _,
     sync::{
         Arc,
@@ -30,7 +32,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio::sync::{broadcast, watch};
 
 pub use check::check;
@@ -108,6 +110,7 @@ impl PostgresLedger {
     /// When the URL is none, the database cannot be reached, is read-only, or its schema does not fit.
     pub async fn connect(url: &str, settings: &PostgresSettings) -> Result<PostgresLedger, OpenError> {
         let options = options(url)?;
+        warn_if_unverified(&options);
         // Before anything of the schema is used.
         migrate::check(&options).await?;
         let writes = options.clone().application_name("oncegate-writer");
@@ -146,6 +149,51 @@ impl PostgresLedger {
 /// Parses a URL.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
     Ok(PgConnectOptions::from_str(url).map_err(OpenError::Url)?.application_name("oncegate"))
+}
+
+/// The files that TLS to the database takes its certificates from, by the names that the URL has for them. None where the
+/// server is not verified: then they are not read.
+pub(crate) fn certificate_files(url: &str) -> Vec<(CertificateFile, PathBuf)> {
+    if !options(url).is_ok_and(|options| is_verified(&options)) {
+        return Vec::new();
+    }
+    let query = url.split_once('?').map_or("", |(_, query)| query.split('#').next().unwrap_or_default());
+    let mut files: Vec<(CertificateFile, PathBuf)> = Vec::new();
+    for (name, path) in form_urlencoded::parse(query.as_bytes()) {
+        let file = match &*name {
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => CertificateFile::Authorities,
+            "sslcert" | "ssl-cert" => CertificateFile::Own,
+            _ => continue,
+        };
+        // Of two the connection takes the last.
+        files.retain(|(known, _)| *known != file);
+        files.push((file, PathBuf::from(path.into_owned())));
+    }
+    files
+}
+
+/// What a file is to the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CertificateFile {
+    /// What the server's certificate has to lead to.
+    Authorities,
+    /// The sidecar's own.
+    Own,
+}
+
+fn is_verified(options: &PgConnectOptions) -> bool {
+    matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull)
+}
+
+/// Says so where anybody could be the database: sqlx takes any certificate, or none, unless told to verify it.
+fn warn_if_unverified(options: &PgConnectOptions) {
+    let host = options.get_host();
+    let is_local = options.get_socket().is_some()
+        || host == "localhost"
+        || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    if !is_local && !is_verified(options) {
+        tracing::warn!(host, "the database is not verified: add sslmode=verify-full, and sslrootcert, to its URL");
+    }
 }
 
 #[async_trait]
@@ -252,5 +300,31 @@ impl Ledger for PostgresLedger {
         self.notifier.close();
         self.reader.close().await;
         self.replays.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        CertificateFile::{Authorities, Own},
+        certificate_files,
+    };
+
+    #[test]
+    fn certificates_are_read_where_the_server_is_verified() {
+        let both = "sslrootcert=/a/ca%20file&sslcert=/a/own&sslkey=/a/key";
+        let files = [(Authorities, "/a/ca file".into()), (Own, "/a/own".into())];
+        for mode in ["verify-full", "verify-ca"] {
+            let url = format!("postgres://db.example/x?sslrootcert=/overridden&sslmode={mode}&{both}#part");
+            assert_eq!(certificate_files(&url), files);
+        }
+        for url in [
+            format!("postgres://db.example/x?{both}"),
+            format!("postgres://db.example/x?sslmode=require&{both}"),
+            "postgres://db.example/x?sslmode=verify-full".to_owned(),
+            format!("no URL?sslmode=verify-full&{both}"),
+        ] {
+            assert_eq!(certificate_files(&url), [], "{url}");
+        }
     }
 }

@@ -30,8 +30,19 @@ pub enum Update<'a> {
     Failed(Error),
 }
 
-/// Runs a Cleanup to its end, or until `tell` says that nobody listens.
-pub async fn run<F, T>(coordinator: Arc<Coordinator>, scope: CleanupScope, mut tell: F)
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// Nothing is left to look at.
+    Done,
+    /// Nobody listened any more.
+    CallerGone,
+    /// The ledger failed.
+    Failed(Error),
+}
+
+/// Runs a Cleanup to its end, or until `tell` says that nobody listens. Gives the totals of what it did.
+pub async fn run<F, T>(coordinator: Arc<Coordinator>, scope: &CleanupScope, mut tell: F) -> (CleanupProgress, End)
 where
     F: FnMut(Update<'_>) -> T,
     T: Future<Output = bool>,
@@ -50,7 +61,7 @@ where
         let begun = Instant::now();
         let stepped = {
             let _step = load.as_ref().map(|load| load.step());
-            coordinator.cleanup_step(&scope, &mut progress).await
+            coordinator.cleanup_step(scope, &mut progress).await
         };
         let step = begun.elapsed();
         match stepped {
@@ -64,24 +75,18 @@ where
                 continue;
             }
             Err(error) => {
-                tell(Update::Failed(error)).await;
-                return;
+                tell(Update::Failed(error.clone())).await;
+                return (progress, End::Failed(error));
             }
         }
         if progress.done || told.elapsed() >= REPORT_INTERVAL {
             told = Instant::now();
             if !tell(Update::Progress(&progress)).await {
-                tracing::info!("the cleanup ends early: its caller has gone away");
-                return;
+                return (progress, End::CallerGone);
             }
         }
         if progress.done {
-            let (matched, deleted) = progress
-                .providers
-                .values()
-                .fold((0, 0), |(matched, deleted), totals| (matched + totals.matched, deleted + totals.deleted));
-            tracing::info!(matched, deleted, dry_run = scope.dry_run, "the cleanup is done");
-            return;
+            return (progress, End::Done);
         }
         // The foreground goes first.
         match load.as_ref().map_or(Duration::ZERO, |load| pace.after(step, load.look(&mut seen))) {

@@ -1,5 +1,5 @@
-//! The two roles of the database, as docs/operations.md makes them: the one that takes payments can do all that a sidecar does,
-//! and can change no table.
+//! The roles of the stores, as docs/operations.md makes them: the one that takes payments can do all that a sidecar does with
+//! the database, and can change no table; the one for Redis can do what a cache does.
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{
@@ -8,13 +8,18 @@ use oncegate_api::v1::{
 };
 use oncegate_e2e::{
     eventually, http_client,
-    postgres::{Cluster, Options},
+    postgres::{Cluster, Database, Options},
     program::{Finished, Oncegate, Running},
+    redis::Redis,
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tonic::transport::Channel;
 
 use super::{code_blocks, root};
+use crate::{
+    cases::{self, Sidecar, ask, completion, metric, replay},
+    setup::Ledger,
+};
 
 struct Blocks {
     roles: String,
@@ -193,5 +198,31 @@ async fn no_statement_failed(sidecar: &mut Running) -> Result<()> {
     let finished = sidecar.stop().await?;
     assert_eq!(finished.code, Some(0), "{finished}");
     assert!(!finished.stderr.contains("permission denied"), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cache_needs_no_more_of_redis_than_it_is_granted() -> Result<()> {
+    let text = std::fs::read_to_string(root().join("docs/operations.md"))?;
+    let [grant] = code_blocks(&text, "redis")[..] else { anyhow::bail!("one user is made") };
+    let password = grant.split('>').nth(1).and_then(|rest| rest.split(' ').next()).context("a password")?;
+    let redis = Redis::start().await?;
+    assert_eq!(redis.command(grant.trim()).await?, "+OK");
+    let url = redis.url().replacen("redis://", &format!("redis://oncegate:{password}@"), 1);
+    let ledger = Ledger::Postgres(Database::create().await?);
+    let sidecar = Sidecar::start_with(ledger, |command| command.env("CACHE_SIZE", "0B").env("REDIS_URL", url)).await?;
+    let client = sidecar.client().await?;
+    let token = ask(&client, cases::claim("evt_1", "first")).await?.lock.context("the lock")?.fencing_token;
+    client.clone().mark_completed(completion("evt_1", token)).await?;
+    let hits = async || metric(&sidecar, "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}").await;
+    let asked_again = async || {
+        ask(&client, cases::claim("evt_1", "again")).await.ok()?;
+        hits().await.ok().filter(|hits| *hits > 0)
+    };
+    eventually("a duplicate is answered by Redis", asked_again).await;
+    client.clone().resolve(replay("evt_1")).await?;
+    assert_eq!(ask(&client, cases::claim("evt_1", "after")).await?.decision(), Decision::Acquired);
+    // Nothing that it tried was refused.
+    assert_eq!(redis.command("ACL LOG").await?, "*0");
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use oncegate_e2e::{eventually, postgres::Database, redis::Redis, upstream};
+use oncegate_runtime::tls::ClientTlsFiles;
 use oncegate_sidecar::{
     cache::{Cache, CacheSettings, RedisOptions, stats::CacheStats},
     coordinator::{Answer, Coordinator, Limits},
@@ -142,7 +143,7 @@ impl Cached {
         let ledger = Arc::new(PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap());
         let settings = CacheSettings {
             memory_bytes_max,
-            redis: Some(RedisOptions::from_url(redis).unwrap()),
+            redis: Some(RedisOptions::from_url(redis, &ClientTlsFiles::default()).unwrap()),
             ..CacheSettings::default()
         };
         let cache = Cache::new(&settings, ledger.standing()).unwrap();
@@ -201,7 +202,7 @@ impl Ledger for Cached {
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
-        self.coordinator.resolve(resolve).await
+        self.coordinator.resolve(resolve, |_| {}).await
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {

@@ -51,7 +51,7 @@ fn found<'a>(documents: &'a [Value], selector: &Value) -> Vec<Workload<'a>> {
 
 #[test]
 fn services_and_those_who_ask_them_fit_together() -> Result<()> {
-    for name in ["single", "production"] {
+    for name in ["single", "production", "example"] {
         let documents: Vec<Value> = [read(name)?, read("ops")?].concat();
         for service in of_kind(&documents, "Service") {
             let selector = serde_json::json!({ "matchLabels": service["spec"]["selector"] });
@@ -85,7 +85,7 @@ fn services_and_those_who_ask_them_fit_together() -> Result<()> {
 
 #[test]
 fn the_ingress_leads_to_the_routes_and_nowhere_else() -> Result<()> {
-    for name in ["single", "production"] {
+    for name in ["single", "production", "example"] {
         let documents = read(name)?;
         let ingress = of_kind(&documents, "Ingress").next().context("an Ingress")?;
         let mut paths = BTreeSet::new();
@@ -107,29 +107,38 @@ fn the_ingress_leads_to_the_routes_and_nowhere_else() -> Result<()> {
             }
         }
         let providers = ["flutterwave", "paypal", "paystack", "stripe"];
-        assert_eq!(paths, providers.map(|provider| format!("/webhooks/payments/{provider}")).into(), "{name}");
+        // The route of the file of ONCEGATE_CONFIG that it shows.
+        let more = (name == "example").then_some("billing");
+        let routes = providers.into_iter().chain(more).map(|route| format!("/webhooks/payments/{route}"));
+        assert_eq!(paths, routes.collect(), "{name}");
     }
     Ok(())
 }
 
 #[test]
 fn budgets_and_autoscalers_find_their_deployments() -> Result<()> {
-    let documents = read("production")?;
-    for budget in of_kind(&documents, "PodDisruptionBudget") {
-        let [protected] = &found(&documents, &budget["spec"]["selector"])[..] else {
+    for overlay in ["production", "example"] {
+        find_their_deployments(&read(overlay)?)?;
+    }
+    Ok(())
+}
+
+fn find_their_deployments(documents: &[Value]) -> Result<()> {
+    for budget in of_kind(documents, "PodDisruptionBudget") {
+        let [protected] = &found(documents, &budget["spec"]["selector"])[..] else {
             anyhow::bail!("one Deployment has to be protected by {budget}");
         };
         assert_eq!(protected.name, format!("Deployment {}", text(budget, "/metadata/name")));
     }
-    for scaler in of_kind(&documents, "HorizontalPodAutoscaler") {
+    for scaler in of_kind(documents, "HorizontalPodAutoscaler") {
         let target = &scaler["spec"]["scaleTargetRef"];
-        let scaled = named(&documents, text(target, "/kind"), text(target, "/name")).context("what is scaled")?;
+        let scaled = named(documents, text(target, "/kind"), text(target, "/name")).context("what is scaled")?;
         assert_eq!(scaled["apiVersion"], target["apiVersion"], "{scaler}");
         assert_eq!(scaled["metadata"]["name"], scaler["metadata"]["name"], "{scaler}");
         // A number of its own would undo the autoscaler's work with each apply.
         assert!(scaled["spec"].get("replicas").is_none(), "{scaled}");
         let (least, most) = (scaler["spec"]["minReplicas"].as_u64(), scaler["spec"]["maxReplicas"].as_u64());
-        let budget = named(&documents, "PodDisruptionBudget", text(target, "/name")).context("a budget")?;
+        let budget = named(documents, "PodDisruptionBudget", text(target, "/name")).context("a budget")?;
         assert!(least > budget["spec"]["maxUnavailable"].as_u64() && least < most, "{scaler}");
     }
     Ok(())

@@ -135,13 +135,19 @@ fn what_goes_out_goes_to_what_the_settings_name() -> Result<()> {
 /// The only pod that asks with the operator's token reaches the sidecars, and nobody reaches it.
 #[test]
 fn the_operators_pod_is_a_client_and_nothing_else() -> Result<()> {
-    let documents = all("production")?;
-    let ops = workloads(&documents).into_iter().find(|workload| workload.name == "Pod oncegate-ops");
+    for overlay in ["production", "example"] {
+        is_a_client_and_nothing_else(&all(overlay)?)?;
+    }
+    Ok(())
+}
+
+fn is_a_client_and_nothing_else(documents: &[Value]) -> Result<()> {
+    let ops = workloads(documents).into_iter().find(|workload| workload.name == "Pod oncegate-ops");
     let ops = ops.context("the operators' pod")?;
     assert_eq!(text(ops.labels, "/oncegate.dev~1client"), "true");
     assert!(ops.pod["activeDeadlineSeconds"].is_u64(), "it ends by itself");
-    assert!(rules(&documents, ops.labels, "ingress").is_empty());
-    for workload in workloads(&documents).iter().filter(|workload| workload.name != ops.name) {
+    assert!(rules(documents, ops.labels, "ingress").is_empty());
+    for workload in workloads(documents).iter().filter(|workload| workload.name != ops.name) {
         let items = list(workload.pod, "/volumes").iter().flat_map(|volume| list(volume, "/secret/items"));
         assert!(items.clone().all(|item| item["key"] != "operator"), "{}", workload.name);
         // A Secret with several tokens is never mounted whole.

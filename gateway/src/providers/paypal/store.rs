@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -35,6 +38,9 @@ const FLIGHTS_MAX: usize = 4;
 const FETCHES_BURST: u32 = 10;
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
+/// Files of a directory that are looked at for when they end. Nobody needs more than a few.
+const FILES_MAX: usize = 64;
+
 /// Where certificates come from.
 pub(crate) enum Source {
     /// PayPal.
@@ -56,6 +62,8 @@ pub(crate) struct Store {
     trust: Arc<Trust>,
     state: Mutex<State>,
     reports: Throttle,
+    /// When the directory's certificates end; 0: there are none.
+    directory_end: AtomicU64,
 }
 
 struct State {
@@ -84,7 +92,30 @@ impl Store {
             fetches_left: FETCHES_BURST,
             refilled: Instant::now(),
         };
-        Arc::new(Self { source, trust, state: Mutex::new(state), reports: Throttle::default() })
+        let (state, reports) = (Mutex::new(state), Throttle::default());
+        let store = Self { source, trust, state, reports, directory_end: AtomicU64::new(0) };
+        store.look();
+        Arc::new(store)
+    }
+
+    /// When PayPal's certificates in the directory end, in seconds since 1970, as of the last look: the last of them, since
+    /// one that is replaced stays beside its successor. None without such a directory, or such a file in it.
+    pub(crate) fn directory_end(&self) -> Option<u64> {
+        Some(self.directory_end.load(Relaxed)).filter(|end| *end > 0)
+    }
+
+    /// Whether there is a directory to look at.
+    pub(crate) fn has_directory(&self) -> bool {
+        matches!(self.source, Source::Directory(_))
+    }
+
+    /// Looks at the directory now; blocks on the file system.
+    pub(crate) fn look(&self) {
+        let Source::Directory(directory) = &self.source else { return };
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().take(FILES_MAX);
+        let files = entries.map(|entry| entry.path()).filter(|path| path.is_file());
+        let ends = files.filter_map(|path| self.trust.end(&Chain::parse(&read_file(&path)?)?));
+        self.directory_end.store(ends.max().unwrap_or(0), Relaxed);
     }
 
     /// The certificate at `url`, trusted at `now`. Has to be called inside a tokio runtime.

@@ -93,8 +93,7 @@ impl Trust {
             None,
         )
         .map_err(untrusted)?;
-        // Compared whole: a wildcard for all of PayPal's hosts is not the key that signs messages.
-        if !leaf.valid_dns_names().any(|name| name.eq_ignore_ascii_case(self.name)) {
+        if !self.is_named(&leaf) {
             return Err(Refusal::UntrustedCertificate);
         }
         let key = PublicEncryptingKey::from_der(&leaf.subject_public_key_info());
@@ -102,6 +101,20 @@ impl Trust {
             return Err(Refusal::UntrustedCertificate);
         }
         Ok(())
+    }
+
+    /// When a chain of PayPal's ends, in seconds since 1970, also where that has passed. None for anybody else's.
+    pub(crate) fn end(&self, chain: &Chain) -> Option<u64> {
+        if !self.is_named(&EndEntityCert::try_from(&chain.leaf).ok()?) {
+            return None;
+        }
+        let whole = std::iter::once(&chain.leaf).chain(&chain.rest);
+        whole.filter_map(|certificate| tls::first_end(std::slice::from_ref(certificate))).min()
+    }
+
+    /// Compared whole: a wildcard for all of PayPal's hosts is not the key that signs messages.
+    fn is_named(&self, leaf: &EndEntityCert<'_>) -> bool {
+        leaf.valid_dns_names().any(|name| name.eq_ignore_ascii_case(self.name))
     }
 }
 

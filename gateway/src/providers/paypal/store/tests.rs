@@ -140,3 +140,29 @@ async fn a_directory_is_all_that_is_asked_where_there_is_one() {
         assert_eq!(store.get(&url(name), now()).await.err(), Some(Refusal::CertUnavailable), "{name}");
     }
 }
+
+#[tokio::test]
+async fn the_end_of_what_is_in_the_directory_is_that_of_the_last_of_paypals() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    let at = |year: i32| u64::try_from(rcgen::date_time_ymd(year, 1, 1).unix_timestamp()).ok();
+    let put = |file: &str, name: &str, year: i32| {
+        let leaf = authority.leaf(name, |params| params.not_after = rcgen::date_time_ymd(year, 1, 1));
+        std::fs::write(directory.path().join(file), leaf).unwrap();
+    };
+    put("of-somebody", "elsewhere.example", 2050);
+    std::fs::write(directory.path().join("README"), "no certificate").unwrap();
+    std::fs::create_dir(directory.path().join("older")).unwrap();
+    let source = Source::Directory(directory.path().to_owned());
+    let store = Store::new(source, Arc::new(authority.trust(Environment::Live)));
+    assert_eq!(store.directory_end(), None);
+    // Also of one that is over: that is what somebody has to hear of.
+    for (file, year) in [("CERT-1", 2026), ("CERT-2.pem", 2045)] {
+        put(file, NAME, year);
+        store.look();
+        assert_eq!(store.directory_end(), at(year));
+    }
+    std::fs::remove_file(directory.path().join("CERT-2.pem")).unwrap();
+    store.look();
+    assert_eq!(store.directory_end(), at(2026));
+}

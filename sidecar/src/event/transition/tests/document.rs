@@ -1,5 +1,7 @@
 //! The tables of `docs/states.md` against the rules.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 const DOCUMENT: &str = include_str!("../../../../../docs/states.md");
@@ -92,4 +94,85 @@ fn resolve_permits_what_the_document_says() {
             assert_eq!(applies(false), said && !with_force, "{name} to {to:?}");
         }
     }
+}
+
+/// A change of state that the rules permit: from which, by what call, into which. None: absent.
+type Edge = (Option<State>, &'static str, Option<State>);
+
+/// All of them.
+fn edges() -> Vec<Edge> {
+    let mut edges: Vec<Edge> = vec![];
+    for shape in [None].into_iter().chain(Shape::ALL.map(Some)) {
+        let event = shape.map(Shape::event);
+        let from = shape.map(Shape::state);
+        for (claim_id, attempts_max) in [("own", 0), ("other", 0), ("own", ATTEMPTS), ("other", ATTEMPTS)] {
+            let request = Claim { attempts_max, ..claim_by(claim_id) };
+            match claim(event.as_ref(), false, &request, NOW) {
+                ClaimStep::Insert | ClaimStep::Grant => edges.push((from, "CheckAndLock", Some(State::Processing))),
+                ClaimStep::Bury => edges.push((from, "CheckAndLock", Some(State::Dead))),
+                ClaimStep::Keep(_) | ClaimStep::Refuse(_) => {}
+            }
+            for ending in endings() {
+                let call = if ending.outcome() == Outcome::Completed { "MarkCompleted" } else { "MarkFailed" };
+                if let MarkStep::Apply(to) =
+                    mark(event.as_ref(), None, &Mark { attempts_max, ..mark_of(TOKEN, ending) })
+                {
+                    edges.push((from, call, Some(to)));
+                }
+            }
+        }
+        for (to, force) in TARGETS.into_iter().flat_map(|to| [(to, false), (to, true)]) {
+            if resolve(event.as_ref(), None, &resolve_to(to, force, None), NOW) == ResolveStep::Apply {
+                edges.push((from, "Resolve", Some(to.state())));
+            }
+        }
+    }
+    edges.extend(
+        State::ALL.into_iter().filter(|state| state.is_deletable()).map(|state| (Some(state), "Cleanup", None)),
+    );
+    edges
+}
+
+/// The calls that a cell names.
+fn calls(cell: &str) -> BTreeSet<&'static str> {
+    let all = ["CheckAndLock", "MarkCompleted", "MarkFailed", "Resolve", "Cleanup"];
+    all.into_iter().filter(|call| cell.contains(call)).collect()
+}
+
+#[test]
+fn who_enters_and_who_leaves_a_state_is_what_the_document_says() {
+    let edges = edges();
+    let states = [None].into_iter().chain(State::ALL.map(Some));
+    for (row, state) in table("| state | means |").iter().zip(states) {
+        let (enters, leaves) = (row[2], row[3]);
+        let entering = edges.iter().filter(|(_, _, to)| *to == state);
+        assert_eq!(calls(enters), entering.map(|(_, call, _)| *call).collect(), "who enters {state:?}: {enters}");
+        let leaving = || edges.iter().filter(|(from, _, _)| *from == state);
+        assert_eq!(calls(leaves), leaving().map(|(_, call, _)| *call).collect(), "who leaves {state:?}: {leaves}");
+        // Where a claim leads to, but for a takeover, which leads to where it began.
+        for to in State::ALL.into_iter().filter(|to| Some(*to) != state) {
+            let leads = leaving().any(|edge| *edge == (state, "CheckAndLock", Some(to)));
+            assert_eq!(leaves.contains(&format!("to {}", called(to))), leads, "{state:?} to {to}: {leaves}");
+        }
+        // What a person decides, by the command's own words.
+        if let Some(state) = state.filter(|_| calls(enters).contains("Resolve")) {
+            assert!(enters.contains(&format!("Resolve `--to {state}`")), "{state}: {enters}");
+        }
+        // The kinds of failures.
+        for (kind, attempts_max, word) in [
+            (FailureKind::Retryable, 0, "retryable"),
+            (FailureKind::Retryable, ATTEMPTS, "MarkFailed at the cap"),
+            (FailureKind::Terminal, 0, "terminal"),
+            (FailureKind::Unknown, 0, "MarkFailed unknown"),
+        ] {
+            let ending = Ending::Failed { kind, error: None, retry_after: None };
+            let leads = Some(ended_state(&ProcessingLive.event(), &ending, attempts_max)) == state;
+            assert_eq!(enters.contains(word), leads, "{word} enters {state:?}: {enters}");
+        }
+        assert!(row[4].len() > 10, "what a crash does to {state:?}");
+    }
+    // The one decision that takes a completed event back is the one that has to be forced.
+    let replays: Vec<_> =
+        edges.iter().filter(|edge| **edge == (Some(State::Completed), "Resolve", Some(State::Pending))).collect();
+    assert_eq!(replays.len(), 2, "of either shape, with force alone");
 }

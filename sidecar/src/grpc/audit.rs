@@ -1,0 +1,160 @@
+//! What somebody may have to answer for has one line in the log: each decision by hand, each deletion, each denial. These
+//! lines have a target of their own, so that a collector can keep them apart, and for longer; the log's level does not
+//! leave them out (the runtime's `logging`).
+//!
+//! Of an event they tell the hash that the gateway's lines tell, and nothing else of its name (W17).
+
+use std::sync::Arc;
+
+use oncegate_api::reason;
+use oncegate_runtime::server::Peer;
+use sha2::{Digest as _, Sha256};
+use tonic::Status;
+use tonic_types::StatusExt as _;
+
+use super::access::Caller;
+use crate::{
+    event::{Event, Key, Resolve, State},
+    ledger::{
+        Error,
+        filter::{CleanupProgress, CleanupScope},
+    },
+    maintenance::cleanup::End,
+};
+
+/// The target of these lines.
+pub(super) const TARGET: &str = "oncegate_sidecar::audit";
+
+/// The outcome of what was done.
+const DONE: &str = "done";
+
+/// Whoever calls. Nothing is known of it where callers are not told apart.
+#[derive(Clone)]
+pub(super) struct Who {
+    caller: Option<Caller>,
+}
+
+impl Who {
+    pub(super) fn of<T>(request: &tonic::Request<T>) -> Self {
+        Self { caller: request.extensions().get::<Caller>().cloned() }
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.caller.as_ref().map(Caller::name)
+    }
+
+    fn peer(&self) -> Option<&Arc<Peer>> {
+        self.caller.as_ref().map(Caller::peer)
+    }
+}
+
+/// A decision by hand that was asked for.
+pub(super) struct Decision {
+    who: Who,
+    key: Key,
+    to: State,
+    force: bool,
+    actor: String,
+}
+
+impl Decision {
+    pub(super) fn new(who: Who, resolve: &Resolve) -> Self {
+        let Resolve { key, to, force, actor, .. } = resolve;
+        Self { who, key: key.clone(), to: to.state(), force: *force, actor: actor.clone() }
+    }
+
+    /// What came of it. The reason that was given stands with the event.
+    pub(super) fn ended(&self, answer: &Result<Event, Error>) {
+        let Key { tenant, provider, .. } = &self.key;
+        let (name, peer, event) = (self.who.name(), self.who.peer().map(tracing::field::display), short(&self.key));
+        let (to, force, actor) = (self.to.as_str(), self.force, self.actor.as_str());
+        match answer {
+            Ok(now) => tracing::info!(
+                target: TARGET,
+                caller = name,
+                peer,
+                actor,
+                tenant,
+                provider,
+                event,
+                to,
+                force,
+                fencing_token = now.fencing_token,
+                outcome = DONE,
+                "an event was resolved by hand"
+            ),
+            Err(error) => tracing::warn!(
+                target: TARGET,
+                caller = name,
+                peer,
+                actor,
+                tenant,
+                provider,
+                event,
+                to,
+                force,
+                outcome = why(error),
+                "an event was not resolved by hand"
+            ),
+        }
+    }
+}
+
+/// A Cleanup has ended.
+pub(super) fn cleanup(who: &Who, scope: &CleanupScope, progress: &CleanupProgress, end: &End) {
+    let (name, peer) = (who.name(), who.peer().map(tracing::field::display));
+    let CleanupScope { tenant, provider, before, states, dry_run, .. } = scope;
+    let states = states.iter().map(|state| state.as_str()).collect::<Vec<_>>().join(",");
+    let before = jiff::Timestamp::from_microsecond(before.0).ok().map(tracing::field::display);
+    let totals = progress.providers.values();
+    let (matched, deleted) =
+        totals.fold((0, 0), |(matched, deleted), totals| (matched + totals.matched, deleted + totals.deleted));
+    let outcome = match end {
+        End::Done => DONE.to_owned(),
+        End::CallerGone => "caller gone".to_owned(),
+        End::Failed(error) => why(error),
+    };
+    tracing::info!(
+        target: TARGET,
+        caller = name,
+        peer,
+        tenant,
+        provider,
+        before,
+        states,
+        dry_run,
+        matched,
+        deleted,
+        outcome,
+        "a cleanup ended"
+    );
+}
+
+/// Decisions and Cleanups that nobody can mean. Their fields are not told: they may be anything.
+pub(super) fn refused(who: &Who, method: &'static str, status: &Status) {
+    let (name, peer) = (who.name(), who.peer().map(tracing::field::display));
+    tracing::warn!(
+        target: TARGET,
+        caller = name,
+        peer,
+        method,
+        outcome = reason::INVALID_FIELD,
+        reason = status.message(),
+        "a {} was refused",
+        if method == "Cleanup" { "cleanup" } else { "decision by hand" }
+    );
+}
+
+/// The reason that the caller is told.
+fn why(error: &Error) -> String {
+    Status::from(error.clone()).get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// An event as the gateway's log has it.
+fn short(key: &Key) -> String {
+    let mut hash = Sha256::new();
+    for part in [key.tenant.as_str(), "/", &key.provider, "/", &key.event_id] {
+        hash.update(part);
+    }
+    hex::encode(&hash.finalize()[..6])
+}
