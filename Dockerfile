@@ -28,10 +28,10 @@ RUN cargo chef prepare --recipe-path recipe.json
 FROM chef AS build
 # Only a changed Cargo.lock or Cargo.toml builds the dependencies anew.
 COPY --from=plan /build/recipe.json recipe.json
-RUN cargo chef cook --release --locked --package oncegate-cli --recipe-path recipe.json
+RUN cargo chef cook --profile dist --locked --package oncegate-cli --recipe-path recipe.json
 COPY . .
-RUN cargo build --release --locked --package oncegate-cli \
-    && strip --strip-debug target/release/oncegate \
+RUN cargo build --profile dist --locked --package oncegate-cli \
+    && strip --strip-debug target/dist/oncegate \
     && install -d -o 65532 -g 65532 /var/lib/oncegate
 
 # glibc, CA certificates, time zones, the user `nonroot` (65532), and nothing else.
@@ -43,7 +43,7 @@ LABEL org.opencontainers.image.title="Oncegate" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /build/target/release/oncegate /usr/bin/oncegate
+COPY --from=build /build/target/dist/oncegate /usr/bin/oncegate
 # Where the embedded store is, when no database is given: mount a volume there.
 COPY --from=build --chown=65532:65532 /var/lib/oncegate /var/lib/oncegate
 WORKDIR /var/lib/oncegate

@@ -35,7 +35,7 @@ pub(crate) struct Options {
     pub(crate) cleanup_rows: u64,
 
     /// The binary to measure
-    #[arg(long, default_value = "target/release/oncegate", value_name = "FILE")]
+    #[arg(long, default_value = "target/dist/oncegate", value_name = "FILE")]
     pub(crate) oncegate: PathBuf,
 
     /// Where the table is written, between its marks; the chart goes beside it

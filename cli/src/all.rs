@@ -1,6 +1,7 @@
 //! `oncegate all`.
 
 use anyhow::Context as _;
+use oncegate_gateway::sidecar::Connection;
 use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
 
 use crate::{
@@ -41,7 +42,7 @@ impl All {
         let (sidecar, gateway) = both(self.sidecar.validate(), self.gateway.validate())?;
         let service = Service::begin(&self.admin).await?;
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
-        let gateway = oncegate_gateway::Gateway::bind(gateway, sidecar.service()).await?;
+        let gateway = oncegate_gateway::Gateway::bind(gateway, Connection::within(sidecar.api())).await?;
         log_sidecar(&sidecar);
         service.tell(sidecar.facts());
         service.show([sidecar.metrics(), gateway.metrics()], [sidecar.certificates(), gateway.certificates()]);

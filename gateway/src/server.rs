@@ -2,7 +2,6 @@
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
@@ -14,7 +13,6 @@ use oncegate_runtime::{
     tls::ServerTls,
 };
 use tokio::{net::TcpListener, time::Instant};
-use tower::Service;
 use tracing::{Instrument as _, Span, field};
 
 use crate::{
@@ -28,7 +26,7 @@ use crate::{
     metrics::{Load, Metrics},
     reload,
     route::Route,
-    sidecar::Sidecar,
+    sidecar::{Connection, Sidecar},
     upstream::Upstream,
 };
 
@@ -77,20 +75,13 @@ pub enum RunError {
 }
 
 impl Gateway {
-    /// Binds the public listener. `sidecar` carries the calls: [`crate::sidecar::channel`], or the sidecar's own service
+    /// Binds the public listener. `connection` carries the calls: [`crate::sidecar::channel`], or the sidecar's own service
     /// in the same process. Has to be called inside a tokio runtime. Nothing is served before [`Gateway::run`].
     ///
     /// # Errors
     ///
     /// The address cannot be bound, or TLS to the application cannot work.
-    pub async fn bind<S, B>(settings: Settings, sidecar: S) -> Result<Self, StartError>
-    where
-        S: Service<http::Request<tonic::body::Body>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    pub async fn bind(settings: Settings, connection: impl Into<Connection>) -> Result<Self, StartError> {
         let address = settings.listen;
         let refused = |source| StartError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(refused)?;
@@ -103,7 +94,7 @@ impl Gateway {
             );
         }
         let metrics = Arc::new(Metrics::new(&settings.routes));
-        let sidecar = Sidecar::new(sidecar, settings.sidecar_timeout, &settings.lock);
+        let sidecar = Sidecar::new(connection.into(), settings.sidecar_timeout, &settings.lock);
         let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
         let upstream = Upstream::new(settings.upstream, tls).map_err(StartError::TrustRoots)?;
         let mut tenants: Vec<String> = settings.routes.iter().map(|route| route.tenant.clone()).collect();

@@ -4,6 +4,7 @@
 //! and a cancelled call (which is how tonic reports a deadline, pitfalls 3.3.4) say nothing. Errors are told apart by their
 //! `ErrorInfo` reason and code, never by text.
 
+mod connection;
 mod dial;
 mod options;
 mod pool;
@@ -12,24 +13,21 @@ mod target;
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use oncegate_api::{
-    reason,
-    v1::{self, idempotency_service_client::IdempotencyServiceClient},
-};
+use connection::Calls;
+pub use connection::Connection;
+use oncegate_api::{reason, v1};
 pub(crate) use options::chain;
 pub use options::{Reach, ReachOptions};
 pub use pool::Pool;
 pub use target::{Resolve, SystemResolver};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
-use tower::{Service, ServiceExt as _, util::BoxCloneSyncService};
 
 use crate::{
     config::{LockSettings, Settings},
     delivery::Event,
     key::Identity,
     route::Route,
-    trace::Traced,
 };
 
 pub(crate) type BoxError = Box<dyn StdError + Send + Sync>;
@@ -41,22 +39,10 @@ pub fn channel(settings: &Settings) -> Pool {
     Pool::new(settings.sidecar.clone())
 }
 
-/// What carries calls, its type forgotten: a channel, or the sidecar's own service in the same process.
-type Transport =
-    BoxCloneSyncService<http::Request<tonic::body::Body>, http::Response<tonic::body::Body>, TransportError>;
-
-/// What a transport failed with. A type of its own, since the compiler cannot prove a boxed error `Send` in futures that
-/// borrow.
-#[derive(Debug, thiserror::Error)]
-#[error("the call was not carried")]
-pub(crate) struct TransportError(#[source] BoxError);
-
-type Client = IdempotencyServiceClient<Traced<Transport>>;
-
 /// The client.
 #[derive(Clone)]
 pub(crate) struct Sidecar {
-    client: Client,
+    connection: Connection,
     timeout: Duration,
     holder: Arc<str>,
 }
@@ -134,22 +120,8 @@ pub(crate) enum Kind {
 }
 
 impl Sidecar {
-    pub(crate) fn new<S, B>(transport: S, timeout: Duration, lock: &LockSettings) -> Self
-    where
-        S: Service<http::Request<tonic::body::Body>, Response = http::Response<B>> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        S::Error: Into<BoxError>,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let transport = transport
-            .map_response(|response: http::Response<B>| response.map(tonic::body::Body::new))
-            .map_err(|error: S::Error| TransportError(error.into()));
-        Self {
-            client: Client::new(Traced(BoxCloneSyncService::new(transport))),
-            timeout,
-            holder: lock.holder.as_str().into(),
-        }
+    pub(crate) fn new(connection: Connection, timeout: Duration, lock: &LockSettings) -> Self {
+        Self { connection, timeout, holder: lock.holder.as_str().into() }
     }
 
     /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).
@@ -169,9 +141,8 @@ impl Sidecar {
             payload_digest: Bytes::copy_from_slice(&event.digest),
             delivery_id: event.delivery_id.clone(),
         };
-        let response = self
-            .call(message, self.timeout + wait, async |mut client, request| client.check_and_lock(request).await)
-            .await?;
+        let response =
+            answered(self.timeout + wait, self.calls().check_and_lock(request(message, self.timeout + wait))).await?;
         let retry_after = response.retry_after.map_or(Duration::ZERO, std_duration);
         match response.decision() {
             v1::Decision::Acquired => response
@@ -199,8 +170,7 @@ impl Sidecar {
             lock_duration: Some(proto_duration(attempt.route.target.lock_duration)),
             claim_id: attempt.claim_id.to_owned(),
         };
-        let response =
-            self.call(message, self.timeout, async |mut client, request| client.extend_lock(request).await).await?;
+        let response = answered(self.timeout, self.calls().extend_lock(request(message, self.timeout))).await?;
         response.lock.as_ref().map(grant).ok_or_else(|| malformed("extended without a lock"))
     }
 
@@ -213,9 +183,7 @@ impl Sidecar {
             metadata: None,
             claim_id: attempt.claim_id.to_owned(),
         };
-        self.call(message, self.timeout, async |mut client, request| client.mark_completed(request).await)
-            .await
-            .map(drop)
+        answered(self.timeout, self.calls().mark_completed(request(message, self.timeout))).await.map(drop)
     }
 
     /// MarkFailed.
@@ -229,32 +197,39 @@ impl Sidecar {
             result: failure.code.map(result),
             claim_id: attempt.claim_id.to_owned(),
         };
-        self.call(message, self.timeout, async |mut client, request| client.mark_failed(request).await).await.map(drop)
+        answered(self.timeout, self.calls().mark_failed(request(message, self.timeout))).await.map(drop)
     }
 
     /// Stats over everything that is kept of a tenant.
     pub(crate) async fn stats(&self, tenant: &str) -> Result<v1::StatsResponse, Failure> {
         let message = v1::StatsRequest { tenant: tenant.to_owned(), ..v1::StatsRequest::default() };
-        self.call(message, self.timeout, async |mut client, request| client.stats(request).await).await
+        answered(self.timeout, self.calls().stats(request(message, self.timeout))).await
     }
 
-    /// Sends a call with its deadline, which is told to the sidecar and enforced here as well.
-    async fn call<M, R>(
-        &self,
-        message: M,
-        deadline: Duration,
-        send: impl AsyncFnOnce(Client, Request<M>) -> Result<Response<R>, Status>,
-    ) -> Result<R, Failure> {
-        let mut request = Request::new(message);
-        request.set_timeout(deadline);
-        match tokio::time::timeout(deadline, send(self.client.clone(), request)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(Failure { kind: kind(&status), status }),
-            Err(_) => Err(Failure {
-                kind: Kind::Unknown,
-                status: Status::deadline_exceeded("the sidecar did not answer in time"),
-            }),
-        }
+    fn calls(&self) -> &dyn Calls {
+        self.connection.calls()
+    }
+}
+
+/// A request that tells the sidecar its deadline.
+fn request<M>(message: M, deadline: Duration) -> Request<M> {
+    let mut request = Request::new(message);
+    request.set_timeout(deadline);
+    request
+}
+
+/// What a call comes to. Its deadline is enforced here as well.
+async fn answered<R>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<R>, Status>>,
+) -> Result<R, Failure> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(Failure { kind: kind(&status), status }),
+        Err(_) => Err(Failure {
+            kind: Kind::Unknown,
+            status: Status::deadline_exceeded("the sidecar did not answer in time"),
+        }),
     }
 }
 
@@ -434,7 +409,7 @@ mod tests {
         };
         let channel = channel(&settings.validate().unwrap());
         let lock = LockSettings { margin: Duration::from_secs(15), holder: "test".into() };
-        let sidecar = Sidecar::new(channel, Duration::from_secs(10), &lock);
+        let sidecar = Sidecar::new(channel.into(), Duration::from_secs(10), &lock);
         let failure = sidecar.stats("default").await.unwrap_err();
         assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });
     }

@@ -9,6 +9,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    str::FromStr,
     time::{Duration, Instant},
 };
 
@@ -56,8 +57,8 @@ pub fn campaign(name: &str, target: fn(&[u8])) {
     for seed in &seeds {
         check(target, seed);
     }
-    let number: u64 = env::var(SEED).ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
-    let count: usize = env::var(COUNT).ok().and_then(|count| count.parse().ok()).unwrap_or(2_000);
+    let number: u64 = given(SEED).unwrap_or_else(rand::random);
+    let count: usize = given(COUNT).unwrap_or(2_000);
     // Shown when the test fails.
     println!("{SEED}={number} {name}");
     let mut random = StdRng::seed_from_u64(number);
@@ -66,6 +67,13 @@ pub fn campaign(name: &str, target: fn(&[u8])) {
         let held = Held { place, input: &input };
         check(target, held.input);
     }
+}
+
+/// The number in a variable of the environment, where it is set.
+fn given<T: FromStr>(name: &str) -> Option<T> {
+    let value = env::var_os(name)?;
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    Some(number.unwrap_or_else(|| panic!("{name} has to be a number, and is {value:?}")))
 }
 
 /// Prints the input when the thread panics over it.

@@ -5,6 +5,7 @@ pub(crate) mod access;
 mod audit;
 mod convert;
 mod layer;
+mod local;
 mod observe;
 pub(crate) mod page_token;
 mod quota;
@@ -28,12 +29,12 @@ use tonic::{
 };
 use tonic_health::server::HealthReporter;
 
-pub use self::observe::Observed;
 use self::{
     access::{Door, Guard},
     layer::Outermost,
     service::Api,
 };
+pub use self::{local::Local, observe::Observed};
 use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
 
 /// The largest message that is accepted (design section 7).
@@ -46,6 +47,7 @@ pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
 #[derive(Clone)]
 pub struct Service {
     services: Outermost<Services>,
+    local: Local,
     metrics: Arc<Metrics>,
 }
 
@@ -88,7 +90,9 @@ impl Service {
         policy: Arc<Policy>,
         metrics: Arc<Metrics>,
     ) -> (Service, HealthReporter) {
-        let api = IdempotencyServiceServer::new(Api::new(coordinator, policy, metrics.clone()))
+        let api = Arc::new(Api::new(coordinator, policy, metrics.clone()));
+        let local = Local::new(api.clone(), metrics.clone());
+        let api = IdempotencyServiceServer::from_arc(api)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);
@@ -106,12 +110,17 @@ impl Service {
         if let Ok(v1alpha) = reflection().build_v1alpha() {
             others = others.add_service(v1alpha);
         }
-        (Service { services: Outermost::new(Services { api, others: others.prepare() }), metrics }, reporter)
+        (Service { services: Outermost::new(Services { api, others: others.prepare() }), local, metrics }, reporter)
     }
 
     /// The services behind the door, for one connection.
     pub(crate) fn guarded(self, door: Arc<Door>, peer: Peer) -> Service {
-        Service { services: self.services.guarded(Guard::new(door, peer)), metrics: self.metrics }
+        Service { services: self.services.guarded(Guard::new(door, peer)), ..self }
+    }
+
+    /// The API without gRPC around it, for callers in the same process.
+    pub(crate) fn local(&self) -> Local {
+        self.local.clone()
     }
 }
 

@@ -123,6 +123,11 @@ impl Sidecar {
         self.service.clone()
     }
 
+    /// The API itself, for callers in the same process: nothing is encoded, and no questions asked.
+    pub fn api(&self) -> grpc::Local {
+        self.service.local()
+    }
+
     /// What the admin listener shows under `/metrics`.
     pub fn metrics(&self) -> admin::Metrics {
         let (metrics, coordinator) = (self.metrics.clone(), self.coordinator.clone());

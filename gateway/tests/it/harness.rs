@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use oncegate_api::v1::idempotency_service_server::IdempotencyServiceServer;
-use oncegate_gateway::{Gateway, RunError, config::Options};
+use oncegate_gateway::{Gateway, RunError, config::Options, sidecar::Connection};
 use oncegate_runtime::shutdown::CancellationToken;
 use tokio::{task::JoinHandle, time::timeout};
 
@@ -45,7 +45,7 @@ impl Harness {
         let options = change(options(&application.url()));
         let sidecar = Sidecar::default();
         let settings = options.validate().unwrap();
-        let service = IdempotencyServiceServer::new(sidecar.clone());
+        let service = Connection::over(IdempotencyServiceServer::new(sidecar.clone()));
         let gateway = Gateway::bind(settings, service).await.unwrap();
         let (address, metrics, shutdown) = (gateway.local_addr(), gateway.metrics(), CancellationToken::new());
         let run = tokio::spawn(gateway.run(shutdown.clone()));

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use oncegate_api::v1::{FailureKind, idempotency_service_server::IdempotencyServiceServer};
-use oncegate_gateway::{Gateway, RunError, StartError, config::Options, sidecar::channel};
+use oncegate_gateway::{
+    Gateway, RunError, StartError,
+    config::Options,
+    sidecar::{Connection, channel},
+};
 use oncegate_runtime::{
     server::{self, TowerToHyperService, serve},
     shutdown::CancellationToken,
@@ -91,7 +95,7 @@ async fn an_address_in_use_is_a_start_error() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
     let options = Options { gateway_listen: address, ..options("http://127.0.0.1:1/") };
-    let service = IdempotencyServiceServer::new(Sidecar::default());
+    let service = Connection::over(IdempotencyServiceServer::new(Sidecar::default()));
     let started = Gateway::bind(options.validate().unwrap(), service).await;
     assert!(matches!(started.err(), Some(StartError::Listen { address: given, .. }) if given == address));
 }

@@ -38,8 +38,7 @@ impl Observed {
         answer: impl FnOnce(Request<Body>) -> Answer,
     ) -> Self {
         let method = method(request.uri().path());
-        let span = span(method, &request);
-        let call = Call { method, started: Instant::now(), span, metrics: metrics.clone(), answered: false };
+        let call = Call::begin(method, span(method, &request), metrics);
         Self { answer: answer(request), call }
     }
 }
@@ -64,16 +63,21 @@ impl Future for Observed {
     }
 }
 
-struct Call {
+/// A call that is counted, logged and in a span.
+pub(super) struct Call {
     method: Method,
     started: Instant,
-    span: Span,
+    pub(super) span: Span,
     metrics: Arc<Metrics>,
     answered: bool,
 }
 
 impl Call {
-    fn answered(&mut self, code: Code, told: Option<Told>) {
+    pub(super) fn begin(method: Method, span: Span, metrics: &Arc<Metrics>) -> Self {
+        Self { method, started: Instant::now(), span, metrics: metrics.clone(), answered: false }
+    }
+
+    pub(super) fn answered(&mut self, code: Code, told: Option<Told>) {
         self.answered = true;
         let took = self.started.elapsed();
         let told = told.or_else(|| Told::of_error(self.method, code));
@@ -125,14 +129,21 @@ fn method(path: &str) -> Method {
 
 /// Continues the caller's trace: callers are within.
 fn span(method: Method, request: &Request<Body>) -> Span {
+    let span = call_span(None, method);
+    telemetry::continues(&span, request.headers());
+    span
+}
+
+/// The span of a call, within `parent`.
+pub(super) fn call_span(parent: Option<tracing::Id>, method: Method) -> Span {
     if method == Method::Other {
         // Health is asked for every few seconds.
         return Span::none();
     }
-    let span = tracing::info_span!(
-        parent: None,
+    tracing::info_span!(
+        parent: parent,
         "rpc",
-        otel.name = request.uri().path().trim_start_matches('/'),
+        otel.name = format_args!("{SERVICE_NAME}/{}", method.name()),
         otel.kind = "server",
         otel.status_code = tracing::field::Empty,
         rpc.system = "grpc",
@@ -140,9 +151,7 @@ fn span(method: Method, request: &Request<Body>) -> Span {
         rpc.method = method.name(),
         rpc.grpc.status_code = tracing::field::Empty,
         oncegate.outcome = tracing::field::Empty,
-    );
-    telemetry::continues(&span, request.headers());
-    span
+    )
 }
 
 #[cfg(test)]

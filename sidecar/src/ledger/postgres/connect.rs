@@ -14,7 +14,8 @@ pub(super) const STATEMENT_TIME_MAX: Duration = Duration::from_millis(1_500);
 /// Settings of every session.
 ///
 /// The planner's: a table that was never analyzed, or was analyzed in a quiet moment, must not lead a prepared statement
-/// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop.
+/// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop, for any
+/// number of items: a plan made for a few would be made anew each time, should it look cheaper than the one for all.
 /// The time-outs are the server's own, because dropping a query does not cancel it (L6).
 const SESSION: &str = "
     set default_transaction_isolation = 'read committed';
@@ -23,6 +24,7 @@ const SESSION: &str = "
     set enable_mergejoin = off;
     set enable_bitmapscan = off;
     set jit = off;
+    set plan_cache_mode = force_generic_plan;
     set statement_timeout = '1s';
     set lock_timeout = '500ms';
     set idle_in_transaction_session_timeout = '5s';

@@ -2,7 +2,9 @@
 --
 -- In:  keys and counts as arrays, sorted by key; $7 is the writer's slot. Events deleted meanwhile are passed over.
 -- Out: nothing.
--- Index: payment_webhook_events_key, then the primary key. The update is heap-only.
+-- Index: payment_webhook_events_key, then the primary key. The update is heap-only. It locks the rows itself, in the order
+-- of the keys, and adds to what then stands in them: no lock is needed before.
+-- OFFSET keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
 with held as materialized (
     select q.duplicates, q.mismatches, q.last_mismatch_time, e.id
     from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[])
@@ -10,7 +12,7 @@ with held as materialized (
     cross join lateral (
         select v.id from payment_webhook_events v
         where v.tenant = q.tenant and v.provider = q.provider and v.event_id = q.event_id
-        for no key update
+        offset 0
     ) e
 ),
 flushed as (

@@ -15,6 +15,11 @@ use crate::{
 /// One more than are known one by one: it tells that there are more.
 const ROWS_MAX: usize = REPLAYS_MAX + 1;
 
+const ALL: &str =
+    concat!(include_str!("replays/node.sql"), include_str!("replays/all.sql"), include_str!("replays/answer.sql"));
+const SINCE: &str =
+    concat!(include_str!("replays/node.sql"), include_str!("replays/since.sql"), include_str!("replays/answer.sql"));
+
 /// A read that went to another node: what it says is not of the database that the ledger stands on.
 #[derive(Debug, thiserror::Error)]
 #[error("the node that was read is another one than the ledger's")]
@@ -26,12 +31,8 @@ impl Reader {
         self.run(move |connection| {
             Box::pin(async move {
                 let mut rows = match &after {
-                    None => sqlx::query(include_str!("replays.sql"))
-                        .bind(i64::try_from(ROWS_MAX).unwrap_or(i64::MAX))
-                        .fetch(&mut *connection),
-                    Some(after) => {
-                        sqlx::query(include_str!("replays_since.sql")).bind(after.as_ref()).fetch(&mut *connection)
-                    }
+                    None => sqlx::query(ALL).bind(i64::try_from(ROWS_MAX).unwrap_or(i64::MAX)).fetch(&mut *connection),
+                    Some(after) => sqlx::query(SINCE).bind(after.as_ref()).fetch(&mut *connection),
                 };
                 let mut node = None;
                 let mut events = Vec::new();

@@ -38,8 +38,6 @@ use crate::{
 const TRIES_MAX: u32 = 3;
 /// Payload in one batch: results of 64 KiB each would make a statement of seconds.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// Fewer calls are not split over two batches: what a batch costs by itself is more than what they gain.
-const HALVED_MIN: usize = 32;
 /// How often duplicate counts are written.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -58,8 +56,6 @@ pub(super) struct Writer {
     batch_max: usize,
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
     deferred: VecDeque<Queued>,
-    /// How many calls the batch before had.
-    last_batch: usize,
     tally: Tally,
     timings: PendingTimings,
     load: Arc<Load>,
@@ -67,16 +63,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally, load: Arc<Load>) -> Writer {
-        Writer {
-            link,
-            ops,
-            batch_max,
-            deferred: VecDeque::new(),
-            last_batch: 0,
-            tally,
-            timings: PendingTimings::default(),
-            load,
-        }
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally, timings: PendingTimings::default(), load }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -101,7 +88,6 @@ impl Writer {
             }
             let (batch, flush_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
-            self.last_batch = calls;
             if !batch.is_empty() {
                 let span = batch_span(batch.iter().map(|queued| &queued.op));
                 let metrics = self.link.metrics.clone();
@@ -138,11 +124,7 @@ impl Writer {
         let mut flush_asked = false;
         // What was put back goes first, but never takes the places of what is new: a crowd at one event must not hold up
         // the others, its own holder's Mark among them.
-        // All callers in one batch would wait together, and then be served together while the database has nothing to do:
-        // at most about half of those who call are sent, so that one half is answered while the other is written.
-        let calling = self.ops.len() + self.last_batch;
-        let batch_max = self.batch_max.min(calling.div_ceil(2).max(HALVED_MIN));
-        let mut places = [self.batch_max.min(self.deferred.len()), batch_max];
+        let mut places = [self.batch_max.min(self.deferred.len()), self.batch_max];
         loop {
             let queued = if places[0] > 0 {
                 places[0] -= 1;

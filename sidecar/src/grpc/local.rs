@@ -1,0 +1,92 @@
+//! The API for callers in the same process: observed as any call, with nothing encoded and nobody at the door.
+
+use std::{future::Future, sync::Arc};
+
+use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status};
+use tracing::{Instrument as _, Span};
+
+use super::{
+    observe::{Call, call_span},
+    service::Api,
+};
+use crate::metrics::{Method, Metrics, Told};
+
+/// See the module. Clones share everything.
+#[derive(Clone)]
+pub struct Local {
+    api: Arc<Api>,
+    metrics: Arc<Metrics>,
+}
+
+impl Local {
+    pub(super) fn new(api: Arc<Api>, metrics: Arc<Metrics>) -> Self {
+        Self { api, metrics }
+    }
+
+    /// Counts a call, logs it, and has it in a span of its caller's trace. Dropping the future counts it as cancelled.
+    async fn observed<R>(
+        &self,
+        method: Method,
+        answer: impl Future<Output = Result<Response<R>, Status>>,
+    ) -> Result<Response<R>, Status> {
+        let span = call_span(Span::current().id(), method);
+        let mut call = Call::begin(method, span.clone(), &self.metrics);
+        let answer = answer.instrument(span).await;
+        match &answer {
+            Ok(response) => call.answered(Code::Ok, response.extensions().get::<Told>().copied()),
+            Err(status) => call.answered(status.code(), None),
+        }
+        answer
+    }
+}
+
+#[tonic::async_trait]
+impl IdempotencyService for Local {
+    async fn check_and_lock(
+        &self,
+        request: Request<v1::CheckAndLockRequest>,
+    ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
+        self.observed(Method::CheckAndLock, self.api.check_and_lock(request)).await
+    }
+
+    async fn extend_lock(
+        &self,
+        request: Request<v1::ExtendLockRequest>,
+    ) -> Result<Response<v1::ExtendLockResponse>, Status> {
+        self.observed(Method::ExtendLock, self.api.extend_lock(request)).await
+    }
+
+    async fn mark_completed(
+        &self,
+        request: Request<v1::MarkCompletedRequest>,
+    ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
+        self.observed(Method::MarkCompleted, self.api.mark_completed(request)).await
+    }
+
+    async fn mark_failed(
+        &self,
+        request: Request<v1::MarkFailedRequest>,
+    ) -> Result<Response<v1::MarkFailedResponse>, Status> {
+        self.observed(Method::MarkFailed, self.api.mark_failed(request)).await
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
+        self.observed(Method::Resolve, self.api.resolve(request)).await
+    }
+
+    async fn history(&self, request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
+        self.observed(Method::History, self.api.history(request)).await
+    }
+
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        self.observed(Method::Stats, self.api.stats(request)).await
+    }
+
+    type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;
+
+    async fn cleanup(&self, request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
+        self.observed(Method::Cleanup, self.api.cleanup(request)).await
+    }
+}
