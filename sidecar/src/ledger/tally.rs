@@ -65,6 +65,11 @@ impl Tally {
         self.lock().is_empty()
     }
 
+    /// How many keys there is something to write of.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
     /// Whether a flush should not wait for the second.
     pub fn is_full(&self) -> bool {
         self.lock().len() >= Self::KEYS_MAX

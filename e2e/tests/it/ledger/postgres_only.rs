@@ -168,6 +168,36 @@ async fn completions_are_heap_only_updates_and_duplicates_write_nothing() {
     .await;
 }
 
+// L2
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_are_written_each_second_however_many_duplicates_come_meanwhile() {
+    // A server of its own: transaction ids are counted over all databases.
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let keys: Vec<_> = (0..16).map(|number| key(&format!("evt_{number}"))).collect();
+    for key in &keys {
+        let Decision::Acquired(lock) = ledger.claim(claim(key, "a")).await.unwrap().decision else { panic!("held") };
+        ledger.mark(completion(key, &lock)).await.unwrap();
+    }
+    let xid = "pg_snapshot_xmax(pg_current_snapshot())";
+    let before: u64 = database.query(xid).await.unwrap().parse().unwrap();
+    let (began, mut duplicates) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_millis(2_500) {
+        for answer in futures::future::join_all(keys.iter().map(|key| ledger.claim(claim(key, "b")))).await {
+            assert_eq!(answer.unwrap().decision, Decision::AlreadyCompleted);
+            duplicates += 1;
+        }
+    }
+    let after: u64 = database.query(xid).await.unwrap().parse().unwrap();
+    // Each second one statement for the counts, and one for processing times.
+    let flushes = 2 * (began.elapsed().as_secs() + 2);
+    assert!(after - before <= flushes, "{} transactions for {duplicates} duplicates", after - before);
+    ledger.close().await;
+    let written = "(select sum(duplicate_count) from payment_webhook_events)";
+    assert_eq!(database.query(written).await.unwrap(), duplicates.to_string());
+}
+
 // T23
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_cut_under_load_lose_nothing_that_was_acknowledged() {

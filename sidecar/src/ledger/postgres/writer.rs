@@ -71,20 +71,21 @@ impl Writer {
         let mut flush = tokio::time::interval(FLUSH_INTERVAL);
         flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
-        // How many flushes are due: one writes a bounded part of what waits, so that grants do not wait for all of it.
-        let mut flushing = false;
+        // Keys whose counts the last tick found and that are still to be written: one flush writes a bounded part of them, so
+        // that grants do not wait for all. What is counted meanwhile waits for the next tick, or flushing would never end.
+        let mut due = 0;
         loop {
-            if self.deferred.is_empty() && !flushing {
+            if self.deferred.is_empty() && due == 0 {
                 tokio::select! {
                     op = self.ops.recv() => match op {
                         Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
                         None => break,
                     },
-                    _ = flush.tick() => flushing = true,
+                    _ = flush.tick() => due = self.due(),
                 }
             } else if flush.tick().now_or_never().is_some() {
                 // Also while there is always something to do.
-                flushing = true;
+                due = self.due();
             }
             let (batch, flush_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
@@ -95,8 +96,11 @@ impl Writer {
                 self.process(batch).instrument(span).await;
             }
             self.load.end(begun, calls);
-            if flush_asked || flushing || self.tally.is_full() {
-                flushing = self.flush().await;
+            if due == 0 && (flush_asked || self.tally.is_full()) {
+                due = self.due();
+            }
+            if due > 0 {
+                due = self.flush(due).await;
             }
             if !closing.is_empty() {
                 // What was queued before the close is answered first.
@@ -109,7 +113,10 @@ impl Writer {
                 }
             }
         }
-        while self.flush().await {}
+        let mut due = self.due();
+        while due > 0 {
+            due = self.flush(due).await;
+        }
         self.link.close().await;
         for reply in closing {
             // Whoever asked may have gone away.
@@ -559,17 +566,23 @@ impl Writer {
         self.deferred.push_back(Queued { op: op(request, reply), tries: tries + 1 });
     }
 
-    /// Writes a bounded part of the duplicates and mismatches that were counted; whether there are more. What cannot be
-    /// written now is kept for the next time, unless nobody knows whether it was written: counting twice would be worse
-    /// than losing a second.
-    async fn flush(&mut self) -> bool {
+    /// How many keys a flush that is due now has to write; at least one, for there is more to it than keys.
+    fn due(&self) -> usize {
+        self.tally.len().max(1)
+    }
+
+    /// Writes a bounded part of the duplicates and mismatches that were counted, of `due` keys at most; how many of those are
+    /// left. What cannot be written now is kept for the next time, unless nobody knows whether it was written: counting twice
+    /// would be worse than losing a second.
+    async fn flush(&mut self, due: usize) -> usize {
         self.flush_timings().await;
         if self.tally.is_empty() {
             // A writer without calls does not connect by itself, and health wants to know whether it can.
             let _down = self.link.connection().await;
-            return false;
+            return 0;
         }
-        let counts = self.tally.take(Tally::FLUSH_MAX);
+        let counts = self.tally.take(Tally::FLUSH_MAX.min(due));
+        let left = due - counts.len();
         let mut written = true;
         for (counts, result) in self.link.run(&Flush, counts).await {
             match result {
@@ -588,7 +601,7 @@ impl Writer {
                 }
             }
         }
-        written && !self.tally.is_empty()
+        if written { left } else { 0 }
     }
 
     /// Writes the processing times that were counted, as the duplicates are (L5).
