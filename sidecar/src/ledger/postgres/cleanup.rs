@@ -115,11 +115,16 @@ async fn fold(connection: &mut PgConnection, before: Time) -> Result<(), sqlx::E
     let mut transaction = connection.begin().await?;
     // While it waits for another Cleanup's step it holds what writers may want: not for long.
     transaction.execute("set local lock_timeout = '100ms'").await?;
-    sqlx::query(include_str!("cleanup_counts.sql"))
+    let folded = sqlx::query(include_str!("cleanup_counts.sql"))
         .bind(before.hour())
         .bind(CLEANUP_SLOT)
         .execute(&mut *transaction)
-        .await?;
+        .await;
+    if let Err(error) = folded {
+        // Postgres tells of an error before it lets go of the rows: whoever comes next would find them in somebody's hand.
+        let _broken = transaction.rollback().await;
+        return Err(error);
+    }
     transaction.commit().await?;
     for statement in [include_str!("cleanup_zeros.sql"), include_str!("cleanup_timings.sql")] {
         sqlx::query(statement).bind(before.hour()).execute(&mut *connection).await?;
