@@ -88,7 +88,7 @@ impl Oncegate {
         let mut command = Command::new("strace");
         command
             .args(["-D", "-f", "-ttt", "-y", "-xx", "-s", "10000000"])
-            .args(["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate", "-e", "signal=none", "-o"])
+            .args(["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate,unlink,unlinkat", "-e", "signal=none", "-o"])
             .arg(log)
             .arg(inner.get_program())
             .args(inner.get_args())

@@ -3,7 +3,7 @@
 //! What the model covers: of each file, what had been written before the last fsync or fdatasync that had returned is on
 //! the disk. Of what was written since, any part is there, in any order, torn at any sector; a file may have its new
 //! length or the old one, and what lies between is zeros. What it leaves out: a disk that acknowledges what it does not
-//! keep, and directories that forget a file that was created (SQLite syncs them).
+//! keep, and directories that forget that a file was created or removed (SQLite syncs them before anything rests on it).
 //!
 //! A call in the trace has its time from before it began. So an answer that a caller had received before a line's time was
 //! sent before that line, and whatever it rests on stands above it.
@@ -33,6 +33,7 @@ enum Event {
     Change(Change),
     /// What had been written when the sync began is on the disk: so many changes of this file.
     Synced(usize),
+    Removed,
 }
 
 /// What a process did with the files of one directory.
@@ -68,8 +69,16 @@ impl Trace {
                 continue;
             }
             let Some((name, arguments)) = call.split_once('(') else { continue };
-            let Some((file, arguments)) = file_of(arguments, &directory, prefix) else { continue };
+            let removed = matches!(name, "unlink" | "unlinkat");
+            let named = if removed {
+                removed_file(arguments, &directory, prefix)
+            } else {
+                file_of(arguments, &directory, prefix)
+            };
+            let Some((file, arguments)) = named else { continue };
             let event = match name {
+                _ if removed && call.contains(" = -1 ENOENT") => continue,
+                _ if removed => Event::Removed,
                 // A sync covers what was written before it began, which is what is counted here.
                 "fdatasync" | "fsync" => Event::Synced(changes.get(&file).copied().unwrap_or_default()),
                 "pwrite64" => Event::Change(write(arguments)?),
@@ -91,8 +100,10 @@ impl Trace {
     }
 
     fn push(&mut self, changes: &mut BTreeMap<String, usize>, time: f64, file: String, event: Event) {
-        if matches!(event, Event::Change(_)) {
-            *changes.entry(file.clone()).or_default() += 1;
+        match event {
+            Event::Change(_) => *changes.entry(file.clone()).or_default() += 1,
+            Event::Removed => drop(changes.remove(&file)),
+            Event::Synced(_) => {}
         }
         self.events.push((time, file, event));
     }
@@ -122,11 +133,15 @@ impl Trace {
     pub fn cut(&self, number: usize, dice: &mut Dice, honest: bool) -> Files {
         let mut written: BTreeMap<&str, (Vec<&Change>, usize)> = BTreeMap::new();
         for (_, file, event) in &self.events[..number] {
+            if matches!(event, Event::Removed) {
+                written.remove(&**file);
+                continue;
+            }
             let (changes, synced) = written.entry(file).or_default();
             match event {
                 Event::Change(change) => changes.push(change),
                 Event::Synced(count) if honest => *synced = (*synced).max(*count),
-                Event::Synced(_) => {}
+                Event::Synced(_) | Event::Removed => {}
             }
         }
         // Some disks keep nearly everything, some nearly nothing.
@@ -175,10 +190,21 @@ fn apply(bytes: &mut Vec<u8>, change: &Change, mut keeps: impl FnMut(usize) -> b
 fn file_of<'a>(arguments: &'a str, directory: &Path, prefix: &str) -> Option<(String, &'a str)> {
     let (_, rest) = arguments.split_once('<')?;
     let (path, rest) = rest.split_once('>')?;
+    Some((name_of(path, directory, prefix)?, rest))
+}
+
+/// The same in `"/path/name") = 0`, or with a directory before it.
+fn removed_file<'a>(arguments: &'a str, directory: &Path, prefix: &str) -> Option<(String, &'a str)> {
+    let (_, rest) = arguments.split_once('"')?;
+    let (path, rest) = rest.split_once('"')?;
+    Some((name_of(path, directory, prefix)?, rest))
+}
+
+fn name_of(path: &str, directory: &Path, prefix: &str) -> Option<String> {
     // With -xx, paths are written in hexadecimal as well.
     let path = if path.starts_with("\\x") { String::from_utf8(unhex(path)?).ok()? } else { path.to_owned() };
     let name = Path::new(&path).strip_prefix(directory).ok()?.to_str()?;
-    name.starts_with(prefix).then(|| (name.to_owned(), rest))
+    name.starts_with(prefix).then(|| name.to_owned())
 }
 
 /// `, "\x00\x01", 2, 4096...`
@@ -241,6 +267,28 @@ mod tests {
         assert_eq!(seen(3, true), all(&[b"ab", b"ab\0", b"abc"]));
         assert_eq!(seen(4, true), all(&[b"ab", b"ab\0", b"abc", b"a"]));
         assert!(seen(3, false).contains(&b""[..]), "a disk that lies");
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_was_removed_is_gone_and_one_that_is_made_anew_begins_empty() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let root = directory.path().canonicalize()?;
+        let log = directory.path().join("log");
+        let file = format!("{}/a.db-journal", root.display());
+        let text = [
+            format!("7 100.5 pwrite64(3<{file}>, \"\\x61\\x62\", 2, 0) = 2"),
+            format!("7 101.5 fsync(3<{file}>) = 0"),
+            format!("7 102.5 unlink(\"{file}\") = 0"),
+            format!("7 102.6 unlink(\"{file}\") = -1 ENOENT (No such file or directory)"),
+            format!("7 103.5 pwrite64(3<{file}>, \"\\x63\", 1, 0) = 1"),
+            format!("7 104.5 fsync(3<{file}>) = 0"),
+        ];
+        fs::write(&log, text.join("\n"))?;
+        let trace = Trace::read(&log, directory.path(), "a.db")?;
+        let mut dice = Seed(1).dice("cuts");
+        let mut held = |number| trace.cut(number, &mut dice, true).remove("a.db-journal");
+        assert_eq!([held(2), held(3), held(5)], [Some(b"ab".to_vec()), None, Some(b"c".to_vec())]);
         Ok(())
     }
 }

@@ -47,8 +47,8 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
     // A little later than the record's beginning: an answer counts as received a little later than it was.
     let base = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let end = Instant::now() + Duration::from_millis(1_500);
-    // A machine that is busy gets longer: what is cut has to be worth it.
-    let (enough, marked) = (60, AtomicUsize::new(0));
+    // However long it takes: until the log has been brought into the database, and is written from its beginning again.
+    let (enough, marked) = (1_200, AtomicUsize::new(0));
     let marked = &marked;
     let workers = (0..6_usize).map(|worker| {
         let caller = Caller::new(&url, recorder.clone());
@@ -80,8 +80,8 @@ async fn a_power_cut_at_any_moment_loses_nothing_acknowledged() -> Result<()> {
 
     let trace = Trace::read(&log, directory.path(), STORE)?;
     assert!(
-        trace.syncs(&format!("{STORE}-wal")) > 10 && trace.syncs(STORE) > 0,
-        "commits and a checkpoint were traced"
+        trace.syncs(&format!("{STORE}-wal")) > 10 && trace.syncs(STORE) > 3,
+        "the database made, commits, and two checkpoints at least were traced"
     );
     let operations = recorder.operations();
     let completed: Vec<(f64, &Operation, i64)> = operations
