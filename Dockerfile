@@ -30,7 +30,7 @@ FROM chef AS build
 COPY --from=plan /build/recipe.json recipe.json
 RUN cargo chef cook --profile dist --locked --package oncegate-cli --recipe-path recipe.json
 COPY . .
-RUN cargo build --profile dist --locked --package oncegate-cli \
+RUN scripts/dist --locked \
     && strip --strip-debug target/dist/oncegate \
     && install -d -o 65532 -g 65532 /var/lib/oncegate
 

@@ -64,7 +64,10 @@ fn what_the_program_is_made_of_is_let_in_and_nothing_private_is() -> Result<()> 
     for part in ["proto/", "migrations/postgres/", "migrations/sqlite/", "sidecar/src/", "cli/src/"] {
         assert!(ours.iter().any(|path| path.starts_with(part)), "{part} is in {ours:?}");
     }
-    for path in ours {
+    let dockerfile = fs::read_to_string(root.join("Dockerfile"))?;
+    let scripts: Vec<&str> = dockerfile.split_whitespace().filter(|word| word.starts_with("scripts/")).collect();
+    assert!(scripts.iter().any(|script| root.join(script).is_file()), "the Dockerfile builds with a script of ours");
+    for path in ours.into_iter().chain(scripts) {
         assert!(ignored.lets_in(path), ".dockerignore leaves {path} out");
     }
     for path in [
