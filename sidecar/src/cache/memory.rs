@@ -1,12 +1,17 @@
 //! The process's own layer: bounded by bytes, entries live a minute at most (C6).
 
 use std::{
-    sync::{Mutex, PoisonError},
+    hash::BuildHasher as _,
+    sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use bytes::Bytes;
-use quick_cache::{Weighter, sync};
+use foldhash::fast::RandomState;
+use quick_cache::{
+    Weighter,
+    sync::{self, DefaultLifecycle},
+};
 
 use super::entry::{Completion, Entry, KeyDigest};
 use crate::event::{Claim, Digest, StoredResult, Time};
@@ -16,9 +21,10 @@ const STRIPES: usize = 64;
 const AGE_MAX_SECS: u32 = 59;
 
 pub(super) struct Memory {
-    entries: Option<sync::Cache<KeyDigest, Held, ByBytes>>,
+    entries: Option<sync::Cache<KeyDigest, Held, ByBytes, RandomState>>,
     /// One writer at a time per stripe: comparing and putting must be one step.
     stripes: [Mutex<()>; STRIPES],
+    common: Common,
     began: Instant,
 }
 
@@ -28,26 +34,70 @@ pub(super) struct Memory {
 struct Held {
     fencing_token: i64,
     end_time: i64,
+    /// Fingerprint and result, where there is either.
+    rest: Option<Arc<Rest>>,
     /// The first bytes of the payload's digest, where there is one.
-    payload: u64,
-    /// Fingerprint, and a result that is more than its code.
-    rest: Option<Box<Rest>>,
-    code: i32,
+    payload: u32,
     /// Of the claim that completed the event. Two claims with one of these: the ledger tells them apart.
     claim: u32,
     /// Seconds since the layer was made.
     since: u32,
     attempts_shown: bool,
     has_payload: bool,
-    has_result: bool,
 }
 
-#[derive(Clone)]
+#[derive(PartialEq, Eq, Hash)]
 struct Rest {
     fingerprint: Option<Digest>,
-    content_type: Box<str>,
-    /// A copy: what came with a message would keep all of the message's buffer.
-    body: Box<[u8]>,
+    result: Option<StoredResult>,
+}
+
+impl Rest {
+    fn of(entry: &Entry) -> Option<Rest> {
+        (entry.fingerprint.is_some() || entry.result.is_some()).then(|| Rest {
+            fingerprint: entry.fingerprint,
+            result: entry.result.as_ref().map(|result| StoredResult {
+                // A copy: what came with a message would keep all of the message's buffer.
+                body: Bytes::copy_from_slice(&result.body),
+                content_type: result.content_type.as_str().to_owned(),
+                code: result.code,
+            }),
+        })
+    }
+
+    fn bytes(&self) -> usize {
+        self.result.as_ref().map_or(0, |result| result.content_type.len() + result.body.len())
+    }
+}
+
+/// Results that many events end with (an application's `{"received": true}`), so that all of them share one.
+struct Common {
+    hasher: RandomState,
+    slots: [Mutex<Option<Arc<Rest>>>; Common::SLOTS],
+}
+
+impl Common {
+    const SLOTS: usize = 64;
+    /// Larger ones are the event's own.
+    const BYTES_MAX: usize = 256;
+
+    fn new() -> Common {
+        Common { hasher: RandomState::default(), slots: [const { Mutex::new(None) }; Self::SLOTS] }
+    }
+
+    /// The one like it that others have, if it was met lately.
+    fn share(&self, rest: Rest) -> Arc<Rest> {
+        if rest.fingerprint.is_some() || rest.bytes() > Self::BYTES_MAX {
+            return Arc::new(rest);
+        }
+        let place =
+            usize::try_from(self.hasher.hash_one(&rest) % Self::SLOTS as u64).expect("a slot's number is small");
+        let mut slot = self.slots[place].lock().unwrap_or_else(PoisonError::into_inner);
+        match &*slot {
+            Some(known) if **known == rest => known.clone(),
+            _ => slot.insert(Arc::new(rest)).clone(),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -57,33 +107,23 @@ impl Weighter<KeyDigest, Held> for ByBytes {
     fn weight(&self, _: &KeyDigest, held: &Held) -> u64 {
         // The key, the entry, and what the table needs for each.
         const OVERHEAD: usize = size_of::<KeyDigest>() + size_of::<Held>() + 32;
-        let rest =
-            held.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.content_type.len() + rest.body.len() + 32);
+        // In full, also where it is shared: who shares it last has it alone.
+        let rest = held.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.bytes() + 32);
         u64::try_from(OVERHEAD + rest).unwrap_or(u64::MAX)
     }
 }
 
 impl Held {
-    fn of(entry: &Entry, since: u32) -> Held {
-        let result = entry.result.as_ref();
-        let large = result.is_some_and(|result| !(result.body.is_empty() && result.content_type.is_empty()));
+    fn of(entry: &Entry, since: u32, common: &Common) -> Held {
         Held {
             fencing_token: entry.fencing_token,
             end_time: entry.end_time.0,
+            rest: Rest::of(entry).map(|rest| common.share(rest)),
             payload: entry.payload_digest.as_ref().map_or(0, beginning),
-            rest: (large || entry.fingerprint.is_some()).then(|| {
-                Box::new(Rest {
-                    fingerprint: entry.fingerprint,
-                    content_type: result.map(|result| result.content_type.as_str().into()).unwrap_or_default(),
-                    body: result.map(|result| result.body.as_ref().into()).unwrap_or_default(),
-                })
-            }),
-            code: result.map_or(0, |result| result.code),
             claim: mark(&entry.claim_id),
             since,
             attempts_shown: entry.is_answerable(),
             has_payload: entry.payload_digest.is_some(),
-            has_result: result.is_some(),
         }
     }
 
@@ -103,21 +143,14 @@ impl Held {
             fencing_token: self.fencing_token,
             attempt_count: 1,
             end_time: Time(self.end_time),
-            result: self.has_result.then(|| match &self.rest {
-                Some(rest) => StoredResult {
-                    code: self.code,
-                    body: Bytes::copy_from_slice(&rest.body),
-                    content_type: rest.content_type.as_ref().to_owned(),
-                },
-                None => StoredResult { code: self.code, body: Bytes::new(), content_type: String::new() },
-            }),
+            result: self.rest.as_ref().and_then(|rest| rest.result.clone()),
         })
     }
 }
 
-fn beginning(digest: &Digest) -> u64 {
-    let (beginning, _) = digest.split_first_chunk::<8>().expect("a digest has 32 bytes");
-    u64::from_be_bytes(*beginning)
+fn beginning(digest: &Digest) -> u32 {
+    let (beginning, _) = digest.split_first_chunk::<4>().expect("a digest has 32 bytes");
+    u32::from_be_bytes(*beginning)
 }
 
 /// 32 bits of a claim id (FNV-1a).
@@ -129,9 +162,9 @@ impl Memory {
     pub(super) fn new(bytes_max: u64) -> Memory {
         let entries = (bytes_max > 0).then(|| {
             // Grows as it is used: an idle process should not pay for the full size.
-            sync::Cache::with_weighter(1_024, bytes_max, ByBytes)
+            sync::Cache::with(1_024, bytes_max, ByBytes, RandomState::default(), DefaultLifecycle::default())
         });
-        Memory { entries, stripes: [const { Mutex::new(()) }; STRIPES], began: Instant::now() }
+        Memory { entries, stripes: [const { Mutex::new(()) }; STRIPES], common: Common::new(), began: Instant::now() }
     }
 
     fn now(&self) -> u32 {
@@ -162,7 +195,7 @@ impl Memory {
         let newer =
             entries.peek(&digest).is_some_and(|held| held.fencing_token > entry.fencing_token && !self.is_old(&held));
         if !newer {
-            entries.insert(digest, Held::of(entry, self.now()));
+            entries.insert(digest, Held::of(entry, self.now(), &self.common));
         }
     }
 
@@ -238,9 +271,10 @@ mod tests {
             Claim { payload_digest: Some([4; 32]), ..claim() },
             Claim { delivery_id: Some("d".into()), ..claim() },
         ];
+        let common = Common::new();
         for entry in &entries {
             for claim in &claims {
-                assert_eq!(Held::of(entry, 0).answer(claim), entry.answer(claim), "{entry:?} {claim:?}");
+                assert_eq!(Held::of(entry, 0, &common).answer(claim), entry.answer(claim), "{entry:?} {claim:?}");
             }
         }
     }
@@ -259,8 +293,31 @@ mod tests {
     }
 
     #[test]
+    fn events_with_one_result_share_it_and_others_have_their_own() {
+        let common = Common::new();
+        let held = |entry: Entry| Held::of(&entry, 0, &common).rest.expect("it has a result");
+        let result = |body: String| StoredResult { code: 200, body: body.into(), content_type: "text/plain".into() };
+        let ending = |token, result| Entry { fingerprint: None, result: Some(result), ..entry(token) };
+        let small = held(ending(1, result("ok".into())));
+        assert!(Arc::ptr_eq(&small, &held(ending(2, result("ok".into())))));
+        let others = [
+            ending(3, result("other".into())),
+            ending(4, StoredResult { code: 201, ..result("ok".into()) }),
+            ending(5, StoredResult { content_type: "text/html".into(), ..result("ok".into()) }),
+            Entry { fingerprint: Some([1; 32]), ..ending(6, result("ok".into())) },
+        ];
+        for other in others {
+            let expected = other.result.clone();
+            let other = held(other);
+            assert!(!Arc::ptr_eq(&small, &other) && other.result == expected, "{:?}", other.result);
+        }
+        let large = || ending(7, result("a".repeat(Common::BYTES_MAX)));
+        assert!(!Arc::ptr_eq(&held(large()), &held(large())));
+    }
+
+    #[test]
     fn a_cached_event_is_small_and_all_of_them_are_bounded() {
-        assert!(size_of::<Held>() <= 48, "{}", size_of::<Held>());
+        assert!(size_of::<Held>() <= 40, "{}", size_of::<Held>());
         let memory = Memory::new(64 << 10);
         for number in 0..10_000 {
             let key = Key { event_id: number.to_string(), ..claim().key };

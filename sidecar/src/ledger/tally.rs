@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use foldhash::fast::RandomState;
+
 use crate::event::{Key, Time};
 
 /// What has come in for one event since the last flush.
@@ -19,10 +21,12 @@ pub struct Count {
     pub last_mismatch_time: Option<Time>,
 }
 
+type Counts = HashMap<Key, Count, RandomState>;
+
 /// Counts that wait to be written. Clones share them: the writer flushes what others count as well.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
-    counts: Arc<Mutex<HashMap<Key, Count>>>,
+    counts: Arc<Mutex<Counts>>,
 }
 
 impl Tally {
@@ -33,7 +37,7 @@ impl Tally {
     /// How many keys one flush writes: some milliseconds' worth, for grants wait meanwhile.
     pub const FLUSH_MAX: usize = 1_024;
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Count>> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         // Numbers are added under it; nothing there can panic half-way.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
