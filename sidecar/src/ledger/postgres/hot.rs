@@ -1,8 +1,8 @@
 //! The hot statement: new claims, duplicates, and marks of events that are being processed: the path of every event that
 //! completes at once (L3). Without new events and marks it writes nothing at all.
 //!
-//! It comes in three forms, made of the same parts: starting a plan costs about as much as a handful of items, and a batch of
-//! claims alone need not start what marks need.
+//! It comes in several forms, made of the same parts: starting a plan costs about as much as a handful of items, so a batch of
+//! claims alone does not start what marks need, and where claims have met new events only, none what known ones need.
 
 use sqlx::{PgConnection, Row as _, postgres::PgBindIterExt as _};
 
@@ -43,7 +43,7 @@ pub(super) enum HotRow {
     Fresh { row: i64, fencing_token: i64, now: Time },
     /// The mark was applied.
     Marked { event: Event, now: Time },
-    /// A claim that met an invisible insert, or a mark that was not applied.
+    /// A claim that met an invisible insert (or, where new events are expected, a known one), or a mark that was not applied.
     Nothing,
 }
 
@@ -54,6 +54,7 @@ macro_rules! part {
     };
 }
 
+/// Claims of events that may be known.
 const CLAIMS: &str = concat!(
     "with\n",
     part!("claims"),
@@ -61,7 +62,20 @@ const CLAIMS: &str = concat!(
     part!("counts_begin"),
     part!("counts_claims"),
     part!("counts_end"),
-    part!("answer_claims"),
+    part!("answer_seen"),
+    "union all\n",
+    part!("answer_fresh"),
+);
+
+/// Claims of events that are expected to be new.
+const NEW: &str = concat!(
+    "with\n",
+    part!("new"),
+    ",\n",
+    part!("counts_begin"),
+    part!("counts_claims"),
+    part!("counts_end"),
+    part!("answer_new"),
 );
 
 const MARKS: &str = concat!(
@@ -74,7 +88,7 @@ const MARKS: &str = concat!(
     part!("answer_marks"),
 );
 
-const BOTH: &str = concat!(
+const CLAIMS_AND_MARKS: &str = concat!(
     "with\n",
     part!("claims"),
     ",\n",
@@ -85,14 +99,75 @@ const BOTH: &str = concat!(
     "union all\n",
     part!("counts_marks"),
     part!("counts_end"),
-    part!("answer_claims"),
+    part!("answer_seen"),
+    "union all\n",
+    part!("answer_fresh"),
     "union all\n",
     part!("answer_marks"),
 );
 
+const NEW_AND_MARKS: &str = concat!(
+    "with\n",
+    part!("new"),
+    ",\n",
+    part!("marks"),
+    ",\n",
+    part!("counts_begin"),
+    part!("counts_claims"),
+    "union all\n",
+    part!("counts_marks"),
+    part!("counts_end"),
+    part!("answer_marks"),
+    "union all\n",
+    part!("answer_fresh"),
+);
+
+/// What is known of the events that a statement's claims are about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claims {
+    /// They are likely to be new. Of those that are not the statement says [`HotRow::Nothing`].
+    New,
+    /// Anything.
+    Any,
+}
+
+/// What the claims of a batch have met.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    pub(super) new: u32,
+    pub(super) known: u32,
+}
+
+/// What claims have met lately: whether the next ones are likely to be of new events.
+#[derive(Debug, Default)]
+pub(super) struct Outlook {
+    /// About how many of a batch's claims were of known events, lately.
+    known: f64,
+}
+
+impl Outlook {
+    /// What a batch adds.
+    const WEIGHT: f64 = 0.25;
+    /// Up to this share a second statement for those that are known costs less than it saves.
+    const KNOWN_MAX: f64 = 1.0 / 16.0;
+
+    pub(super) fn claims(&self) -> Claims {
+        if self.known < Self::KNOWN_MAX { Claims::New } else { Claims::Any }
+    }
+
+    pub(super) fn saw(&mut self, met: Met) {
+        if met.new + met.known > 0 {
+            let share = f64::from(met.known) / f64::from(met.new + met.known);
+            self.known += Self::WEIGHT * (share - self.known);
+        }
+    }
+}
+
 /// Items must be sorted by key; per key either one mark or claims, each with another claim id (a mark and a claim of one key
 /// in one statement: the mark would silently change nothing).
-pub(super) struct Hot;
+pub(super) struct Hot {
+    pub(super) claims: Claims,
+}
 
 impl Statement for Hot {
     type Item = HotItem;
@@ -117,10 +192,12 @@ impl Statement for Hot {
                 HotItem::Claim(_) => None,
             })
         };
-        let statement = match (claims().next(), marks().next()) {
-            (Some(_), None) => CLAIMS,
-            (None, _) => MARKS,
-            (Some(_), Some(_)) => BOTH,
+        let statement = match (claims().next(), marks().next(), self.claims) {
+            (Some(_), None, Claims::Any) => CLAIMS,
+            (Some(_), None, Claims::New) => NEW,
+            (None, _, _) => MARKS,
+            (Some(_), Some(_), Claims::Any) => CLAIMS_AND_MARKS,
+            (Some(_), Some(_), Claims::New) => NEW_AND_MARKS,
         };
         let rows = sqlx::query(statement)
             .bind(slot)
@@ -223,5 +300,36 @@ fn metadata_of(ending: &Ending) -> Option<&str> {
     match ending {
         Ending::Completed { metadata } => metadata.as_deref(),
         Ending::Failed { .. } => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Claims, Met, Outlook};
+
+    #[test]
+    fn new_events_are_expected_until_known_ones_come_and_again_when_they_are_gone() {
+        let mut outlook = Outlook::default();
+        assert_eq!(outlook.claims(), Claims::New);
+        // A duplicate among many does not change it.
+        outlook.saw(Met { new: 31, known: 1 });
+        assert_eq!(outlook.claims(), Claims::New);
+        outlook.saw(Met { new: 0, known: 1 });
+        assert_eq!(outlook.claims(), Claims::Any);
+        // Batches of marks say nothing.
+        for _ in 0..100 {
+            outlook.saw(Met::default());
+        }
+        assert_eq!(outlook.claims(), Claims::Any);
+        for _ in 0..8 {
+            outlook.saw(Met { new: 1, known: 0 });
+        }
+        assert_eq!(outlook.claims(), Claims::New);
+        // As many new events as known ones, in turn: neither form wins often enough to be worth guessing.
+        for _ in 0..100 {
+            outlook.saw(Met { new: 1, known: 0 });
+            outlook.saw(Met { new: 0, known: 1 });
+            assert_eq!(outlook.claims(), Claims::Any);
+        }
     }
 }

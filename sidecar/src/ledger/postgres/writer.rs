@@ -16,7 +16,7 @@ use super::{
         ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, Flush, GrantAgain,
         RecordDeliveries, Tokened,
     },
-    hot::{Hot, HotItem, HotRow, Pending},
+    hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Pending},
     statement::{Link, Part},
     timings::FlushTimings,
 };
@@ -58,12 +58,22 @@ pub(super) struct Writer {
     deferred: VecDeque<Queued>,
     tally: Tally,
     timings: PendingTimings,
+    outlook: Outlook,
     load: Arc<Load>,
 }
 
 impl Writer {
     pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally, load: Arc<Load>) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), tally, timings: PendingTimings::default(), load }
+        Writer {
+            link,
+            ops,
+            batch_max,
+            deferred: VecDeque::new(),
+            tally,
+            timings: PendingTimings::default(),
+            outlook: Outlook::default(),
+            load,
+        }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -157,23 +167,18 @@ impl Writer {
         (batch, flush_asked)
     }
 
-    async fn process(&mut self, batch: Vec<Queued>) {
-        // The first operation of each key leads; the others of that key follow in their order.
+    async fn process(&mut self, mut batch: Vec<Queued>) {
+        // The first operation of each key leads, in the order of the keys; the others of that key follow in theirs.
+        batch.sort_by(|a, b| a.op.key().cmp(&b.op.key()));
         let mut leaders: Vec<Queued> = Vec::with_capacity(batch.len());
         let mut followers: Vec<Queued> = Vec::new();
-        {
-            let mut led = HashSet::with_capacity(batch.len());
-            for queued in batch {
-                let Some(key) = queued.op.key() else { continue };
-                if led.contains(key) {
-                    followers.push(queued);
-                } else {
-                    led.insert(key.clone());
-                    leaders.push(queued);
-                }
+        for queued in batch {
+            if leaders.last().is_some_and(|leader| leader.op.key() == queued.op.key()) {
+                followers.push(queued);
+            } else {
+                leaders.push(queued);
             }
         }
-        leaders.sort_unstable_by(|a, b| a.op.key().cmp(&b.op.key()));
 
         let mut hot = Vec::new();
         let mut extends = Vec::new();
@@ -272,6 +277,27 @@ impl Writer {
     }
 
     async fn hot(&mut self, items: Vec<HotItem>, standing: &mut Standing, followed: &HashSet<Key>) {
+        let mut met = Met::default();
+        let mut known = self.hot_as(self.outlook.claims(), items, &mut met, standing, followed).await;
+        if !known.is_empty() {
+            // Parts of a batch that was halved come back in any order.
+            known.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+            self.hot_as(Claims::Any, known, &mut met, standing, followed).await;
+        }
+        self.outlook.saw(met);
+    }
+
+    /// The hot statement in one form, and all that follows from its answers. Gives back the claims that this form has no
+    /// answer for.
+    async fn hot_as(
+        &mut self,
+        claims: Claims,
+        items: Vec<HotItem>,
+        met: &mut Met,
+        standing: &mut Standing,
+        followed: &HashSet<Key>,
+    ) -> Vec<HotItem> {
+        let mut known = Vec::new();
         let mut grants: Vec<Candidate> = Vec::new();
         let mut burials: Vec<Candidate> = Vec::new();
         let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
@@ -281,7 +307,7 @@ impl Writer {
                 standing.insert(event.key.clone(), (event.clone(), now));
             }
         };
-        for (items, result) in self.link.run(&Hot, items).await {
+        for (items, result) in self.link.run(&Hot { claims }, items).await {
             let rows = match result {
                 Ok(rows) => rows,
                 Err(error) => {
@@ -297,11 +323,13 @@ impl Writer {
             for (item, row) in items.into_iter().zip(rows) {
                 match (item, row) {
                     (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now }) => {
+                        met.new += 1;
                         let event = Event::inserted(&claim.request, row, fencing_token, now);
                         keep(standing, &event, now);
                         acquired(claim, event, now, false);
                     }
                     (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
+                        met.known += 1;
                         match transition::claim(Some(&event), claim_ended, &claim.request, now) {
                             // One candidate an event: the statements below take each row once.
                             ClaimStep::Grant | ClaimStep::Bury if !candidates.insert(event.row) => {
@@ -325,6 +353,7 @@ impl Writer {
                         self.timings.record(&event);
                         send(mark, Ok(Marked { event, repeated: false }));
                     }
+                    (item @ HotItem::Claim(_), HotRow::Nothing) if claims == Claims::New => known.push(item),
                     (HotItem::Claim(claim), HotRow::Nothing | HotRow::Marked { .. }) => self.again(claim, Op::Claim),
                     (HotItem::Mark(mark), _) => unapplied.push(mark),
                 }
@@ -333,6 +362,7 @@ impl Writer {
         self.grant_again(grants, standing).await;
         self.bury(burials, standing).await;
         self.classify_marks(unapplied).await;
+        known
     }
 
     async fn grant_again(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
