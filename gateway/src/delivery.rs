@@ -19,7 +19,10 @@ use std::{
 
 use backoff::Backoff;
 use http::HeaderMap;
-use oncegate_runtime::shutdown::{CancellationToken, Drain};
+use oncegate_runtime::{
+    detach::Detach,
+    shutdown::{CancellationToken, Drain},
+};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -31,7 +34,6 @@ use crate::{
     answer::{Answer, RetryAfter},
     body::Received,
     config::Settings,
-    detach::Detach,
     enforcement::Enforcement,
     key::Identity,
     metrics::{Claimed, Metrics},

@@ -18,7 +18,6 @@ mod answer;
 mod body;
 pub mod config;
 mod delivery;
-mod detach;
 mod enforcement;
 mod failures;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,18 +1,22 @@
 //! Work that outlives whoever waits for it.
 
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use oncegate_runtime::shutdown::Drain;
 use tokio::runtime::Handle;
 
-/// A future that goes on in a task of its own when it is dropped unfinished (G8: a delivery outlives the provider's
-/// request). As long as somebody waits for it, it runs in the waiter's task: the common short one costs no task of its
-/// own and no hop between threads.
-pub(crate) struct Detach<F: Future<Output: Send> + Send + 'static> {
+use crate::shutdown::Drain;
+
+/// A future that goes on in a task of its own when it is dropped unfinished: a delivery outlives the provider's request, a
+/// mark its caller. As long as somebody waits for it, it runs in the waiter's task: the common short one costs no task of
+/// its own and no hop between threads.
+///
+/// One that panics is gone, and its waiter with it.
+pub struct Detach<F: Future<Output: Send> + Send + 'static> {
     /// Empty once finished, or after it panicked.
     future: Option<Pin<Box<F>>>,
     drain: Drain,
@@ -21,8 +25,14 @@ pub(crate) struct Detach<F: Future<Output: Send> + Send + 'static> {
 
 impl<F: Future<Output: Send> + Send + 'static> Detach<F> {
     /// Has to be called inside a tokio runtime: that one takes the future over. `drain` waits for it then.
-    pub(crate) fn new(future: F, drain: &Drain) -> Self {
+    pub fn new(future: F, drain: &Drain) -> Self {
         Self { future: Some(Box::pin(future)), drain: drain.clone(), runtime: Handle::current() }
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> fmt::Debug for Detach<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detach").field("finished", &self.future.is_none()).finish_non_exhaustive()
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod detach;
 pub mod logging;
 pub mod metrics;
 pub mod reload;

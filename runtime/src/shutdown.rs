@@ -4,7 +4,7 @@ use std::{future::Future, io, time::Duration};
 
 use tokio::{runtime::Handle, task::JoinHandle};
 pub use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
 /// The longest that the runtime's end may take, when everything that matters has been waited for.
 pub const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
@@ -107,6 +107,11 @@ impl Drain {
         F::Output: Send + 'static,
     {
         self.tasks.spawn_on(task, handle)
+    }
+
+    /// A future that counts as a task, wherever it runs.
+    pub fn track<F: Future>(&self, future: F) -> TrackedFuture<F> {
+        self.tasks.track_future(future)
     }
 
     /// How many tasks are under way.

@@ -9,12 +9,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oncegate_runtime::{
+    detach::Detach,
+    shutdown::{CancellationToken, Drain},
+};
 use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
-    cache::{Cache, KeyDigest, entry::Completion, stats::CacheStats},
+    cache::{Cache, KeyDigest, Ticket, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger,
@@ -23,7 +26,7 @@ use crate::{
         load::Load,
     },
 };
-use waiters::Waiters;
+use waiters::{Seat, Waiters};
 
 /// How often the events that somebody waits for are looked up, in one read for all: the net for changes that another
 /// process made, and for a wake-up that was lost (L9).
@@ -57,6 +60,9 @@ pub enum Answer {
     Completed(Key, Completion),
 }
 
+/// How long the end waits for marks and resolutions under way: longer than any call waits for the ledger.
+const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// See the module.
 pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
@@ -66,7 +72,7 @@ pub struct Coordinator {
     metrics: Arc<LedgerMetrics>,
     waiters: Arc<Waiters>,
     /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
-    tasks: TaskTracker,
+    tasks: Drain,
     closing: CancellationToken,
 }
 
@@ -90,7 +96,7 @@ impl Coordinator {
             calls_max: limits.calls_max,
             metrics,
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
-            tasks: TaskTracker::new(),
+            tasks: Drain::new(),
             closing: CancellationToken::new(),
         });
         tokio::spawn(cast_net(coordinator.ledger.clone(), coordinator.waiters.clone(), coordinator.closing.clone()));
@@ -138,7 +144,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
-    pub async fn claim(&self, mut claim: Claim, wait: Duration) -> Result<Answer, Error> {
+    pub async fn claim(&self, claim: Claim, wait: Duration) -> Result<Answer, Error> {
         let (completion, ticket) = self.cache.look_up(&claim).await;
         if let Some(completion) = completion {
             self.ledger.count_duplicate(&claim.key);
@@ -148,11 +154,25 @@ impl Coordinator {
         let until = Instant::now() + wait;
         // Before asking, so that an outcome between the answer and the wait is not missed.
         let seat = if wait.is_zero() { None } else { self.waiters.enter(&claim.key) };
-        let Some(seat) = seat else {
-            let claimed = self.ask(claim).await?;
-            self.cache.told(&ticket, &claimed);
-            return Ok(Answer::Decided(claimed));
-        };
+        match seat {
+            None => {
+                let claimed = self.ask(claim).await?;
+                self.cache.told(&ticket, &claimed);
+                Ok(Answer::Decided(claimed))
+            }
+            // Boxed, so that who does not wait holds no room for it.
+            Some(seat) => Box::pin(self.claim_seated(claim, &ticket, seat, until)).await,
+        }
+    }
+
+    /// Asks again whenever the event's outcome may be there, until `until`.
+    async fn claim_seated(
+        &self,
+        mut claim: Claim,
+        ticket: &Ticket,
+        seat: Seat,
+        until: Instant,
+    ) -> Result<Answer, Error> {
         loop {
             let woken = seat.woken();
             let left = until.saturating_duration_since(Instant::now());
@@ -168,7 +188,7 @@ impl Coordinator {
             let retry_after = match claimed.decision {
                 Decision::InProgress { retry_after } if claim.waiting => retry_after,
                 _ => {
-                    self.cache.told(&ticket, &claimed);
+                    self.cache.told(ticket, &claimed);
                     return Ok(Answer::Decided(claimed));
                 }
             };
@@ -200,8 +220,7 @@ impl Coordinator {
     pub async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
         let _permit = self.admit()?;
         let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
-        // A task of its own: whoever waits for the outcome is woken though the caller has gone away.
-        let task = self.tasks.spawn(async move {
+        let marked = async move {
             let ticket = cache.ticket(&mark.key);
             let digest = ticket.digest();
             let answer = ledger.mark(mark).await;
@@ -216,8 +235,9 @@ impl Coordinator {
             // Also after an error: it may have happened.
             waiters.wake(&digest);
             answer
-        });
-        task.await.unwrap_or(Err(Error::OutcomeUnknown))
+        };
+        // Whoever waits for the outcome is woken though the caller has gone away.
+        Detach::new(self.tasks.track(marked), &self.tasks).await
     }
 
     /// ExtendLock.
@@ -343,8 +363,10 @@ impl Coordinator {
     /// Sends waiting callers away with what is known, lets marks under way finish, and closes the ledger.
     pub async fn close(&self) {
         self.closing.cancel();
-        self.tasks.close();
-        self.tasks.wait().await;
+        let left = self.tasks.within(CLOSE_TIME_MAX).await;
+        if left > 0 {
+            tracing::warn!(left, "marks and resolutions were still under way when the ledger was closed");
+        }
         self.ledger.close().await;
         self.cache.close().await;
     }

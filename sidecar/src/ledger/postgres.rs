@@ -52,9 +52,6 @@ use crate::{
     metrics::LedgerMetrics,
 };
 
-/// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
-const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
-
 /// How the ledger works.
 #[derive(Clone, Debug)]
 pub struct PostgresSettings {
@@ -139,11 +136,6 @@ impl PostgresLedger {
     pub fn node(&self) -> Option<Node> {
         self.node.borrow().clone()
     }
-
-    async fn ask<T>(&self, op: impl FnOnce(super::queue::Reply<T>) -> Op) -> Result<T, Error> {
-        // The call stays queued and may still happen: that is what the error says.
-        tokio::time::timeout(CALL_TIME_MAX, self.queue.ask(op)).await.unwrap_or(Err(Error::OutcomeUnknown))
-    }
 }
 
 /// Parses a URL.
@@ -199,19 +191,19 @@ fn warn_if_unverified(options: &PgConnectOptions) {
 #[async_trait]
 impl Ledger for PostgresLedger {
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
-        self.ask(|reply| Op::Claim(claim, reply)).await
+        self.queue.ask(|reply| Op::Claim(claim, reply)).await
     }
 
     async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
-        self.ask(|reply| Op::Mark(mark, reply)).await
+        self.queue.ask(|reply| Op::Mark(mark, reply)).await
     }
 
     async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
-        self.ask(|reply| Op::Extend(extend, reply)).await
+        self.queue.ask(|reply| Op::Extend(extend, reply)).await
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
-        self.ask(|reply| Op::Resolve(resolve, reply)).await
+        self.queue.ask(|reply| Op::Resolve(resolve, reply)).await
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {

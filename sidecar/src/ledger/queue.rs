@@ -1,7 +1,7 @@
 //! The bounded queue in front of a ledger's writer (L3). Calls that arrive while a batch is under way wait here and go
 //! into the next one; beyond the bound they are refused at once, for a call that waits until its deadline helps nobody.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use oncegate_runtime::telemetry::{self, Link};
 use tokio::sync::{mpsc, oneshot};
@@ -12,6 +12,9 @@ use crate::{
     event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult},
     metrics::{Bound, LedgerMetrics},
 };
+
+/// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
+const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
 
 /// Where an answer goes, and the span of the call that it answers. Dropped by a caller that has gone away.
 #[derive(Debug)]
@@ -149,20 +152,33 @@ impl Queue {
         (Queue { ops, metrics }, receiver)
     }
 
-    /// Queues a call and waits for its answer. Cancel-safe: what was queued is done (or, for a claim that has not
-    /// begun, dropped) without the caller.
+    /// Queues a call, at once, and gives what waits for its answer, for [`CALL_TIME_MAX`] at most. Cancel-safe: what was queued
+    /// is done (or, for a claim that has not begun, dropped) without the caller.
     ///
     /// # Errors
     /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when the writer has ended, and
-    /// [`Error::OutcomeUnknown`] when it ended with the call under way.
-    pub async fn ask<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
-        self.enter(op).instrument(tracing::info_span!("ledger", otel.kind = "internal")).await
+    /// [`Error::OutcomeUnknown`] when it ended with the call under way, or the time is over.
+    pub fn ask<T, O>(&self, op: O) -> impl Future<Output = Result<T, Error>> + use<T, O>
+    where
+        O: FnOnce(Reply<T>) -> Op,
+    {
+        let span = tracing::info_span!("ledger", otel.kind = "internal");
+        // Here, not within the future: a call is large, and its future would hold room for it until its answer is there.
+        let answer = span.in_scope(|| self.enter(op));
+        async move {
+            let answer = match answer {
+                Ok(answer) => tokio::time::timeout(CALL_TIME_MAX, answer.instrument(span)).await,
+                Err(error) => return Err(error),
+            };
+            // A call that has waited too long stays queued and may still happen: that is what the error says.
+            answer.ok().and_then(Result::ok).unwrap_or(Err(Error::OutcomeUnknown))
+        }
     }
 
-    async fn enter<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
+    fn enter<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<oneshot::Receiver<Result<T, Error>>, Error> {
         let (reply, answer) = Reply::channel();
         match self.ops.try_send(op(reply)) {
-            Ok(()) => answer.await.unwrap_or(Err(Error::OutcomeUnknown)),
+            Ok(()) => Ok(answer),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.metrics.overloaded.add(Bound::Queue);
                 Err(Error::Overloaded { retry_after: Duration::from_millis(250) })

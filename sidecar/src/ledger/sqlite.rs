@@ -44,7 +44,7 @@ use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Standing,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
-    queue::{Op, Queue, Reply},
+    queue::{Op, Queue},
     tally::Tally,
 };
 use crate::{
@@ -55,9 +55,6 @@ use crate::{
 /// The first release of the library without the write-ahead log's race between a writer and a checkpoint, which loses
 /// committed transactions (SQ1).
 const LIBRARY_VERSION_MIN: i32 = 3_051_003;
-
-/// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
-const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
 
 /// The longest that readiness waits for an answer.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
@@ -270,11 +267,6 @@ impl SqliteLedger {
     pub fn migrate(path: &Path) -> Result<Migrated, OpenError> {
         Ok(Database::open(path, true, SqliteSettings::default().busy_timeout)?.migrated)
     }
-
-    async fn ask<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<T, Error> {
-        // The call stays queued and may still happen: that is what the error says.
-        timeout(CALL_TIME_MAX, self.queue.ask(op)).await.unwrap_or(Err(Error::OutcomeUnknown))
-    }
 }
 
 /// Asks for a flush each second. One that comes late is not made up for.
@@ -290,19 +282,19 @@ async fn tick(queue: Queue) {
 #[async_trait]
 impl Ledger for SqliteLedger {
     async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
-        self.ask(|reply| Op::Claim(claim, reply)).await
+        self.queue.ask(|reply| Op::Claim(claim, reply)).await
     }
 
     async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
-        self.ask(|reply| Op::Mark(mark, reply)).await
+        self.queue.ask(|reply| Op::Mark(mark, reply)).await
     }
 
     async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
-        self.ask(|reply| Op::Extend(extend, reply)).await
+        self.queue.ask(|reply| Op::Extend(extend, reply)).await
     }
 
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error> {
-        self.ask(|reply| Op::Resolve(resolve, reply)).await
+        self.queue.ask(|reply| Op::Resolve(resolve, reply)).await
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {

@@ -168,12 +168,16 @@ impl Fields {
                 return None;
             }
         };
-        let bytes = metadata::encoded_bytes(&object);
+        if object.is_empty() {
+            return None;
+        }
+        let text = serde_json::Value::Object(object).to_string();
+        let bytes = text.len();
         if bytes > METADATA_BYTES_MAX {
             self.violation(field, format!("may have at most {METADATA_BYTES_MAX} bytes as JSON, and has {bytes}"));
             return None;
         }
-        (!object.is_empty()).then(|| serde_json::Value::Object(object).to_string())
+        Some(text)
     }
 }
 
@@ -182,7 +186,13 @@ impl Fields {
 pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> (Option<String>, usize) {
     let Some(given) = given else { return (None, 0) };
     let (object, unfit) = json_object_of_what_fits(given);
+    if object.is_empty() {
+        return (None, unfit);
+    }
     let text = serde_json::Value::Object(object).to_string();
+    if text.len() <= METADATA_BYTES_MAX {
+        return (Some(text), unfit);
+    }
     let fitting = metadata::merged(None, Some(&text));
     let kept = (!fitting.metadata.is_empty()).then(|| serde_json::Value::Object(fitting.metadata).to_string());
     (kept, unfit + fitting.left_out)

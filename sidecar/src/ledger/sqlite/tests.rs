@@ -6,7 +6,10 @@ use rusqlite::params;
 use tempfile::TempDir;
 
 use super::*;
-use crate::event::{Decision, Ending, Micros};
+use crate::{
+    event::{Decision, Ending, Micros},
+    ledger::queue::Reply,
+};
 
 fn settings() -> SqliteSettings {
     SqliteSettings { migrate: true, busy_timeout: Duration::from_millis(20), ..SqliteSettings::default() }
