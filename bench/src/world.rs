@@ -188,6 +188,16 @@ impl World {
         })
     }
 
+    /// Completes events `0..keys`, and hardly asks for them again: what a sidecar keeps of each is there, and nothing else.
+    pub(crate) fn complete(&self, server: &Server, keys: u64) -> Result<()> {
+        let mut command = Command::new(&self.options.oncegate);
+        command
+            .args(["bench", "--json", "--url", &server.url(), "--workload", "duplicates", "--concurrency", "64"])
+            .args(["--duration", "100ms", "--warm-up", "0s", "--check-max", "0", "--keys", &keys.to_string()])
+            .current_dir(self.directory());
+        run(&mut command).map(drop)
+    }
+
     /// The rate of a load, for the comparisons that need nothing else.
     pub(crate) fn rate(&self, server: &Server, workload: &str, concurrency: u32, more: &[&str]) -> Result<f64> {
         self.load(server, workload, concurrency, more).map(|loaded| loaded.main.per_second)

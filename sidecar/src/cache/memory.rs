@@ -161,7 +161,8 @@ fn mark(claim_id: &str) -> u32 {
 impl Memory {
     pub(super) fn new(bytes_max: u64) -> Memory {
         let entries = (bytes_max > 0).then(|| {
-            // Grows as it is used: an idle process should not pay for the full size.
+            // Not how many will fit: the table grows as it is used in any case, and would remember half as many of those that
+            // went, beside its bound.
             sync::Cache::with(1_024, bytes_max, ByBytes, RandomState::default(), DefaultLifecycle::default())
         });
         Memory { entries, stripes: [const { Mutex::new(()) }; STRIPES], common: Common::new(), began: Instant::now() }
