@@ -9,9 +9,8 @@ use crate::ledger::load::Window;
 const SLOWDOWN_MAX: f64 = 1.06;
 /// The longest pause after a step, as a multiple of the step's own time: a Cleanup never comes to rest.
 const PAUSE_MAX: f64 = 40.0;
-/// The shortest while there are calls: how long a batch takes does not tell what a step takes from whoever else works on the
-/// machine. With 0.25 on two cores, calls kept their latency and lost a fifth of their rate; now a step has an eighth of the
-/// time.
+/// The shortest while there are calls: a step has an eighth of the time at most. How long a batch takes does not tell what a
+/// step takes from whoever else works on the machine. Chosen, not measured against smaller ones.
 const PAUSE_MIN: f64 = 7.0;
 /// How much of the old baseline a new one keeps.
 const MEMORY: f64 = 0.7;
