@@ -9,6 +9,8 @@ pub struct Micros(pub i64);
 impl Micros {
     /// No time at all.
     pub const ZERO: Micros = Micros(0);
+    /// 24 hours.
+    pub const DAY: Micros = Micros(86_400_000_000);
 
     /// As the standard library has it.
     pub fn to_std(self) -> Duration {
@@ -48,5 +50,10 @@ impl Time {
     pub fn hour(self) -> Time {
         const HOUR: i64 = 3_600_000_000;
         Time(self.0.div_euclid(HOUR) * HOUR)
+    }
+
+    /// Lowered to the full day (UTC), as processing times are kept as well (L5).
+    pub fn day(self) -> Time {
+        Time(self.0.div_euclid(Micros::DAY.0) * Micros::DAY.0)
     }
 }

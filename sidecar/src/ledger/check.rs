@@ -36,9 +36,9 @@ pub struct Difference {
     pub tenant: String,
     /// Whose.
     pub provider: String,
-    /// The hour of creation; None for percentiles, which are compared over all hours.
+    /// The hour of creation, or the first one of the day; None for percentiles, which are compared over all hours.
     pub hour: Option<Time>,
-    /// What: a state, "duplicates", "retries", "p50", "p95", "p99".
+    /// What: a state, "duplicates", "retries", "p50", "p95", "p99", or a bucket of a day's processing times.
     pub what: String,
     /// What Stats says. Microseconds for percentiles.
     pub kept: i64,
@@ -94,6 +94,18 @@ pub(crate) fn counts(snapshot: &Snapshot) -> Report {
         ));
     }
     report
+}
+
+/// A bucket of the processing times of a day that are not the sum of its hours.
+pub(crate) fn day((tenant, provider): Provider, day: Time, bucket: i16, kept: i64, recounted: i64) -> Difference {
+    Difference {
+        tenant,
+        provider,
+        hour: Some(day),
+        what: format!("times of the day in bucket {bucket}"),
+        kept,
+        recounted,
+    }
 }
 
 /// The ranks (from 1) of the rows' times, in order, between which a percentile has to lie when a histogram of `times` stands

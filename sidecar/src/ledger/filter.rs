@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 use super::timings::Timings;
 use crate::event::{Event, Micros, State, Time};
 
+/// Bounds for filters that have none: before and after everything. The years 1970 and 9999.
+pub(super) const EARLIEST: Time = Time(0);
+pub(super) const LATEST: Time = Time(253_370_764_800_000_000);
+
 /// A listing of events, newest first.
 #[derive(Clone, Debug, Default)]
 pub struct HistoryFilter {
@@ -64,6 +68,31 @@ pub struct StatsFilter {
     pub end_time: Option<Time>,
     /// A multiple of an hour.
     pub bucket: Option<Micros>,
+}
+
+impl StatsFilter {
+    /// The hours, half open.
+    pub(super) fn bounds(&self) -> (Time, Time) {
+        (self.start_time.unwrap_or(EARLIEST), self.end_time.unwrap_or(LATEST))
+    }
+
+    /// The start of the bucket of an hour within the bounds; without buckets, of all hours.
+    pub(super) fn bucket_of(&self, hour: Time) -> Time {
+        let (start, _) = self.bounds();
+        match self.bucket {
+            Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
+            Some(_) | None => start,
+        }
+    }
+
+    /// The days (half open; none: two times `start`) that lie within the bounds and within one bucket each: their hours need
+    /// not be told apart.
+    pub(super) fn whole_days(&self) -> (Time, Time) {
+        let (start, end) = self.bounds();
+        let told_apart = self.bucket.is_some_and(|bucket| bucket.0 % Micros::DAY.0 != 0 || start != start.day());
+        let (first, last) = (start.plus(Micros(Micros::DAY.0 - 1)).day(), end.day());
+        if told_apart || first >= last { (start, start) } else { (first, last) }
+    }
 }
 
 /// Counts of events (L5).
@@ -152,5 +181,56 @@ impl CleanupTotals {
         self.matched += 1;
         self.deleted += i64::from(deleted);
         self.oldest_end_time = Some(self.oldest_end_time.map_or(end_time, |oldest| oldest.min(end_time)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000;
+
+    fn filter(start: Option<i64>, end: Option<i64>, bucket: Option<i64>) -> StatsFilter {
+        let hours = |hours: i64| hours * HOUR;
+        StatsFilter {
+            tenant: None,
+            provider: None,
+            start_time: start.map(hours).map(Time),
+            end_time: end.map(hours).map(Time),
+            bucket: bucket.map(hours).map(Micros),
+        }
+    }
+
+    #[test]
+    fn days_stand_for_their_hours_where_no_hour_is_told_apart() {
+        for (start, end, bucket, days) in [
+            (None, None, None, (0, LATEST.0 / HOUR)),
+            (Some(24), Some(72), None, (24, 72)),
+            (Some(25), Some(71), None, (48, 48)),
+            (Some(23), Some(73), None, (24, 72)),
+            (Some(25), Some(72), None, (48, 72)),
+            (Some(24), Some(72), Some(24), (24, 72)),
+            (Some(24), Some(72), Some(48), (24, 72)),
+            // From where it has parts of two days in a bucket.
+            (Some(25), Some(97), Some(24), (25, 25)),
+            (Some(24), Some(72), Some(1), (24, 24)),
+            (Some(24), Some(72), Some(36), (24, 24)),
+            // An open start is that of a day.
+            (None, Some(72), Some(24), (0, 72)),
+            (Some(30), Some(40), None, (30, 30)),
+            (Some(72), Some(72), None, (72, 72)),
+        ] {
+            let of = filter(start, end, bucket);
+            let (first, last) = of.whole_days();
+            let found = (first.0 / HOUR, last.0 / HOUR);
+            // None is none, whatever it is called.
+            let same = found == days || (found.0 == found.1 && days.0 == days.1 && first == of.bounds().0);
+            assert!(same, "{start:?} {end:?} {bucket:?}: {found:?}, not {days:?}");
+            let mut hour = first;
+            while hour < last.min(Time(first.0 + 100 * HOUR)) {
+                assert_eq!(of.bucket_of(hour), of.bucket_of(hour.day()), "{of:?} {hour:?}");
+                hour = hour.plus(Micros(HOUR));
+            }
+        }
     }
 }

@@ -1,17 +1,20 @@
 //! Processing times, and the check that recounts them and the counts (L5).
 
+use std::collections::BTreeMap;
+
 use oncegate_sidecar::{
-    event::{FailureKind, Micros, Resolve, Resolved},
-    ledger::{check::Report, timings::Timings},
+    event::{FailureKind, Micros, Resolve, Resolved, Time},
+    ledger::{check::Report, filter::StatsFilter, timings::Timings},
 };
 
 use super::{
-    Fixture, claim, completion, conformance, key, resolution,
+    Fixture, HOUR, claim, completion, conformance, key, resolution,
     stats::{everything, total},
 };
 
 conformance!(
     processing_times_are_those_of_the_rows,
+    times_of_days_are_those_of_their_hours,
     the_check_passes_and_finds_what_was_planted,
     a_stuck_event_that_nobody_noted_is_found,
 );
@@ -52,6 +55,83 @@ async fn processing_times_are_those_of_the_rows(fixture: &Fixture) {
     assert_eq!(times(fixture, 13).await, exact);
 }
 
+/// Where the three days of [`times_of_days_are_those_of_their_hours`] begin: a day of 2024.
+const FIRST_DAY: i64 = 1_728_000_000_000_000;
+
+/// Stats reads whole days where it may. Hour by hour of three days `times[hour]` times, all in the bucket `hour % 3`.
+async fn assert_times(fixture: &Fixture, times: &[i64; 72]) {
+    for (first, end, bucket) in [
+        (0, 72, None),
+        (-240, 960, None),
+        (0, 24, None),
+        (1, 72, None),
+        (0, 71, None),
+        (23, 49, None),
+        (5, 6, None),
+        (0, 72, Some(24)),
+        (0, 72, Some(48)),
+        (-24, 60, Some(24)),
+        (1, 72, Some(24)),
+        (0, 72, Some(1)),
+        (0, 72, Some(36)),
+    ] {
+        let time = |hour: i64| Time(FIRST_DAY + hour * HOUR.0);
+        let filter = StatsFilter {
+            provider: Some("stripe".into()),
+            start_time: Some(time(first)),
+            end_time: Some(time(end)),
+            bucket: bucket.map(|hours| Micros(hours * HOUR.0)),
+            ..everything()
+        };
+        let mut expected: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+        for (hour, count) in (0..).zip(times).filter(|(hour, count)| (first..end).contains(hour) && **count > 0) {
+            let bucket = bucket.map_or(first, |hours| first + (hour - first).div_euclid(hours) * hours);
+            let of = expected.entry((time(bucket), "stripe".into())).or_default();
+            of.add(i16::try_from(hour % 3).unwrap(), *count);
+        }
+        assert_eq!(fixture.ledger.stats(filter).await.unwrap().timings, expected, "{first} {end} {bucket:?}");
+    }
+    assert_eq!(fixture.check().await.differences, []);
+}
+
+async fn times_of_days_are_those_of_their_hours(fixture: &Fixture) {
+    let (fill, add, remove) = match &fixture.store {
+        super::Store::Sqlite { .. } => (
+            "with recursive hours (h) as (select 0 union all select h + 1 from hours where h < 71)
+            insert into payment_webhook_timings
+            select 'default', 'stripe', 1728000000000000 + h * 3600000000, h % 3, h + 1 from hours",
+            "insert into payment_webhook_timings
+            values ('default', 'stripe', 1728000000000000 + 30 * 3600000000, 0, 1000),
+                ('other', 'stripe', 1728000000000000 + 30 * 3600000000, 0, 4000)
+            on conflict do update set count = count + excluded.count",
+            "delete from payment_webhook_timings where hour < 1728000000000000 + 26 * 3600000000",
+        ),
+        super::Store::Postgres { .. } => (
+            "insert into payment_webhook_timings
+            select 1 + h % 2, 'default', 'stripe', to_timestamp(1728000000 + h * 3600), array[h % 3], array[h + 1]
+            from generate_series(0, 71) h",
+            "insert into payment_webhook_timings
+            values (1, 'default', 'stripe', to_timestamp(1728000000 + 30 * 3600), '{0}', '{1031}'),
+                (1, 'other', 'stripe', to_timestamp(1728000000 + 30 * 3600), '{0}', '{4000}')
+            on conflict (slot, tenant, provider, hour) do update set buckets = excluded.buckets, counts = excluded.counts",
+            "delete from payment_webhook_timings where hour < to_timestamp(1728000000 + 26 * 3600)",
+        ),
+    };
+    let mut times: [i64; 72] = std::array::from_fn(|hour| i64::try_from(hour).unwrap() + 1);
+    fixture.tamper(fill).await;
+    assert_times(fixture, &times).await;
+    // As a flush does it: some are added to what there is, some are new.
+    fixture.tamper(add).await;
+    times[30] += 5_000;
+    assert_times(fixture, &times).await;
+    // As a Cleanup does it: the first day goes, and a part of the second.
+    fixture.tamper(remove).await;
+    times[..26].fill(0);
+    assert_times(fixture, &times).await;
+    fixture.tamper("delete from payment_webhook_timings").await;
+    assert_times(fixture, &[0; 72]).await;
+}
+
 /// The check once the second's times are written.
 async fn checked(fixture: &Fixture) -> Report {
     oncegate_e2e::eventually("every completion has its time", async || {
@@ -82,6 +162,22 @@ async fn the_check_passes_and_finds_what_was_planted(fixture: &Fixture) {
         ["default/stripe completed: 7 kept, 5 recounted", "default/stripe retries: 1 kept, 2 recounted"]
     );
     fixture.tamper("update payment_webhook_counts set completed = completed - 2, retries = retries + 1").await;
+    assert_eq!(fixture.check().await.differences, []);
+
+    // A day whose sum is not that of its hours.
+    let (plant, remove) = match &fixture.store {
+        super::Store::Sqlite { .. } => (
+            "insert into payment_webhook_timing_days values ('default', 'stripe', 0, 7, 3)",
+            "delete from payment_webhook_timing_days where day = 0",
+        ),
+        super::Store::Postgres { .. } => (
+            "insert into payment_webhook_timing_days values (1, 'default', 'stripe', '1970-01-01Z', '{7}', '{3}')",
+            "delete from payment_webhook_timing_days where day = '1970-01-01Z'",
+        ),
+    };
+    fixture.tamper(plant).await;
+    assert_eq!(named(&fixture.check().await), ["default/stripe times of the day in bucket 7: 3 kept, 0 recounted"]);
+    fixture.tamper(remove).await;
     assert_eq!(fixture.check().await.differences, []);
 
     // Rows that took an hour longer than the histograms know.

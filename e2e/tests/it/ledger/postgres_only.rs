@@ -337,6 +337,35 @@ async fn make_newer(database: &Database) {
 }
 
 #[tokio::test]
+async fn times_from_before_there_were_days_are_summed_by_the_migration() {
+    let (before, database) = ledger().await;
+    before.close().await;
+    let mut admin = database.connect().await.unwrap();
+    // As the version before left it.
+    sqlx::raw_sql(
+        "drop function payment_webhook_timings_to_days cascade;
+        drop table payment_webhook_timing_days;
+        delete from oncegate_migrations where version = 5;
+        insert into payment_webhook_timings
+        select h % 2, 'default', 'stripe', to_timestamp(1728000000 + h * 3600), array[3, h % 3 + 5], array[h + 1, 2]
+        from generate_series(0, 47) h",
+    )
+    .execute(&mut admin)
+    .await
+    .unwrap();
+    postgres::migrate::run(database.url()).await.unwrap();
+    assert_eq!(postgres::check(database.url()).await.unwrap().differences, []);
+    let days =
+        "select string_agg(day::date || ' ' || slot || ' ' || buckets::text || counts::text, '; ' order by day, slot)
+        from payment_webhook_timing_days";
+    assert_eq!(
+        database.query(days).await.unwrap(),
+        "2024-10-04 0 {3,5,6,7}{144,8,8,8}; 2024-10-04 1 {3,5,6,7}{156,8,8,8}; \
+        2024-10-05 0 {3,5,6,7}{432,8,8,8}; 2024-10-05 1 {3,5,6,7}{444,8,8,8}"
+    );
+}
+
+#[tokio::test]
 async fn an_older_version_works_on_a_newer_schema_that_says_it_may() {
     let (before, database) = ledger().await;
     let life = async |ledger: &PostgresLedger, name: &str| {

@@ -90,6 +90,10 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         }
         check::percentiles(&mut report, &of, timings, completions, &exact);
     }
+    for row in sqlx::query(include_str!("check_days.sql")).fetch_all(&mut *snapshot).await? {
+        let of = (row.try_get(0)?, row.try_get(1)?);
+        report.differences.push(check::day(of, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?));
+    }
     snapshot.rollback().await?;
     Ok(report)
 }

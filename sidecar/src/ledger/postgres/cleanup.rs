@@ -4,13 +4,13 @@ use sqlx::{Connection as _, Executor as _, PgConnection, Row as _, postgres::PgB
 
 use super::{
     failure::{self, Failure},
-    read::{EARLIEST, Reader, read_error},
+    read::{Reader, read_error},
 };
 use crate::{
     event::Time,
     ledger::{
         Error,
-        filter::{CleanupProgress, CleanupScope, CleanupTotals, Cursor},
+        filter::{CleanupProgress, CleanupScope, CleanupTotals, Cursor, EARLIEST},
     },
 };
 

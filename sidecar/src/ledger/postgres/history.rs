@@ -4,15 +4,12 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgConnection, Row as _};
 
-use super::{
-    read::{EARLIEST, LATEST, Reader},
-    row,
-};
+use super::{read::Reader, row};
 use crate::{
     event::{Key, Time},
     ledger::{
         Error, EventHistory,
-        filter::{Cursor, HistoryFilter, Page},
+        filter::{Cursor, EARLIEST, HistoryFilter, LATEST, Page},
         spans::{Span, of_hours},
     },
 };

@@ -21,6 +21,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (2, "stats", include_str!("../../../../migrations/postgres/0002_stats.sql")),
     (3, "compatible from", include_str!("../../../../migrations/postgres/0003_compatible_from.sql")),
     (4, "replays", include_str!("../../../../migrations/postgres/0004_replays.sql")),
+    (5, "timing days", include_str!("../../../../migrations/postgres/0005_timing_days.sql")),
 ];
 
 /// Why a schema does not fit.

@@ -27,10 +27,6 @@ const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Above the server's statement time-out of these sessions: for a server that vanished without a word.
 const READ_TIME_MAX: Duration = Duration::from_secs(6);
 
-/// Before and after everything: bounds for filters that have none. The years 1970 and 9999.
-pub(super) const EARLIEST: Time = Time(0);
-pub(super) const LATEST: Time = Time(253_370_764_800_000_000);
-
 #[derive(Clone)]
 pub(super) struct Reader {
     pool: PgPool,

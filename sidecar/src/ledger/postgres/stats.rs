@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgBindIterExt as _};
 
-use super::read::{EARLIEST, LATEST, Reader};
+use super::read::Reader;
 use crate::{
     event::{State, Time},
     ledger::{
@@ -68,13 +68,8 @@ async fn snapshot(
 ) -> Result<(StatsReport, Vec<Time>), sqlx::Error> {
     // One snapshot for all: what is open is compared with what is counted.
     let mut snapshot = connection.begin_with("begin isolation level repeatable read read only").await?;
-    let start = filter.start_time.unwrap_or(EARLIEST);
-    let end = filter.end_time.unwrap_or(LATEST);
+    let (start, end) = filter.bounds();
     let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *snapshot).await?;
-    let bucket_of = |hour: Time| match filter.bucket {
-        Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
-        Some(_) | None => start,
-    };
     let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
     // The hours that have something processing, and how much: only there can anything be stuck.
     let mut processing: BTreeMap<Time, i64> = BTreeMap::new();
@@ -90,12 +85,13 @@ async fn snapshot(
         if found.states[1] > 0 {
             *processing.entry(hour).or_default() += found.states[1];
         }
-        counts.entry((bucket_of(hour), provider)).or_default().add(&found);
+        counts.entry((filter.bucket_of(hour), provider)).or_default().add(&found);
     }
     let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
     let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
-    for row in timed.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
-        let of = timings.entry((bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
+    let (first_day, last_day) = filter.whole_days();
+    for row in timed.bind(start).bind(first_day).bind(last_day).bind(end).fetch_all(&mut *snapshot).await? {
+        let of = timings.entry((filter.bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
         let buckets: Vec<i16> = row.try_get("buckets")?;
         let counts: Vec<i64> = row.try_get("counts")?;
         for (bucket, count) in buckets.into_iter().zip(counts) {
@@ -127,7 +123,7 @@ async fn snapshot(
             }
         }
         for (hour, provider, count) in stuck {
-            counts.entry((bucket_of(hour), provider)).or_default().stuck += count;
+            counts.entry((filter.bucket_of(hour), provider)).or_default().stuck += count;
         }
     }
     snapshot.commit().await?;

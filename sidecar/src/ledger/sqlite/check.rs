@@ -71,6 +71,12 @@ fn run(conn: &Connection) -> rusqlite::Result<Report> {
         });
         check::percentiles(&mut report, &of, timings, completions, &exact);
     }
+    let mut statement = snapshot.prepare(include_str!("check_days.sql"))?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        let of = (row.get(0)?, row.get(1)?);
+        report.differences.push(check::day(of, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?));
+    }
     Ok(report)
 }
 

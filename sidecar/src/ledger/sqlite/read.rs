@@ -192,14 +192,7 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter) -> rusqlite::Re
 
 /// Counts, and what is stuck.
 pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> rusqlite::Result<StatsReport> {
-    // Buckets are counted from the bound, or from the epoch.
-    let origin = filter.start_time.unwrap_or(Time(0));
-    let bucket_of = |time: Time| match filter.bucket {
-        Some(bucket) if bucket.0 > 0 => Time(origin.0 + (time.0 - origin.0).div_euclid(bucket.0) * bucket.0),
-        Some(_) | None => origin,
-    };
-    let start_time = filter.start_time.unwrap_or(Time(i64::MIN));
-    let end_time = filter.end_time.unwrap_or(Time(i64::MAX));
+    let (start_time, end_time) = filter.bounds();
     let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
     let mut statement = conn.prepare_cached(include_str!("stats.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time])?;
@@ -208,20 +201,22 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         for (column, state) in (2..).zip(State::ALL) {
             found.states[index(state)] = row.get(column)?;
         }
-        counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
+        counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
     }
     let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
     let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
-    let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time])?;
+    let (first_day, last_day) = filter.whole_days();
+    let mut rows =
+        statement.query(params![filter.tenant, filter.provider, start_time, first_day, last_day, end_time])?;
     while let Some(row) = rows.next()? {
-        timings.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+        timings.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
     }
     // After the first query, which took the snapshot: nothing in it is later than this.
     let now = clock.now();
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
     while let Some(row) = rows.next()? {
-        counts.entry((bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
+        counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
     }
     counts.retain(|_, found| *found != Counts::default());
     Ok(StatsReport { counts, timings, as_of: now })

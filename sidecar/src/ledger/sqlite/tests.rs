@@ -241,6 +241,35 @@ fn newer(path: &Path) -> Connection {
     shell
 }
 
+#[test]
+fn times_from_before_there_were_days_are_summed_by_the_migration() {
+    let (_directory, path) = file();
+    SqliteLedger::migrate(&path).unwrap();
+    let shell = shell(&path);
+    // As the version before left it.
+    shell
+        .execute_batch(
+            "drop trigger payment_webhook_timings_added; drop trigger payment_webhook_timings_changed;
+            drop trigger payment_webhook_timings_removed; drop table payment_webhook_timing_days;
+            pragma user_version = 3;
+            insert into payment_webhook_timings values
+                ('default', 'stripe', 1728000000000000 - 3600000000, 3, 1), ('default', 'stripe', 1728000000000000, 3, 20),
+                ('default', 'stripe', 1728082800000000, 3, 300), ('default', 'stripe', 1728000000000000, 4, 4000)",
+        )
+        .unwrap();
+    assert_eq!(SqliteLedger::migrate(&path).unwrap(), Migrated { from: 3, to: migrate::needed() });
+    let days: Vec<(i64, i64, i64)> = shell
+        .prepare("select day, bucket, count from payment_webhook_timing_days order by 1, 2")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    let day = 1_728_000_000_000_000;
+    assert_eq!(days, [(day - 86_400_000_000, 3, 1), (day, 3, 320), (day, 4, 4_000)]);
+    assert_eq!(check(&path).unwrap().differences, []);
+}
+
 const COMPATIBLE_FROM: &str = "update oncegate_meta set value = ?1 where key = 'schema_compatible_from'";
 
 #[tokio::test]
