@@ -4,6 +4,7 @@
 pub(crate) mod access;
 mod audit;
 mod convert;
+mod json;
 mod layer;
 mod local;
 mod observe;
@@ -19,7 +20,6 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::future::Either;
 use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
 use oncegate_runtime::server::Peer;
 use tonic::{
@@ -31,7 +31,7 @@ use tonic_health::server::HealthReporter;
 
 use self::{
     access::{Door, Guard},
-    layer::Outermost,
+    layer::Answer,
     service::Api,
 };
 pub use self::{local::Local, observe::Observed};
@@ -43,10 +43,14 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 /// The name that health checks ask for; the empty one means the whole server.
 pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
 
-/// All of the sidecar's gRPC services as one tower service. Cloning is cheap; clones share everything.
+/// All of the sidecar's gRPC services as one tower service. It is cloned for each call; clones share everything.
 #[derive(Clone)]
-pub struct Service {
-    services: Outermost<Services>,
+pub struct Service(Arc<Parts>);
+
+struct Parts {
+    services: Services,
+    /// None where everybody may do everything.
+    guard: Option<Guard>,
     local: Local,
     metrics: Arc<Metrics>,
 }
@@ -59,26 +63,15 @@ struct Services {
     others: Routes,
 }
 
-impl TowerService<http::Request<Body>> for Services {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Either<
-        <IdempotencyServiceServer<Api> as TowerService<http::Request<Body>>>::Future,
-        <Routes as TowerService<http::Request<Body>>>::Future,
-    >;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // As all of them.
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+impl Services {
+    fn call(&self, request: http::Request<Body>) -> Answer {
         let path = request.uri().path();
         let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+        // Both are always ready.
         if service == Some(SERVICE_NAME) {
-            Either::Left(self.api.call(request))
+            self.api.clone().call(request)
         } else {
-            Either::Right(self.others.call(request))
+            Box::pin(self.others.clone().call(request))
         }
     }
 }
@@ -110,17 +103,23 @@ impl Service {
         if let Ok(v1alpha) = reflection().build_v1alpha() {
             others = others.add_service(v1alpha);
         }
-        (Service { services: Outermost::new(Services { api, others: others.prepare() }), local, metrics }, reporter)
+        let services = Services { api, others: others.prepare() };
+        (Service(Arc::new(Parts { services, guard: None, local, metrics })), reporter)
     }
 
     /// The services behind the door, for one connection.
-    pub(crate) fn guarded(self, door: Arc<Door>, peer: Peer) -> Service {
-        Service { services: self.services.guarded(Guard::new(door, peer)), ..self }
+    pub(crate) fn guarded(&self, door: Arc<Door>, peer: Peer) -> Service {
+        Service(Arc::new(Parts {
+            services: self.0.services.clone(),
+            guard: Some(Guard::new(door, peer)),
+            local: self.0.local.clone(),
+            metrics: self.0.metrics.clone(),
+        }))
     }
 
     /// The API without gRPC around it, for callers in the same process.
     pub(crate) fn local(&self) -> Local {
-        self.local.clone()
+        self.0.local.clone()
     }
 }
 
@@ -139,6 +138,9 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        Observed::new(request.map(Body::new), &self.metrics, |request| self.services.call(request))
+        let Parts { services, guard, metrics, .. } = &*self.0;
+        Observed::new(request.map(Body::new), metrics, |request| {
+            layer::answer(guard.as_ref(), request, |request| services.call(request))
+        })
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use oncegate_api::v1;
 use prost_types::{Duration, ListValue, Struct, Timestamp, Value, value::Kind};
-use serde_json::{Map, Number};
+use serde_json::Map;
 
 use crate::{
     cache::entry::Completion,
@@ -269,67 +269,4 @@ fn protobuf_value(value: serde_json::Value) -> Value {
         serde_json::Value::Object(object) => Kind::StructValue(structure(object)),
     };
     Value { kind: Some(kind) }
-}
-
-/// Why a value of the API is no JSON, or none that the ledgers can hold.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotJson {
-    /// NaN or an infinity.
-    Number,
-    /// A control character in a string or key; NUL among them, which Postgres refuses.
-    Control,
-    /// A value without a kind.
-    Empty,
-}
-
-/// The JSON object of an API structure without the keys whose values JSON or the ledgers cannot hold, and how many those
-/// are.
-pub(super) fn json_object_of_what_fits(structure: Struct) -> (Map<String, serde_json::Value>, usize) {
-    let mut left_out = 0;
-    let mut object = Map::new();
-    for (key, value) in structure.fields {
-        match json_value(value) {
-            Ok(value) if !key.chars().any(char::is_control) => {
-                object.insert(key, value);
-            }
-            Ok(_) | Err(_) => left_out += 1,
-        }
-    }
-    (object, left_out)
-}
-
-/// The JSON object of an API structure. Whole numbers are written without a fraction.
-pub(super) fn json_object(structure: Struct) -> Result<Map<String, serde_json::Value>, NotJson> {
-    structure
-        .fields
-        .into_iter()
-        .map(|(key, value)| {
-            if key.chars().any(char::is_control) {
-                return Err(NotJson::Control);
-            }
-            Ok((key, json_value(value)?))
-        })
-        .collect()
-}
-
-fn json_value(value: Value) -> Result<serde_json::Value, NotJson> {
-    // Beyond 2^53 a double no longer holds every whole number; those stay in the notation of doubles.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    Ok(match value.kind.ok_or(NotJson::Empty)? {
-        Kind::NullValue(_) => serde_json::Value::Null,
-        Kind::BoolValue(value) => serde_json::Value::Bool(value),
-        Kind::NumberValue(value) if value.fract() == 0.0 && value.abs() < EXACT => {
-            // Exact: a whole number within the range that doubles hold.
-            #[allow(clippy::cast_possible_truncation)]
-            let whole = value as i64;
-            serde_json::Value::Number(whole.into())
-        }
-        Kind::NumberValue(value) => serde_json::Value::Number(Number::from_f64(value).ok_or(NotJson::Number)?),
-        Kind::StringValue(value) if value.chars().any(char::is_control) => return Err(NotJson::Control),
-        Kind::StringValue(value) => serde_json::Value::String(value),
-        Kind::ListValue(list) => {
-            serde_json::Value::Array(list.values.into_iter().map(json_value).collect::<Result<_, _>>()?)
-        }
-        Kind::StructValue(object) => serde_json::Value::Object(json_object(object)?),
-    })
 }

@@ -3,78 +3,81 @@
 //! tonic's own server answers an elapsed `grpc-timeout` with CANCELLED (pitfalls 3.3.4). Here it is DEADLINE_EXCEEDED,
 //! and dropping the handler is harmless: the ledger's writer owns the work (L3).
 
-use std::{convert::Infallible, future::Future, pin::Pin, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use oncegate_api::reason;
-use tonic::{
-    Code, Status,
-    body::Body,
-    codegen::{Service, http},
-};
+use tokio::time::Timeout;
+use tonic::{Code, Status, body::Body, codegen::http};
 
 use super::{
     access::Guard,
     status::{retryable, status},
 };
 
-/// See the module.
-#[derive(Clone)]
-pub(super) struct Outermost<S> {
-    inner: S,
-    /// None where everybody may do everything.
-    guard: Option<Guard>,
+/// What a service answers with.
+pub(super) type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
+
+/// A call that is being answered.
+pub(super) enum Answering {
+    /// Before it reached its service.
+    Refused(Option<Box<http::Response<Body>>>),
+    ByService(Answer),
+    /// Within its caller's deadline.
+    Within(Pin<Box<Timeout<Answer>>>),
 }
 
-impl<S> Outermost<S> {
-    pub(super) fn new(inner: S) -> Self {
-        Outermost { inner, guard: None }
+/// Lets a call pass to its service.
+pub(super) fn answer(
+    guard: Option<&Guard>,
+    mut request: http::Request<Body>,
+    service: impl FnOnce(http::Request<Body>) -> Answer,
+) -> Answering {
+    let refused = |status: Status| Answering::Refused(Some(Box::new(status.into_http())));
+    // First of all: a stranger learns nothing of what a call would have come to.
+    if let Some(Err(stranger)) = guard.map(|guard| guard.admit(&mut request)) {
+        return refused(stranger);
     }
-
-    pub(super) fn guarded(self, guard: Guard) -> Self {
-        Outermost { guard: Some(guard), ..self }
-    }
-}
-
-impl<S> Outermost<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send,
-{
-    /// Serves one call.
-    pub(super) fn call(
-        &self,
-        mut request: http::Request<Body>,
-    ) -> Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>> {
-        // First of all: a stranger learns nothing of what a call would have come to.
-        if let Some(Err(refused)) = self.guard.as_ref().map(|guard| guard.admit(&mut request)) {
-            return Box::pin(async move { Ok(refused.into_http()) });
+    let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
+        None => None,
+        Some(Some(timeout)) => Some(timeout),
+        Some(None) => {
+            return refused(status(Code::InvalidArgument, reason::INVALID_FIELD, "grpc-timeout is malformed"));
         }
-        let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
-            None => None,
-            Some(Some(timeout)) => Some(timeout),
-            Some(None) => {
-                let refused = status(Code::InvalidArgument, reason::INVALID_FIELD, "grpc-timeout is malformed");
-                return Box::pin(async move { Ok(refused.into_http()) });
+    };
+    let answer = service(request);
+    match deadline {
+        None => Answering::ByService(answer),
+        Some(timeout) => Answering::Within(Box::pin(tokio::time::timeout(timeout, answer))),
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<http::Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match self.get_mut() {
+            Answering::Refused(response) => {
+                return Poll::Ready(Ok(*response.take().expect("a future is not polled after its end")));
             }
+            Answering::ByService(answer) => ready!(answer.as_mut().poll(cx))?,
+            Answering::Within(answer) => match ready!(answer.as_mut().poll(cx)) {
+                Ok(response) => response?,
+                Err(_elapsed) => retryable(
+                    Code::DeadlineExceeded,
+                    reason::DEADLINE_EXCEEDED,
+                    "the deadline passed; the call may or may not have happened",
+                    Duration::from_secs(1),
+                )
+                .into_http(),
+            },
         };
-        // Called here, not within the future: a request is large, and would be moved once more.
-        let answer = self.inner.clone().call(request);
-        Box::pin(async move {
-            let response = match deadline {
-                None => answer.await?,
-                Some(timeout) => match tokio::time::timeout(timeout, answer).await {
-                    Ok(response) => response?,
-                    Err(_elapsed) => retryable(
-                        Code::DeadlineExceeded,
-                        reason::DEADLINE_EXCEEDED,
-                        "the deadline passed; the call may or may not have happened",
-                        Duration::from_secs(1),
-                    )
-                    .into_http(),
-                },
-            };
-            Ok(explained(response))
-        })
+        Poll::Ready(Ok(explained(response)))
     }
 }
 

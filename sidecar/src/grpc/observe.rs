@@ -18,15 +18,12 @@ use tonic::{
 };
 use tracing::Span;
 
-use super::SERVICE_NAME;
+use super::{SERVICE_NAME, layer::Answering};
 use crate::metrics::{CodeLabel, Method, Metrics, Told};
-
-/// What the layers inside answer with.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// A call that is being answered.
 pub struct Observed {
-    answer: Answer,
+    answer: Answering,
     call: Call,
 }
 
@@ -35,7 +32,7 @@ impl Observed {
     pub(super) fn new(
         request: Request<Body>,
         metrics: &Arc<Metrics>,
-        answer: impl FnOnce(Request<Body>) -> Answer,
+        answer: impl FnOnce(Request<Body>) -> Answering,
     ) -> Self {
         let method = method(request.uri().path());
         let call = Call::begin(method, span(method, &request), metrics);
@@ -50,7 +47,7 @@ impl Future for Observed {
         let this = self.get_mut();
         let polled = {
             let _entered = this.call.span.enter();
-            this.answer.as_mut().poll(cx)
+            Pin::new(&mut this.answer).poll(cx)
         };
         let response = ready!(polled)?;
         // Without a status in the headers the call has a body, and so far all is well.

@@ -14,7 +14,7 @@ use crate::{
         metadata::{self, METADATA_BYTES_MAX},
     },
     grpc::{
-        convert::{NotJson, json_object, json_object_of_what_fits},
+        json::{self, NotJson},
         status::invalid,
     },
 };
@@ -154,8 +154,8 @@ impl Fields {
 
     /// A JSON object within the limit.
     pub(super) fn metadata(&mut self, field: &str, given: Option<prost_types::Struct>) -> Option<String> {
-        let object = match json_object(given?) {
-            Ok(object) => object,
+        let text = match json::object(&given?) {
+            Ok(text) => text?,
             Err(error) => {
                 self.violation(
                     field,
@@ -168,10 +168,6 @@ impl Fields {
                 return None;
             }
         };
-        if object.is_empty() {
-            return None;
-        }
-        let text = serde_json::Value::Object(object).to_string();
         let bytes = text.len();
         if bytes > METADATA_BYTES_MAX {
             self.violation(field, format!("may have at most {METADATA_BYTES_MAX} bytes as JSON, and has {bytes}"));
@@ -185,11 +181,8 @@ impl Fields {
 /// happened, and a Mark that is refused for a line break in a note would have the event processed again.
 pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> (Option<String>, usize) {
     let Some(given) = given else { return (None, 0) };
-    let (object, unfit) = json_object_of_what_fits(given);
-    if object.is_empty() {
-        return (None, unfit);
-    }
-    let text = serde_json::Value::Object(object).to_string();
+    let (text, unfit) = json::object_of_what_fits(&given);
+    let Some(text) = text else { return (None, unfit) };
     if text.len() <= METADATA_BYTES_MAX {
         return (Some(text), unfit);
     }
