@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use fred::{
     clients::Client,
     interfaces::{ClientLike as _, KeysInterface as _, LuaInterface as _},
@@ -148,7 +149,7 @@ impl RedisOptions {
 /// A look-up, and where its answer goes.
 struct Get {
     name: String,
-    reply: oneshot::Sender<Option<Vec<u8>>>,
+    reply: oneshot::Sender<Option<Bytes>>,
 }
 
 /// An entry on its way to Redis.
@@ -241,7 +242,7 @@ impl Redis {
     }
 
     /// The value under a name, if it comes within the budget.
-    pub(super) async fn get(&self, name: String) -> Option<Vec<u8>> {
+    pub(super) async fn get(&self, name: String) -> Option<Bytes> {
         if self.breaker.is_open() {
             self.stats.redis_skipped.add();
             return None;
@@ -335,42 +336,46 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         if batch.is_empty() {
             continue;
         }
-        let names: Vec<&str> = batch.iter().map(|get| get.name.as_str()).collect();
-        let found = tokio::time::timeout(LOOK_UP_TIME_MAX, many(&client, &names, clustered)).await;
-        match found {
+        let (names, replies): (Vec<String>, Vec<_>) = batch.drain(..).map(|get| (get.name, get.reply)).unzip();
+        match tokio::time::timeout(LOOK_UP_TIME_MAX, many(&client, names, clustered)).await {
             Ok(Ok(values)) => {
                 breaker.succeeded();
-                for (get, value) in batch.drain(..).zip(values) {
+                for (reply, value) in replies.into_iter().zip(values) {
                     // Its caller may have given up.
-                    drop(get.reply.send(value));
+                    drop(reply.send(value));
                 }
             }
             Ok(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a look-up in redis failed");
                 breaker.failed();
-                batch.clear();
             }
-            Err(_elapsed) => {
-                breaker.failed();
-                batch.clear();
-            }
+            Err(_elapsed) => breaker.failed(),
         }
     }
 }
 
 /// The values under names, in their order. A Cluster has names in many places: there one by one, all at once.
-async fn many(client: &Client, names: &[&str], clustered: bool) -> Result<Vec<Option<Vec<u8>>>, fred::error::Error> {
-    let bytes = |value: Value| value.into_owned_bytes();
+async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Vec<Option<Bytes>>, fred::error::Error> {
     if clustered {
-        let gets = names.iter().map(|name| client.get::<Value, _>(*name));
+        let gets = names.into_iter().map(|name| client.get::<Value, _>(name));
         return Ok(futures::future::try_join_all(gets).await?.into_iter().map(bytes).collect());
     }
-    let values: Vec<Value> = client.mget(names.to_vec()).await?;
+    let asked = names.len();
+    let values: Vec<Value> = client.mget(names).await?;
     // A reply of another length would put values under wrong names; they would not verify, but why try.
-    if values.len() != names.len() {
-        return Ok(names.iter().map(|_| None).collect());
+    if values.len() != asked {
+        return Ok(vec![None; asked]);
     }
     Ok(values.into_iter().map(bytes).collect())
+}
+
+/// What a name holds, without a copy.
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::Bytes(bytes) => Some(bytes),
+        Value::String(text) => Some(text.into_inner()),
+        _ => None,
+    }
 }
 
 async fn do_puts(
