@@ -280,7 +280,7 @@ impl Redis {
     /// Writes an entry and waits for it; whether it was written. Also while Redis is left alone: this has to be known.
     pub(super) async fn put_now(&self, name: &str, value: &[u8], life: Micros) -> bool {
         let put = Put { name: name.to_owned(), value: value.to_vec(), life };
-        let written = tokio::time::timeout(WRITE_TIME_MAX, write(&self.client, std::slice::from_ref(&put))).await;
+        let written = tokio::time::timeout(WRITE_TIME_MAX, write(&self.client, [put])).await;
         matches!(written, Ok(Ok(())))
     }
 
@@ -398,31 +398,31 @@ async fn do_puts(
             continue;
         }
         // Two entries of one name in one batch: the later one has the higher token, or is the same.
-        let mut latest: HashMap<String, Put> = HashMap::with_capacity(batch.len());
-        for put in batch.drain(..) {
-            latest.insert(put.name.clone(), put);
-        }
-        let puts: Vec<Put> = latest.into_values().collect();
+        let latest: HashMap<String, (Vec<u8>, Micros)> =
+            batch.drain(..).map(|put| (put.name, (put.value, put.life))).collect();
+        let entries = latest.len();
+        let puts = latest.into_iter().map(|(name, (value, life))| Put { name, value, life });
         let written = if clustered {
-            let writes = puts.chunks(1).map(|put| write(&client, put));
+            let writes = puts.map(|put| write(&client, [put]));
             futures::future::try_join_all(writes).await.map(drop)
         } else {
-            write(&client, &puts).await
+            write(&client, puts).await
         };
         if let Err(error) = written {
             tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
-            puts.iter().for_each(|_| stats.redis_writes_lost.add());
+            (0..entries).for_each(|_| stats.redis_writes_lost.add());
             breaker.failed();
         }
     }
 }
 
-async fn write(client: &Client, puts: &[Put]) -> Result<(), fred::error::Error> {
-    let names: Vec<&str> = puts.iter().map(|put| put.name.as_str()).collect();
-    let mut arguments: Vec<Value> = Vec::with_capacity(puts.len() * 2);
-    for put in puts {
-        arguments.push(Value::Bytes(put.value.clone().into()));
-        arguments.push(Value::Integer((put.life.0 / 1_000).max(1)));
+async fn write(client: &Client, puts: impl IntoIterator<Item = Put>) -> Result<(), fred::error::Error> {
+    let puts = puts.into_iter();
+    let many = puts.size_hint().0;
+    let (mut names, mut arguments) = (Vec::with_capacity(many), Vec::with_capacity(2 * many));
+    for Put { name, value, life } in puts {
+        names.push(name);
+        arguments.extend([Value::Bytes(value.into()), Value::Integer((life.0 / 1_000).max(1))]);
     }
     client.eval::<Value, _, _, _>(WRITE, names, arguments).await.map(drop)
 }

@@ -120,7 +120,7 @@ impl Op {
 /// The callers' end.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    ops: mpsc::Sender<Op>,
+    ops: mpsc::Sender<Box<Op>>,
     metrics: Arc<LedgerMetrics>,
 }
 
@@ -143,8 +143,8 @@ pub fn batch_span<'a>(ops: impl Iterator<Item = &'a Op> + Clone) -> Span {
 }
 
 impl Queue {
-    /// A queue of at most `capacity` calls, and the writer's end of it.
-    pub fn bounded(capacity: usize, metrics: Arc<LedgerMetrics>) -> (Queue, mpsc::Receiver<Op>) {
+    /// A queue of at most `capacity` calls, and the writer's end of it. Boxed: a call is large, and handed on several times.
+    pub fn bounded(capacity: usize, metrics: Arc<LedgerMetrics>) -> (Queue, mpsc::Receiver<Box<Op>>) {
         let (ops, receiver) = mpsc::channel(capacity);
         // Weak: the writer ends when the last who can ask has gone.
         let watched = ops.downgrade();
@@ -177,7 +177,7 @@ impl Queue {
 
     fn enter<T>(&self, op: impl FnOnce(Reply<T>) -> Op) -> Result<oneshot::Receiver<Result<T, Error>>, Error> {
         let (reply, answer) = Reply::channel();
-        match self.ops.try_send(op(reply)) {
+        match self.ops.try_send(Box::new(op(reply))) {
             Ok(()) => Ok(answer),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.metrics.overloaded.add(Bound::Queue);
@@ -191,13 +191,13 @@ impl Queue {
 
     /// Asks for a flush, unless the queue is too full to take it: then the next second's will do.
     pub fn flush(&self) {
-        drop(self.ops.try_send(Op::Flush));
+        drop(self.ops.try_send(Box::new(Op::Flush)));
     }
 
     /// Waits until the writer has written everything queued before this call, and ended.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
-        if self.ops.send(Op::Close(done)).await.is_ok() {
+        if self.ops.send(Box::new(Op::Close(done))).await.is_ok() {
             // An error means that the writer ended by itself.
             drop(closed.await);
         }

@@ -43,7 +43,7 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An operation, and how often it found its event changed under its feet.
 struct Queued {
-    op: Op,
+    op: Box<Op>,
     tries: u32,
 }
 
@@ -52,7 +52,7 @@ type Standing = HashMap<Key, (Event, Time)>;
 
 pub(super) struct Writer {
     link: Link,
-    ops: mpsc::Receiver<Op>,
+    ops: mpsc::Receiver<Box<Op>>,
     batch_max: usize,
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
     deferred: VecDeque<Queued>,
@@ -63,7 +63,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(link: Link, ops: mpsc::Receiver<Op>, batch_max: usize, tally: Tally, load: Arc<Load>) -> Writer {
+    pub(super) fn new(
+        link: Link,
+        ops: mpsc::Receiver<Box<Op>>,
+        batch_max: usize,
+        tally: Tally,
+        load: Arc<Load>,
+    ) -> Writer {
         Writer {
             link,
             ops,
@@ -100,7 +106,7 @@ impl Writer {
             let (batch, flush_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
             if !batch.is_empty() {
-                let span = batch_span(batch.iter().map(|queued| &queued.op));
+                let span = batch_span(batch.iter().map(|queued| &*queued.op));
                 let metrics = self.link.metrics.clone();
                 let _counted = metrics.batch(batch.len());
                 self.process(batch).instrument(span).await;
@@ -157,7 +163,7 @@ impl Writer {
             if bytes > BATCH_BYTES_MAX {
                 places = [0, 0];
             }
-            match queued.op {
+            match *queued.op {
                 Op::Flush => flush_asked = true,
                 Op::Close(reply) => closing.push(reply),
                 _ if queued.op.is_abandoned() => {}
@@ -188,7 +194,7 @@ impl Writer {
                 op.refuse(Error::Unavailable { retry_after: Duration::from_millis(100) });
                 continue;
             }
-            match op {
+            match *op {
                 Op::Claim(request, reply) => hot.push(HotItem::Claim(Pending { request, reply, tries })),
                 Op::Mark(request, reply) => hot.push(HotItem::Mark(Pending { request, reply, tries })),
                 Op::Extend(request, reply) => extends.push(Pending { request, reply, tries }),
@@ -526,19 +532,19 @@ impl Writer {
         // By key and claim id: two copies of one call ask one after the other.
         let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
         for Queued { op, tries } in followers {
-            let (request, reply) = match op {
+            let (request, reply) = match *op {
                 Op::Claim(request, reply) if !held.contains(&request.key) => (request, reply),
                 op => {
                     if let Some(key) = op.key() {
                         held.insert(key.clone());
                     }
-                    self.deferred.push_back(Queued { op, tries });
+                    self.deferred.push_back(Queued { op: Box::new(op), tries });
                     continue;
                 }
             };
             let Some((event, now)) = standing.get(&request.key) else {
                 held.insert(request.key.clone());
-                self.deferred.push_back(Queued { op: Op::Claim(request, reply), tries });
+                self.deferred.push_back(Queued { op: Box::new(Op::Claim(request, reply)), tries });
                 continue;
             };
             if event.archived_count() > 0 || request.delivery_id.is_some() {
@@ -547,7 +553,9 @@ impl Writer {
                     Entry::Vacant(place) => {
                         place.insert(HotItem::Claim(Pending { request, reply, tries }));
                     }
-                    Entry::Occupied(_) => self.deferred.push_back(Queued { op: Op::Claim(request, reply), tries }),
+                    Entry::Occupied(_) => {
+                        self.deferred.push_back(Queued { op: Box::new(Op::Claim(request, reply)), tries })
+                    }
                 }
                 continue;
             }
@@ -557,7 +565,7 @@ impl Writer {
                 ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
                 ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => {
                     held.insert(claim.request.key.clone());
-                    self.deferred.push_back(Queued { op: Op::Claim(claim.request, claim.reply), tries });
+                    self.deferred.push_back(Queued { op: Box::new(Op::Claim(claim.request, claim.reply)), tries });
                 }
             }
         }
@@ -593,7 +601,7 @@ impl Writer {
     /// Puts a request back whose event changed between two statements.
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
         let Pending { request, reply, tries } = pending;
-        self.deferred.push_back(Queued { op: op(request, reply), tries: tries + 1 });
+        self.deferred.push_back(Queued { op: Box::new(op(request, reply)), tries: tries + 1 });
     }
 
     /// How many keys a flush that is due now has to write; at least one, for there is more to it than keys.

@@ -43,7 +43,7 @@ pub(super) struct Writer {
     pub(super) tally: Tally,
     pub(super) metrics: Arc<LedgerMetrics>,
     pub(super) batch_max: usize,
-    pub(super) ops: mpsc::Receiver<Op>,
+    pub(super) ops: mpsc::Receiver<Box<Op>>,
     pub(super) cleanups: mpsc::Receiver<CleanupStep>,
     /// Held for as long as the connection is open. Declared after it, and so released after it.
     pub(super) _lock: File,
@@ -95,11 +95,11 @@ impl Writer {
     }
 
     /// The first call and those that came in while the last batch was under way, up to the bound.
-    pub(super) fn batch(&mut self, first: Op) -> Batch {
+    pub(super) fn batch(&mut self, first: Box<Op>) -> Batch {
         let mut batch = Batch::default();
         let mut next = Some(first);
         while let Some(op) = next {
-            match op {
+            match *op {
                 Op::Flush => batch.flush = true,
                 Op::Close(reply) => {
                     batch.close = Some(reply);
