@@ -14,6 +14,10 @@ create table payment_webhook_timing_days (
 
 create index payment_webhook_timing_days_day on payment_webhook_timing_days (day);
 
+-- What a sidecar adds between the sum and the trigger would be missed. Its flush waits meanwhile (a second for 10 million
+-- events), and is tried again if it has to wait longer than it may.
+lock table payment_webhook_timings in share row exclusive mode;
+
 insert into payment_webhook_timing_days (slot, tenant, provider, day, buckets, counts)
 select s.slot, s.tenant, s.provider, s.day, array_agg(s.bucket order by s.bucket), array_agg(s.count order by s.bucket)
 from (

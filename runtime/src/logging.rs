@@ -4,8 +4,8 @@ use std::{fmt, io::IsTerminal as _, str::FromStr};
 
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
-    EnvFilter, Layer as _,
-    filter::{FilterExt as _, LevelFilter, filter_fn},
+    Layer as _,
+    filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
     fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt as _,
     registry::LookupSpan,
@@ -42,7 +42,7 @@ pub enum Format {
     Json,
 }
 
-/// A filter in the syntax of `tracing`'s `EnvFilter`, checked when it is parsed.
+/// A level, or levels by target, separated by commas: checked when it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter(String);
 
@@ -55,9 +55,15 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        EnvFilter::builder().parse(text).map_err(FilterError)?;
+        targets(text)?;
         Ok(Self(text.to_owned()))
     }
+}
+
+/// Where a target is named twice, the later one counts.
+fn targets(text: &str) -> Result<Targets, FilterError> {
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    parts.join(",").parse().map_err(FilterError)
 }
 
 /// Why logging could not be started.
@@ -83,8 +89,7 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
         Format::Json => "",
     };
     // What the operator wrote comes last: it replaces ours for the same module.
-    let filter =
-        EnvFilter::builder().parse(format!("{QUIET},{AUDIT},{access}{}", options.log_level.0)).map_err(FilterError)?;
+    let filter = targets(&format!("{QUIET},{AUDIT},{access}{}", options.log_level.0))?;
     // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
     // one every line of every library would be asked about.
     let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
@@ -140,18 +145,37 @@ where
 
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::*;
 
     #[test]
     fn filters_are_checked_when_parsed() {
-        for text in ["info", "warn,oncegate_gateway=debug", "off"] {
+        for text in ["info", "WARN", "warn,oncegate_gateway=debug", " info , sqlx=off,", "off", ""] {
             assert!(text.parse::<Filter>().is_ok(), "{text}");
         }
-        assert!("oncegate=loud".parse::<Filter>().is_err());
+        for text in ["oncegate=loud", "a=b=c"] {
+            assert!(text.parse::<Filter>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_later_of_two_levels_counts_and_the_longer_name_of_a_target_does() {
+        let targets = targets("h2=warn,info,h2=debug,oncegate_gateway::access=warn").unwrap();
+        for (target, level, enabled) in [
+            ("oncegate_sidecar", Level::INFO, true),
+            ("oncegate_sidecar", Level::DEBUG, false),
+            ("h2::codec", Level::DEBUG, true),
+            ("h2::codec", Level::TRACE, false),
+            ("oncegate_gateway::access", Level::INFO, false),
+            ("oncegate_gateway", Level::INFO, true),
+        ] {
+            assert_eq!(targets.would_enable(target, &level), enabled, "{target} {level}");
+        }
     }
 
     #[test]
     fn the_lists_of_our_own_parse() {
-        assert!(EnvFilter::builder().parse(format!("{QUIET},{AUDIT}")).is_ok());
+        assert!(targets(&format!("{QUIET},{AUDIT}")).is_ok());
     }
 }

@@ -37,13 +37,38 @@ struct Held {
     /// Fingerprint and result, where there is either.
     rest: Option<Arc<Rest>>,
     /// The first bytes of the payload's digest, where there is one.
-    payload: u32,
+    payload: u16,
     /// Of the claim that completed the event. Two claims with one of these: the ledger tells them apart.
-    claim: u32,
-    /// Seconds since the layer was made.
-    since: u32,
-    attempts_shown: bool,
-    has_payload: bool,
+    claim: u16,
+    told: Told,
+}
+
+/// When an entry was put, in seconds since the layer was made, and two flags above them.
+#[derive(Clone, Copy)]
+struct Told(u32);
+
+impl Told {
+    const ATTEMPTS_SHOWN: u32 = 1 << 31;
+    const HAS_PAYLOAD: u32 = 1 << 30;
+    /// 34 years; beyond them everything is old.
+    const SINCE: u32 = Self::HAS_PAYLOAD - 1;
+
+    fn new(since: u32, attempts_shown: bool, has_payload: bool) -> Told {
+        let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+        Told(since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_payload, Self::HAS_PAYLOAD))
+    }
+
+    fn since(self) -> u32 {
+        self.0 & Self::SINCE
+    }
+
+    fn attempts_shown(self) -> bool {
+        self.0 & Self::ATTEMPTS_SHOWN != 0
+    }
+
+    fn has_payload(self) -> bool {
+        self.0 & Self::HAS_PAYLOAD != 0
+    }
 }
 
 #[derive(PartialEq, Eq, Hash)]
@@ -121,9 +146,7 @@ impl Held {
             rest: Rest::of(entry).map(|rest| common.share(rest)),
             payload: entry.payload_digest.as_ref().map_or(0, beginning),
             claim: mark(&entry.claim_id),
-            since,
-            attempts_shown: entry.is_answerable(),
-            has_payload: entry.payload_digest.is_some(),
+            told: Told::new(since, entry.is_answerable(), entry.payload_digest.is_some()),
         }
     }
 
@@ -132,9 +155,9 @@ impl Held {
         let fingerprint = self.rest.as_ref().and_then(|rest| rest.fingerprint);
         let other_fingerprint =
             matches!((fingerprint, claim.fingerprint), (Some(known), Some(given)) if known != given);
-        let other_payload =
-            self.has_payload && claim.payload_digest.as_ref().is_some_and(|given| beginning(given) != self.payload);
-        let plain = self.attempts_shown
+        let other_payload = self.told.has_payload()
+            && claim.payload_digest.as_ref().is_some_and(|given| beginning(given) != self.payload);
+        let plain = self.told.attempts_shown()
             && !other_fingerprint
             && !other_payload
             && claim.delivery_id.is_none()
@@ -148,14 +171,16 @@ impl Held {
     }
 }
 
-fn beginning(digest: &Digest) -> u32 {
-    let (beginning, _) = digest.split_first_chunk::<4>().expect("a digest has 32 bytes");
-    u32::from_be_bytes(*beginning)
+fn beginning(digest: &Digest) -> u16 {
+    let (beginning, _) = digest.split_first_chunk::<2>().expect("a digest has 32 bytes");
+    u16::from_be_bytes(*beginning)
 }
 
-/// 32 bits of a claim id (FNV-1a).
-fn mark(claim_id: &str) -> u32 {
-    claim_id.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+/// 16 bits of a claim id (FNV-1a, folded).
+fn mark(claim_id: &str) -> u16 {
+    let hash = claim_id.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let [a, b, c, d] = hash.to_be_bytes();
+    u16::from_be_bytes([a ^ c, b ^ d])
 }
 
 impl Memory {
@@ -174,7 +199,8 @@ impl Memory {
     }
 
     fn is_old(&self, held: &Held) -> bool {
-        self.now().saturating_sub(held.since) >= AGE_MAX_SECS
+        let since = held.told.since();
+        since == Told::SINCE || self.now().saturating_sub(since) >= AGE_MAX_SECS
     }
 
     /// Whether the event is known, and the answer if the claim is a plain duplicate of it.
@@ -318,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_cached_event_is_small_and_all_of_them_are_bounded() {
-        assert!(size_of::<Held>() <= 40, "{}", size_of::<Held>());
+        assert!(size_of::<Held>() <= 32, "{}", size_of::<Held>());
         let memory = Memory::new(64 << 10);
         for number in 0..10_000 {
             let key = Key { event_id: number.to_string(), ..claim().key };

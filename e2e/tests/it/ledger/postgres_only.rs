@@ -1,7 +1,13 @@
 //! What is true of the Postgres ledger alone: how it shares statements, what its statements cost, and what it does when
 //! the server stands in the way.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use oncegate_e2e::{
     eventually,
@@ -336,17 +342,22 @@ async fn make_newer(database: &Database) {
     }
 }
 
+/// As the version before there were days left it.
+async fn forget_days(admin: &mut sqlx::PgConnection) {
+    let sql = "drop function payment_webhook_timings_to_days cascade;
+        drop table payment_webhook_timing_days;
+        delete from oncegate_migrations where version = 5";
+    sqlx::raw_sql(sql).execute(admin).await.unwrap();
+}
+
 #[tokio::test]
 async fn times_from_before_there_were_days_are_summed_by_the_migration() {
     let (before, database) = ledger().await;
     before.close().await;
     let mut admin = database.connect().await.unwrap();
-    // As the version before left it.
+    forget_days(&mut admin).await;
     sqlx::raw_sql(
-        "drop function payment_webhook_timings_to_days cascade;
-        drop table payment_webhook_timing_days;
-        delete from oncegate_migrations where version = 5;
-        insert into payment_webhook_timings
+        "insert into payment_webhook_timings
         select h % 2, 'default', 'stripe', to_timestamp(1728000000 + h * 3600), array[3, h % 3 + 5], array[h + 1, 2]
         from generate_series(0, 47) h",
     )
@@ -363,6 +374,59 @@ async fn times_from_before_there_were_days_are_summed_by_the_migration() {
         "2024-10-04 0 {3,5,6,7}{144,8,8,8}; 2024-10-04 1 {3,5,6,7}{156,8,8,8}; \
         2024-10-05 0 {3,5,6,7}{432,8,8,8}; 2024-10-05 1 {3,5,6,7}{444,8,8,8}"
     );
+}
+
+/// During a roll-out the version before is at work while the schema is brought up to date.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_time_is_missed_that_is_written_while_days_are_summed() {
+    let (before, database) = ledger().await;
+    before.close().await;
+    let mut admin = database.connect().await.unwrap();
+    forget_days(&mut admin).await;
+    // Enough to sum for many to be written meanwhile.
+    sqlx::raw_sql(
+        "insert into payment_webhook_timings
+        select 1, 'default', 'stripe', to_timestamp(1728000000 + h * 3600), buckets, counts
+        from generate_series(0, 1500) h,
+            (select array_agg(b::smallint) as buckets, array_agg(b::bigint) as counts from generate_series(1, 100) b) t",
+    )
+    .execute(&mut admin)
+    .await
+    .unwrap();
+    let ended = tokio_util::sync::CancellationToken::new();
+    let written = Arc::new(AtomicU32::new(0));
+    let writers: Vec<_> = (2..4)
+        .map(|slot| {
+            let (ended, written, url) = (ended.clone(), Arc::clone(&written), database.url().to_owned());
+            tokio::spawn(async move {
+                let mut connection = sqlx::PgConnection::connect(&url).await.unwrap();
+                while !ended.is_cancelled() {
+                    sqlx::query(
+                        "insert into payment_webhook_timings as t
+                        values ($1, 'default', 'stripe', to_timestamp(1728000000), '{7}', '{1}')
+                        on conflict (slot, tenant, provider, hour) do update set counts = array[t.counts[1] + 1]",
+                    )
+                    .bind(slot)
+                    .execute(&mut connection)
+                    .await
+                    .unwrap();
+                    written.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let some_more = async |what: &str| {
+        let before = written.load(Ordering::Relaxed);
+        eventually(what, async || (written.load(Ordering::Relaxed) > before + 20).then_some(())).await;
+    };
+    some_more("times written before the migration").await;
+    postgres::migrate::run(database.url()).await.unwrap();
+    some_more("times written after the migration").await;
+    ended.cancel();
+    for writer in writers {
+        writer.await.unwrap();
+    }
+    assert_eq!(postgres::check(database.url()).await.unwrap().differences, []);
 }
 
 #[tokio::test]

@@ -25,6 +25,9 @@ const CHANNEL: &str = "oncegate_events";
 /// A payload has at most 8,000 bytes, an announcement about 44.
 const BATCH_MAX: usize = 150;
 const QUEUE_MAX: usize = 4_096;
+/// What is heard and not yet taken up: the room for all of it is there from the start. Who falls behind is told that it missed
+/// something.
+const HEARD_MAX: usize = 1_024;
 /// After so long without a notification the listening connection is asked whether it is alive.
 const QUIET_MAX: Duration = Duration::from_secs(10);
 /// And has to answer within this.
@@ -44,7 +47,7 @@ pub(super) struct Notifier {
 impl Notifier {
     pub(super) fn start(reader: Reader) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
-        let (heard, _) = broadcast::channel(QUEUE_MAX);
+        let (heard, _) = broadcast::channel(HEARD_MAX);
         let peers = Arc::new(AtomicBool::new(false));
         let closing = CancellationToken::new();
         // Names this process among the senders: what it announced itself it need not hear.
