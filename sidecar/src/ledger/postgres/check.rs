@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgRow};
 
 use super::{OpenError, connect::ConnectError, migrate, options};
 use crate::{
@@ -27,7 +27,8 @@ const SESSION: &str = "
 /// # Errors
 /// When the database cannot be reached, its schema does not fit, or reading fails.
 pub async fn check(url: &str) -> Result<Report, OpenError> {
-    let options = options(url)?;
+    // Its statements take long, which is no news to whoever waits for them.
+    let options = options(url)?.disable_statement_logging();
     migrate::check(&options).await?;
     let refused = |error| OpenError::Connect(ConnectError::Refused(error));
     let mut connection = PgConnection::connect_with(&options).await.map_err(refused)?;
