@@ -40,22 +40,24 @@ struct Held {
     payload: u16,
     /// Of the claim that completed the event. Two claims with one of these: the ledger tells them apart.
     claim: u16,
-    told: Told,
+    stamp: Stamp,
 }
 
 /// When an entry was put, in seconds since the layer was made, and two flags above them.
 #[derive(Clone, Copy)]
-struct Told(u32);
+struct Stamp(u32);
 
-impl Told {
+impl Stamp {
     const ATTEMPTS_SHOWN: u32 = 1 << 31;
     const HAS_PAYLOAD: u32 = 1 << 30;
     /// 34 years; beyond them everything is old.
     const SINCE: u32 = Self::HAS_PAYLOAD - 1;
 
-    fn new(since: u32, attempts_shown: bool, has_payload: bool) -> Told {
+    fn new(since: u32, attempts_shown: bool, has_payload: bool) -> Stamp {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        Told(since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_payload, Self::HAS_PAYLOAD))
+        Stamp(
+            since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_payload, Self::HAS_PAYLOAD),
+        )
     }
 
     fn since(self) -> u32 {
@@ -146,7 +148,7 @@ impl Held {
             rest: Rest::of(entry).map(|rest| common.share(rest)),
             payload: entry.payload_digest.as_ref().map_or(0, beginning),
             claim: mark(&entry.claim_id),
-            told: Told::new(since, entry.is_answerable(), entry.payload_digest.is_some()),
+            stamp: Stamp::new(since, entry.is_answerable(), entry.payload_digest.is_some()),
         }
     }
 
@@ -155,9 +157,9 @@ impl Held {
         let fingerprint = self.rest.as_ref().and_then(|rest| rest.fingerprint);
         let other_fingerprint =
             matches!((fingerprint, claim.fingerprint), (Some(known), Some(given)) if known != given);
-        let other_payload = self.told.has_payload()
+        let other_payload = self.stamp.has_payload()
             && claim.payload_digest.as_ref().is_some_and(|given| beginning(given) != self.payload);
-        let plain = self.told.attempts_shown()
+        let plain = self.stamp.attempts_shown()
             && !other_fingerprint
             && !other_payload
             && claim.delivery_id.is_none()
@@ -199,8 +201,8 @@ impl Memory {
     }
 
     fn is_old(&self, held: &Held) -> bool {
-        let since = held.told.since();
-        since == Told::SINCE || self.now().saturating_sub(since) >= AGE_MAX_SECS
+        let since = held.stamp.since();
+        since == Stamp::SINCE || self.now().saturating_sub(since) >= AGE_MAX_SECS
     }
 
     /// Whether the event is known, and the answer if the claim is a plain duplicate of it.

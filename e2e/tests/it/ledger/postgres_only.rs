@@ -342,20 +342,21 @@ async fn make_newer(database: &Database) {
     }
 }
 
-/// As the version before there were days left it.
-async fn forget_days(admin: &mut sqlx::PgConnection) {
+/// A database as the version before there were days left it, and a session in it.
+async fn without_days() -> (Database, sqlx::PgConnection) {
+    let (before, database) = ledger().await;
+    before.close().await;
+    let mut admin = database.connect().await.unwrap();
     let sql = "drop function payment_webhook_timings_to_days cascade;
         drop table payment_webhook_timing_days;
         delete from oncegate_migrations where version = 5";
-    sqlx::raw_sql(sql).execute(admin).await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
+    (database, admin)
 }
 
 #[tokio::test]
 async fn times_from_before_there_were_days_are_summed_by_the_migration() {
-    let (before, database) = ledger().await;
-    before.close().await;
-    let mut admin = database.connect().await.unwrap();
-    forget_days(&mut admin).await;
+    let (database, mut admin) = without_days().await;
     sqlx::raw_sql(
         "insert into payment_webhook_timings
         select h % 2, 'default', 'stripe', to_timestamp(1728000000 + h * 3600), array[3, h % 3 + 5], array[h + 1, 2]
@@ -379,10 +380,7 @@ async fn times_from_before_there_were_days_are_summed_by_the_migration() {
 /// During a roll-out the version before is at work while the schema is brought up to date.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_time_is_missed_that_is_written_while_days_are_summed() {
-    let (before, database) = ledger().await;
-    before.close().await;
-    let mut admin = database.connect().await.unwrap();
-    forget_days(&mut admin).await;
+    let (database, mut admin) = without_days().await;
     // Enough to sum for many to be written meanwhile.
     sqlx::raw_sql(
         "insert into payment_webhook_timings
