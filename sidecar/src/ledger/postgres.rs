@@ -7,6 +7,7 @@ mod check;
 mod cleanup;
 mod cold;
 mod connect;
+mod counts;
 mod failure;
 mod history;
 mod hot;
@@ -17,7 +18,6 @@ mod replays;
 mod row;
 mod statement;
 mod stats;
-mod timings;
 mod writer;
 
 use std::{
@@ -33,19 +33,24 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use check::check;
 pub use connect::{ConnectError, Node};
 
-use self::{notify::Notifier, read::Reader, statement::Link, writer::Writer};
+use self::{
+    counts::{Counts, Flusher},
+    notify::Notifier,
+    read::Reader,
+    statement::Link,
+    writer::Writer,
+};
 use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     load::Load,
     queue::{Op, Queue},
-    tally::Tally,
 };
 use crate::{
     event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
@@ -90,7 +95,8 @@ pub struct PostgresLedger {
     /// For what caches cannot answer without (C7).
     replays: Reader,
     notifier: Notifier,
-    tally: Tally,
+    counts: Counts,
+    closes: mpsc::Sender<counts::Close>,
     load: Arc<Load>,
     standing: watch::Receiver<Option<Standing>>,
     node: watch::Receiver<Option<Node>>,
@@ -119,17 +125,31 @@ impl PostgresLedger {
             "the ledger is connected"
         );
         let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
-        let (tally, load) = (Tally::default(), Arc::<Load>::default());
+        let (counts, load) = (Counts::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
-        let metrics = settings.metrics.clone();
-        let (link, node, standing) = Link::new(writes, opened, metrics);
-        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), tally.clone(), Arc::clone(&load)).run());
+        let (link, node, standing) = Link::new(writes, opened, settings.metrics.clone());
+        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
+        let link = Link::aside(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
+        let (closes, closing) = mpsc::channel(1);
+        tokio::spawn(Flusher::new(link, counts.clone(), closing).run());
         let replays = Reader::single(options.clone());
         let reader = Reader::new(options);
         let notifier = Notifier::start(reader.clone());
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
-        Ok(PostgresLedger { queue, reader, replays, notifier, tally, load, node, standing, forgotten, misses_standby })
+        Ok(PostgresLedger {
+            queue,
+            reader,
+            replays,
+            notifier,
+            counts,
+            closes,
+            load,
+            standing,
+            node,
+            forgotten,
+            misses_standby,
+        })
     }
 
     /// What the writer's connection stands on; None while it is down.
@@ -231,7 +251,7 @@ impl Ledger for PostgresLedger {
     }
 
     fn count_duplicate(&self, key: &Key) {
-        self.tally.duplicate(key);
+        self.counts.tally.duplicate(key);
     }
 
     fn durability(&self) -> Option<Durability> {
@@ -289,6 +309,12 @@ impl Ledger for PostgresLedger {
 
     async fn close(&self) {
         self.queue.close().await;
+        // After the writer, which counts too.
+        let (done, closed) = oneshot::channel();
+        if self.closes.send(done).await.is_ok() {
+            // An error means that it ended by itself.
+            drop(closed.await);
+        }
         self.notifier.close();
         self.reader.close().await;
         self.replays.close().await;

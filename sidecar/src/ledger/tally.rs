@@ -7,6 +7,7 @@ use std::{
 };
 
 use foldhash::fast::RandomState;
+use tokio::sync::Notify;
 
 use crate::event::{Key, Time};
 
@@ -27,6 +28,7 @@ type Counts = HashMap<Key, Count, RandomState>;
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     counts: Arc<Mutex<Counts>>,
+    full: Arc<Notify>,
 }
 
 impl Tally {
@@ -34,8 +36,11 @@ impl Tally {
     pub const KEYS_MAX: usize = 8_192;
     /// Beyond this, counts of further keys are lost rather than kept: memory stays bounded while the ledger is away.
     const KEYS_KEPT_MAX: usize = 8 * Self::KEYS_MAX;
-    /// How many keys one flush writes: some milliseconds' worth, for grants wait meanwhile.
-    pub const FLUSH_MAX: usize = 1_024;
+    /// With more keys than this the calls that count wait for those who write, where they can.
+    const KEYS_BEHIND: usize = 4 * Self::KEYS_MAX;
+    /// How many keys one statement of a ledger with row locks writes: some milliseconds' worth, for marks of these events
+    /// wait meanwhile.
+    pub const FLUSH_MAX: usize = 256;
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
         // Numbers are added under it; nothing there can panic half-way.
@@ -51,6 +56,9 @@ impl Tally {
             Some(count) => count.duplicates += 1,
             None if room => {
                 counts.insert(key.clone(), Count { duplicates: 1, ..Count::default() });
+                if counts.len() >= Self::KEYS_MAX {
+                    self.full.notify_one();
+                }
             }
             None => {}
         }
@@ -77,6 +85,16 @@ impl Tally {
     /// Whether a flush should not wait for the second.
     pub fn is_full(&self) -> bool {
         self.lock().len() >= Self::KEYS_MAX
+    }
+
+    /// Waits until a flush should not wait for the second any more. For one at a time; cancel-safe.
+    pub async fn filled(&self) {
+        self.full.notified().await;
+    }
+
+    /// Whether there is so much to write that counts may soon be lost.
+    pub fn is_behind(&self) -> bool {
+        self.len() >= Self::KEYS_BEHIND
     }
 
     /// Takes at most so many, in the order of the keys (unsorted ones deadlock, L3).

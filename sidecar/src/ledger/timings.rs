@@ -116,11 +116,6 @@ impl PendingTimings {
         }
     }
 
-    /// Whether there is nothing to write.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Takes everything, in the order of the places (unsorted ones deadlock, L3).
     pub(crate) fn take(&mut self) -> Vec<(Place, Timings)> {
         self.count = 0;

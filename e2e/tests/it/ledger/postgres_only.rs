@@ -206,6 +206,65 @@ async fn counts_are_written_each_second_however_many_duplicates_come_meanwhile()
     assert_eq!(database.query(written).await.unwrap(), duplicates.to_string());
 }
 
+// L2
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_locked_elsewhere_holds_up_the_counts_of_its_duplicates_and_no_grant() {
+    let (ledger, database) = ledger().await;
+    let known = key("evt_known");
+    let Decision::Acquired(lock) = ledger.claim(claim(&known, "a")).await.unwrap().decision else { panic!("held") };
+    ledger.mark(completion(&known, &lock)).await.unwrap();
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    let pid: i32 = sqlx::query_scalar("select pg_backend_pid() from payment_webhook_events for update")
+        .fetch_one(&mut *held)
+        .await
+        .unwrap();
+    assert_eq!(ledger.claim(claim(&known, "b")).await.unwrap().decision, Decision::AlreadyCompleted);
+    let waits = format!(
+        "(select coalesce(max(application_name), '') from pg_stat_activity where {pid} = any (pg_blocking_pids(pid)))"
+    );
+    let who = eventually("somebody waits for the row", async || {
+        Some(database.query(&waits).await.unwrap()).filter(|name| !name.is_empty())
+    })
+    .await;
+    assert_eq!(who, "oncegate-counts");
+    let new = key("evt_new");
+    let Decision::Acquired(lock) = ledger.claim(claim(&new, "a")).await.unwrap().decision else { panic!("held") };
+    ledger.mark(completion(&new, &lock)).await.unwrap();
+    held.rollback().await.unwrap();
+    ledger.close().await;
+    let counted = "(select sum(duplicate_count) from payment_webhook_events)";
+    assert_eq!(database.query(counted).await.unwrap(), "1");
+}
+
+// L3: whatever statement takes several rows takes them in the order of their keys, so that none waits for another in a circle.
+// On one thread, so that both claims are in the queue before the writer looks.
+#[tokio::test]
+async fn rows_are_locked_in_the_order_of_their_keys_and_not_of_their_numbers() {
+    let (ledger, database) = ledger().await;
+    // The second by its key has the lower number. Both locks have expired at once.
+    for event in ["evt_2", "evt_1"] {
+        let expired = Claim { lock_duration: Micros::ZERO, ..claim(&key(event), "a") };
+        assert!(matches!(ledger.claim(expired).await.unwrap().decision, Decision::Acquired(_)));
+    }
+    let (mut outsider, mut other) = (database.connect().await.unwrap(), database.connect().await.unwrap());
+    let mut held = outsider.begin().await.unwrap();
+    let lock = "select from payment_webhook_events where event_id = $1 for update nowait";
+    sqlx::query(lock).bind("evt_1").execute(&mut *held).await.unwrap();
+    let waits = async {
+        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+        sqlx::query(lock).bind("evt_2").execute(&mut other).await.expect("nobody holds the second yet");
+        held.rollback().await.unwrap();
+    };
+    let (first, second) = (key("evt_1"), key("evt_2"));
+    let claims = futures::future::join(ledger.claim(claim(&first, "b")), ledger.claim(claim(&second, "b")));
+    let ((first, second), ()) = tokio::join!(claims, waits);
+    for claimed in [first.unwrap(), second.unwrap()] {
+        assert!(matches!(claimed.decision, Decision::Acquired(_)), "{:?}", claimed.decision);
+    }
+    ledger.close().await;
+}
+
 /// No session of this database keeps a transaction open that nobody works on. The ledger is at work yet: a session of its own
 /// may be between the two ends of one for a moment.
 async fn nothing_is_left_in_transaction(database: &Database) {

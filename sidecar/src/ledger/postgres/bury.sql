@@ -1,6 +1,6 @@
 -- Makes events dead whose attempts are used up: processing past the lock's expiry (outcome lock expired), or failed (S7).
 --
--- In:  what was read of each event and the cap, as arrays sorted by row; $6 is the writer's slot.
+-- In:  what was read of each event and the cap, as arrays sorted by key; $6 is the writer's slot.
 -- Out: a row per event that was made dead, as it stands after it, with the claim's place. A claim in no row found the
 --      event changed since it was read: ask again from the beginning.
 -- Why it is safe: as in grant_again.sql. The token stays: a late Mark of it is still accepted (S3).

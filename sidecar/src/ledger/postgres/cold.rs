@@ -10,7 +10,7 @@ use sqlx::{
 use super::{hot::Pending, row, statement::Statement};
 use crate::{
     event::{Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Resolution, Resolve, Time},
-    ledger::{Delivery, tally::Count},
+    ledger::Delivery,
 };
 
 /// A claim on an event that may be granted again or must be buried, as it was read.
@@ -41,7 +41,7 @@ fn applied(rows: &[PgRow], count: usize) -> Result<Vec<Applied>, sqlx::Error> {
     Ok(found)
 }
 
-/// Grants another attempt. Items sorted by row.
+/// Grants another attempt. Items sorted by key.
 pub(super) struct GrantAgain;
 
 impl Statement for GrantAgain {
@@ -72,7 +72,7 @@ impl Statement for GrantAgain {
     }
 }
 
-/// Makes events dead whose attempts are used up. Items sorted by row.
+/// Makes events dead whose attempts are used up. Items sorted by key.
 pub(super) struct Bury;
 
 impl Statement for Bury {
@@ -228,7 +228,7 @@ pub(super) struct Decided {
     pub(super) resolve: Pending<Resolve, Event>,
 }
 
-/// Applies resolutions. Items sorted by row.
+/// Applies resolutions. Items sorted by key.
 pub(super) struct ApplyResolutions;
 
 impl Statement for ApplyResolutions {
@@ -293,28 +293,5 @@ impl Statement for RecordDeliveries {
             }
         }
         Ok(digests)
-    }
-}
-
-/// Adds counts to their events. Not repeatable: it adds.
-pub(super) struct Flush;
-
-impl Statement for Flush {
-    type Item = (Key, Count);
-    type Output = ();
-    const REPEATABLE: bool = false;
-
-    async fn run(&self, connection: &mut PgConnection, slot: i32, items: &[(Key, Count)]) -> Result<(), sqlx::Error> {
-        sqlx::query(include_str!("flush.sql"))
-            .bind(items.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
-            .bind(items.iter().map(|(key, _)| key.provider.as_str()).bind_iter())
-            .bind(items.iter().map(|(key, _)| key.event_id.as_str()).bind_iter())
-            .bind(items.iter().map(|(_, count)| count.duplicates).bind_iter())
-            .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
-            .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())
-            .bind(slot)
-            .execute(connection)
-            .await?;
-        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 -- Adds the duplicates and mismatches that were counted in memory to their events, and the duplicates to the counts.
 --
--- In:  keys and counts as arrays, sorted by key; $7 is the writer's slot. Events deleted meanwhile are passed over.
+-- In:  keys and counts as arrays, sorted by key; $7 is the session's slot. Events deleted meanwhile are passed over.
 -- Out: nothing.
 -- Index: payment_webhook_events_key, then the primary key. The update is heap-only. It locks the rows itself, in the order
 -- of the keys, and adds to what then stands in them: no lock is needed before.

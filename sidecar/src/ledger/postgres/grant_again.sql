@@ -1,7 +1,7 @@
 -- Grants another attempt of events that the snapshot had and that may be claimed: pending, failed with the pause over,
 -- or processing past the lock's expiry (S1, S3, S7).
 --
--- In:  what was read of each event (row, state, token) and the claim, as arrays sorted by row; $10 is the writer's slot.
+-- In:  what was read of each event (row, state, token) and the claim, as arrays sorted by key; $10 is the writer's slot.
 -- Out: a row per grant, with the event as it stands after it and the claim's place. A claim in no row found the event
 --      changed since it was read: ask again from the beginning.
 -- Why it is safe: state, token and times are compared inside the lateral FOR NO KEY UPDATE, on the locked version, with

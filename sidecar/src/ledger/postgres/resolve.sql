@@ -1,7 +1,7 @@
 -- Puts events into the state that an operator decided on, with a new token, a record of the decision, and the latest
 -- attempt in the archive (S9).
 --
--- In:  what was read of each event and the decision, as arrays sorted by row; $11 is the writer's slot.
+-- In:  what was read of each event and the decision, as arrays sorted by key; $11 is the writer's slot.
 -- Out: a row per event that was resolved, as it stands after it. A request in no row found the event changed since it
 --      was read: classify again.
 -- Why it is safe: state and token are compared on the locked version; a processing event also needs its lock to have

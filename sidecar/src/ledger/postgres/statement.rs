@@ -54,20 +54,27 @@ const TRIES_MAX: u32 = 3;
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// The writer's connection: there, or to be made anew.
+/// A connection that writes: there, or to be made anew.
 pub(super) struct Link {
     options: PgConnectOptions,
     open: Option<(PgConnection, i32)>,
     failed_at: Option<Instant>,
+    /// None: nobody asks what this connection stands on.
+    told: Option<Told>,
+    pub(super) metrics: Arc<LedgerMetrics>,
+}
+
+/// Those who want to know what the connection stands on.
+struct Told {
     node: watch::Sender<Option<Node>>,
     standing: watch::Sender<Option<Standing>>,
     /// Connections made so far.
     generation: u64,
-    pub(super) metrics: Arc<LedgerMetrics>,
 }
 
 impl Link {
-    /// A link over a connection that was just made, and what tells others what it stands on; None while it is down.
+    /// The link of the writer, over a connection that was just made, and what tells others what it stands on; None while it
+    /// is down.
     pub(super) fn new(
         options: PgConnectOptions,
         (connection, node, slot): (PgConnection, Node, i32),
@@ -75,28 +82,28 @@ impl Link {
     ) -> (Link, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
-        let mut link = Link {
-            options,
-            open: None,
-            failed_at: None,
-            node: node_sender,
-            standing: standing_sender,
-            generation: 0,
-            metrics,
-        };
+        let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
+        let mut link = Link { told: Some(told), ..Link::aside(options, metrics) };
         link.opened(connection, node, slot);
         (link, node_receiver, standing_receiver)
     }
 
+    /// A link that connects when it has something to write, and of which nobody is told.
+    pub(super) fn aside(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Link {
+        Link { options, open: None, failed_at: None, told: None, metrics }
+    }
+
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
-        self.generation += 1;
-        self.metrics.connected();
-        self.standing.send_replace(Some(Standing {
-            identity: node.identity.as_str().into(),
-            generation: self.generation,
-            cache_key: node.cache_key.0.clone(),
-        }));
-        self.node.send_replace(Some(node));
+        if let Some(told) = &mut self.told {
+            told.generation += 1;
+            self.metrics.connected();
+            told.standing.send_replace(Some(Standing {
+                identity: node.identity.as_str().into(),
+                generation: told.generation,
+                cache_key: node.cache_key.0.clone(),
+            }));
+            told.node.send_replace(Some(node));
+        }
         self.failed_at = None;
         self.open = Some((connection, slot));
     }
@@ -212,12 +219,16 @@ impl Link {
             }
             match connect::writer(&self.options).await {
                 Ok((connection, node, slot)) => {
-                    tracing::info!(identity = node.identity, slot, "the ledger is connected");
+                    let session = self.session();
+                    tracing::info!(identity = node.identity, session, slot, "the ledger is connected");
                     self.opened(connection, node, slot);
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "the ledger cannot be reached");
-                    self.metrics.not_connected();
+                    let session = self.session();
+                    tracing::warn!(error = &error as &dyn std::error::Error, session, "the ledger cannot be reached");
+                    if self.told.is_some() {
+                        self.metrics.not_connected();
+                    }
                     self.failed_at = Some(Instant::now());
                     return Err(Duration::from_secs(1));
                 }
@@ -232,7 +243,7 @@ impl Link {
     /// Gives the connection up. Its socket is closed, not returned to anybody: what it still owes is unknown.
     fn discard(&mut self) {
         if self.open.take().is_some() {
-            tracing::warn!("the ledger's connection is given up");
+            tracing::warn!(session = self.session(), "the ledger's connection is given up");
             self.closed();
         }
     }
@@ -246,9 +257,16 @@ impl Link {
     }
 
     fn closed(&self) {
-        // Caches stop answering with the connection (C6).
-        self.standing.send_replace(None);
-        self.node.send_replace(None);
+        if let Some(told) = &self.told {
+            // Caches stop answering with the connection (C6).
+            told.standing.send_replace(None);
+            told.node.send_replace(None);
+        }
+    }
+
+    /// The session's name in `pg_stat_activity`.
+    fn session(&self) -> &str {
+        self.options.get_application_name().unwrap_or_default()
     }
 }
 

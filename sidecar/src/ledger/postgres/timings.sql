@@ -1,7 +1,7 @@
--- Adds processing times to the histograms of the writer's slot (L5). Not repeatable: it adds.
+-- Adds processing times to the histograms of the session's slot (L5). Not repeatable: it adds.
 --
--- In:  tenant, provider, hour, bucket and count as arrays, sorted by the first four; $6 is the writer's slot.
--- Why it is safe: the row that is added to is locked, and read as it stands then; two writers on one slot lose nothing.
+-- In:  tenant, provider, hour, bucket and count as arrays, sorted by the first four; $6 is the session's slot.
+-- Why it is safe: the row that is added to is locked, and read as it stands then; two sessions on one slot lose nothing.
 -- Index: the primary key.
 insert into payment_webhook_timings as t (slot, tenant, provider, hour, buckets, counts)
 select $6::integer, q.tenant, q.provider, q.hour, array_agg(q.bucket order by q.bucket), array_agg(q.count order by q.bucket)

@@ -7,18 +7,17 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt as _;
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
 use super::{
     cold::{
-        ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, Flush, GrantAgain,
-        RecordDeliveries, Tokened,
+        ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain, RecordDeliveries,
+        Tokened,
     },
+    counts::Counts,
     hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Pending},
     statement::{Link, Part},
-    timings::FlushTimings,
 };
 use crate::{
     event::{
@@ -29,8 +28,6 @@ use crate::{
         Delivery, Error,
         load::Load,
         queue::{Op, batch_span},
-        tally::Tally,
-        timings::PendingTimings,
     },
 };
 
@@ -38,8 +35,8 @@ use crate::{
 const TRIES_MAX: u32 = 3;
 /// Payload in one batch: results of 64 KiB each would make a statement of seconds.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// How often duplicate counts are written.
-const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a writer without calls looks whether it can connect.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An operation, and how often it found its event changed under its feet.
 struct Queued {
@@ -56,8 +53,7 @@ pub(super) struct Writer {
     batch_max: usize,
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
     deferred: VecDeque<Queued>,
-    tally: Tally,
-    timings: PendingTimings,
+    counts: Counts,
     outlook: Outlook,
     load: Arc<Load>,
 }
@@ -67,43 +63,28 @@ impl Writer {
         link: Link,
         ops: mpsc::Receiver<Box<Op>>,
         batch_max: usize,
-        tally: Tally,
+        counts: Counts,
         load: Arc<Load>,
     ) -> Writer {
-        Writer {
-            link,
-            ops,
-            batch_max,
-            deferred: VecDeque::new(),
-            tally,
-            timings: PendingTimings::default(),
-            outlook: Outlook::default(),
-            load,
-        }
+        Writer { link, ops, batch_max, deferred: VecDeque::new(), counts, outlook: Outlook::default(), load }
     }
 
     /// Works until the ledger is closed or dropped.
     pub(super) async fn run(mut self) {
-        let mut flush = tokio::time::interval(FLUSH_INTERVAL);
-        flush.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut closing: Vec<oneshot::Sender<()>> = Vec::new();
-        // Keys whose counts the last tick found and that are still to be written: one flush writes a bounded part of them, so
-        // that grants do not wait for all. What is counted meanwhile waits for the next tick, or flushing would never end.
-        let mut due = 0;
         loop {
-            if self.deferred.is_empty() && due == 0 {
+            if self.deferred.is_empty() {
                 tokio::select! {
                     op = self.ops.recv() => match op {
                         Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
                         None => break,
                     },
-                    _ = flush.tick() => due = self.due(),
+                    _ = look.tick() => self.look().await,
                 }
-            } else if flush.tick().now_or_never().is_some() {
-                // Also while there is always something to do.
-                due = self.due();
             }
-            let (batch, flush_asked) = self.gather(&mut closing);
+            let (batch, look_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
             if !batch.is_empty() {
                 let span = batch_span(batch.iter().map(|queued| &*queued.op));
@@ -112,12 +93,10 @@ impl Writer {
                 self.process(batch).instrument(span).await;
             }
             self.load.end(begun, calls);
-            if due == 0 && (flush_asked || self.tally.is_full()) {
-                due = self.due();
+            if look_asked {
+                self.look().await;
             }
-            if due > 0 {
-                due = self.flush(due).await;
-            }
+            self.counts.keep_up().await;
             if !closing.is_empty() {
                 // What was queued before the close is answered first.
                 self.ops.close();
@@ -129,10 +108,6 @@ impl Writer {
                 }
             }
         }
-        let mut due = self.due();
-        while due > 0 {
-            due = self.flush(due).await;
-        }
         self.link.close().await;
         for reply in closing {
             // Whoever asked may have gone away.
@@ -140,11 +115,16 @@ impl Writer {
         }
     }
 
+    /// A writer without calls does not connect by itself, and health wants to know whether it can.
+    async fn look(&mut self) {
+        let _down = self.link.connection().await;
+    }
+
     /// Takes what waits, up to the bound, without waiting.
     fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> (Vec<Queued>, bool) {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        let mut flush_asked = false;
+        let mut look_asked = false;
         // What was put back goes first, but never takes the places of what is new: a crowd at one event must not hold up
         // the others, its own holder's Mark among them.
         let mut places = [self.batch_max.min(self.deferred.len()), self.batch_max];
@@ -164,13 +144,13 @@ impl Writer {
                 places = [0, 0];
             }
             match *queued.op {
-                Op::Flush => flush_asked = true,
+                Op::Flush => look_asked = true,
                 Op::Close(reply) => closing.push(reply),
                 _ if queued.op.is_abandoned() => {}
                 _ => batch.push(queued),
             }
         }
-        (batch, flush_asked)
+        (batch, look_asked)
     }
 
     async fn process(&mut self, mut batch: Vec<Queued>) {
@@ -274,8 +254,8 @@ impl Writer {
         // Counted on the event that the claim names, if there is one.
         for (claim, found) in self.classify(forged).await {
             if let Some(found) = found {
-                self.tally.duplicate(&claim.request.key);
-                self.tally.mismatch(&claim.request.key, found.now);
+                self.counts.tally.duplicate(&claim.request.key);
+                self.counts.tally.mismatch(&claim.request.key, found.now);
             }
             send(claim, Err(Refusal::DeliveryMismatch.into()));
         }
@@ -356,7 +336,7 @@ impl Writer {
                     }
                     (HotItem::Mark(mark), HotRow::Marked { event, now }) => {
                         keep(standing, &event, now);
-                        self.timings.record(&event);
+                        self.counts.completed(&event);
                         send(mark, Ok(Marked { event, repeated: false }));
                     }
                     (item @ HotItem::Claim(_), HotRow::Nothing) if claims == Claims::New => known.push(item),
@@ -372,12 +352,12 @@ impl Writer {
     }
 
     async fn grant_again(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
-        candidates.sort_unstable_by_key(|candidate| candidate.event.row);
+        candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
                 let changed = candidate.event.payload_differs(&candidate.claim.request);
                 if changed {
-                    writer.tally.mismatch(&event.key, now);
+                    writer.counts.tally.mismatch(&event.key, now);
                 }
                 standing.insert(event.key.clone(), (event.clone(), now));
                 acquired(candidate.claim, event, now, changed);
@@ -386,7 +366,7 @@ impl Writer {
     }
 
     async fn bury(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
-        candidates.sort_unstable_by_key(|candidate| candidate.event.row);
+        candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, result) in self.link.run(&Bury, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
                 standing.insert(event.key.clone(), (event.clone(), now));
@@ -501,7 +481,7 @@ impl Writer {
                 ResolveStep::Refuse(refusal) => send(resolve, Err(refusal.into())),
             }
         }
-        decided.sort_unstable_by_key(|decided| decided.event.row);
+        decided.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         let parts: Vec<Part<ApplyResolutions>> = self.link.run(&ApplyResolutions, decided).await;
         for (decided, result) in parts {
             match result {
@@ -581,19 +561,19 @@ impl Writer {
         // A waiting caller asks again, and is counted then.
         let last = !(claim.request.waiting && matches!(decision, Decision::InProgress { .. }));
         if payload_changed && last {
-            self.tally.mismatch(&event.key, now);
+            self.counts.tally.mismatch(&event.key, now);
         }
         if !matches!(decision, Decision::Acquired(_)) && last {
-            self.tally.duplicate(&event.key);
+            self.counts.tally.duplicate(&event.key);
         }
         send(claim, Ok(Claimed { decision, event, payload_changed, now }));
     }
 
     /// Refuses a claim of an event that exists.
     fn refuse(&mut self, claim: Pending<Claim, Claimed>, refusal: Refusal, now: Time) {
-        self.tally.duplicate(&claim.request.key);
+        self.counts.tally.duplicate(&claim.request.key);
         if refusal == Refusal::FingerprintMismatch {
-            self.tally.mismatch(&claim.request.key, now);
+            self.counts.tally.mismatch(&claim.request.key, now);
         }
         send(claim, Err(refusal.into()));
     }
@@ -602,63 +582,6 @@ impl Writer {
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
         let Pending { request, reply, tries } = pending;
         self.deferred.push_back(Queued { op: Box::new(op(request, reply)), tries: tries + 1 });
-    }
-
-    /// How many keys a flush that is due now has to write; at least one, for there is more to it than keys.
-    fn due(&self) -> usize {
-        self.tally.len().max(1)
-    }
-
-    /// Writes a bounded part of the duplicates and mismatches that were counted, of `due` keys at most; how many of those are
-    /// left. What cannot be written now is kept for the next time, unless nobody knows whether it was written: counting twice
-    /// would be worse than losing a second.
-    async fn flush(&mut self, due: usize) -> usize {
-        self.flush_timings().await;
-        if self.tally.is_empty() {
-            // A writer without calls does not connect by itself, and health wants to know whether it can.
-            let _down = self.link.connection().await;
-            return 0;
-        }
-        let counts = self.tally.take(Tally::FLUSH_MAX.min(due));
-        let left = due - counts.len();
-        let mut written = true;
-        for (counts, result) in self.link.run(&Flush, counts).await {
-            match result {
-                Ok(()) => {}
-                Err(Error::Unavailable { .. }) => {
-                    written = false;
-                    self.tally.restore(counts);
-                }
-                Err(error) => {
-                    written = false;
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        keys = counts.len(),
-                        "duplicate counts are lost"
-                    );
-                }
-            }
-        }
-        if written { left } else { 0 }
-    }
-
-    /// Writes the processing times that were counted, as the duplicates are (L5).
-    async fn flush_timings(&mut self) {
-        if self.timings.is_empty() {
-            return;
-        }
-        let taken = self.timings.take();
-        for (timings, result) in self.link.run(&FlushTimings, taken).await {
-            match result {
-                Ok(()) => {}
-                Err(Error::Unavailable { .. }) => self.timings.restore(timings),
-                Err(error) => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    places = timings.len(),
-                    "processing times are lost"
-                ),
-            }
-        }
     }
 }
 

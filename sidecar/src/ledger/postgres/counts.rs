@@ -1,0 +1,238 @@
+//! What is counted in memory is written here: duplicates and mismatches of events, and processing times (L2, L5).
+//!
+//! Each second, on a connection of its own: a provider that repeats three days of events makes thousands of rows to add to,
+//! each in a page of its own, and no grant waits for them. Its slot is its own as well, so that it and the writer do not wait
+//! for each other's counts.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sqlx::{PgConnection, postgres::PgBindIterExt as _};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::statement::{Link, Statement};
+use crate::{
+    event::{Event, Key, Time},
+    ledger::{
+        Error,
+        tally::{Count, Tally},
+        timings::{PendingTimings, Place, Timings},
+    },
+};
+
+/// How often counts are written.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// The longest that a batch of calls is followed by a wait for counts that do not keep up.
+const KEEP_UP_TIME_MAX: Duration = Duration::from_millis(50);
+
+/// What waits to be written. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct Counts {
+    pub(super) tally: Tally,
+    timings: Arc<Mutex<PendingTimings>>,
+    /// Some of it has been written, or could not be.
+    tried: Arc<Notify>,
+}
+
+impl Counts {
+    fn timings(&self) -> MutexGuard<'_, PendingTimings> {
+        // Numbers are added under it; nothing there can panic half-way.
+        self.timings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the processing time of a completion that was just recorded on an event, if it was one.
+    pub(super) fn completed(&self, event: &Event) {
+        self.timings().record(event);
+    }
+
+    /// Waits a little while there are more counts than are soon written: what came beyond the room for them would be lost.
+    pub(super) async fn keep_up(&self) {
+        if self.tally.is_behind() {
+            // It is about time, not about the counts: whoever could not write them has put them back.
+            let _slow = tokio::time::timeout(KEEP_UP_TIME_MAX, self.tried.notified()).await;
+        }
+    }
+}
+
+/// Asks for the last counts to be written, and for the end.
+pub(super) type Close = oneshot::Sender<()>;
+
+/// Writes what is counted. One task, never cancelled: nobody else uses its connection.
+pub(super) struct Flusher {
+    link: Link,
+    counts: Counts,
+    closes: mpsc::Receiver<Close>,
+}
+
+impl Flusher {
+    /// Ends when it is asked to, or nobody is left who could.
+    pub(super) fn new(link: Link, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {
+        Flusher { link, counts, closes }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut tick = tokio::time::interval(INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let closing = tokio::select! {
+                _ = tick.tick() => None,
+                () = self.counts.tally.filled() => None,
+                close = self.closes.recv() => Some(close),
+            };
+            while self.flush().await && self.counts.tally.is_full() {}
+            if let Some(close) = closing {
+                self.link.close().await;
+                if let Some(close) = close {
+                    // Whoever asked may have gone away.
+                    let _gone = close.send(());
+                }
+                return;
+            }
+        }
+    }
+
+    /// Writes what there is when it begins; whether that could be done. What comes meanwhile is for the next time, or it
+    /// would never end. What cannot be written now is kept, unless nobody knows whether it was: counting twice would be
+    /// worse than losing a second.
+    async fn flush(&mut self) -> bool {
+        let mut written = self.flush_timings().await;
+        let mut due = self.counts.tally.len();
+        while written && due > 0 {
+            let counts = self.counts.tally.take(Tally::FLUSH_MAX.min(due));
+            due = due.saturating_sub(counts.len().max(1));
+            written = self.flush_tally(counts).await;
+            self.counts.tried.notify_waiters();
+        }
+        written
+    }
+
+    async fn flush_tally(&mut self, counts: Vec<(Key, Count)>) -> bool {
+        let mut written = true;
+        for (counts, result) in self.link.run(&Flush, counts).await {
+            let Err(error) = result else { continue };
+            written = false;
+            match error {
+                Error::Unavailable { .. } => self.counts.tally.restore(counts),
+                error => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    keys = counts.len(),
+                    "duplicate counts are lost"
+                ),
+            }
+        }
+        written
+    }
+
+    async fn flush_timings(&mut self) -> bool {
+        let taken = self.counts.timings().take();
+        let mut written = true;
+        for (timings, result) in self.link.run(&FlushTimings, taken).await {
+            let Err(error) = result else { continue };
+            written = false;
+            match error {
+                Error::Unavailable { .. } => self.counts.timings().restore(timings),
+                error => tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    places = timings.len(),
+                    "processing times are lost"
+                ),
+            }
+        }
+        written
+    }
+}
+
+/// Adds counts to their events. Not repeatable: it adds.
+struct Flush;
+
+impl Statement for Flush {
+    type Item = (Key, Count);
+    type Output = ();
+    const REPEATABLE: bool = false;
+
+    async fn run(&self, connection: &mut PgConnection, slot: i32, items: &[(Key, Count)]) -> Result<(), sqlx::Error> {
+        sqlx::query(include_str!("flush.sql"))
+            .bind(items.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
+            .bind(items.iter().map(|(key, _)| key.provider.as_str()).bind_iter())
+            .bind(items.iter().map(|(key, _)| key.event_id.as_str()).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.duplicates).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())
+            .bind(slot)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+}
+
+/// Adds processing times to the histograms. Not repeatable: it adds. Items sorted by place.
+struct FlushTimings;
+
+impl Statement for FlushTimings {
+    type Item = (Place, Timings);
+    type Output = ();
+    const REPEATABLE: bool = false;
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        slot: i32,
+        items: &[(Place, Timings)],
+    ) -> Result<(), sqlx::Error> {
+        let rows: Vec<(&str, &str, Time, i16, i64)> = items
+            .iter()
+            .flat_map(|((tenant, provider, hour), timings)| {
+                timings.buckets().map(move |(bucket, count)| (tenant.as_str(), provider.as_str(), *hour, bucket, count))
+            })
+            .collect();
+        sqlx::query(include_str!("timings.sql"))
+            .bind(rows.iter().map(|row| row.0).bind_iter())
+            .bind(rows.iter().map(|row| row.1).bind_iter())
+            .bind(rows.iter().map(|row| row.2).bind_iter())
+            .bind(rows.iter().map(|row| row.3).bind_iter())
+            .bind(rows.iter().map(|row| row.4).bind_iter())
+            .bind(slot)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn counted(keys: usize) -> Counts {
+        let counts = Counts::default();
+        for number in 0..keys {
+            let event_id = format!("evt_{number}");
+            counts.tally.duplicate(&Key { tenant: "default".into(), provider: "stripe".into(), event_id });
+        }
+        counts
+    }
+
+    #[tokio::test]
+    async fn calls_wait_for_counts_only_when_those_fall_behind_and_not_for_ever() {
+        assert!(counted(Tally::KEYS_MAX).keep_up().now_or_never().is_some());
+        let counts = counted(4 * Tally::KEYS_MAX);
+        // Until some were written,
+        let mut waits = Box::pin(counts.keep_up());
+        assert!(waits.as_mut().now_or_never().is_none());
+        counts.tried.notify_waiters();
+        assert!(waits.now_or_never().is_some());
+        // or, if nobody does, until a call cannot wait longer.
+        counts.keep_up().await;
+    }
+
+    #[tokio::test]
+    async fn a_full_tally_calls_for_a_flush_once() {
+        assert!(counted(Tally::KEYS_MAX - 1).tally.filled().now_or_never().is_none());
+        let counts = counted(Tally::KEYS_MAX + 1);
+        assert!(counts.tally.filled().now_or_never().is_some());
+        assert!(counts.tally.filled().now_or_never().is_none());
+    }
+}
