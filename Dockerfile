@@ -28,7 +28,10 @@ RUN cargo chef prepare --recipe-path recipe.json
 FROM chef AS build
 # Only a changed Cargo.lock or Cargo.toml builds the dependencies anew.
 COPY --from=plan /build/recipe.json recipe.json
-RUN cargo chef cook --profile dist --locked --package oncegate-cli --recipe-path recipe.json
+COPY profile profile
+COPY scripts/dist-flags scripts/dist-flags
+# With the flags that the build below has, or that would compile them again.
+RUN RUSTFLAGS=" $(scripts/dist-flags)" cargo chef cook --profile dist --locked --package oncegate-cli --recipe-path recipe.json
 COPY . .
 RUN scripts/dist --locked \
     && strip --strip-debug target/dist/oncegate \

@@ -6,6 +6,7 @@
 mod asked;
 mod chart;
 mod document;
+mod exercise;
 mod figures;
 mod measure;
 mod node;
@@ -23,6 +24,9 @@ use self::{figures::Figures, measure::Bench, options::Options, process::run, wor
 
 fn main() -> Result<()> {
     let options = Options::parse().settled()?;
+    if options.exercise {
+        return exercise::run(&World::start(options)?);
+    }
     let mut figures = Figures::read(&options.figures)?;
     let world = World::start(options)?;
     let measured = Bench { world: &world, figures: &mut figures }.run();

@@ -34,6 +34,10 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     pub(crate) cleanup_rows: u64,
 
+    /// Only runs what the program is for, for scripts/profile to count, and measures nothing
+    #[arg(long, conflicts_with_all = ["only", "quick", "with_node"])]
+    pub(crate) exercise: bool,
+
     /// The binary to measure
     #[arg(long, default_value = "target/dist/oncegate", value_name = "FILE")]
     pub(crate) oncegate: PathBuf,

@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -67,7 +68,8 @@ fn what_the_program_is_made_of_is_let_in_and_nothing_private_is() -> Result<()> 
     let dockerfile = fs::read_to_string(root.join("Dockerfile"))?;
     let scripts: Vec<&str> = dockerfile.split_whitespace().filter(|word| word.starts_with("scripts/")).collect();
     assert!(scripts.iter().any(|script| root.join(script).is_file()), "the Dockerfile builds with a script of ours");
-    for path in ours.into_iter().chain(scripts) {
+    let profile = ["profile/compiler", "profile/dist.profdata.gz"];
+    for path in ours.into_iter().chain(scripts).chain(profile) {
         assert!(ignored.lets_in(path), ".dockerignore leaves {path} out");
     }
     for path in [
@@ -80,6 +82,56 @@ fn what_the_program_is_made_of_is_let_in_and_nothing_private_is() -> Result<()> 
         ".env",
     ] {
         assert!(!ignored.lets_in(path), ".dockerignore lets {path} in");
+    }
+    Ok(())
+}
+
+/// What another compiler had counted would be left out, and the image would be slower than what is measured.
+#[test]
+fn the_profile_is_of_the_compiler_that_builds_the_image() -> Result<()> {
+    let root = root()?;
+    let dockerfile = fs::read_to_string(root.join("Dockerfile"))?;
+    let image = dockerfile.lines().find_map(|line| line.strip_prefix("ARG RUST=rust:")).context("its compiler")?;
+    let builds = image.split('-').next().context("a version")?;
+    let counted = fs::read_to_string(root.join("profile/compiler"))?;
+    let release = counted.split_whitespace().next().context("a release")?;
+    // The image's tag has no patch level.
+    assert!(
+        release == builds || release.starts_with(&format!("{builds}.")),
+        "{release} in profile/, {builds} in the image"
+    );
+    Ok(())
+}
+
+/// What another compiler would say of itself, and whether the flags then speak of the profile.
+#[tokio::test]
+async fn only_the_compiler_that_it_was_made_by_builds_with_the_profile() -> Result<()> {
+    let (root, directory) = (root()?, tempfile::tempdir()?);
+    for part in ["profile", "scripts"] {
+        fs::create_dir(directory.path().join(part))?;
+    }
+    for part in ["profile/compiler", "profile/dist.profdata.gz", "scripts/dist-flags"] {
+        fs::copy(root.join(part), directory.path().join(part))?;
+    }
+    let made_by = fs::read_to_string(root.join("profile/compiler"))?;
+    let words: Vec<&str> = made_by.split_whitespace().collect();
+    let [release, hash, host] = words[..] else { panic!("release, commit and host: {made_by}") };
+    for (release, uses) in [(release, true), ("1.0.0", false)] {
+        let rustc = directory.path().join("rustc");
+        // In the order in which rustc says it.
+        let says = format!("#!/bin/sh\nprintf 'commit-hash: {hash}\\nhost: {host}\\nrelease: {release}\\n'\n");
+        fs::write(&rustc, says)?;
+        fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755))?;
+        let path = format!("{}:{}", directory.path().display(), std::env::var("PATH")?);
+        let output = Command::new(directory.path().join("scripts/dist-flags")).env("PATH", path).output().await?;
+        let (flags, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(flags.contains("-Cprofile-use="), uses, "{release}: {flags}{said}");
+        assert_eq!(said.contains("without a profile"), !uses, "{release}: {said}");
+        if let Some(file) = flags.split_whitespace().find_map(|flag| flag.strip_prefix("-Cprofile-use=")) {
+            // What every profile of LLVM begins with.
+            assert_eq!(fs::read(file)?.get(..8), Some(&b"\xfflprofi\x81"[..]), "{file}");
+        }
     }
     Ok(())
 }

@@ -1,0 +1,61 @@
+//! All that the program does under load, once: what scripts/profile counts. What is missing here is built as what hardly ever
+//! runs.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    process::{self, Server, note},
+    world::World,
+};
+
+/// Loads over gRPC: workload and callers.
+const CALLS: &[(&str, u32)] = &[
+    ("cycle", 1),
+    ("cycle", 16),
+    ("cycle", 64),
+    ("cycle", 256),
+    ("duplicates", 1),
+    ("duplicates", 64),
+    ("mixed", 64),
+    ("storm", 100),
+];
+/// Where the answers to duplicates come from: settings of a sidecar with a database.
+const STORES: &[&[(&str, &str)]] =
+    &[&[("CACHE_SIZE", "0B")], &[("CACHE_SIZE", "0B"), ("REDIS_URL", "redis://127.0.0.1:1")]];
+
+pub(crate) fn run(world: &World) -> Result<()> {
+    world.postgres.create("calls")?;
+    let sidecar = world.sidecar("calls", &[])?;
+    load(world, &sidecar, CALLS)?;
+    // What people look at meanwhile.
+    for command in [&["stats"][..], &["history", "--limit", "50"]] {
+        let mut program = Command::new(&world.options.oncegate);
+        process::run(program.args(command).args(["--sidecar", &sidecar.url()]))?;
+    }
+    drop(sidecar);
+    for settings in STORES {
+        load(world, &world.sidecar("calls", settings)?, &[("duplicates", 1), ("duplicates", 64)])?;
+    }
+    // The embedded store.
+    load(world, &world.sidecar("", &[("DATABASE_URL", ""), ("REDIS_URL", "")])?, &[("cycle", 1), ("cycle", 64)])?;
+
+    world.postgres.create("webhooks")?;
+    let all = world.all("webhooks", &[])?;
+    for workload in ["cycle", "duplicates"] {
+        for callers in [1, 64] {
+            note(&format!("  webhooks, {workload} c={callers}"));
+            world.load_http(&all, workload, callers)?;
+        }
+    }
+    Ok(())
+}
+
+fn load(world: &World, sidecar: &Server, loads: &[(&str, u32)]) -> Result<()> {
+    for (workload, callers) in loads {
+        note(&format!("  {workload} c={callers}"));
+        world.load(sidecar, workload, *callers, &[])?;
+    }
+    Ok(())
+}
