@@ -75,13 +75,18 @@ impl Flusher {
     pub(super) async fn run(mut self) {
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut written = true;
         loop {
             let closing = tokio::select! {
                 _ = tick.tick() => None,
-                () = self.counts.tally.filled() => None,
+                // Not while nothing can be written: there would be no end of trying.
+                () = self.counts.tally.filled(), if written => None,
                 close = self.closes.recv() => Some(close),
             };
-            while self.flush().await && self.counts.tally.is_full() {}
+            written = self.flush().await;
+            while written && self.counts.tally.is_full() {
+                written = self.flush().await;
+            }
             if let Some(close) = closing {
                 self.link.close().await;
                 if let Some(close) = close {
