@@ -265,6 +265,30 @@ async fn rows_are_locked_in_the_order_of_their_keys_and_not_of_their_numbers() {
     ledger.close().await;
 }
 
+// L2
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_locked_elsewhere_holds_up_its_own_count_only() {
+    let (ledger, database) = ledger().await;
+    // More than one statement writes.
+    let keys: Vec<_> = (0..1_000).map(|number| key(&format!("evt_{number}"))).collect();
+    for answer in futures::future::join_all(keys.iter().map(|key| ledger.claim(claim(key, "a")))).await {
+        assert!(matches!(answer.unwrap().decision, Decision::Acquired(_)));
+    }
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    sqlx::query("select from payment_webhook_events where event_id = 'evt_500' for update")
+        .execute(&mut *held)
+        .await
+        .unwrap();
+    for key in &keys {
+        ledger.count_duplicate(key);
+    }
+    // The last flush, if not an earlier one.
+    ledger.close().await;
+    let counted = "(select sum(duplicate_count) from payment_webhook_events)";
+    assert_eq!(database.query(counted).await.unwrap(), "999");
+}
+
 /// No session of this database keeps a transaction open that nobody works on. The ledger is at work yet: a session of its own
 /// may be between the two ends of one for a moment.
 async fn nothing_is_left_in_transaction(database: &Database) {

@@ -98,54 +98,41 @@ impl Flusher {
         }
     }
 
-    /// Writes what there is when it begins; whether that could be done. What comes meanwhile is for the next time, or it
-    /// would never end. What cannot be written now is kept, unless nobody knows whether it was: counting twice would be
-    /// worse than losing a second.
+    /// Writes what there is when it begins; whether any of it could be written. What comes meanwhile is for the next time, or it
+    /// would never end.
     async fn flush(&mut self) -> bool {
-        let mut written = self.flush_timings().await;
+        let timings = self.counts.timings().take();
+        let (mut written, kept) = self.write(&FlushTimings, timings).await;
+        self.counts.timings().restore(kept);
         let mut due = self.counts.tally.len();
+        // Put back at the end: a row that somebody holds must not be waited for with every part of the others.
+        let mut unwritten = Vec::new();
         while written && due > 0 {
             let counts = self.counts.tally.take(Tally::FLUSH_MAX.min(due));
             due = due.saturating_sub(counts.len().max(1));
-            written = self.flush_tally(counts).await;
+            let kept;
+            (written, kept) = self.write(&Flush, counts).await;
+            unwritten.extend(kept);
             self.counts.tried.notify_waiters();
         }
+        self.counts.tally.restore(unwritten);
         written
     }
 
-    async fn flush_tally(&mut self, counts: Vec<(Key, Count)>) -> bool {
-        let mut written = true;
-        for (counts, result) in self.link.run(&Flush, counts).await {
-            let Err(error) = result else { continue };
-            written = false;
-            match error {
-                Error::Unavailable { .. } => self.counts.tally.restore(counts),
-                error => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    keys = counts.len(),
-                    "duplicate counts are lost"
-                ),
+    /// Runs a statement that adds; whether any of the items was written, and those that are kept because they were not. What may
+    /// have been written, for all that anybody knows, is not kept: counting twice would be worse than losing a second.
+    async fn write<S: Statement<Output = ()>>(&mut self, statement: &S, items: Vec<S::Item>) -> (bool, Vec<S::Item>) {
+        let (mut written, mut kept) = (items.is_empty(), Vec::new());
+        for (items, result) in self.link.run(statement, items).await {
+            match result {
+                Ok(()) => written = true,
+                Err(Error::Unavailable { .. }) => kept.extend(items),
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, items = items.len(), "counts are lost");
+                }
             }
         }
-        written
-    }
-
-    async fn flush_timings(&mut self) -> bool {
-        let taken = self.counts.timings().take();
-        let mut written = true;
-        for (timings, result) in self.link.run(&FlushTimings, taken).await {
-            let Err(error) = result else { continue };
-            written = false;
-            match error {
-                Error::Unavailable { .. } => self.counts.timings().restore(timings),
-                error => tracing::warn!(
-                    error = &error as &dyn std::error::Error,
-                    places = timings.len(),
-                    "processing times are lost"
-                ),
-            }
-        }
-        written
+        (written, kept)
     }
 }
 
