@@ -201,7 +201,8 @@ impl Cache {
             return (None, ticket);
         }
         // Before anything is looked up: what was acknowledged until shortly before this moment is known from here on (C7).
-        let Some(now) = epoch.replays().now(Instant::now()) else {
+        let began = Instant::now();
+        let Some(now) = epoch.replays().now(began) else {
             self.stats.unsure.add();
             return (None, ticket);
         };
@@ -227,7 +228,7 @@ impl Cache {
             ticket.unasked = true;
             return (None, ticket);
         }
-        let found = redis.get(epoch.codec.name(digest)).await;
+        let found = redis.get(epoch.codec.name(digest), began).await;
         let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
             None => None,
             Some(Ok(entry)) => {

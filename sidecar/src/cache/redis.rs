@@ -8,11 +8,12 @@
 use std::{
     collections::HashMap,
     fmt,
+    pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -149,6 +150,13 @@ impl RedisOptions {
 /// A look-up, and where its answer goes.
 struct Get {
     name: String,
+    asker: Asker,
+}
+
+/// Who waits for a look-up, and since when. An answer that does not come within the budget is an error to it: it has no
+/// timer of its own, for one a call costs more than its place in the batch.
+struct Asker {
+    since: Instant,
     reply: oneshot::Sender<Option<Bytes>>,
 }
 
@@ -241,30 +249,25 @@ impl Redis {
         Ok(Redis { client, gets, puts, breaker, stats, closing })
     }
 
-    /// The value under a name, if it comes within the budget.
-    pub(super) async fn get(&self, name: String) -> Option<Bytes> {
+    /// The value under a name, if it comes within the budget, which runs from `since`.
+    pub(super) async fn get(&self, name: String, since: Instant) -> Option<Bytes> {
         if self.breaker.is_open() {
             self.stats.redis_skipped.add();
             return None;
         }
         let (reply, answer) = oneshot::channel();
-        if self.gets.try_send(Get { name, reply }).is_err() {
+        if self.gets.try_send(Get { name, asker: Asker { since, reply } }).is_err() {
             self.stats.redis_errors.add();
             return None;
         }
-        match tokio::time::timeout(LOOK_UP_TIME_MAX, answer).await {
-            Ok(Ok(Some(value))) => Some(value),
-            Ok(Ok(None)) => {
+        match answer.await {
+            Ok(Some(value)) => Some(value),
+            Ok(None) => {
                 self.stats.redis_misses.add();
                 None
             }
-            Ok(Err(_failed)) => {
+            Err(_failed) => {
                 self.stats.redis_errors.add();
-                None
-            }
-            Err(_elapsed) => {
-                self.stats.redis_errors.add();
-                self.breaker.failed();
                 None
             }
         }
@@ -332,26 +335,48 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
     let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         // Those that nobody waits for any more.
-        batch.retain(|get| !get.reply.is_closed());
+        batch.retain(|get| !get.asker.reply.is_closed());
         if batch.is_empty() {
             continue;
         }
-        let (names, replies): (Vec<String>, Vec<_>) = batch.drain(..).map(|get| (get.name, get.reply)).unzip();
-        match tokio::time::timeout(LOOK_UP_TIME_MAX, many(&client, names, clustered)).await {
-            Ok(Ok(values)) => {
+        let (names, askers): (Vec<String>, Vec<Asker>) = batch.drain(..).map(|get| (get.name, get.asker)).unzip();
+        let (asked, mut askers) = (askers.len(), askers.into_iter());
+        // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
+        let look_up = pin!(many(&client, names, clustered));
+        match while_they_wait(&mut askers, look_up, || breaker.failed()).await {
+            Some(Ok(values)) => {
                 breaker.succeeded();
-                for (reply, value) in replies.into_iter().zip(values) {
-                    // Its caller may have given up.
-                    drop(reply.send(value));
+                let given_up = asked - askers.len();
+                for (asker, value) in askers.zip(values.into_iter().skip(given_up)) {
+                    // Its caller may have gone.
+                    drop(asker.reply.send(value));
                 }
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a look-up in redis failed");
                 breaker.failed();
             }
-            Err(_elapsed) => breaker.failed(),
+            None => {}
         }
     }
+}
+
+/// What a look-up comes to, as long as somebody waits for it. Each of those who ask has its own budget (C4); it is taken from
+/// them when that is used up, and `gave_up` is called. They come in the order in which they began, or nearly.
+async fn while_they_wait<T>(
+    askers: &mut std::vec::IntoIter<Asker>,
+    mut look_up: Pin<&mut impl Future<Output = T>>,
+    mut gave_up: impl FnMut(),
+) -> Option<T> {
+    while let Some(longest) = askers.as_slice().first() {
+        let until = longest.since + LOOK_UP_TIME_MAX;
+        if let Ok(looked_up) = tokio::time::timeout_at(until.into(), look_up.as_mut()).await {
+            return Some(looked_up);
+        }
+        drop(askers.next());
+        gave_up();
+    }
+    None
 }
 
 /// The values under names, in their order. A Cluster has names in many places: there one by one, all at once.
@@ -429,9 +454,39 @@ async fn write(client: &Client, puts: impl IntoIterator<Item = Put>) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use oncegate_runtime::tls::ClientTlsFiles;
+    use std::{
+        pin::pin,
+        time::{Duration, Instant},
+    };
 
-    use super::{RedisOptions, RedisOptionsError, in_the_clear};
+    use oncegate_runtime::tls::ClientTlsFiles;
+    use tokio::sync::oneshot;
+
+    use super::{Asker, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, in_the_clear, while_they_wait};
+
+    #[tokio::test]
+    async fn each_waits_for_its_own_budget_and_the_others_for_theirs() {
+        let now = Instant::now();
+        let over = now.checked_sub(LOOK_UP_TIME_MAX).expect("the clock has run for longer");
+        let [old, recent, new] = [over - Duration::from_millis(1), over + Duration::from_millis(5), now].map(|since| {
+            let (reply, answer) = oneshot::channel();
+            (Asker { since, reply }, answer)
+        });
+        let (mut given_up, mut askers) = (0, vec![old.0, recent.0, new.0].into_iter());
+        // It answers when the second has gone.
+        let (mut old, mut recent, mut new) = (old.1, recent.1, new.1);
+        let slow = async {
+            assert!((&mut recent).await.is_err(), "it had its time");
+            "answer"
+        };
+        assert_eq!(while_they_wait(&mut askers, pin!(slow), || given_up += 1).await, Some("answer"));
+        assert_eq!((given_up, askers.len()), (2, 1));
+        assert!(old.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+        assert!(new.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
+        assert_eq!(while_they_wait(&mut askers, pin!(std::future::pending::<()>()), || given_up += 1).await, None);
+        assert_eq!((given_up, askers.len()), (3, 0));
+        assert!(now.elapsed() >= LOOK_UP_TIME_MAX, "not before its time: {:?}", now.elapsed());
+    }
 
     #[test]
     fn tls_is_spoken_where_the_url_says_so() {
