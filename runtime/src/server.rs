@@ -3,12 +3,23 @@
 //! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which
 //! a peer that connected and said nothing holds up for an hour (pitfalls 3.3.1, 3.4.2, 3.4.7). This module does.
 
+mod clock;
 mod framing;
 mod listener;
 mod watched;
 
-use std::{convert::Infallible, error::Error as StdError, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    error::Error as StdError,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
+use clock::Clock;
 pub use framing::AmbiguousFraming;
 use framing::Framed;
 use http::{Request, Response};
@@ -366,13 +377,17 @@ impl<M> Worker<M> {
                     .max_header_size(limits.header_bytes_max)
                     .max_buf_size(limits.buffer_bytes_max)
                     .serve_connection(io, service);
-                let watch = Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout };
+                let watch =
+                    Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout, clock: None };
                 watch.drive(connection, &peer, &shutdown, &cut).await;
             }
             Protocol::Http2(limits) => {
                 let io = TokioIo::new(Watched::http2(stream, seen.clone(), options.write_timeout));
+                let clock = Clock::new();
                 let connection = http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
+                    .timer(clock.clone())
+                    // gRPC's answers have none (its protocol over HTTP/2, "Responses"); other servers of it send none.
+                    .auto_date_header(false)
                     .max_concurrent_streams(limits.streams_max)
                     .keep_alive_interval(limits.keep_alive_interval)
                     .keep_alive_timeout(limits.keep_alive_timeout)
@@ -382,6 +397,7 @@ impl<M> Worker<M> {
                     seen: &seen,
                     begun_at: HTTP2_PREFACE_BYTES,
                     first_byte_timeout: options.first_byte_timeout,
+                    clock: Some(&clock),
                 };
                 watch.drive(connection, &peer, &shutdown, &cut).await;
             }
@@ -403,6 +419,8 @@ struct Watch<'a> {
     seen: &'a Seen,
     begun_at: usize,
     first_byte_timeout: Duration,
+    /// What the connection has its time from.
+    clock: Option<&'a Clock>,
 }
 
 impl Watch<'_> {
@@ -412,7 +430,7 @@ impl Watch<'_> {
     {
         let mut connection = pin!(connection);
         let ended = tokio::select! {
-            ended = connection.as_mut() => Some(ended),
+            ended = self.timed(connection.as_mut()) => Some(ended),
             () = shutdown.cancelled() => None,
             () = self.silence() => {
                 tracing::debug!(%peer, "connection said nothing, closing it");
@@ -426,7 +444,7 @@ impl Watch<'_> {
             None => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
-                    ended = connection.as_mut() => ended,
+                    ended = self.timed(connection.as_mut()) => ended,
                     () = cut.cancelled() => return,
                 }
             }
@@ -435,6 +453,16 @@ impl Watch<'_> {
             // The peer's doing nearly always: resets, half requests, time-outs.
             tracing::debug!(%peer, error = %Chain(&error), "connection ended");
         }
+    }
+
+    /// The connection, with the time read before each poll.
+    fn timed<C: Future>(&self, mut connection: Pin<&mut C>) -> impl Future<Output = C::Output> {
+        poll_fn(move |cx| {
+            if let Some(clock) = self.clock {
+                clock.tick();
+            }
+            connection.as_mut().poll(cx)
+        })
     }
 
     fn begun(&self) -> bool {
