@@ -64,7 +64,12 @@ struct Services {
 }
 
 impl Services {
-    fn call(&self, request: http::Request<Body>) -> Answer {
+    /// Over any body: one more box around that of the connection would be asked through for each of its frames.
+    fn call<B>(&self, request: http::Request<B>) -> Answer
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
+    {
         let path = request.uri().path();
         let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
         // Both are always ready.
@@ -126,7 +131,7 @@ impl Service {
 impl<B> TowerService<http::Request<B>> for Service
 where
     B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -139,7 +144,7 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let Parts { services, guard, metrics, .. } = &*self.0;
-        Observed::new(request.map(Body::new), metrics, |request| {
+        Observed::new(request, metrics, |request| {
             layer::answer(guard.as_ref(), request, |request| services.call(request))
         })
     }

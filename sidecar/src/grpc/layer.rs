@@ -12,7 +12,7 @@ use std::{
 };
 
 use oncegate_api::reason;
-use tokio::time::Timeout;
+use tokio::time::Sleep;
 use tonic::{Code, Status, body::Body, codegen::http};
 
 use super::{
@@ -29,14 +29,36 @@ pub(super) enum Answering {
     Refused(Option<Box<http::Response<Body>>>),
     ByService(Answer),
     /// Within its caller's deadline.
-    Within(Pin<Box<Timeout<Answer>>>),
+    Within(Within),
+}
+
+/// A call, and the time that its caller gives it. Most duplicates are answered at once: the clock is read, and a timer set,
+/// only for a call that has to wait.
+pub(super) struct Within {
+    answer: Answer,
+    time: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Within {
+    /// None: the time is over.
+    type Output = Option<Result<http::Response<Body>, Infallible>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(answer) = self.answer.as_mut().poll(cx) {
+            return Poll::Ready(Some(answer));
+        }
+        let time = self.time;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        timer.as_mut().poll(cx).map(|()| None)
+    }
 }
 
 /// Lets a call pass to its service.
-pub(super) fn answer(
+pub(super) fn answer<B>(
     guard: Option<&Guard>,
-    mut request: http::Request<Body>,
-    service: impl FnOnce(http::Request<Body>) -> Answer,
+    mut request: http::Request<B>,
+    service: impl FnOnce(http::Request<B>) -> Answer,
 ) -> Answering {
     let refused = |status: Status| Answering::Refused(Some(Box::new(status.into_http())));
     // First of all: a stranger learns nothing of what a call would have come to.
@@ -53,7 +75,7 @@ pub(super) fn answer(
     let answer = service(request);
     match deadline {
         None => Answering::ByService(answer),
-        Some(timeout) => Answering::Within(Box::pin(tokio::time::timeout(timeout, answer))),
+        Some(time) => Answering::Within(Within { answer, time, timer: None }),
     }
 }
 
@@ -66,9 +88,9 @@ impl Future for Answering {
                 return Poll::Ready(Ok(*response.take().expect("a future is not polled after its end")));
             }
             Answering::ByService(answer) => ready!(answer.as_mut().poll(cx))?,
-            Answering::Within(answer) => match ready!(answer.as_mut().poll(cx)) {
-                Ok(response) => response?,
-                Err(_elapsed) => retryable(
+            Answering::Within(answer) => match ready!(Pin::new(answer).poll(cx)) {
+                Some(response) => response?,
+                None => retryable(
                     Code::DeadlineExceeded,
                     reason::DEADLINE_EXCEEDED,
                     "the deadline passed; the call may or may not have happened",

@@ -8,10 +8,10 @@ use tonic::{Code, Request, Response, Status};
 use tracing::{Instrument as _, Span};
 
 use super::{
-    observe::{Call, call_span},
+    observe::{Call, call_span, listening},
     service::Api,
 };
-use crate::metrics::{Method, Metrics, Told};
+use crate::metrics::{Method, Metrics};
 
 /// See the module. Clones share everything.
 #[derive(Clone)]
@@ -33,11 +33,9 @@ impl Local {
     ) -> Result<Response<R>, Status> {
         let span = call_span(Span::current().id(), method);
         let mut call = Call::begin(method, span.clone(), &self.metrics);
-        let answer = answer.instrument(span).await;
-        match &answer {
-            Ok(response) => call.answered(Code::Ok, response.extensions().get::<Told>().copied()),
-            Err(status) => call.answered(status.code(), None),
-        }
+        let (answer, told) = listening(answer.instrument(span)).await;
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        call.answered(code, told);
         answer
     }
 }

@@ -2,6 +2,7 @@
 //! recorded. A call whose caller goes away is counted as cancelled.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     future::Future,
     pin::Pin,
@@ -21,6 +22,23 @@ use tracing::Span;
 use super::{SERVICE_NAME, layer::Answering};
 use crate::metrics::{CodeLabel, Method, Metrics, Told};
 
+tokio::task_local! {
+    /// What a handler says that its call came to. Not an extension of the answer: those are a map on the heap, made for this
+    /// one entry.
+    static TOLD: Cell<Option<Told>>;
+}
+
+/// For handlers: what the call that they answer came to, for whoever counts it.
+pub(super) fn tell(told: Told) {
+    // A handler that is called without the layer is not counted.
+    let _nobody = TOLD.try_with(|cell| cell.set(Some(told)));
+}
+
+/// What a handler comes to, and what it told.
+pub(super) async fn listening<T>(answer: impl Future<Output = T>) -> (T, Option<Told>) {
+    TOLD.scope(Cell::new(None), async { (answer.await, TOLD.with(Cell::take)) }).await
+}
+
 /// A call that is being answered.
 pub struct Observed {
     answer: Answering,
@@ -29,10 +47,10 @@ pub struct Observed {
 
 impl Observed {
     /// The call of a request, answered by what `answer` makes of it.
-    pub(super) fn new(
-        request: Request<Body>,
+    pub(super) fn new<B>(
+        request: Request<B>,
         metrics: &Arc<Metrics>,
-        answer: impl FnOnce(Request<Body>) -> Answering,
+        answer: impl FnOnce(Request<B>) -> Answering,
     ) -> Self {
         let method = method(request.uri().path());
         let call = Call::begin(method, span(method, &request), metrics);
@@ -45,9 +63,10 @@ impl Future for Observed {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        let polled = {
+        let (polled, told) = {
             let _entered = this.call.span.enter();
-            Pin::new(&mut this.answer).poll(cx)
+            // It is told in the poll that ends the call, if at all.
+            TOLD.sync_scope(Cell::new(None), || (Pin::new(&mut this.answer).poll(cx), TOLD.with(Cell::take)))
         };
         let response = ready!(polled)?;
         // Without a status in the headers the call has a body, and so far all is well.
@@ -55,7 +74,7 @@ impl Future for Observed {
             Some(status) => Code::from_bytes(status.as_bytes()),
             None => Code::Ok,
         };
-        this.call.answered(code, response.extensions().get::<Told>().copied());
+        this.call.answered(code, told);
         Poll::Ready(Ok(response))
     }
 }
@@ -125,7 +144,7 @@ fn method(path: &str) -> Method {
 }
 
 /// Continues the caller's trace: callers are within.
-fn span(method: Method, request: &Request<Body>) -> Span {
+fn span<B>(method: Method, request: &Request<B>) -> Span {
     let span = call_span(None, method);
     telemetry::continues(&span, request.headers());
     span

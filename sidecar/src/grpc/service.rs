@@ -11,7 +11,9 @@ use tracing::Span;
 use super::{
     access,
     audit::{self, Who},
-    convert, page_token,
+    convert,
+    observe::tell,
+    page_token,
     quota::TenantQuota,
     validate,
 };
@@ -65,13 +67,6 @@ impl Api {
 
 /// What asks for the events of all tenants has a quota of its own; no tenant has this name.
 const ALL_TENANTS: &str = "*";
-/// An answer, and what the layer that counts is told of it.
-fn told<T>(message: T, told: Told) -> Response<T> {
-    let mut response = Response::new(message);
-    response.extensions_mut().insert(told);
-    response
-}
-
 /// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
 const PAGE_BYTES_MAX: usize = 3 << 20;
 
@@ -104,7 +99,8 @@ impl IdempotencyService for Api {
         let claimed = match self.coordinator.claim(claim, wait).await? {
             Answer::Decided(claimed) => claimed,
             Answer::Completed(key, completion) => {
-                return Ok(told(convert::completed(key, completion), Told::Claimed(Claimed::Duplicate)));
+                tell(Told::Claimed(Claimed::Duplicate));
+                return Ok(Response::new(convert::completed(key, completion)));
             }
         };
         let decided = match claimed.decision {
@@ -124,7 +120,8 @@ impl IdempotencyService for Api {
                 "a known event came with another payload"
             );
         }
-        Ok(told(convert::claimed(claimed), Told::Claimed(decided)))
+        tell(Told::Claimed(decided));
+        Ok(Response::new(convert::claimed(claimed)))
     }
 
     async fn extend_lock(
@@ -145,9 +142,9 @@ impl IdempotencyService for Api {
         let (mark, left_out) = validate::mark_completed(request.into_inner(), &self.policy)?;
         self.left_out(left_out);
         let marked = self.coordinator.mark(mark).await?;
-        let counted = self.metrics.marked(&marked.event, marked.repeated);
+        tell(self.metrics.marked(&marked.event, marked.repeated));
         let event = Some(self.marked(marked.event));
-        Ok(told(v1::MarkCompletedResponse { event, repeated: marked.repeated }, counted))
+        Ok(Response::new(v1::MarkCompletedResponse { event, repeated: marked.repeated }))
     }
 
     async fn mark_failed(
@@ -157,9 +154,9 @@ impl IdempotencyService for Api {
         access::event(&request, "MarkFailed", |request| request.key.as_ref())?;
         let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
         let marked = self.coordinator.mark(mark).await?;
-        let counted = self.metrics.marked(&marked.event, marked.repeated);
+        tell(self.metrics.marked(&marked.event, marked.repeated));
         let event = Some(self.marked(marked.event));
-        Ok(told(v1::MarkFailedResponse { event, repeated: marked.repeated }, counted))
+        Ok(Response::new(v1::MarkFailedResponse { event, repeated: marked.repeated }))
     }
 
     async fn history(&self, mut request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
