@@ -7,6 +7,7 @@ pub mod v1 {
     tonic::include_proto!("oncegate.v1");
 }
 
+mod codec;
 pub mod reason;
 
 /// The encoded `FileDescriptorSet` of `oncegate.v1` and what it imports, for gRPC reflection.
