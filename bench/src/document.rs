@@ -13,12 +13,14 @@ use crate::{
 const BEGIN: &str = "<!-- begin: written by scripts/bench -->";
 const END: &str = "<!-- end: written by scripts/bench -->";
 
+/// Whether there is a place for the table: not to be found out after half an hour of measuring.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    with(path, "").map(drop)
+}
+
 /// Puts the table, and what it was measured on, into the document.
 pub(crate) fn write(path: &Path, figures: &Figures, machine: &str) -> Result<()> {
-    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let text = between_marks(&text, &format!("{machine} {}\n\n{}", effort(figures), table(figures)))
-        .with_context(|| format!("{} has not the marks {BEGIN} and {END}", path.display()))?;
-    fs::write(path, text)?;
+    fs::write(path, with(path, &format!("{machine} {}\n\n{}", effort(figures), table(figures)))?)?;
     fs::write(path.with_extension("svg"), chart::draw(figures))?;
     Ok(())
 }
@@ -28,6 +30,12 @@ fn effort(figures: &Figures) -> String {
     let runs = figures.0.values().map(|figure| figure.runs).min().unwrap_or_default();
     let seconds = figures.0.values().map(|figure| figure.seconds).fold(f64::INFINITY, f64::min);
     if runs == 0 { String::new() } else { format!("{runs} runs of {seconds} s each, or more.") }
+}
+
+/// The document, with this between its marks.
+fn with(path: &Path, new: &str) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    between_marks(&text, new).with_context(|| format!("{} has not the marks {BEGIN} and {END}", path.display()))
 }
 
 fn between_marks(text: &str, new: &str) -> Option<String> {

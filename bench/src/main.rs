@@ -27,6 +27,9 @@ fn main() -> Result<()> {
     if options.exercise {
         return exercise::run(&World::start(options)?);
     }
+    if !options.quick {
+        document::check(&options.document)?;
+    }
     let mut figures = Figures::read(&options.figures)?;
     let world = World::start(options)?;
     let measured = Bench { world: &world, figures: &mut figures }.run();
