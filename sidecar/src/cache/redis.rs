@@ -454,38 +454,45 @@ async fn write(client: &Client, puts: impl IntoIterator<Item = Put>) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        pin::pin,
-        time::{Duration, Instant},
-    };
+    use std::{future::pending, pin::pin, time::Duration};
 
     use oncegate_runtime::tls::ClientTlsFiles;
-    use tokio::sync::oneshot;
+    use tokio::{
+        sync::oneshot::{self, error::TryRecvError},
+        time::Instant,
+    };
 
     use super::{Asker, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, in_the_clear, while_they_wait};
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_budget_and_the_others_for_theirs() {
-        let now = Instant::now();
-        let over = now.checked_sub(LOOK_UP_TIME_MAX).expect("the clock has run for longer");
-        let [old, recent, new] = [over - Duration::from_millis(1), over + Duration::from_millis(5), now].map(|since| {
-            let (reply, answer) = oneshot::channel();
-            (Asker { since, reply }, answer)
-        });
-        let (mut given_up, mut askers) = (0, vec![old.0, recent.0, new.0].into_iter());
+        const MILLISECOND: Duration = Duration::from_millis(1);
+        let began = Instant::now();
+        let waiting = [LOOK_UP_TIME_MAX + MILLISECOND, LOOK_UP_TIME_MAX - 5 * MILLISECOND, Duration::ZERO];
+        let (askers, answers): (Vec<_>, Vec<_>) = waiting
+            .map(|waited| {
+                let (reply, answer) = oneshot::channel();
+                (Asker { since: (began - waited).into_std(), reply }, answer)
+            })
+            .into_iter()
+            .unzip();
+        let [mut old, mut recent, mut new] = <[_; 3]>::try_from(answers).expect("three wait");
+        let (mut askers, mut given_up) = (askers.into_iter(), 0);
         // It answers when the second has gone.
-        let (mut old, mut recent, mut new) = (old.1, recent.1, new.1);
         let slow = async {
             assert!((&mut recent).await.is_err(), "it had its time");
             "answer"
         };
         assert_eq!(while_they_wait(&mut askers, pin!(slow), || given_up += 1).await, Some("answer"));
         assert_eq!((given_up, askers.len()), (2, 1));
-        assert!(old.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
-        assert!(new.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Empty));
-        assert_eq!(while_they_wait(&mut askers, pin!(std::future::pending::<()>()), || given_up += 1).await, None);
+        assert_eq!(old.try_recv(), Err(TryRecvError::Closed));
+        assert_eq!(new.try_recv(), Err(TryRecvError::Empty));
+        let waited = began.elapsed();
+        assert!(waited >= 5 * MILLISECOND && waited < 10 * MILLISECOND, "{waited:?}");
+        assert_eq!(while_they_wait(&mut askers, pin!(pending::<()>()), || given_up += 1).await, None);
         assert_eq!((given_up, askers.len()), (3, 0));
-        assert!(now.elapsed() >= LOOK_UP_TIME_MAX, "not before its time: {:?}", now.elapsed());
+        let waited = began.elapsed();
+        assert!(waited >= LOOK_UP_TIME_MAX && waited < LOOK_UP_TIME_MAX + 5 * MILLISECOND, "{waited:?}");
     }
 
     #[test]
