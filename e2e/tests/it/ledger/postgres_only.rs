@@ -20,7 +20,7 @@ use oncegate_sidecar::{
         postgres::{self, OpenError, PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::Connection as _;
+use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 
 use super::{claim, completion, failure, key};
 
@@ -28,6 +28,14 @@ async fn ledger() -> (PostgresLedger, Database) {
     let database = Database::create().await.unwrap();
     let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
     (ledger, database)
+}
+
+/// Somebody else works on the row of an event, until the transaction ends.
+async fn hold<'c>(outsider: &'c mut PgConnection, event_id: &str) -> Transaction<'c, Postgres> {
+    let mut held = outsider.begin().await.unwrap();
+    let lock = "select from payment_webhook_events where event_id = $1 for update";
+    sqlx::query(lock).bind(event_id).execute(&mut *held).await.unwrap();
+    held
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,11 +73,7 @@ async fn a_row_locked_elsewhere_holds_up_its_own_call_only() {
         locks.push((key, lock));
     }
     let mut outsider = database.connect().await.unwrap();
-    let mut held = outsider.begin().await.unwrap();
-    sqlx::query("select from payment_webhook_events where event_id = 'evt_9' for update")
-        .execute(&mut *held)
-        .await
-        .unwrap();
+    let held = hold(&mut outsider, "evt_9").await;
     let marks = locks.iter().map(|(key, lock)| ledger.mark(completion(key, lock)));
     for (number, answer) in futures::future::join_all(marks).await.into_iter().enumerate() {
         match answer {
@@ -275,16 +279,13 @@ async fn a_row_locked_elsewhere_holds_up_its_own_count_only() {
         assert!(matches!(answer.unwrap().decision, Decision::Acquired(_)));
     }
     let mut outsider = database.connect().await.unwrap();
-    let mut held = outsider.begin().await.unwrap();
-    sqlx::query("select from payment_webhook_events where event_id = 'evt_500' for update")
-        .execute(&mut *held)
-        .await
-        .unwrap();
+    let held = hold(&mut outsider, "evt_500").await;
     for key in &keys {
         ledger.count_duplicate(key);
     }
     // The last flush, if not an earlier one.
     ledger.close().await;
+    held.rollback().await.unwrap();
     let counted = "(select sum(duplicate_count) from payment_webhook_events)";
     assert_eq!(database.query(counted).await.unwrap(), "999");
 }
