@@ -38,11 +38,11 @@ counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, retries
     )
-    select $6::integer, b.tenant, b.provider, date_trunc('hour', b.create_time, 'UTC') as hour,
+    select $6::integer, b.tenant, b.provider, date_bin('1 hour', b.create_time, 'epoch') as hour,
         0, -count(*) filter (where b.from_state = 'processing'), 0, -count(*) filter (where b.from_state = 'failed'),
         0, count(*), 0
     from buried b
-    group by b.tenant, b.provider, date_trunc('hour', b.create_time, 'UTC')
+    group by b.tenant, b.provider, date_bin('1 hour', b.create_time, 'epoch')
     order by 2, 3, 4
     on conflict (slot, tenant, provider, hour) do update set
         pending = c.pending + excluded.pending,

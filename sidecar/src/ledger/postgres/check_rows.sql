@@ -1,5 +1,5 @@
 -- The counts that the events give. Index: none; all events are read.
-select tenant, provider, date_trunc('hour', create_time, 'UTC') as hour,
+select tenant, provider, date_bin('1 hour', create_time, 'epoch') as hour,
     count(*) filter (where state = 'pending') as pending, count(*) filter (where state = 'processing') as processing,
     count(*) filter (where state = 'completed') as completed, count(*) filter (where state = 'failed') as failed,
     count(*) filter (where state = 'unknown') as unknown, count(*) filter (where state = 'dead') as dead,

@@ -53,12 +53,12 @@ counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, completed, failed, unknown, dead, duplicates, retries
     )
-    select $9::integer, d.tenant, d.provider, date_trunc('hour', d.create_time, 'UTC') as hour,
+    select $9::integer, d.tenant, d.provider, date_bin('1 hour', d.create_time, 'epoch') as hour,
         -count(*) filter (where d.state = 'completed'), -count(*) filter (where d.state = 'failed'),
         -count(*) filter (where d.state = 'unknown'), -count(*) filter (where d.state = 'dead'),
         -sum(d.duplicate_count), -sum(greatest(d.attempt_count - 1, 0))
     from deleted d
-    group by d.tenant, d.provider, date_trunc('hour', d.create_time, 'UTC')
+    group by d.tenant, d.provider, date_bin('1 hour', d.create_time, 'epoch')
     order by 2, 3, 4
     on conflict (slot, tenant, provider, hour) do update set
         completed = c.completed + excluded.completed,

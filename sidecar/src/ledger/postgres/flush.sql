@@ -25,8 +25,8 @@ flushed as (
     returning e.tenant, e.provider, e.create_time, h.duplicates
 )
 insert into payment_webhook_counts as c (slot, tenant, provider, hour, duplicates)
-select $7::integer, f.tenant, f.provider, date_trunc('hour', f.create_time, 'UTC') as hour, sum(f.duplicates)
+select $7::integer, f.tenant, f.provider, date_bin('1 hour', f.create_time, 'epoch') as hour, sum(f.duplicates)
 from flushed f
-group by f.tenant, f.provider, date_trunc('hour', f.create_time, 'UTC')
+group by f.tenant, f.provider, date_bin('1 hour', f.create_time, 'epoch')
 order by 2, 3, 4
 on conflict (slot, tenant, provider, hour) do update set duplicates = c.duplicates + excluded.duplicates

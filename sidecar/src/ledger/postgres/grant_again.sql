@@ -77,7 +77,7 @@ counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, retries
     )
-    select $10::integer, g.tenant, g.provider, date_trunc('hour', g.create_time, 'UTC') as hour,
+    select $10::integer, g.tenant, g.provider, date_bin('1 hour', g.create_time, 'epoch') as hour,
         -count(*) filter (where g.from_state = 'pending'),
         count(*) filter (where g.from_state <> 'processing'),
         0,
@@ -85,7 +85,7 @@ counted as (
         0, 0,
         count(*) filter (where g.attempt_count > 1)
     from granted g
-    group by g.tenant, g.provider, date_trunc('hour', g.create_time, 'UTC')
+    group by g.tenant, g.provider, date_bin('1 hour', g.create_time, 'epoch')
     order by 2, 3, 4
     on conflict (slot, tenant, provider, hour) do update set
         pending = c.pending + excluded.pending,

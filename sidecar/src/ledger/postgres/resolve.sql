@@ -72,7 +72,7 @@ counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, retries
     )
-    select $11::integer, r.tenant, r.provider, date_trunc('hour', r.create_time, 'UTC') as hour,
+    select $11::integer, r.tenant, r.provider, date_bin('1 hour', r.create_time, 'epoch') as hour,
         count(*) filter (where r.state = 'pending') - count(*) filter (where r.from_state = 'pending'),
         -count(*) filter (where r.from_state = 'processing'),
         count(*) filter (where r.state = 'completed') - count(*) filter (where r.from_state = 'completed'),
@@ -81,7 +81,7 @@ counted as (
         count(*) filter (where r.state = 'dead') - count(*) filter (where r.from_state = 'dead'),
         0
     from resolved r
-    group by r.tenant, r.provider, date_trunc('hour', r.create_time, 'UTC')
+    group by r.tenant, r.provider, date_bin('1 hour', r.create_time, 'epoch')
     order by 2, 3, 4
     on conflict (slot, tenant, provider, hour) do update set
         pending = c.pending + excluded.pending,

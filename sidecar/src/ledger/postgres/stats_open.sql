@@ -5,28 +5,29 @@
 -- Out: per hour and provider how many were found. Fewer than the counts of the same snapshot tell: something was missed, and
 --      its hour has to be walked (stats_stuck.sql).
 -- Index: payment_webhook_open_pkey and the primary key of the events; payment_webhook_events_create_time for the last
---      seconds. OFFSET keeps the planner from turning the laterals into joins over whole tables.
-with candidates as materialized (
-    select o.event_row as id from payment_webhook_open o
-    union
-    select f.id
-    from payment_webhook_sweep s
-    cross join lateral (
-        select v.id from payment_webhook_events v
-        where v.create_time >= s.swept_until and v.state = 'processing'
-        offset 0
-    ) f
-    where s.id = 1
-)
-select date_trunc('hour', e.create_time, 'UTC') as hour, e.provider, count(*) as processing,
-    count(*) filter (where e.lock_expire_time <= clock_timestamp()) as stuck
-from candidates c
-cross join lateral (
+--      seconds. After a consumer has gone away there may be 100,000 of them: an array of row numbers takes a third of what a
+--      look-up for each takes, and date_bin a fifth of date_trunc. OFFSET keeps the planner from turning the lateral into a join
+--      over the whole table.
+with processing as (
     select v.create_time, v.provider, v.lock_expire_time
     from payment_webhook_events v
-    where v.id = c.id and v.state = 'processing'
+    where v.id = any (array(select o.event_row from payment_webhook_open o)) and v.state = 'processing'
         and ($1::text is null or v.tenant = $1) and ($2::text is null or v.provider = $2)
         and v.create_time >= $3::timestamptz and v.create_time < $4::timestamptz
-    offset 0
-) e
+    union all
+    select f.create_time, f.provider, f.lock_expire_time
+    from payment_webhook_sweep s
+    cross join lateral (
+        select v.id, v.create_time, v.provider, v.lock_expire_time
+        from payment_webhook_events v
+        where v.create_time >= s.swept_until and v.state = 'processing'
+            and ($1::text is null or v.tenant = $1) and ($2::text is null or v.provider = $2)
+            and v.create_time >= $3::timestamptz and v.create_time < $4::timestamptz
+        offset 0
+    ) f
+    where s.id = 1 and not exists (select from payment_webhook_open o where o.event_row = f.id)
+)
+select date_bin('1 hour', create_time, 'epoch') as hour, provider, count(*) as processing,
+    count(*) filter (where lock_expire_time <= clock_timestamp()) as stuck
+from processing
 group by 1, 2

@@ -3,6 +3,6 @@ counted as (
     insert into payment_webhook_counts as c (
         slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, retries
     )
-    select $1::integer, d.tenant, d.provider, date_trunc('hour', d.create_time, 'UTC') as hour,
+    select $1::integer, d.tenant, d.provider, date_bin('1 hour', d.create_time, 'epoch') as hour,
         0, sum(d.processing), sum(d.completed), sum(d.failed), sum(d.unknown), sum(d.dead), 0
     from (

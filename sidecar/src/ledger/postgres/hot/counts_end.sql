@@ -1,5 +1,5 @@
     ) d
-    group by d.tenant, d.provider, date_trunc('hour', d.create_time, 'UTC')
+    group by d.tenant, d.provider, date_bin('1 hour', d.create_time, 'epoch')
     order by 2, 3, 4
     on conflict (slot, tenant, provider, hour) do update set
         pending = c.pending + excluded.pending,
