@@ -14,6 +14,7 @@ mod growth;
 mod history;
 mod marks;
 mod model;
+mod peers;
 mod postgres_only;
 mod races;
 mod replays;

@@ -39,6 +39,7 @@ pub use check::check;
 pub use connect::{ConnectError, Node};
 
 use self::{
+    connect::Slots,
     counts::{Counts, Flusher},
     notify::Notifier,
     read::Reader,
@@ -117,7 +118,7 @@ impl PostgresLedger {
         // Before anything of the schema is used.
         migrate::check(&options).await?;
         let writes = options.clone().application_name("oncegate-writer");
-        let (connection, node, slot) = connect::writer(&writes).await?;
+        let (connection, node, slot) = connect::writing(&writes, Slots::WRITERS).await?;
         tracing::info!(
             identity = node.identity,
             survives = %node.durability.survives(),
@@ -129,7 +130,7 @@ impl PostgresLedger {
         let opened = (connection, node, slot);
         let (link, node, standing) = Link::new(writes, opened, settings.metrics.clone());
         tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
-        let link = Link::aside(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
+        let link = Link::counts(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
         let (closes, closing) = mpsc::channel(1);
         tokio::spawn(Flusher::new(link, counts.clone(), closing).run());
         let replays = Reader::single(options.clone());

@@ -83,8 +83,12 @@ impl std::fmt::Debug for CacheKey {
     }
 }
 
-/// Opens the writer's connection. Not cancel-safe in what it leaves on the server, so it runs in the writer's own task.
-pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, Node, i32), ConnectError> {
+/// Opens a connection that writes, with a slot among those of its kind. Not cancel-safe in what it leaves on the server, so
+/// it runs in the task of the one who writes.
+pub(super) async fn writing(
+    options: &PgConnectOptions,
+    slots: Slots,
+) -> Result<(PgConnection, Node, i32), ConnectError> {
     tokio::time::timeout(CONNECT_TIME_MAX, async {
         let mut connection = PgConnection::connect_with(options).await?;
         connection.execute(SESSION).await?;
@@ -142,7 +146,7 @@ pub(super) async fn writer(options: &PgConnectOptions) -> Result<(PgConnection, 
         }
         node.durability.warn();
         advance_token(&mut connection, &node.identity).await?;
-        let slot = take_slot(&mut connection).await?;
+        let slot = slots.take(&mut connection).await?;
         Ok(Some((connection, node, slot)))
     })
     .await
@@ -173,25 +177,45 @@ async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<
     Ok(())
 }
 
-/// "once" as a number: the namespace of the advisory locks that slots are.
-pub(super) const SLOT_LOCK_CLASS: i32 = 0x6f6e_6365;
+/// Slots for counts: each who writes has its own, so that no two write the same row (L5). A slot is a session-level advisory
+/// lock: it is free again when the connection ends. Two on one slot (behind a transaction pooler, say) would be slower, not
+/// wrong.
+#[derive(Clone, Copy)]
+pub(super) struct Slots {
+    /// The namespace of their locks.
+    class: i32,
+    /// The lowest.
+    first: i32,
+}
 
-/// Takes the first free slot for the counts, so that no two sidecars write the same row (L5). A slot is a session-level
-/// advisory lock: it is free again when the connection ends. Two writers on one slot (behind a transaction
-/// pooler, say) would be slower, not wrong.
-async fn take_slot(connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-    const SLOTS: i32 = 64;
-    let slot: Option<i32> = sqlx::query_scalar(
-        "with recursive taken (slot, free) as (
-            select 1, pg_try_advisory_lock($1, 1)
-            union all
-            select slot + 1, pg_try_advisory_lock($1, slot + 1) from taken where not free and slot < $2
+impl Slots {
+    /// Those of the writers, one a sidecar: who counts the locks of this class counts sidecars. It is "once" as a number.
+    pub(super) const WRITERS: Slots = Slots { class: 0x6f6e_6365, first: 1 };
+    /// Those of the connections that write each second's counts.
+    pub(super) const COUNTS: Slots = Slots { class: 0x6f6e_6366, first: 101 };
+    /// So many of each.
+    const COUNT: i32 = 64;
+
+    /// The class of the locks, as `pg_locks` has it.
+    pub(super) fn class(self) -> i32 {
+        self.class
+    }
+
+    /// Takes the first that is free. Where none is, one that is shared.
+    async fn take(self, connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
+        let slot: Option<i32> = sqlx::query_scalar(
+            "with recursive taken (slot, free) as (
+                select $2, pg_try_advisory_lock($1, $2)
+                union all
+                select slot + 1, pg_try_advisory_lock($1, slot + 1) from taken where not free and slot < $3
+            )
+            select slot from taken where free",
         )
-        select slot from taken where free",
-    )
-    .bind(SLOT_LOCK_CLASS)
-    .bind(SLOTS)
-    .fetch_optional(&mut *connection)
-    .await?;
-    Ok(slot.unwrap_or(SLOTS + 1))
+        .bind(self.class)
+        .bind(self.first)
+        .bind(self.first + Self::COUNT - 1)
+        .fetch_optional(&mut *connection)
+        .await?;
+        Ok(slot.unwrap_or(self.first + Self::COUNT))
+    }
 }

@@ -15,7 +15,7 @@ use sqlx::postgres::PgListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use super::{connect::SLOT_LOCK_CLASS, read::Reader};
+use super::{connect::Slots, read::Reader};
 use crate::{
     cache::KeyDigest,
     ledger::{Announcement, Heard},
@@ -108,13 +108,19 @@ async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::E
     reader
         .run(move |connection| {
             Box::pin(async move {
-                sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(payload).execute(connection).await.map(drop)
+                // What it tells of is durable already: for its own commit nobody waits for the disk.
+                sqlx::query("select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)")
+                    .bind(CHANNEL)
+                    .bind(payload)
+                    .execute(connection)
+                    .await
+                    .map(drop)
             })
         })
         .await
 }
 
-/// Each writer holds a slot as an advisory lock.
+/// Each sidecar's writer holds a slot as an advisory lock.
 async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
     let mut interval = tokio::time::interval(PEERS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -128,7 +134,7 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
                         where locktype = 'advisory' and granted and classid = $1::integer::oid
                             and database = (select oid from pg_database where datname = current_database())",
                     )
-                    .bind(SLOT_LOCK_CLASS)
+                    .bind(Slots::WRITERS.class())
                     .fetch_one(connection)
                     .await
                 })

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    connect::{self, Node, STATEMENT_TIME_MAX},
+    connect::{self, Node, STATEMENT_TIME_MAX, Slots},
     failure::{self, Failure},
 };
 use crate::{
@@ -57,6 +57,7 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 /// A connection that writes: there, or to be made anew.
 pub(super) struct Link {
     options: PgConnectOptions,
+    slots: Slots,
     open: Option<(PgConnection, i32)>,
     failed_at: Option<Instant>,
     /// None: nobody asks what this connection stands on.
@@ -83,14 +84,14 @@ impl Link {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
         let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
-        let mut link = Link { told: Some(told), ..Link::aside(options, metrics) };
+        let mut link = Link { options, slots: Slots::WRITERS, open: None, failed_at: None, told: Some(told), metrics };
         link.opened(connection, node, slot);
         (link, node_receiver, standing_receiver)
     }
 
-    /// A link that connects when it has something to write, and of which nobody is told.
-    pub(super) fn aside(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Link {
-        Link { options, open: None, failed_at: None, told: None, metrics }
+    /// The link of the one who writes each second's counts: it connects when there is something to write, and nobody is told.
+    pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Link {
+        Link { options, slots: Slots::COUNTS, open: None, failed_at: None, told: None, metrics }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -217,7 +218,7 @@ impl Link {
             if self.failed_at.is_some_and(|failed_at| failed_at.elapsed() < CONNECT_PAUSE) {
                 return Err(Duration::from_secs(1));
             }
-            match connect::writer(&self.options).await {
+            match connect::writing(&self.options, self.slots).await {
                 Ok((connection, node, slot)) => {
                     let session = self.session();
                     tracing::info!(identity = node.identity, session, slot, "the ledger is connected");

@@ -1,0 +1,62 @@
+//! Sidecars of one database: who knows of whom, and what they tell each other (L9).
+
+use std::time::Duration;
+
+use oncegate_e2e::{eventually, postgres::Database};
+use oncegate_sidecar::{
+    cache::KeyDigest,
+    event::Decision,
+    ledger::{
+        Announcement, Ledger,
+        postgres::{PostgresLedger, PostgresSettings},
+    },
+};
+use sqlx::postgres::PgListener;
+
+use super::{claim, completion, key};
+
+fn announcement(event_id: &str, resolved: bool) -> Announcement {
+    Announcement { digest: KeyDigest::of(&key(event_id)), fencing_token: 1, resolved }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sidecar_announces_its_completions_only_while_another_is_there() {
+    let database = Database::create().await.unwrap();
+    let settings = PostgresSettings::default();
+    let ledger = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    let Decision::Acquired(lock) = ledger.claim(claim(&key("evt"), "a")).await.unwrap().decision else {
+        panic!("held")
+    };
+    ledger.mark(completion(&key("evt"), &lock)).await.unwrap();
+    // Its second connection that writes is no second sidecar.
+    let since = eventually("the times of the completion are written", async || {
+        let writes = "(select max(query_start)::text from pg_stat_activity
+            where datname = current_database() and application_name = 'oncegate-counts')";
+        Some(database.query(&format!("coalesce({writes}, '')")).await.unwrap()).filter(|since| !since.is_empty())
+    })
+    .await;
+    let looked = format!(
+        "(select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()
+            and state = 'idle' and query like 'select count(*) from pg_locks%' and query_start > '{since}')"
+    );
+    eventually("it has looked who is there", async || (database.query(&looked).await.unwrap() != "0").then_some(()))
+        .await;
+    let mut listener = PgListener::connect(database.url()).await.unwrap();
+    listener.listen("oncegate_events").await.unwrap();
+    let (completed, resolved) = (announcement("completed", false), announcement("resolved", true));
+    ledger.announce(completed);
+    ledger.announce(resolved);
+    let heard = listener.recv().await.unwrap();
+    assert!(heard.payload().contains(&resolved.digest.encode()), "{}", heard.payload());
+    assert!(!heard.payload().contains(&completed.digest.encode()), "nobody is there: {}", heard.payload());
+
+    let other = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    eventually("a completion is announced to the other", async || {
+        ledger.announce(completed);
+        let heard = tokio::time::timeout(Duration::from_millis(100), listener.recv()).await.ok()?.unwrap();
+        heard.payload().contains(&completed.digest.encode()).then_some(())
+    })
+    .await;
+    other.close().await;
+    ledger.close().await;
+}
