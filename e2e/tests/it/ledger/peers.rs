@@ -1,19 +1,19 @@
-//! Sidecars of one database: who knows of whom, and what they tell each other (L9).
+//! Sidecars of one database: what they tell each other (L9), and what they do to one event at once.
 
 use std::time::Duration;
 
 use oncegate_e2e::{eventually, postgres::Database};
 use oncegate_sidecar::{
     cache::KeyDigest,
-    event::Decision,
+    event::{Claim, Decision, FailureKind, Micros, Outcome, Refusal},
     ledger::{
-        Announcement, Ledger,
+        Announcement, Error, Ledger,
         postgres::{PostgresLedger, PostgresSettings},
     },
 };
 use sqlx::postgres::PgListener;
 
-use super::{claim, completion, key};
+use super::{claim, completion, failure, key, postgres_only::hold};
 
 fn announcement(event_id: &str, resolved: bool) -> Announcement {
     Announcement { digest: KeyDigest::of(&key(event_id)), fencing_token: 1, resolved }
@@ -57,6 +57,51 @@ async fn a_sidecar_announces_its_completions_only_while_another_is_there() {
         heard.payload().contains(&completed.digest.encode()).then_some(())
     })
     .await;
+    other.close().await;
+    ledger.close().await;
+}
+
+// S3: the first result stands. The state does not change when the holder of what an expiry made dead says how it ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_endings_of_a_buried_attempt_the_first_stands() {
+    let database = Database::create().await.unwrap();
+    let settings = PostgresSettings::default();
+    let ledger = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    let other = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    let key = key("evt");
+    // Its lock has expired at once, and no other attempt is allowed.
+    let only = Claim { lock_duration: Micros::ZERO, attempts_max: 1, ..claim(&key, "a") };
+    let Decision::Acquired(lock) = ledger.claim(only.clone()).await.unwrap().decision else { panic!("held") };
+    let buried = ledger.claim(Claim { claim_id: "b".into(), ..only }).await.unwrap();
+    assert_eq!(buried.decision, Decision::Refused);
+    let mut outsider = database.connect().await.unwrap();
+    let held = hold(&mut outsider, "evt").await;
+    let waiting = |count: i32| {
+        let waiting = "(select count(*) from pg_stat_activity
+            where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0)";
+        let database = &database;
+        async move {
+            eventually("marks wait for the row", async || {
+                (database.query(waiting).await.unwrap() == count.to_string()).then_some(())
+            })
+            .await;
+        }
+    };
+    let first = ledger.mark(failure(&key, &lock, FailureKind::Terminal));
+    let second = async {
+        waiting(1).await;
+        other.mark(completion(&key, &lock)).await
+    };
+    let release = async {
+        waiting(2).await;
+        held.rollback().await.unwrap();
+    };
+    let (first, second, ()) = tokio::join!(first, second, release);
+    assert_eq!(first.unwrap().event.latest.unwrap().outcome, Outcome::FailedTerminal);
+    let conflict = Refusal::OutcomeConflict { recorded: Outcome::FailedTerminal };
+    assert!(matches!(&second, Err(Error::Refused(refusal)) if *refusal == conflict), "{second:?}");
+    let event = ledger.history_of(key).await.unwrap().unwrap().event;
+    assert_eq!(event.latest.unwrap().outcome, Outcome::FailedTerminal);
     other.close().await;
     ledger.close().await;
 }

@@ -31,7 +31,7 @@ async fn ledger() -> (PostgresLedger, Database) {
 }
 
 /// Somebody else works on the row of an event, until the transaction ends.
-async fn hold<'c>(outsider: &'c mut PgConnection, event_id: &str) -> Transaction<'c, Postgres> {
+pub(super) async fn hold<'c>(outsider: &'c mut PgConnection, event_id: &str) -> Transaction<'c, Postgres> {
     let mut held = outsider.begin().await.unwrap();
     let lock = "select from payment_webhook_events where event_id = $1 for update";
     sqlx::query(lock).bind(event_id).execute(&mut *held).await.unwrap();

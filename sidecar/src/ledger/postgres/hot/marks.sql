@@ -1,13 +1,14 @@
 -- Applies every mark that its token, its claim and the event's state allow. A mark in no row of 'marked' was not applied:
 -- read the event and classify (S3).
 -- Why it is safe: the look-up decides on the snapshot, and the update joins by the primary key and asks once more for
--- token and state: where another session changed the row meanwhile, that is evaluated again on the version that is then
--- locked. What the new state is made of (attempts, forgiven ones) changes only together with the token.
+-- token, state and outcome: where another session changed the row meanwhile, that is evaluated again on the version that is
+-- then locked. The outcome, because what an expiry made dead stays dead when its holder says how it ended. What the new
+-- state is made of (attempts, forgiven ones) changes only together with the token.
 -- OFFSET keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
 held as materialized (
     select
         m.place, e.fencing_token, m.outcome, m.error, m.retry_micros, m.result_code, m.result_body, m.result_content_type,
-        m.metadata, e.id, e.state as from_state, clock_timestamp() as now,
+        m.metadata, e.id, e.state as from_state, e.outcome as from_outcome, clock_timestamp() as now,
         case m.outcome
             when 'completed' then 'completed'
             when 'failed_unknown' then 'unknown'
@@ -24,7 +25,7 @@ held as materialized (
         error, retry_micros, result_code, result_body, result_content_type, metadata, place
     )
     cross join lateral (
-        select v.id, v.fencing_token, v.state, v.attempt_count, v.attempts_forgiven
+        select v.id, v.fencing_token, v.state, v.outcome, v.attempt_count, v.attempts_forgiven
         from payment_webhook_events v
         where v.tenant = m.tenant and v.provider = m.provider and v.event_id = m.event_id
             and v.fencing_token = m.fencing_token
@@ -48,7 +49,7 @@ marked as (
         completion_metadata = case when h.metadata is null then e.completion_metadata
             else coalesce(e.completion_metadata, '{}'::jsonb) || h.metadata::jsonb end
     from held h
-    where e.id = h.id and e.fencing_token = h.fencing_token and e.state = h.from_state
+    where e.id = h.id and e.fencing_token = h.fencing_token and e.state = h.from_state and e.outcome = h.from_outcome
     returning h.place, h.from_state, h.now,
         e.id, e.tenant, e.provider, e.event_id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven,
         e.duplicate_count, e.mismatch_count, e.last_mismatch_time, e.fencing_token, e.create_time, e.update_time,
