@@ -326,11 +326,30 @@ async fn a_write_to_redis_never_replaces_a_higher_token() {
 
     let redis = Redis::start().await.unwrap();
     let script = SCRIPT.replace('\\', r"\\").replace('"', "\\\"").replace('\n', "\\n");
-    let write = async |version: u8, token: u8| {
-        let value = format!(r"\x{version:02x}\x00\x00\x00\x00\x00\x00\x00\x{token:02x}rest");
+    let write = async |version: u8, token: u64| {
+        let token: String = token.to_be_bytes().map(|byte| format!(r"\x{byte:02x}")).concat();
+        let value = format!(r"\x{version:02x}{token}rest");
         redis.command(&format!("EVAL \"{script}\" 1 name \"{value}\" 60000")).await.unwrap()
     };
-    for (token, written) in [(5, ":1"), (4, ":0"), (5, ":1"), (255, ":1"), (6, ":0")] {
+    const HALF: u64 = 1 << 32;
+    let tokens = [
+        (5, ":1"),
+        (4, ":0"),
+        (5, ":1"),
+        (255, ":1"),
+        (6, ":0"),
+        (256, ":1"),
+        (255, ":0"),
+        (HALF - 1, ":1"),
+        (HALF, ":1"),
+        (HALF - 1, ":0"),
+        (2 * HALF + 1, ":1"),
+        (HALF + 2, ":0"),
+        (2 * HALF, ":0"),
+        (i64::MAX.unsigned_abs(), ":1"),
+        (i64::MAX.unsigned_abs() - 1, ":0"),
+    ];
+    for (token, written) in tokens {
         assert_eq!(write(1, token).await, written, "token {token}");
     }
     // What another version wrote is only ever a miss.
