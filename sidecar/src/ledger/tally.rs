@@ -49,27 +49,31 @@ impl Tally {
 
     /// A call on the event was answered with anything but the lock.
     pub fn duplicate(&self, key: &Key) {
+        self.count(key, |count| count.duplicates += 1);
+    }
+
+    /// A call on the event came with another fingerprint or payload digest.
+    pub fn mismatch(&self, key: &Key, time: Time) {
+        self.count(key, |count| {
+            count.mismatches += 1;
+            count.last_mismatch_time = count.last_mismatch_time.max(Some(time));
+        });
+    }
+
+    fn count(&self, key: &Key, add: impl FnOnce(&mut Count)) {
         let mut counts = self.lock();
         let room = counts.len() < Self::KEYS_KEPT_MAX;
         // Most calls find the key: no clone then.
         match counts.get_mut(key) {
-            Some(count) => count.duplicates += 1,
+            Some(count) => add(count),
             None if room => {
-                counts.insert(key.clone(), Count { duplicates: 1, ..Count::default() });
+                add(counts.entry(key.clone()).or_default());
                 if counts.len() >= Self::KEYS_MAX {
                     self.full.notify_one();
                 }
             }
             None => {}
         }
-    }
-
-    /// A call on the event came with another fingerprint or payload digest.
-    pub fn mismatch(&self, key: &Key, time: Time) {
-        let mut counts = self.lock();
-        let count = counts.entry(key.clone()).or_default();
-        count.mismatches += 1;
-        count.last_mismatch_time = count.last_mismatch_time.max(Some(time));
     }
 
     /// Whether there is nothing to write.
@@ -111,14 +115,49 @@ impl Tally {
         counts
     }
 
-    /// Puts back what could not be written.
+    /// Puts back what could not be written, as far as there is room.
     pub fn restore(&self, counts: Vec<(Key, Count)>) {
         let mut waiting = self.lock();
         for (key, count) in counts {
+            if waiting.len() >= Self::KEYS_KEPT_MAX && !waiting.contains_key(&key) {
+                continue;
+            }
             let entry = waiting.entry(key).or_default();
             entry.duplicates += count.duplicates;
             entry.mismatches += count.mismatches;
             entry.last_mismatch_time = entry.last_mismatch_time.max(count.last_mismatch_time);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize) -> Key {
+        Key { tenant: "default".into(), provider: "stripe".into(), event_id: number.to_string() }
+    }
+
+    #[test]
+    fn beyond_the_bound_keys_are_lost_whatever_is_counted_of_them_and_known_ones_are_not() {
+        let (tally, now) = (Tally::default(), Time(7));
+        for number in 0..Tally::KEYS_KEPT_MAX {
+            tally.mismatch(&key(number), now);
+        }
+        let taken = tally.take(1);
+        let freed = taken[0].0.clone();
+        for number in Tally::KEYS_KEPT_MAX..Tally::KEYS_KEPT_MAX + 9 {
+            tally.mismatch(&key(number), now);
+            tally.duplicate(&key(number));
+        }
+        assert_eq!(tally.len(), Tally::KEYS_KEPT_MAX, "the first of the nine had the place that was free");
+        tally.restore(taken);
+        assert_eq!(tally.len(), Tally::KEYS_KEPT_MAX);
+        let known = (0..2).map(key).find(|key| *key != freed).expect("one of them is another");
+        tally.restore(vec![(known.clone(), Count { duplicates: 3, ..Count::default() })]);
+        let all = tally.take(usize::MAX);
+        assert!(!all.iter().any(|(key, _)| *key == freed), "there was no room for it");
+        let counted = all.iter().find(|(key, _)| *key == known).map(|(_, count)| *count);
+        assert_eq!(counted, Some(Count { duplicates: 3, mismatches: 1, last_mismatch_time: Some(now) }));
     }
 }

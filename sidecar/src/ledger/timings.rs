@@ -133,16 +133,17 @@ impl PendingTimings {
         taken
     }
 
-    /// Puts back what could not be written.
+    /// Puts back what could not be written, as far as there is room.
     pub(crate) fn restore(&mut self, taken: Vec<(Place, Timings)>) {
         for ((tenant, provider, hour), timings) in taken {
             let hours = self.places.entry(tenant).or_default().entry(provider).or_default();
             match hours.get_mut(&hour) {
                 Some(known) => known.merge(&timings),
-                None => {
+                None if self.count < Self::PLACES_MAX => {
                     self.count += 1;
                     hours.insert(hour, timings);
                 }
+                None => {}
             }
         }
     }
