@@ -394,6 +394,8 @@ pub enum Decision {
 pub struct Claimed {
     /// What was decided.
     pub decision: Decision,
+    /// The lock was granted by this call; else it is the one that its claim had already, or there is none.
+    pub granted: bool,
     /// The event as it stands after the call.
     pub event: Event,
     /// The call came with another payload digest than the event's latest attempt: counted, never refused.

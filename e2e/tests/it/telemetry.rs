@@ -11,6 +11,7 @@ mod traces;
 use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::Result;
+use oncegate_api::v1::idempotency_service_client::IdempotencyServiceClient;
 use oncegate_e2e::{
     http_client::{self, Answer},
     postgres::Database,
@@ -20,6 +21,7 @@ use oncegate_e2e::{
 };
 use oncegate_runtime::metrics::Family;
 use tempfile::TempDir;
+use tonic::transport::Channel;
 
 use crate::setup::{SECRET, STRIPE};
 
@@ -37,6 +39,10 @@ struct Services {
 }
 
 impl Services {
+    async fn client(&self) -> Result<IdempotencyServiceClient<Channel>> {
+        Ok(IdempotencyServiceClient::connect(format!("http://{}", self.sidecar_address)).await?)
+    }
+
     /// Both with these settings as well.
     async fn start(settings: &[(&str, &str)]) -> Result<Self> {
         let database = Database::create().await?;

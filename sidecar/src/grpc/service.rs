@@ -104,14 +104,14 @@ impl IdempotencyService for Api {
             }
         };
         let decided = match claimed.decision {
-            Decision::Acquired(_) => {
-                self.metrics.granted(claimed.event.attempt_count);
-                Claimed::Acquired
-            }
+            Decision::Acquired(_) => Claimed::Acquired,
             Decision::AlreadyCompleted => Claimed::Duplicate,
             Decision::InProgress { .. } => Claimed::InProgress,
             Decision::Refused => Claimed::Rejected,
         };
+        if claimed.granted {
+            self.metrics.granted(claimed.event.attempt_count);
+        }
         if claimed.payload_changed {
             self.metrics.payload_changes.add();
             tracing::info!(

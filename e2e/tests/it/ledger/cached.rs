@@ -188,7 +188,7 @@ impl Ledger for Cached {
                     event.fencing_token = completion.fencing_token;
                 }
                 let now = self.ledger.now().await?;
-                Ok(Claimed { decision: Decision::AlreadyCompleted, event, payload_changed: false, now })
+                Ok(Claimed { decision: Decision::AlreadyCompleted, granted: false, event, payload_changed: false, now })
             }
         }
     }

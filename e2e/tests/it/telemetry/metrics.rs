@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, Result};
+use oncegate_api::v1::{CheckAndLockRequest, EventKey, MarkCompletedRequest};
 use oncegate_e2e::{
     eventually,
     prometheus::{Prometheus, promtool},
@@ -148,22 +149,65 @@ async fn i11_what_came_in_is_what_was_decided_and_prometheus_sees_it() -> Result
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_whose_holder_is_gone_is_counted_as_stuck() -> Result<()> {
-    use oncegate_api::v1::{CheckAndLockRequest, EventKey, idempotency_service_client::IdempotencyServiceClient};
     let services = Services::start(&[]).await?;
-    let mut client = IdempotencyServiceClient::connect(format!("http://{}", services.sidecar_address)).await?;
-    let key = EventKey { provider: "stripe".into(), event_id: "evt_stuck".into(), ..Default::default() };
-    client
-        .check_and_lock(CheckAndLockRequest {
-            key: Some(key),
-            event_type: "charge.succeeded".into(),
-            lock_duration: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
-            ..Default::default()
-        })
-        .await?;
+    let mut client = services.client().await?;
+    let lock_duration = Some(prost_types::Duration { seconds: 1, nanos: 0 });
+    client.check_and_lock(CheckAndLockRequest { lock_duration, ..claim("evt_stuck") }).await?;
     eventually("it is stuck", async || {
         let page = page(services.sidecar_admin).await.ok()?;
         (sum(&page, "oncegate_events_stuck", &[]) == 1.0).then_some(())
     })
     .await;
+    Ok(())
+}
+
+fn claim(event_id: &str) -> CheckAndLockRequest {
+    CheckAndLockRequest {
+        key: Some(EventKey { provider: "stripe".into(), event_id: event_id.into(), ..Default::default() }),
+        event_type: "charge.succeeded".into(),
+        claim_id: "claim".into(),
+        ..Default::default()
+    }
+}
+
+// S4: a call is repeated whose answer was lost. I10
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_its_claim_asks_for_again_is_counted_once() -> Result<()> {
+    let services = Services::start(&[]).await?;
+    let mut client = services.client().await?;
+    for _ in 0..3 {
+        client.check_and_lock(claim("evt")).await?;
+    }
+    let page = page(services.sidecar_admin).await?;
+    assert_eq!(sum(&page, "oncegate_claims_total", &["acquired"]), 3.0);
+    assert_eq!(sum(&page, "oncegate_attempts_total", &[]), 1.0);
+    Ok(())
+}
+
+// L3
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn repetitions_of_a_mark_share_the_batch_that_applies_it() -> Result<()> {
+    const MARKS: u32 = 200;
+    let services = Services::start(&[]).await?;
+    let mut client = services.client().await?;
+    let lock = client.check_and_lock(claim("evt")).await?.into_inner().lock.context("a lock")?;
+    let request = MarkCompletedRequest {
+        key: claim("evt").key,
+        fencing_token: lock.fencing_token,
+        claim_id: lock.claim_id,
+        ..Default::default()
+    };
+    let marks = (0..MARKS).map(|_| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.mark_completed(request).await }
+    });
+    let mut repeated = 0;
+    for marked in futures::future::join_all(marks).await {
+        repeated += u32::from(marked?.into_inner().repeated);
+    }
+    assert_eq!(repeated, MARKS - 1);
+    // Whatever batches they came in, none was put off to another one, again and again.
+    let calls = sum(&page(services.sidecar_admin).await?, "oncegate_ledger_batch_calls_sum", &[]);
+    assert!(calls < f64::from(2 * MARKS), "{calls} calls in batches");
     Ok(())
 }

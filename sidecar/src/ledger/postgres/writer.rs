@@ -1,8 +1,10 @@
 //! The writer: one task that owns the connection and takes whatever has queued up as one batch (L3). While a batch is
 //! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
 
+mod follow;
+
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_map::Entry},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -44,8 +46,8 @@ struct Queued {
     tries: u32,
 }
 
-/// The events that this batch has dealt with, as they stand: what further callers of the same keys are judged against.
-type Standing = HashMap<Key, (Event, Time)>;
+/// The events that a batch has dealt with, as they stand: what further callers of the same keys are judged against.
+type Dealt = HashMap<Key, (Event, Time)>;
 
 pub(super) struct Writer {
     link: Link,
@@ -53,6 +55,8 @@ pub(super) struct Writer {
     batch_max: usize,
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
     deferred: VecDeque<Queued>,
+    /// The most that may be among them.
+    deferred_max: usize,
     counts: Counts,
     outlook: Outlook,
     load: Arc<Load>,
@@ -66,7 +70,9 @@ impl Writer {
         counts: Counts,
         load: Arc<Load>,
     ) -> Writer {
-        Writer { link, ops, batch_max, deferred: VecDeque::new(), counts, outlook: Outlook::default(), load }
+        let deferred_max = ops.max_capacity();
+        let (deferred, outlook) = (VecDeque::new(), Outlook::default());
+        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, load }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -183,19 +189,19 @@ impl Writer {
             }
         }
 
-        let mut standing = Standing::new();
+        let mut dealt = Dealt::new();
         // Only the keys that somebody follows are worth keeping.
         let followed: HashSet<Key> = followers.iter().filter_map(|queued| queued.op.key().cloned()).collect();
         let hot = self.admit_deliveries(hot).await;
-        self.hot(hot, &mut standing, &followed).await;
+        self.hot(hot, &mut dealt, &followed).await;
         self.extend(extends).await;
         self.resolve(resolves).await;
         // Claims that only the ledger can judge (there is an archive to look into, or a delivery id to compare): all of
         // them in one more statement, rather than one a batch.
-        let asking = self.follow(followers, &standing);
+        let asking = self.follow(followers, &dealt);
         if !asking.is_empty() {
             let hot = self.admit_deliveries(asking).await;
-            self.hot(hot, &mut Standing::new(), &HashSet::new()).await;
+            self.hot(hot, &mut Dealt::new(), &HashSet::new()).await;
         }
     }
 
@@ -262,13 +268,13 @@ impl Writer {
         admitted
     }
 
-    async fn hot(&mut self, items: Vec<HotItem>, standing: &mut Standing, followed: &HashSet<Key>) {
+    async fn hot(&mut self, items: Vec<HotItem>, dealt: &mut Dealt, followed: &HashSet<Key>) {
         let mut met = Met::default();
-        let mut known = self.hot_as(self.outlook.claims(), items, &mut met, standing, followed).await;
+        let mut known = self.hot_as(self.outlook.claims(), items, &mut met, dealt, followed).await;
         if !known.is_empty() {
             // Parts of a batch that was halved come back in any order.
             known.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-            self.hot_as(Claims::Any, known, &mut met, standing, followed).await;
+            self.hot_as(Claims::Any, known, &mut met, dealt, followed).await;
         }
         self.outlook.saw(met);
     }
@@ -280,7 +286,7 @@ impl Writer {
         claims: Claims,
         items: Vec<HotItem>,
         met: &mut Met,
-        standing: &mut Standing,
+        dealt: &mut Dealt,
         followed: &HashSet<Key>,
     ) -> Vec<HotItem> {
         let mut known = Vec::new();
@@ -288,9 +294,9 @@ impl Writer {
         let mut burials: Vec<Candidate> = Vec::new();
         let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
         let mut candidates: HashSet<i64> = HashSet::new();
-        let keep = |standing: &mut Standing, event: &Event, now: Time| {
+        let keep = |dealt: &mut Dealt, event: &Event, now: Time| {
             if followed.contains(&event.key) {
-                standing.insert(event.key.clone(), (event.clone(), now));
+                dealt.insert(event.key.clone(), (event.clone(), now));
             }
         };
         for (items, result) in self.link.run(&Hot { claims }, items).await {
@@ -311,7 +317,7 @@ impl Writer {
                     (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now }) => {
                         met.new += 1;
                         let event = Event::inserted(&claim.request, row, fencing_token, now);
-                        keep(standing, &event, now);
+                        keep(dealt, &event, now);
                         acquired(claim, event, now, false);
                     }
                     (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
@@ -324,18 +330,18 @@ impl Writer {
                             ClaimStep::Grant => grants.push(Candidate { event, claim }),
                             ClaimStep::Bury => burials.push(Candidate { event, claim }),
                             ClaimStep::Keep(decision) => {
-                                keep(standing, &event, now);
+                                keep(dealt, &event, now);
                                 self.answer(claim, decision, event, now);
                             }
                             ClaimStep::Refuse(refusal) => {
-                                keep(standing, &event, now);
+                                keep(dealt, &event, now);
                                 self.refuse(claim, refusal, now);
                             }
                             ClaimStep::Insert => self.again(claim, Op::Claim),
                         }
                     }
                     (HotItem::Mark(mark), HotRow::Marked { event, now }) => {
-                        keep(standing, &event, now);
+                        keep(dealt, &event, now);
                         self.counts.completed(&event);
                         send(mark, Ok(Marked { event, repeated: false }));
                     }
@@ -345,13 +351,13 @@ impl Writer {
                 }
             }
         }
-        self.grant_again(grants, standing).await;
-        self.bury(burials, standing).await;
-        self.classify_marks(unapplied).await;
+        self.grant_again(grants, dealt).await;
+        self.bury(burials, dealt).await;
+        self.classify_marks(unapplied, dealt, followed).await;
         known
     }
 
-    async fn grant_again(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
+    async fn grant_again(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
@@ -359,17 +365,17 @@ impl Writer {
                 if changed {
                     writer.counts.tally.mismatch(&event.key, now);
                 }
-                standing.insert(event.key.clone(), (event.clone(), now));
+                dealt.insert(event.key.clone(), (event.clone(), now));
                 acquired(candidate.claim, event, now, changed);
             });
         }
     }
 
-    async fn bury(&mut self, mut candidates: Vec<Candidate>, standing: &mut Standing) {
+    async fn bury(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, result) in self.link.run(&Bury, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
-                standing.insert(event.key.clone(), (event.clone(), now));
+                dealt.insert(event.key.clone(), (event.clone(), now));
                 writer.answer(candidate.claim, Decision::Refused, event, now);
             });
         }
@@ -400,8 +406,11 @@ impl Writer {
     }
 
     /// Says of marks that changed nothing why (S3).
-    async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>) {
+    async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>, dealt: &mut Dealt, followed: &HashSet<Key>) {
         for (mark, found) in self.classify(marks).await {
+            if let Some(found) = found.as_ref().filter(|_| followed.contains(&mark.request.key)) {
+                dealt.insert(mark.request.key.clone(), (found.event.clone(), found.now));
+            }
             let (event, archived) = match found {
                 Some(found) => (Some(found.event), found.archived),
                 None => (None, None),
@@ -502,57 +511,6 @@ impl Writer {
         }
     }
 
-    // === Further callers of a key ===
-
-    /// Judges further claims of a key against the event as this batch left it, as long as that changes nothing, and gives
-    /// back those that the ledger has to be asked about. The first operation that changes something, and all of its key
-    /// after it, go into the next batch, in their order.
-    fn follow(&mut self, followers: Vec<Queued>, standing: &Standing) -> Vec<HotItem> {
-        let mut held: HashSet<Key> = HashSet::new();
-        // By key and claim id: two copies of one call ask one after the other.
-        let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
-        for Queued { op, tries } in followers {
-            let (request, reply) = match *op {
-                Op::Claim(request, reply) if !held.contains(&request.key) => (request, reply),
-                op => {
-                    if let Some(key) = op.key() {
-                        held.insert(key.clone());
-                    }
-                    self.deferred.push_back(Queued { op: Box::new(op), tries });
-                    continue;
-                }
-            };
-            let Some((event, now)) = standing.get(&request.key) else {
-                held.insert(request.key.clone());
-                self.deferred.push_back(Queued { op: Box::new(Op::Claim(request, reply)), tries });
-                continue;
-            };
-            if event.archived_count() > 0 || request.delivery_id.is_some() {
-                let name = (request.key.clone(), request.claim_id.clone());
-                match asking.entry(name) {
-                    Entry::Vacant(place) => {
-                        place.insert(HotItem::Claim(Pending { request, reply, tries }));
-                    }
-                    Entry::Occupied(_) => {
-                        self.deferred.push_back(Queued { op: Box::new(Op::Claim(request, reply)), tries })
-                    }
-                }
-                continue;
-            }
-            let claim = Pending { request, reply, tries };
-            match transition::claim(Some(event), false, &claim.request, *now) {
-                ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), *now),
-                ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
-                ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => {
-                    held.insert(claim.request.key.clone());
-                    self.deferred.push_back(Queued { op: Box::new(Op::Claim(claim.request, claim.reply)), tries });
-                }
-            }
-        }
-        // Sorted by key, as the statement wants them.
-        asking.into_values().collect()
-    }
-
     // === Answers ===
 
     /// Answers a claim that changed nothing.
@@ -566,7 +524,7 @@ impl Writer {
         if !matches!(decision, Decision::Acquired(_)) && last {
             self.counts.tally.duplicate(&event.key);
         }
-        send(claim, Ok(Claimed { decision, event, payload_changed, now }));
+        send(claim, Ok(Claimed { decision, granted: false, event, payload_changed, now }));
     }
 
     /// Refuses a claim of an event that exists.
@@ -581,7 +539,7 @@ impl Writer {
     /// Puts a request back whose event changed between two statements.
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
         let Pending { request, reply, tries } = pending;
-        self.deferred.push_back(Queued { op: Box::new(op(request, reply)), tries: tries + 1 });
+        self.defer(op(request, reply), tries + 1);
     }
 }
 
@@ -596,5 +554,6 @@ fn acquired(claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_cha
         // A granted event has its attempt on the row: a CHECK constraint.
         None => Decision::InProgress { retry_after: Micros::ZERO },
     };
-    send(claim, Ok(Claimed { decision, event, payload_changed, now }));
+    let granted = matches!(decision, Decision::Acquired(_));
+    send(claim, Ok(Claimed { decision, granted, event, payload_changed, now }));
 }

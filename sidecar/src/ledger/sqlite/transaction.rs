@@ -113,6 +113,7 @@ impl<'a> Transaction<'a> {
         };
         let step = transition::claim(before.as_ref(), claim_ended, claim, now);
         let payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
+        let granted = matches!(step, ClaimStep::Insert | ClaimStep::Grant);
         let (decision, event) = match (step, before) {
             (ClaimStep::Insert, None) => {
                 // The row is named after its first token: neither is ever used again.
@@ -146,7 +147,7 @@ impl<'a> Transaction<'a> {
         Ok(ClaimOutcome {
             duplicate: last && !matches!(decision, Decision::Acquired(_)),
             mismatch: (last && payload_changed).then_some(now),
-            answer: Ok(Claimed { decision, event, payload_changed, now }),
+            answer: Ok(Claimed { decision, granted, event, payload_changed, now }),
         })
     }
 

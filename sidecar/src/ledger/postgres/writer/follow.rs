@@ -1,0 +1,116 @@
+//! Further callers of a key that is in the batch: judged by what the first one left, without a statement of their own as
+//! long as that changes nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet, btree_map::Entry},
+    time::Duration,
+};
+
+use super::{Dealt, Queued, Writer, send};
+use crate::{
+    event::{
+        Claim, Claimed, Key, Mark, Marked,
+        transition::{self, ClaimStep, MarkStep},
+    },
+    ledger::{
+        Error,
+        postgres::hot::{HotItem, Pending},
+        queue::Op,
+    },
+    metrics::Bound,
+};
+
+impl Writer {
+    /// Judges further claims and marks of a key against the event as this batch left it, and gives back the claims that the
+    /// ledger has to be asked about. The first operation that changes something, and all of its key after it, go into the
+    /// next batch, in their order.
+    pub(super) fn follow(&mut self, followers: Vec<Queued>, dealt: &Dealt) -> Vec<HotItem> {
+        let mut held: HashSet<Key> = HashSet::new();
+        // By key and claim id: two copies of one call ask one after the other.
+        let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
+        for Queued { op, tries } in followers {
+            let left = match *op {
+                op if op.key().is_some_and(|key| held.contains(key)) => Some(op),
+                Op::Claim(request, reply) => {
+                    self.follow_claim(Pending { request, reply, tries }, dealt, &mut asking).map(Op::from)
+                }
+                Op::Mark(request, reply) => self.follow_mark(Pending { request, reply, tries }, dealt).map(Op::from),
+                op => Some(op),
+            };
+            if let Some(op) = left {
+                if let Some(key) = op.key() {
+                    held.insert(key.clone());
+                }
+                self.defer(op, tries);
+            }
+        }
+        // Sorted by key, as the statement wants them.
+        asking.into_values().collect()
+    }
+
+    /// Answers a claim, or puts it among those that ask the ledger, or gives it back.
+    fn follow_claim(
+        &mut self,
+        claim: Pending<Claim, Claimed>,
+        dealt: &Dealt,
+        asking: &mut BTreeMap<(Key, String), HotItem>,
+    ) -> Option<Pending<Claim, Claimed>> {
+        let Some((event, now)) = dealt.get(&claim.request.key) else { return Some(claim) };
+        if event.archived_count() > 0 || claim.request.delivery_id.is_some() {
+            let name = (claim.request.key.clone(), claim.request.claim_id.clone());
+            match asking.entry(name) {
+                Entry::Vacant(place) => {
+                    place.insert(HotItem::Claim(claim));
+                }
+                // It holds up nobody else.
+                Entry::Occupied(_) => self.defer(Op::Claim(claim.request, claim.reply), claim.tries),
+            }
+            return None;
+        }
+        match transition::claim(Some(event), false, &claim.request, *now) {
+            ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), *now),
+            ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
+            ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => return Some(claim),
+        }
+        None
+    }
+
+    /// Answers a mark, or gives it back. A caller that repeats what it does not hear of may have hundreds queued: with one of
+    /// them a batch they would come faster than they go.
+    fn follow_mark(&mut self, mark: Pending<Mark, Marked>, dealt: &Dealt) -> Option<Pending<Mark, Marked>> {
+        let Some((event, _)) = dealt.get(&mark.request.key) else { return Some(mark) };
+        // An earlier attempt's own record decides (S3), and that is the ledger's to read.
+        if event.fencing_token != mark.request.fencing_token && event.archived_count() > 0 {
+            return Some(mark);
+        }
+        match transition::mark(Some(event), None, &mark.request) {
+            MarkStep::Repeated => send(mark, Ok(Marked { event: event.clone(), repeated: true })),
+            MarkStep::Refuse(refusal) => send(mark, Err(refusal.into())),
+            MarkStep::Apply(_) => return Some(mark),
+        }
+        None
+    }
+
+    /// Puts an operation off to the next batch. As many as the queue takes wait here; what is beyond it has not happened, and
+    /// is refused as it would be in front of the queue.
+    pub(super) fn defer(&mut self, op: Op, tries: u32) {
+        if self.deferred.len() < self.deferred_max {
+            self.deferred.push_back(Queued { op: Box::new(op), tries });
+        } else {
+            self.link.metrics.overloaded.add(Bound::Queue);
+            op.refuse(Error::Overloaded { retry_after: Duration::from_millis(250) });
+        }
+    }
+}
+
+impl From<Pending<Claim, Claimed>> for Op {
+    fn from(Pending { request, reply, .. }: Pending<Claim, Claimed>) -> Op {
+        Op::Claim(request, reply)
+    }
+}
+
+impl From<Pending<Mark, Marked>> for Op {
+    fn from(Pending { request, reply, .. }: Pending<Mark, Marked>) -> Op {
+        Op::Mark(request, reply)
+    }
+}
