@@ -303,7 +303,7 @@ impl Cache {
 
     /// An operator has decided on the event: this process answers nothing from before any more. Others hear of it, or read it
     /// within [`BEHIND_MAX`]; until then a tombstone in Redis keeps them from believing what stands there. Waits for that, for a
-    /// bounded time; where it fails it is tried until it succeeds.
+    /// bounded time; where it fails it is tried until nobody needs it any more.
     pub async fn bury(self: &Arc<Self>, event: &Event) {
         let digest = KeyDigest::of(&event.key);
         self.void(digest, event.fencing_token);
@@ -314,11 +314,11 @@ impl Cache {
         if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
             return;
         }
-        tracing::warn!("redis does not take the tombstone of a resolved event; trying until it does");
-        let cache = self.clone();
+        tracing::warn!("redis does not take the tombstone of a resolved event; trying for as long as it matters");
+        let (cache, until) = (self.clone(), Instant::now() + BEHIND_MAX);
         tokio::spawn(async move {
             let Some(redis) = &cache.redis else { return };
-            while !redis.is_closing() {
+            while Instant::now() < until && !redis.is_closing() {
                 tokio::time::sleep(TOMBSTONE_INTERVAL).await;
                 if redis.put_now(&name, &value, REDIS_ENTRY_AGE_MAX).await {
                     return;
