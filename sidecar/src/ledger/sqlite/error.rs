@@ -40,7 +40,11 @@ impl Fault {
         match self {
             Fault::Environment(_) => unavailable(),
             Fault::Commit(_) => Error::OutcomeUnknown,
-            Fault::Item(error) => Error::Internal(error.to_string()),
+            // Its code: the library's text may hold what was given.
+            Fault::Item(error) => {
+                let code = error.sqlite_error().map_or(0, |error| error.extended_code);
+                Error::Internal(format!("the embedded database refused a statement, with code {code}"))
+            }
             Fault::Defect(_) | Fault::NeedsWrite => Error::Internal(self.to_string()),
         }
     }
@@ -90,7 +94,10 @@ mod tests {
         let full = || rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
         assert!(matches!(Fault::Commit(full()).answer(), Error::OutcomeUnknown));
         assert!(matches!(Fault::from(full()).answer(), Error::Unavailable { .. }));
-        assert!(matches!(Fault::Item(full()).answer(), Error::Internal(_)));
+        let text = Some("near \"4242 4242\": syntax error".to_owned());
+        let item = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR), text);
+        let Error::Internal(told) = Fault::Item(item).answer() else { panic!("it is a defect") };
+        assert_eq!(told, "the embedded database refused a statement, with code 1");
         assert!(matches!(Fault::NeedsWrite.answer(), Error::Internal(_)));
     }
 }

@@ -54,8 +54,12 @@ impl Readers {
             done
         });
         match done.await {
-            Ok(done) => done.map_err(|error| Fault::from(error).answer()),
-            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Ok(done) => done.map_err(|error| {
+                let fault = Fault::from(error);
+                tracing::warn!(error = &fault as &dyn std::error::Error, "the embedded database could not be read");
+                fault.answer()
+            }),
+            Err(error) if error.is_panic() => Err(Error::Internal("a read of the ledger ended early".into())),
             // The runtime is shutting down.
             Err(_) => Err(unavailable()),
         }
