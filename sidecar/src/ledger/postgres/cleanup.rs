@@ -58,9 +58,10 @@ impl Reader {
                 };
             }
         }
-        progress.done = looked_at < i64::from(limit);
+        // Past the last event come the delivery ids, as many a step: each step has its report, and its pause.
+        let past_events = looked_at < i64::from(limit);
+        progress.done = past_events && (scope.dry_run || !self.forget_deliveries(scope, limit).await?);
         if progress.done && !scope.dry_run {
-            self.forget_deliveries(scope, limit).await?;
             self.fold_counts(scope.before).await?;
         }
         Ok(())
@@ -86,28 +87,24 @@ impl Reader {
         .await
     }
 
-    /// Removes delivery ids older than what the scope deletes, in batches.
-    async fn forget_deliveries(&self, scope: &CleanupScope, limit: i32) -> Result<(), Error> {
-        loop {
-            let (before, tenant, provider) = (scope.before, scope.tenant.clone(), scope.provider.clone());
-            let removed = self
-                .run(move |connection| {
-                    Box::pin(async move {
-                        sqlx::query(include_str!("cleanup_deliveries.sql"))
-                            .bind(before)
-                            .bind(tenant)
-                            .bind(provider)
-                            .bind(limit)
-                            .execute(&mut *connection)
-                            .await
-                    })
+    /// Removes some of the delivery ids that are older than what the scope deletes; whether there may be more.
+    async fn forget_deliveries(&self, scope: &CleanupScope, limit: i32) -> Result<bool, Error> {
+        let (before, tenant, provider) = (scope.before, scope.tenant.clone(), scope.provider.clone());
+        let removed = self
+            .run(move |connection| {
+                Box::pin(async move {
+                    sqlx::query(include_str!("cleanup_deliveries.sql"))
+                        .bind(before)
+                        .bind(tenant)
+                        .bind(provider)
+                        .bind(limit)
+                        .execute(&mut *connection)
+                        .await
                 })
-                .await?
-                .rows_affected();
-            if removed < u64::from(limit.unsigned_abs()) {
-                return Ok(());
-            }
-        }
+            })
+            .await?
+            .rows_affected();
+        Ok(removed >= u64::from(limit.unsigned_abs()))
     }
 }
 
