@@ -580,6 +580,20 @@ async fn callers_that_go_away_leave_no_transaction_and_no_lost_mark() {
     ledger.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_without_calls_knows_that_its_server_is_gone_and_back() {
+    let mut cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let before = ledger.node().unwrap().identity;
+    cluster.stop().unwrap();
+    eventually("it knows that the server is gone", async || ledger.node().is_none().then_some(())).await;
+    cluster.restart().await.unwrap();
+    let after = eventually("it is connected again", async || Some(ledger.node()?.identity)).await;
+    assert_ne!(before, after, "a server that was started again is another one");
+    ledger.close().await;
+}
+
 // L4, I5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_commit_is_on_the_disk_whatever_the_default_of_the_database() {

@@ -212,6 +212,15 @@ impl Link {
         done
     }
 
+    /// Asks whether the connection is alive, and gives it up if not: without calls nobody else would find out.
+    pub(super) async fn ask(&mut self) {
+        let Some((connection, _)) = &mut self.open else { return };
+        let alive = sqlx::query("select 1").execute(connection);
+        if !matches!(tokio::time::timeout(STATEMENT_TIME_MAX, alive).await, Ok(Ok(_))) {
+            self.discard();
+        }
+    }
+
     /// Whether the connection is there; connects if it is not, no more often than the pause permits.
     pub(super) async fn connection(&mut self) -> Result<(&mut PgConnection, i32), Duration> {
         if self.open.is_none() {

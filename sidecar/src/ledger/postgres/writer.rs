@@ -37,7 +37,7 @@ use crate::{
 const TRIES_MAX: u32 = 3;
 /// Payload in one batch: results of 64 KiB each would make a statement of seconds.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// How often a writer without calls looks whether it can connect.
+/// How often a writer without calls looks whether its connection is alive, or can be made.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An operation, and how often it found its event changed under its feet.
@@ -60,6 +60,8 @@ pub(super) struct Writer {
     counts: Counts,
     outlook: Outlook,
     load: Arc<Load>,
+    /// Since the last look at the connection there were calls, which would have told.
+    worked: bool,
 }
 
 impl Writer {
@@ -72,7 +74,7 @@ impl Writer {
     ) -> Writer {
         let deferred_max = ops.max_capacity();
         let (deferred, outlook) = (VecDeque::new(), Outlook::default());
-        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, load }
+        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, load, worked: false }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -87,12 +89,18 @@ impl Writer {
                         Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
                         None => break,
                     },
-                    _ = look.tick() => self.look().await,
+                    _ = look.tick() => {
+                        if !std::mem::take(&mut self.worked) {
+                            self.link.ask().await;
+                        }
+                        self.look().await;
+                    }
                 }
             }
             let (batch, look_asked) = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
             if !batch.is_empty() {
+                self.worked = true;
                 let span = batch_span(batch.iter().map(|queued| &*queued.op));
                 let metrics = self.link.metrics.clone();
                 let _counted = metrics.batch(batch.len());
