@@ -58,6 +58,11 @@ use crate::{
     metrics::LedgerMetrics,
 };
 
+/// Connections for lists and counts. Few: they are people's and cron jobs', and may take seconds each.
+const LISTS_CONNECTIONS_MAX: u32 = 4;
+/// Connections for signals, the one that listens among them. Each is needed for a moment.
+const SIGNALS_CONNECTIONS_MAX: u32 = 3;
+
 /// How the ledger works.
 #[derive(Clone, Debug)]
 pub struct PostgresSettings {
@@ -92,7 +97,10 @@ pub enum OpenError {
 /// The Postgres ledger.
 pub struct PostgresLedger {
     queue: Queue,
-    reader: Reader,
+    /// For what people and cron jobs ask: History, Stats, Cleanup.
+    lists: Reader,
+    /// For what the service itself has to know meanwhile: whether the server answers, what waiters wait for, who else is there.
+    signals: Reader,
     /// For what caches cannot answer without (C7).
     replays: Reader,
     notifier: Notifier,
@@ -133,14 +141,16 @@ impl PostgresLedger {
         let link = Link::counts(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
         let (closes, closing) = mpsc::channel(1);
         tokio::spawn(Flusher::new(link, counts.clone(), closing).run());
-        let replays = Reader::single(options.clone());
-        let reader = Reader::new(options);
-        let notifier = Notifier::start(reader.clone());
+        let replays = Reader::new(options.clone(), 1);
+        let signals = Reader::new(options.clone(), SIGNALS_CONNECTIONS_MAX);
+        let lists = Reader::new(options, LISTS_CONNECTIONS_MAX);
+        let notifier = Notifier::start(signals.clone());
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
         Ok(PostgresLedger {
             queue,
-            reader,
+            lists,
+            signals,
             replays,
             notifier,
             counts,
@@ -228,27 +238,27 @@ impl Ledger for PostgresLedger {
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
-        self.reader.peek(keys).await
+        self.signals.peek(keys).await
     }
 
     async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
-        self.reader.history_of(key).await
+        self.lists.history_of(key).await
     }
 
     async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.reader.history(filter).await
+        self.lists.history(filter).await
     }
 
     async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
-        self.reader.stats(filter).await
+        self.lists.stats(filter).await
     }
 
     async fn now(&self) -> Result<Time, Error> {
-        self.reader.now().await
+        self.signals.now().await
     }
 
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
-        self.reader.cleanup_step(scope, progress).await
+        self.lists.cleanup_step(scope, progress).await
     }
 
     fn count_duplicate(&self, key: &Key) {
@@ -287,7 +297,7 @@ impl Ledger for PostgresLedger {
 
     async fn maintain(&self) -> Result<(), Error> {
         let after = self.forgotten.load(Ordering::Relaxed);
-        self.forgotten.store(self.reader.sweep(after).await?, Ordering::Relaxed);
+        self.forgotten.store(self.lists.sweep(after).await?, Ordering::Relaxed);
         Ok(())
     }
 
@@ -296,10 +306,10 @@ impl Ledger for PostgresLedger {
             // Somebody has to try: a writer without calls connects when it flushes.
             self.queue.flush();
         }
-        let checked = self.reader.check().await;
+        let checked = self.signals.check().await;
         // A standby can be read; only the writer's connection tells whether the node may decide.
         let is_down = self.node.borrow().is_none();
-        let misses_standby = is_down && checked.is_ok() && self.reader.misses_standby().await.unwrap_or_default();
+        let misses_standby = is_down && checked.is_ok() && self.signals.misses_standby().await.unwrap_or_default();
         self.misses_standby.store(misses_standby, Ordering::Relaxed);
         checked?;
         if is_down {
@@ -317,7 +327,8 @@ impl Ledger for PostgresLedger {
             drop(closed.await);
         }
         self.notifier.close();
-        self.reader.close().await;
+        self.lists.close().await;
+        self.signals.close().await;
         self.replays.close().await;
     }
 }

@@ -22,7 +22,7 @@ use oncegate_sidecar::{
 };
 use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
 
-use super::{claim, completion, failure, key};
+use super::{claim, completion, failure, key, stats::everything};
 
 async fn ledger() -> (PostgresLedger, Database) {
     let database = Database::create().await.unwrap();
@@ -577,6 +577,31 @@ async fn callers_that_go_away_leave_no_transaction_and_no_lost_mark() {
         assert_eq!(marked.event.state, State::Completed);
     }
     nothing_is_left_in_transaction(&database).await;
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_that_take_long_keep_nobody_from_asking_whether_the_server_answers() {
+    let (ledger, database) = ledger().await;
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    sqlx::query("lock table payment_webhook_counts").execute(&mut *held).await.unwrap();
+    let lists = futures::future::join_all((0..16).map(|_| ledger.stats(everything())));
+    let checked = async {
+        let waiting = "(select count(*) from pg_stat_activity
+            where datname = current_database() and cardinality(pg_blocking_pids(pid)) > 0)";
+        eventually("all that there are connections for wait", async || {
+            (database.query(waiting).await.unwrap() == "4").then_some(())
+        })
+        .await;
+        ledger.check().await.unwrap();
+        assert_eq!(ledger.peek(vec![key("evt")]).await.unwrap(), []);
+        held.rollback().await.unwrap();
+    };
+    let (answers, ()) = tokio::join!(lists, checked);
+    for answer in answers {
+        answer.unwrap();
+    }
     ledger.close().await;
 }
 

@@ -1,5 +1,5 @@
-//! The connections behind what people ask for: History, Stats, Cleanup. A small pool of its own, so that a long list never stands in the way
-//! of a decision.
+//! The connections that read: small pools apart from the writer's connection, so that a long list never stands in the way of a
+//! decision, nor of what the service itself has to know.
 
 use std::time::Duration;
 
@@ -19,8 +19,6 @@ use crate::{
     ledger::Error,
 };
 
-/// Connections for lists, counts, waiters and notifications. Few: they are people's and cron jobs'.
-const CONNECTIONS_MAX: u32 = 6;
 /// How long a call waits for one of them, the making of a connection included. Longer than the 300 ms of L6, which are for
 /// decisions: these have a connection of their own, and a list that comes late is better than none.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
@@ -33,16 +31,8 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(options: PgConnectOptions) -> Reader {
-        Reader::with_connections(options, CONNECTIONS_MAX)
-    }
-
-    /// With one connection, for what must not wait behind lists.
-    pub(super) fn single(options: PgConnectOptions) -> Reader {
-        Reader::with_connections(options, 1)
-    }
-
-    fn with_connections(options: PgConnectOptions, connections_max: u32) -> Reader {
+    /// A pool of so many connections, made when they are needed.
+    pub(super) fn new(options: PgConnectOptions, connections_max: u32) -> Reader {
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIME_MAX)
