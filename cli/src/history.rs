@@ -207,7 +207,11 @@ pub(crate) fn whole(history: &EventHistory) -> String {
     }
     // Writing to a String cannot fail.
     if !history.attempts.is_empty() {
-        let _ = write!(text, "\n\nAttempts:\n{}", attempts(history));
+        let earlier = match history.attempts_omitted {
+            0 => String::new(),
+            omitted => format!(" ({omitted} earlier ones are not listed)"),
+        };
+        let _ = write!(text, "\n\nAttempts{earlier}:\n{}", attempts(history));
     }
     if !history.resolutions.is_empty() {
         let columns = [

@@ -83,6 +83,9 @@ pub(crate) struct EventHistory<'m> {
     // Not there in a listing: an empty list would say that there were none.
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<Vec<Attempt<'m>>>,
+    // Not there where all are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempts_omitted: Option<i32>,
     mismatch_count: i64,
     last_mismatch_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +104,8 @@ struct Attempt<'m> {
     claim_id: &'m str,
     payload_digest: Option<String>,
     result: Option<Outcomes<'m>>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    body_omitted: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -129,8 +134,10 @@ impl<'m> EventHistory<'m> {
                 claim_id: &attempt.claim_id,
                 payload_digest: (!attempt.payload_digest.is_empty()).then(|| hex::encode(&attempt.payload_digest)),
                 result: attempt.result.as_ref().map(Outcomes::from),
+                body_omitted: attempt.body_omitted,
             })
             .collect();
+        let attempts_omitted = Some(history.attempts_omitted).filter(|omitted| *omitted > 0);
         let resolutions = history
             .resolutions
             .iter()
@@ -142,7 +149,7 @@ impl<'m> EventHistory<'m> {
                 time: resolution.time.as_ref().and_then(exact_time),
             })
             .collect();
-        Self { attempts: Some(attempts), resolutions: Some(resolutions), ..Self::listed(history) }
+        Self { attempts: Some(attempts), attempts_omitted, resolutions: Some(resolutions), ..Self::listed(history) }
     }
 
     /// One of many.
@@ -150,6 +157,7 @@ impl<'m> EventHistory<'m> {
         Self {
             event: history.event.as_ref().map(Event::from),
             attempts: None,
+            attempts_omitted: None,
             mismatch_count: history.mismatch_count,
             last_mismatch_time: history.last_mismatch_time.as_ref().and_then(exact_time),
             resolutions: None,

@@ -179,10 +179,23 @@ pub struct Replayed {
 pub struct EventHistory {
     /// The event.
     pub event: Event,
-    /// Every attempt, oldest first, the latest included.
+    /// The latest attempts, at most [`Self::ATTEMPTS_MAX`], oldest first.
     pub attempts: Vec<Attempt>,
     /// Every resolution, oldest first.
     pub resolutions: Vec<Resolution>,
+}
+
+impl EventHistory {
+    /// Attempts that are read. An event without a cap, or one that is replayed again and again, may have any number, of
+    /// 64 KiB each.
+    pub const ATTEMPTS_MAX: i32 = 500;
+
+    /// The latest of attempts that come oldest first.
+    fn latest(mut attempts: Vec<Attempt>) -> Vec<Attempt> {
+        let most = usize::try_from(Self::ATTEMPTS_MAX).unwrap_or(usize::MAX);
+        attempts.drain(..attempts.len().saturating_sub(most));
+        attempts
+    }
 }
 
 /// A delivery id that was given with a payload digest: what DELIVERY_MISMATCH is decided on.

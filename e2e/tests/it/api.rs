@@ -124,6 +124,7 @@ on_each_ledger!(
     cleanup_streams_totals_and_spares_what_is_young,
     shutdown_ends_open_watches_and_waits_within_its_bound,
     metadata_results_and_digests_come_back_as_they_were_given,
+    a_history_fits_into_a_message_whatever_its_results,
 );
 
 async fn the_whole_life_of_an_event(ledger: Ledger) -> Result<()> {
@@ -466,6 +467,35 @@ async fn metadata_results_and_digests_come_back_as_they_were_given(ledger: Ledge
     assert_eq!(history.attempts[0].payload_digest.as_ref(), [7; 32]);
     assert_eq!(history.attempts[0].holder, "pod-1");
     assert_eq!(history.attempts[0].outcome, i32::from(v1::Outcome::Completed));
+    Ok(())
+}
+
+// A client in any language takes 4 MiB unless told otherwise.
+async fn a_history_fits_into_a_message_whatever_its_results(ledger: Ledger) -> Result<()> {
+    const ATTEMPTS: i32 = 70;
+    let served = Served::start(ledger).await?;
+    for _ in 0..ATTEMPTS {
+        let lock = served.lock("evt").await?;
+        let failed = v1::MarkFailedRequest {
+            key: key("evt"),
+            fencing_token: lock.fencing_token,
+            kind: v1::FailureKind::Retryable.into(),
+            retry_after: seconds(0),
+            result: Some(v1::Result { code: 502, body: vec![7; 64 << 10].into(), ..Default::default() }),
+            ..Default::default()
+        };
+        served.client().mark_failed(failed).await?;
+    }
+    let asked = v1::HistoryRequest { key: key("evt"), ..Default::default() };
+    let mut history = served.client().history(asked).await?.into_inner();
+    let attempts = history.events.remove(0).attempts;
+    let with_body = attempts.iter().filter(|attempt| !attempt.body_omitted).count();
+    assert_eq!((attempts.len(), with_body), (70, 32), "2 MiB of the latest");
+    for (place, attempt) in attempts.iter().enumerate() {
+        let result = attempt.result.as_ref().context("a result")?;
+        let body = if place < 70 - 32 { 0 } else { 64 << 10 };
+        assert_eq!((result.code, result.body.len(), attempt.body_omitted), (502, body, body == 0), "{place}");
+    }
     Ok(())
 }
 

@@ -20,6 +20,10 @@ use crate::{
     },
 };
 
+/// The most that the results of one event's attempts carry: gRPC clients take messages of 4 MiB unless told otherwise, and
+/// [`EventHistory::ATTEMPTS_MAX`] attempts have 2 KiB of error each.
+const BODIES_BYTES_MAX: usize = 2 << 20;
+
 pub(super) fn timestamp(time: Time) -> Timestamp {
     Timestamp {
         seconds: time.0.div_euclid(1_000_000),
@@ -123,6 +127,7 @@ fn attempt(attempt: Attempt) -> v1::Attempt {
         claim_id: attempt.claim_id,
         payload_digest: digest(attempt.payload_digest),
         result: attempt.result.map(result),
+        body_omitted: false,
     }
 }
 
@@ -139,13 +144,29 @@ fn resolution(resolution: Resolution) -> v1::Resolution {
 pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
     let mismatch_count = history.event.mismatch_count;
     let last_mismatch_time = history.event.last_mismatch_time.map(timestamp);
+    let attempts_omitted = history.attempts.first().map_or(0, |first| first.attempt - 1);
     v1::EventHistory {
         event: Some(event(history.event).0),
-        attempts: history.attempts.into_iter().map(attempt).collect(),
+        attempts: fitting(history.attempts.into_iter().map(attempt).collect()),
         mismatch_count,
         last_mismatch_time,
         resolutions: history.resolutions.into_iter().map(resolution).collect(),
+        attempts_omitted,
     }
+}
+
+/// Attempts without the bodies of the earlier ones' results, where all of them would not fit into a message.
+fn fitting(mut attempts: Vec<v1::Attempt>) -> Vec<v1::Attempt> {
+    let mut bytes: usize = 0;
+    for attempt in attempts.iter_mut().rev() {
+        let Some(result) = attempt.result.as_mut().filter(|result| !result.body.is_empty()) else { continue };
+        bytes += result.body.len();
+        if bytes > BODIES_BYTES_MAX {
+            result.body.clear();
+            attempt.body_omitted = true;
+        }
+    }
+    attempts
 }
 
 /// An event of a listing, without its attempts.

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use oncegate_sidecar::{
     event::{Claim, Event, FailureKind, Key, State, Time},
-    ledger::filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
+    ledger::{
+        EventHistory,
+        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
+    },
 };
 
 use super::{Fixture, claim, completion, conformance, failure, key};
@@ -15,6 +18,7 @@ conformance!(
     pages_have_neither_gaps_nor_repeats_while_events_come_and_go,
     filters_narrow_the_pages,
     bounds_on_the_creation_are_half_open,
+    of_very_many_attempts_the_latest_are_told,
 );
 
 fn all(page_size: usize) -> HistoryFilter {
@@ -214,4 +218,16 @@ async fn bounds_on_the_creation_are_half_open(fixture: &Fixture) {
             .collect();
         assert_eq!(found, wanted, "from {start:?} to {end:?}");
     }
+}
+
+async fn of_very_many_attempts_the_latest_are_told(fixture: &Fixture) {
+    let key = key("evt_1");
+    let last = EventHistory::ATTEMPTS_MAX + 3;
+    for number in 1..=last {
+        let lock = fixture.acquire(claim(&key, &format!("claim-{number}"))).await;
+        fixture.mark(failure(&key, &lock, FailureKind::Retryable)).await;
+    }
+    let attempts = fixture.history_of(&key).await.attempts;
+    let numbers: Vec<i32> = attempts.iter().map(|attempt| attempt.attempt).collect();
+    assert_eq!(numbers, (4..=last).collect::<Vec<_>>());
 }

@@ -37,6 +37,7 @@ impl Reader {
                 let mut attempts = Vec::new();
                 for row in sqlx::query(include_str!("history_attempts.sql"))
                     .bind(event.row)
+                    .bind(EventHistory::ATTEMPTS_MAX)
                     .fetch_all(&mut *connection)
                     .await?
                 {
@@ -44,6 +45,7 @@ impl Reader {
                     attempts.extend(row::archived(&row)?.filter(|attempt| attempt.attempt <= event.archived_count()));
                 }
                 attempts.extend(event.latest_attempt());
+                let attempts = EventHistory::latest(attempts);
                 let mut resolutions = Vec::new();
                 for row in sqlx::query(include_str!("history_resolutions.sql"))
                     .bind(event.row)

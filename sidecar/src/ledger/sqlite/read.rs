@@ -134,9 +134,10 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
     let Some(event) = event else { return Ok(None) };
     let mut attempts = conn
         .prepare_cached(include_str!("attempts.sql"))?
-        .query_map(params![event.row], rows::attempt)?
+        .query_map(params![event.row, EventHistory::ATTEMPTS_MAX], rows::attempt)?
         .collect::<Result<Vec<_>, _>>()?;
     attempts.extend(event.latest_attempt());
+    let attempts = EventHistory::latest(attempts);
     let resolutions = conn
         .prepare_cached(include_str!("resolutions.sql"))?
         .query_map(params![event.row], rows::resolution)?
