@@ -302,10 +302,6 @@ impl Ledger for PostgresLedger {
     }
 
     async fn check(&self) -> Result<(), Error> {
-        if self.node.borrow().is_none() {
-            // Somebody has to try: a writer without calls connects when it flushes.
-            self.queue.flush();
-        }
         let checked = self.signals.check().await;
         // A standby can be read; only the writer's connection tells whether the node may decide.
         let is_down = self.node.borrow().is_none();

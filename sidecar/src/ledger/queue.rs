@@ -56,7 +56,7 @@ pub enum Op {
     Extend(Extend, Reply<Lock>),
     /// Resolve.
     Resolve(Resolve, Reply<Event>),
-    /// See whether it can write, and write the counts that it keeps in memory, if it is the one who does.
+    /// Write the counts that are kept in memory, if it is the one who does.
     Flush,
     /// Write what is kept in memory, close the connection, and end.
     Close(oneshot::Sender<()>),

@@ -264,7 +264,7 @@ impl Statement for ApplyResolutions {
     }
 }
 
-/// Records delivery ids and tells the digest that stands. Items in any order: they are sorted here.
+/// Records delivery ids and tells the digest that stands. Items sorted by tenant, provider and delivery id.
 pub(super) struct RecordDeliveries;
 
 impl Statement for RecordDeliveries {
@@ -282,7 +282,6 @@ impl Statement for RecordDeliveries {
             .bind(items.iter().map(|delivery| delivery.provider.as_str()).bind_iter())
             .bind(items.iter().map(|delivery| delivery.delivery_id.as_str()).bind_iter())
             .bind(items.iter().map(|delivery| delivery.payload_digest.as_slice()).bind_iter())
-            .bind(places(items.len()).bind_iter())
             .fetch_all(connection)
             .await?;
         let mut digests = HashMap::with_capacity(rows.len());

@@ -144,7 +144,6 @@ pub(super) async fn writing(
             // An acknowledged completion must be durable, whatever the database's default is (L4).
             connection.execute("set synchronous_commit = on").await?;
         }
-        node.durability.warn();
         advance_token(&mut connection, &node.identity).await?;
         let slot = slots.take(&mut connection).await?;
         Ok(Some((connection, node, slot)))

@@ -6,9 +6,8 @@
 -- Why it is safe: the primary key lets one digest in. A known delivery costs no write.
 -- Index: the primary key.
 with seen as materialized (
-    select q.tenant, q.provider, q.delivery_id, q.payload_digest, q.place, d.payload_digest as known
-    from unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::integer[])
-        as q (tenant, provider, delivery_id, payload_digest, place)
+    select q.tenant, q.provider, q.delivery_id, q.payload_digest, d.payload_digest as known
+    from unnest($1::text[], $2::text[], $3::text[], $4::bytea[]) as q (tenant, provider, delivery_id, payload_digest)
     left join lateral (
         select v.payload_digest from payment_webhook_deliveries v
         where v.tenant = q.tenant and v.provider = q.provider and v.delivery_id = q.delivery_id

@@ -97,6 +97,7 @@ impl Link {
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
         if let Some(told) = &mut self.told {
             told.generation += 1;
+            node.durability.warn();
             self.metrics.connected();
             told.standing.send_replace(Some(Standing {
                 identity: node.identity.as_str().into(),

@@ -93,11 +93,12 @@ impl Writer {
                         if !std::mem::take(&mut self.worked) {
                             self.link.ask().await;
                         }
-                        self.look().await;
+                        // Calls would make it; health wants to know before they come.
+                        let _down = self.link.connection().await;
                     }
                 }
             }
-            let (batch, look_asked) = self.gather(&mut closing);
+            let batch = self.gather(&mut closing);
             let (begun, calls) = (self.load.begin(), batch.len());
             if !batch.is_empty() {
                 self.worked = true;
@@ -107,9 +108,6 @@ impl Writer {
                 self.process(batch).instrument(span).await;
             }
             self.load.end(begun, calls);
-            if look_asked {
-                self.look().await;
-            }
             self.counts.keep_up().await;
             if !closing.is_empty() {
                 // What was queued before the close is answered first.
@@ -129,16 +127,10 @@ impl Writer {
         }
     }
 
-    /// A writer without calls does not connect by itself, and health wants to know whether it can.
-    async fn look(&mut self) {
-        let _down = self.link.connection().await;
-    }
-
     /// Takes what waits, up to the bound, without waiting.
-    fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> (Vec<Queued>, bool) {
+    fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> Vec<Queued> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        let mut look_asked = false;
         // What was put back goes first, but never takes the places of what is new: a crowd at one event must not hold up
         // the others, its own holder's Mark among them.
         let mut places = [self.batch_max.min(self.deferred.len()), self.batch_max];
@@ -158,13 +150,14 @@ impl Writer {
                 places = [0, 0];
             }
             match *queued.op {
-                Op::Flush => look_asked = true,
+                // The counts have a connection of their own.
+                Op::Flush => {}
                 Op::Close(reply) => closing.push(reply),
                 _ if queued.op.is_abandoned() => {}
                 _ => batch.push(queued),
             }
         }
-        (batch, look_asked)
+        batch
     }
 
     async fn process(&mut self, mut batch: Vec<Queued>) {
