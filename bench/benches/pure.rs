@@ -27,9 +27,9 @@ use oncegate_gateway::{
 };
 use oncegate_runtime::secret::Secret;
 use oncegate_sidecar::{
-    cache::entry::{Codec, Entry, KeyDigest},
+    cache::entry::{Codec, Entry},
     config::Policy,
-    event::{Claim, Event, Mark, State, Time, transition},
+    event::{Claim, Event, KeyDigest, Mark, State, Time, transition},
     grpc::validate,
     ledger::Standing,
 };

@@ -25,6 +25,11 @@ use std::{
 
 use tokio::sync::watch;
 
+pub use self::{
+    entry::Entry,
+    redis::{RedisOptions, RedisOptionsError, RedisUrlError},
+    replays::BEHIND_MAX,
+};
 use self::{
     entry::{Codec, Completion, DecodeError},
     memory::Memory,
@@ -33,13 +38,8 @@ use self::{
     stats::CacheStats,
     worth::Worth,
 };
-pub use self::{
-    entry::{Entry, KeyDigest},
-    redis::{RedisOptions, RedisOptionsError, RedisUrlError},
-    replays::BEHIND_MAX,
-};
 use crate::{
-    event::{Claim, Claimed, Decision, Event, Key, Micros, State, Time},
+    event::{Claim, Claimed, Decision, Event, Key, KeyDigest, Micros, State, Time},
     ledger::{Replayed, Standing},
 };
 

@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
 
 use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
-    cache::{Cache, KeyDigest, Ticket, entry::Completion, stats::CacheStats},
-    event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, Time},
+    cache::{Cache, Ticket, entry::Completion, stats::CacheStats},
+    event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Resolve, Time},
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger,
         durability::Durability,

@@ -2,11 +2,13 @@
 //! framework types: everything here can be tested as a table.
 
 pub mod apply;
+mod key_digest;
 pub mod metadata;
 mod text;
 pub mod time;
 pub mod transition;
 
+pub use key_digest::KeyDigest;
 pub use text::{Outcome, State};
 pub use time::{Micros, Time};
 

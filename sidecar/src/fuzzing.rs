@@ -7,9 +7,9 @@ use oncegate_api::v1;
 use prost::Message;
 
 use crate::{
-    cache::{KeyDigest, entry::Codec},
+    cache::entry::Codec,
     config::Policy,
-    event::{Key, State, Time},
+    event::{Key, KeyDigest, State, Time},
     grpc::{page_token, validate},
     ledger::{
         Standing,

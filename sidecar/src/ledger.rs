@@ -16,12 +16,9 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
 
-use crate::{
-    cache::KeyDigest,
-    event::{
-        Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution, Resolve, State,
-        Time,
-    },
+use crate::event::{
+    Attempt, Claim, Claimed, Digest, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Refusal, Resolution, Resolve,
+    State, Time,
 };
 use durability::Durability;
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};

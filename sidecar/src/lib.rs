@@ -1,7 +1,7 @@
 //! The sidecar: a gRPC service that grants each event to one caller and remembers how it ended.
 //!
-//! Inside, arrows point one way: `grpc, maintenance → coordinator → ledger → event`. `event` is the domain and knows no
-//! I/O; `ledger` decides (S1); nothing above it grants anything.
+//! Inside, arrows point one way: `grpc, maintenance → coordinator → cache → ledger → event`. `event` is the domain and knows
+//! no I/O; `ledger` decides (S1); nothing above it grants anything, and the cache only repeats what it said.
 
 pub mod access;
 pub mod cache;

@@ -1,59 +1,17 @@
 //! What the cache holds of an event, and how Redis has it: authenticated, and named after the database that it is true of.
 
-use std::fmt;
-
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{Buf as _, BufMut as _, Bytes};
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::{Digest as _, Sha256};
+use sha2::Sha256;
 
 use crate::{
-    event::{Claim, Digest, Event, Key, Micros, StoredResult, Time},
+    event::{Claim, Digest, Event, KeyDigest, Micros, StoredResult, Time},
     ledger::Standing,
 };
 
 /// Results larger than this stay in the ledger: a large value in Redis blocks its neighbours.
 pub const RESULT_BYTES_MAX: usize = 4 * 1_024;
-
-/// 128 bits of a SHA-256 over an event's name: what it is known by in caches and notifications, without its text.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct KeyDigest([u8; 16]);
-
-impl KeyDigest {
-    /// The digest of a name.
-    pub fn of(key: &Key) -> KeyDigest {
-        let mut hash = Sha256::new();
-        // No part holds a NUL, so two names never give the same text.
-        for part in [&key.tenant, &key.provider, &key.event_id] {
-            hash.update(part);
-            hash.update([0]);
-        }
-        let mut digest = [0; 16];
-        digest.copy_from_slice(&hash.finalize()[..16]);
-        KeyDigest(digest)
-    }
-
-    /// One of so many parts of all digests.
-    pub(super) fn stripe(self, count: usize) -> usize {
-        usize::from(self.0[0]) % count
-    }
-
-    /// As 22 letters.
-    pub fn encode(self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0)
-    }
-
-    /// From 22 letters.
-    pub fn decode(text: &str) -> Option<KeyDigest> {
-        URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok().map(KeyDigest)
-    }
-}
-
-impl fmt::Debug for KeyDigest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.encode())
-    }
-}
 
 /// What is known of a completed event; or, as a tombstone, that what was known up to this token is void.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -197,7 +155,7 @@ impl Codec {
     pub fn name(&self, digest: KeyDigest) -> String {
         let mut name = String::with_capacity(self.prefix.len() + 22);
         name.push_str(&self.prefix);
-        URL_SAFE_NO_PAD.encode_string(digest.0, &mut name);
+        URL_SAFE_NO_PAD.encode_string(digest.bytes(), &mut name);
         name
     }
 
@@ -205,7 +163,7 @@ impl Codec {
         let mut mac = self.mac.clone();
         // The name with it: a value that is copied to another name does not verify.
         mac.update(self.prefix.as_bytes());
-        mac.update(&digest.0);
+        mac.update(&digest.bytes());
         mac.update(value);
         mac
     }
@@ -316,6 +274,7 @@ fn take_short(rest: &mut &[u8]) -> Result<String, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Key;
 
     fn standing(identity: &str) -> Standing {
         Standing { identity: identity.into(), generation: 1, cache_key: vec![7; 32].into() }

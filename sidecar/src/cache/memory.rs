@@ -13,8 +13,8 @@ use quick_cache::{
     sync::{self, DefaultLifecycle},
 };
 
-use super::entry::{Completion, Entry, KeyDigest};
-use crate::event::{Claim, Digest, StoredResult, Time};
+use super::entry::{Completion, Entry};
+use crate::event::{Claim, Digest, KeyDigest, StoredResult, Time};
 
 const STRIPES: usize = 64;
 /// In whole seconds of age, which may be one short of the truth.

@@ -8,9 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::KeyDigest;
 use crate::{
-    event::Time,
+    event::{KeyDigest, Time},
     ledger::{REPLAYS_MAX, Replayed},
 };
 

@@ -8,10 +8,7 @@ use std::{
 
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-use crate::{
-    cache::KeyDigest,
-    event::{Event, Key, State},
-};
+use crate::event::{Event, Key, KeyDigest, State};
 
 pub(super) struct Waiters {
     events: Mutex<Events>,

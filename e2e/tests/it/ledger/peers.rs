@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use oncegate_e2e::{eventually, postgres::Database};
 use oncegate_sidecar::{
-    cache::KeyDigest,
-    event::{Claim, Decision, FailureKind, Micros, Outcome, Refusal},
+    event::{Claim, Decision, FailureKind, KeyDigest, Micros, Outcome, Refusal},
     ledger::{
         Announcement, Error, Ledger,
         postgres::{PostgresLedger, PostgresSettings},

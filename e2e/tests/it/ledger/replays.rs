@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use oncegate_e2e::postgres::Database;
 use oncegate_sidecar::{
-    cache::KeyDigest,
-    event::{Decision, FailureKind, Key, Resolve, Resolved},
+    event::{Decision, FailureKind, Key, KeyDigest, Resolve, Resolved},
     ledger::{
         Error, Ledger, REPLAYS_MAX, Replayed, Standing,
         postgres::{PostgresLedger, PostgresSettings},

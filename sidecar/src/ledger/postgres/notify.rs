@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{connect::Slots, read::Reader};
 use crate::{
-    cache::KeyDigest,
+    event::KeyDigest,
     ledger::{Announcement, Heard},
 };
 

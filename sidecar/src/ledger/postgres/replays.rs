@@ -7,8 +7,7 @@ use sqlx::Row as _;
 
 use super::read::Reader;
 use crate::{
-    cache::KeyDigest,
-    event::{Key, Time},
+    event::{Key, KeyDigest, Time},
     ledger::{Error, REPLAYS_MAX, Replayed},
 };
 
