@@ -16,9 +16,10 @@ use crate::{
 /// Show or switch whether a gateway enforces or only observes
 ///
 /// A route that observes delivers every verified webhook, duplicates included, and counts and logs what it would have
-/// refused. Asks the gateway's admin listener, and holds for that one process until it ends or is switched again; for all
-/// of a deployment, change `enforcement` in the file of ONCEGATE_CONFIG, which is read again. To switch it, be where the
-/// gateway is (`kubectl exec`), unless its ADMIN_CONTROL permits others.
+/// refused. Only a delivery that comes back with another body, which is a forgery, stays refused. Asks the gateway's admin
+/// listener, and holds for that one process until it ends or is switched again; for all of a deployment, change
+/// `enforcement` in the file of ONCEGATE_CONFIG, which is read again. To switch it, be where the gateway is
+/// (`kubectl exec`), unless its ADMIN_CONTROL permits others.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:

@@ -202,8 +202,9 @@ pub struct Options {
     /// Whether what the sidecar decides is done (enforce), or only counted and logged while every verified event is
     /// delivered (observe)
     ///
-    /// The way back if events seem to be refused that should not be: duplicates are delivered then. Can be switched
-    /// while the gateway runs, for each route, by the file of ONCEGATE_CONFIG and on the admin listener.
+    /// The way back if events seem to be refused that should not be: duplicates are delivered then, though never a delivery
+    /// that comes back with another body. Can be switched while the gateway runs, for each route, by the file of
+    /// ONCEGATE_CONFIG and on the admin listener.
     #[arg(long, env = "GATEWAY_ENFORCEMENT", value_name = "KIND", default_value = "enforce")]
     pub gateway_enforcement: Enforcement,
 

@@ -209,7 +209,10 @@ impl Courier {
                 self.metrics.claimed(&event.route.provider, Claimed::Acquired);
                 lock
             }
-            Err(no_lock) if observing => return self.observe(event, slot, no_lock).await,
+            // Not so what comes under the name of another delivery: the switch lets duplicates through, never a forgery.
+            Err(no_lock) if observing && !matches!(no_lock, NoLock::Answer(Answer::Conflict)) => {
+                return self.observe(event, slot, no_lock).await;
+            }
             Err(NoLock::Answer(answer)) => {
                 self.metrics.claimed(&event.route.provider, Claimed::of(&answer));
                 return answer;

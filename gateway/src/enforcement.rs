@@ -1,8 +1,9 @@
 //! The switch between deciding and watching, per route and while the gateway runs: the way back for who suspects that
 //! events are refused which should not be.
 //!
-//! While a route observes, everything that is verified is delivered. The sidecar is asked and told as always, so that
-//! switching back finds every event where it should be; what it would have refused is counted and logged.
+//! While a route observes, everything that is verified is delivered, but for what the sidecar knows to be a forgery: a
+//! delivery id that it has seen with another payload. The sidecar is asked and told as always, so that switching back finds
+//! every event where it should be; what it would have refused is counted and logged.
 
 use std::sync::{
     Arc,
@@ -28,7 +29,8 @@ const AUDIT: &str = "oncegate_gateway::audit";
 pub enum Enforcement {
     /// An event is delivered to whom the sidecar grants it.
     Enforce,
-    /// Every verified event is delivered, duplicates included; what would have been refused is counted and logged.
+    /// Every verified event is delivered, duplicates included; what would have been refused is counted and logged. A
+    /// delivery that comes back with another body is refused all the same.
     Observe,
 }
 

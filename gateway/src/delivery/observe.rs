@@ -1,5 +1,5 @@
 //! What becomes of an event without a lock while its route only observes ([`crate::enforcement`]): it is delivered all the
-//! same, and what would have been answered is counted and logged.
+//! same, and what would have been answered is counted and logged. A mismatch never gets here: it is refused as ever.
 
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
 use crate::{

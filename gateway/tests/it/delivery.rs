@@ -6,7 +6,7 @@ use oncegate_api::{
     reason,
     v1::{self, Decision, FailureKind, State},
 };
-use oncegate_gateway::config::{HeldStatus, InProgressStatus, OnRefusal, OnUnclear, Options};
+use oncegate_gateway::config::{Enforcement, HeldStatus, InProgressStatus, OnRefusal, OnUnclear, Options};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tonic::{Code, Status};
 
@@ -66,6 +66,22 @@ async fn g6_without_a_lock_nothing_is_delivered_and_the_answer_says_why() {
     }
     assert!(harness.application.deliveries().is_empty(), "never without a lock");
     assert!(harness.sidecar.calls().iter().all(|call| matches!(call, Call::Claim(..))));
+}
+
+#[tokio::test]
+async fn a_route_that_observes_delivers_no_event_under_the_delivery_id_of_another() {
+    let harness = Harness::with(|options| Options { gateway_enforcement: Enforcement::Observe, ..options }).await;
+    let mismatch = error(Code::FailedPrecondition, reason::DELIVERY_MISMATCH, &[], None);
+    harness.sidecar.claim(Scripted::Error(mismatch));
+    assert_said(&harness.deliver("evt_1").await, 422, "conflict", None);
+    assert!(harness.application.deliveries().is_empty(), "signed by us, a forgery would look genuine");
+    assert_eq!(harness.metric("oncegate_gateway_answers_total{answer=\"conflict\"}"), 1, "what the alert asks for");
+    assert_eq!(harness.metric("oncegate_gateway_observed_total"), 0);
+    // What is refused for its state alone is delivered.
+    harness.sidecar.claim(Scripted::Answer(decided(Decision::Refused, State::Dead, None)));
+    assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
+    assert_eq!(harness.application.deliveries().len(), 1);
+    assert_eq!(harness.metric("oncegate_gateway_observed_total"), 1);
 }
 
 #[tokio::test]
