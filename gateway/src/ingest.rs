@@ -135,8 +135,7 @@ impl Ingest {
         unread: Unread,
     ) -> (Answer, Unread) {
         self.metrics.refused(&route.provider, refusal);
-        // What is no fault of the sender's does not count.
-        let counts = !matches!(refusal, Refusal::CertUnavailable | Refusal::MissingSecret);
+        let counts = refusal.is_the_senders();
         if let Some(wait) = counts.then(|| self.failures.add(route, headers, peer)).flatten() {
             return (Answer::TooManyFailures(RetryAfter::After(wait)), Unread::Nothing);
         }
@@ -152,7 +151,7 @@ impl Ingest {
         }
         let answer = match refusal {
             // The one that is mended by waiting (G6).
-            Refusal::CertUnavailable => Answer::Unavailable(RetryAfter::After(Duration::from_secs(5))),
+            Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::After(Duration::from_secs(5))),
             Refusal::MissingHeader
             | Refusal::MalformedHeader
             | Refusal::MalformedBody

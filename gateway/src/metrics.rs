@@ -306,7 +306,7 @@ impl Label for Refusal {
     const COUNT: usize = Self::ALL.len();
 
     fn index(self) -> usize {
-        Self::ALL.iter().position(|known| *known == self).unwrap_or_default()
+        Self::ALL.iter().position(|known| known.name() == self.name()).unwrap_or_default()
     }
 
     fn values(index: usize, add: &mut dyn FnMut(&'static str)) {

@@ -47,11 +47,20 @@ pub enum Refusal {
     UntrustedCertificate,
     /// The certificate cannot be had now: the one refusal that waiting mends.
     #[error("cert_unavailable")]
-    CertUnavailable,
+    CertUnavailable(Lack),
+}
+
+/// Why a certificate cannot be had. One name for both: a genuine sender is told to come again either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Lack {
+    /// The network, or what was answered: nothing that the sender did.
+    Source,
+    /// There is none by that name, or too many were asked for: what a stranger meets who makes names up.
+    Name,
 }
 
 impl Refusal {
-    /// All, for tables.
+    /// One of each name, for tables.
     pub const ALL: [Self; 10] = [
         Self::MissingHeader,
         Self::MalformedHeader,
@@ -62,8 +71,24 @@ impl Refusal {
         Self::UnsupportedAlgorithm,
         Self::UntrustedCertUrl,
         Self::UntrustedCertificate,
-        Self::CertUnavailable,
+        Self::CertUnavailable(Lack::Source),
     ];
+
+    /// Whether its sender has to answer for it (W14).
+    pub(crate) fn is_the_senders(self) -> bool {
+        match self {
+            Self::MissingSecret | Self::CertUnavailable(Lack::Source) => false,
+            Self::MissingHeader
+            | Self::MalformedHeader
+            | Self::MalformedBody
+            | Self::BadSignature
+            | Self::TimestampOutOfTolerance
+            | Self::UnsupportedAlgorithm
+            | Self::UntrustedCertUrl
+            | Self::UntrustedCertificate
+            | Self::CertUnavailable(Lack::Name) => true,
+        }
+    }
 
     /// The name, as in the vectors.
     #[must_use]
@@ -78,7 +103,7 @@ impl Refusal {
             Self::UnsupportedAlgorithm => "unsupported_algorithm",
             Self::UntrustedCertUrl => "untrusted_cert_url",
             Self::UntrustedCertificate => "untrusted_certificate",
-            Self::CertUnavailable => "cert_unavailable",
+            Self::CertUnavailable(_) => "cert_unavailable",
         }
     }
 }

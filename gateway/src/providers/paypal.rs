@@ -30,7 +30,7 @@ use oncegate_runtime::secret::Secret;
 use store::{Source, Store};
 use trust::{Chain, Trust};
 
-use super::{BadSecret, Refusal, credentials};
+use super::{BadSecret, Lack, Refusal, credentials};
 use crate::key::Members;
 
 /// What names an event: `id` alone. The id of the resource repeats over types (section 9).
@@ -137,8 +137,9 @@ impl PayPal {
             return Err(Refusal::UnsupportedAlgorithm);
         }
         let url = CertUrl::parse(url, self.environment).ok_or(Refusal::UntrustedCertUrl)?;
-        // What does not decode matches nothing; said here, it costs no fetch.
-        let signature = STANDARD.decode(signature).map_err(|_| Refusal::BadSignature)?;
+        // What does not decode, or has no key's length, matches nothing; said here, it costs no fetch.
+        let signature = STANDARD.decode(signature).ok().filter(|signature| trust::may_be_signature(signature));
+        let signature = signature.ok_or(Refusal::BadSignature)?;
         let sent = match self.tolerance {
             None => None,
             Some(_) => Some(humantime::parse_rfc3339(time).map_err(|_| Refusal::MalformedHeader)?),
@@ -232,8 +233,8 @@ impl Verification {
         match &self.certificates {
             Certificates::Store(store) => store.get(&self.url, now).await,
             Certificates::Given(answers) => {
-                let answer = answers.get(&self.url.to_string()).ok_or(Refusal::CertUnavailable)?;
-                let chain = Chain::parse(answer.as_bytes()).ok_or(Refusal::CertUnavailable)?;
+                let answer = answers.get(&self.url.to_string()).ok_or(Refusal::CertUnavailable(Lack::Name))?;
+                let chain = Chain::parse(answer.as_bytes()).ok_or(Refusal::CertUnavailable(Lack::Source))?;
                 self.trust.verify(&chain, now)?;
                 Ok(Arc::new(chain))
             }

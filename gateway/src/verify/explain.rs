@@ -64,7 +64,7 @@ impl Refused<'_> {
                  (an intermediate may be missing, see PAYPAL_INTERMEDIATES_FILE), is not valid at this time, bears another \
                  name, or has too short a key."
                 .to_owned(),
-            Refusal::CertUnavailable => "The certificate cannot be had at the moment, or what was answered is no \
+            Refusal::CertUnavailable(_) => "The certificate cannot be had at the moment, or what was answered is no \
                  certificate. The gateway answers 503, and PayPal sends the event again."
                 .to_owned(),
             Refusal::MalformedBody => "The body lacks what the scheme verifies in it.".to_owned(),

@@ -107,6 +107,25 @@ async fn paypals_webhooks_go_end_to_end_with_certificates_from_a_directory() {
     }
 }
 
+#[tokio::test]
+async fn w14_made_up_names_of_certificates_are_failures_of_their_sender_and_trouble_with_one_is_not() {
+    let paypal = PayPal::new();
+    let harness = Harness::with(|options| Options { gateway_failures_per_minute: 3, ..paypal.options(options) }).await;
+    let status = async |certificate: &str| harness.send(paypal.webhook(certificate, PAYPAL_BODY)).await.status;
+    for _ in 0..10 {
+        assert_eq!(status("CERT-html").await, 503);
+    }
+    // A genuine sender could be meant by each of the first: they come again.
+    for number in 0..3 {
+        assert_eq!(status(&format!("CERT-made-up-{number}")).await, 503);
+    }
+    for number in 3..6 {
+        assert_eq!(status(&format!("CERT-made-up-{number}")).await, 429);
+    }
+    assert_eq!(status("CERT-html").await, 503);
+    assert_eq!(status("CERT-good").await, 200);
+}
+
 fn hmac256(key: &[u8], parts: &[&str]) -> Vec<u8> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
     parts.iter().for_each(|part| mac.update(part.as_bytes()));

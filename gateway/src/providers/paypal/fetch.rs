@@ -28,7 +28,7 @@ use hyper_util::{
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use tower::Service;
 
-use super::{CertUrl, address::is_public};
+use super::{CertUrl, Lack, address::is_public};
 
 /// Over connecting, TLS and the whole answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
@@ -48,6 +48,16 @@ pub(crate) enum FetchError {
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("no answer in time")]
     TimedOut,
+}
+
+impl FetchError {
+    /// What that says of the certificate. Only PayPal's word that there is none is taken for that.
+    pub(super) fn lack(&self) -> Lack {
+        match self {
+            Self::Status(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::GONE) => Lack::Name,
+            Self::Status(_) | Self::Connection(_) | Self::Body(_) | Self::TimedOut => Lack::Source,
+        }
+    }
 }
 
 /// The client.
@@ -153,9 +163,25 @@ mod tests {
                 .body(Full::new(Bytes::from(vec![b'x'; bytes])))
                 .unwrap()
         };
-        for status in [201, 204, 301, 302, 307, 404, 429, 500, 503] {
-            assert!(matches!(read(answer(status, 1)).await, Err(FetchError::Status(_))), "{status}");
+        for (status, lack) in [
+            (201, Lack::Source),
+            (204, Lack::Source),
+            (301, Lack::Source),
+            (302, Lack::Source),
+            (307, Lack::Source),
+            (400, Lack::Name),
+            (403, Lack::Source),
+            (404, Lack::Name),
+            (410, Lack::Name),
+            (429, Lack::Source),
+            (500, Lack::Source),
+            (503, Lack::Source),
+        ] {
+            let error = read(answer(status, 1)).await.unwrap_err();
+            assert!(matches!(error, FetchError::Status(_)), "{status}");
+            assert_eq!(error.lack(), lack, "{status}");
         }
+        assert!(matches!(read(answer(200, BYTES_MAX + 1)).await, Err(error) if error.lack() == Lack::Source));
         assert_eq!(read(answer(200, BYTES_MAX)).await.unwrap().len(), BYTES_MAX);
         assert!(matches!(read(answer(200, BYTES_MAX + 1)).await, Err(FetchError::Body(_))));
     }

@@ -2,11 +2,13 @@
 //!
 //! A stranger chooses the last part of the address and can thereby make the gateway ask PayPal for it. So only what is
 //! trusted is kept, which a stranger cannot make; what is being fetched, how often, and what failed are all bounded. Beyond
-//! the bounds the certificate counts as unavailable, and PayPal tries again.
+//! the bounds the certificate counts as unavailable, and PayPal tries again; whoever asks for names that there are not has
+//! that held against him (W14).
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -22,7 +24,10 @@ use super::{
     fetch::{BYTES_MAX, TIMEOUT},
     trust::{Chain, Trust},
 };
-use crate::{providers::Refusal, throttle::Throttle};
+use crate::{
+    providers::{Lack, Refusal},
+    throttle::Throttle,
+};
 
 /// Trusted certificates kept. PayPal uses one or two at a time.
 const KEPT_MAX: usize = 8;
@@ -33,6 +38,9 @@ pub(crate) const FAILURE_KEPT: Duration = Duration::from_secs(5);
 /// Failures remembered, and fetches under way.
 const FAILURES_MAX: usize = 64;
 const FLIGHTS_MAX: usize = 4;
+
+/// Files that are read at once: each takes a moment and nobody else's time, so strangers may not use up more than that.
+const READS_MAX: usize = 64;
 
 /// Fetches that may be begun at once, and how long until another may.
 const FETCHES_BURST: u32 = 10;
@@ -54,7 +62,7 @@ pub(crate) enum Source {
 
 #[cfg(test)]
 pub(crate) type TestSource =
-    Box<dyn Fn(&CertUrl) -> std::pin::Pin<Box<dyn Future<Output = Option<Bytes>> + Send>> + Send + Sync>;
+    Box<dyn Fn(&CertUrl) -> std::pin::Pin<Box<dyn Future<Output = Result<Bytes, Lack>> + Send>> + Send + Sync>;
 
 /// The certificates.
 pub(crate) struct Store {
@@ -114,7 +122,7 @@ impl Store {
         let Source::Directory(directory) = &self.source else { return };
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten().take(FILES_MAX);
         let files = entries.map(|entry| entry.path()).filter(|path| path.is_file());
-        let ends = files.filter_map(|path| self.trust.end(&Chain::parse(&read_file(&path)?)?));
+        let ends = files.filter_map(|path| self.trust.end(&Chain::parse(&read_file(&path).ok()?)?));
         self.directory_end.store(ends.max().unwrap_or(0), Relaxed);
     }
 
@@ -130,7 +138,7 @@ impl Store {
         let mut flight = self.flight(url, now)?;
         match flight.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
-            _ => Err(Refusal::CertUnavailable),
+            _ => Err(Refusal::CertUnavailable(Lack::Source)),
         }
     }
 
@@ -154,10 +162,15 @@ impl Store {
         if let Some(failure) = state.failures.iter().find(|failure| failure.url == *url) {
             return Err(failure.refusal);
         }
-        if state.flights.len() >= FLIGHTS_MAX || !state.may_fetch(clock) {
+        let may = match self.source {
+            // No token for a file: PayPal is asked for nothing, and a name that is not there costs next to nothing.
+            Source::Directory(_) => state.flights.len() < READS_MAX,
+            _ => state.flights.len() < FLIGHTS_MAX && state.may_fetch(clock),
+        };
+        if !may {
             drop(state);
             self.report(url, "too many certificates were asked for");
-            return Err(Refusal::CertUnavailable);
+            return Err(Refusal::CertUnavailable(Lack::Name));
         }
         let (done, flight) = watch::channel(None);
         state.flights.insert(url.clone(), flight.clone());
@@ -191,36 +204,39 @@ impl Store {
     }
 
     async fn load(&self, url: &CertUrl, now: SystemTime) -> Outcome {
-        let Some(answer) = self.read(url).await else { return Err(Refusal::CertUnavailable) };
+        let answer = self.read(url).await.map_err(Refusal::CertUnavailable)?;
         let Some(chain) = Chain::parse(&answer) else {
             self.report(url, "the answer is no certificate");
-            return Err(Refusal::CertUnavailable);
+            return Err(Refusal::CertUnavailable(Lack::Source));
         };
         self.trust.verify(&chain, now)?;
         tracing::info!(host = url.host(), "PayPal's certificate was taken");
         Ok(Arc::new(chain))
     }
 
-    async fn read(&self, url: &CertUrl) -> Option<Bytes> {
+    async fn read(&self, url: &CertUrl) -> Result<Bytes, Lack> {
         match &self.source {
-            Source::Network(fetcher) => fetcher
-                .fetch(url)
-                .await
-                .map_err(|error| {
-                    if let Some(unreported) = self.reports.pass() {
-                        let error = &error as &dyn std::error::Error;
-                        tracing::warn!(host = url.host(), error, unreported, "PayPal's certificate cannot be fetched");
-                    }
-                })
-                .ok(),
+            Source::Network(fetcher) => fetcher.fetch(url).await.map_err(|error| {
+                if let Some(unreported) = self.reports.pass() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(host = url.host(), error, unreported, "PayPal's certificate cannot be fetched");
+                }
+                error.lack()
+            }),
             Source::Directory(directory) => {
                 let paths = [directory.join(url.name()), directory.join(format!("{}.pem", url.name()))];
-                let reading = tokio::task::spawn_blocking(move || paths.iter().find_map(|path| read_file(path)));
-                let read = tokio::time::timeout(TIMEOUT, reading).await.ok().and_then(Result::ok).flatten();
-                if read.is_none() {
-                    self.report(url, "no such file in the directory with certificates");
+                let first = move || paths.iter().map(|path| read_file(path)).find(|read| !is_missing(read));
+                match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(first)).await {
+                    Ok(Ok(Some(Ok(bytes)))) => Ok(bytes),
+                    Ok(Ok(None)) => {
+                        self.report(url, "no such file in the directory with certificates");
+                        Err(Lack::Name)
+                    }
+                    Ok(Ok(Some(Err(_))) | Err(_)) | Err(_) => {
+                        self.report(url, "a file in the directory with certificates cannot be read");
+                        Err(Lack::Source)
+                    }
                 }
-                read
             }
             #[cfg(test)]
             Source::Test(answer) => answer(url).await,
@@ -252,14 +268,20 @@ impl State {
     }
 }
 
-fn read_file(path: &std::path::Path) -> Option<Bytes> {
+fn read_file(path: &Path) -> io::Result<Bytes> {
     use std::io::Read as _;
 
-    let file = std::fs::File::open(path).ok()?;
+    let file = std::fs::File::open(path)?;
     let mut bytes = Vec::new();
     let limit = u64::try_from(BYTES_MAX).unwrap_or(u64::MAX);
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-    (bytes.len() <= BYTES_MAX).then(|| bytes.into())
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() > BYTES_MAX { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes.into()) }
+}
+
+/// Whether there is no such file. Nor can there be one by a name that is too long for the file system.
+fn is_missing(read: &io::Result<Bytes>) -> bool {
+    let missing = [io::ErrorKind::NotFound, io::ErrorKind::InvalidFilename, io::ErrorKind::IsADirectory];
+    read.as_ref().is_err_and(|error| missing.contains(&error.kind()))
 }
 
 #[cfg(test)]

@@ -232,13 +232,37 @@ async fn headers_are_there_once_within_limits_and_pinned() {
         (ALGORITHM, "none", Refusal::UnsupportedAlgorithm),
         (CERT_URL, "https://evil.example/v1/notifications/certs/CERT-1", Refusal::UntrustedCertUrl),
         (CERT_URL, "https://api.sandbox.paypal.com/v1/notifications/certs/CERT-1", Refusal::UntrustedCertUrl),
-        (CERT_URL, "https://api.paypal.com/v1/notifications/certs/CERT-2", Refusal::CertUnavailable),
+        (CERT_URL, "https://api.paypal.com/v1/notifications/certs/CERT-2", Refusal::CertUnavailable(Lack::Name)),
     ] {
         let change = |headers: &mut HeaderMap| drop(headers.insert(&name, HeaderValue::from_static(value)));
         assert_eq!(request.verdict(&["WID"], None, change).await, Err(wanted), "{name}: {value}");
     }
     let bytes = |headers: &mut HeaderMap| drop(headers.insert(ID, HeaderValue::from_bytes(b"\xff").unwrap()));
     assert_eq!(request.verdict(&["WID"], None, bytes).await, Err(Refusal::MalformedHeader));
+}
+
+#[test]
+fn w9_a_signature_that_no_permitted_key_could_have_made_is_refused_before_any_certificate_is_looked_for() {
+    let request = Request::new();
+    let ids = [Secret::new("WID").unwrap()];
+    let given = Certificates::Given(Arc::default());
+    let trust = Arc::new(request.authority.trust(Environment::Live));
+    let paypal = PayPal::new(&ids, Environment::Live, given, trust, None).unwrap();
+    let begin = |bytes: usize| {
+        let mut headers = HeaderMap::new();
+        for (name, value) in &request.headers {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers.insert(SIGNATURE, HeaderValue::from_str(&STANDARD.encode(vec![1; bytes])).unwrap());
+        paypal.begin(&headers).map(drop)
+    };
+    for bytes in [0, 1, 128, 255] {
+        assert_eq!(begin(bytes), Err(Refusal::BadSignature), "{bytes}");
+    }
+    // Keys of 2,048 bits, and of the most that fits into the header.
+    for bytes in [256, 375] {
+        assert_eq!(begin(bytes), Ok(()), "{bytes}");
+    }
 }
 
 #[tokio::test]

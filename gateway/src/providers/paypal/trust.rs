@@ -4,7 +4,7 @@
 //! Revocation is not checked: PayPal's own certificate has been revoked while it was in use, and a check that fails hard
 //! would have lost every event.
 
-use std::{fmt, time::SystemTime};
+use std::{fmt, ops::RangeInclusive, time::SystemTime};
 
 use aws_lc_rs::rsa::PublicEncryptingKey;
 use oncegate_runtime::tls;
@@ -17,8 +17,8 @@ use crate::providers::Refusal;
 /// Certificates looked at in one answer. A chain has three.
 const CERTIFICATES_MAX: usize = 8;
 
-/// Bits of a key, at least.
-const KEY_BITS_MIN: usize = 2_048;
+/// Bits of a key: what is long enough, and what the algorithm takes.
+const KEY_BITS: RangeInclusive<usize> = 2_048..=8_192;
 
 /// Whom to believe.
 pub(crate) struct Trust {
@@ -97,7 +97,7 @@ impl Trust {
             return Err(Refusal::UntrustedCertificate);
         }
         let key = PublicEncryptingKey::from_der(&leaf.subject_public_key_info());
-        if key.map_or(0, |key| key.key_size_bits()) < KEY_BITS_MIN {
+        if !KEY_BITS.contains(&key.map_or(0, |key| key.key_size_bits())) {
             return Err(Refusal::UntrustedCertificate);
         }
         Ok(())
@@ -168,6 +168,11 @@ impl Chain {
         EndEntityCert::try_from(&self.leaf)
             .is_ok_and(|leaf| leaf.verify_signature(algorithms::RSA_PKCS1_2048_8192_SHA256, message, signature).is_ok())
     }
+}
+
+/// Whether some permitted key could have made it: a signature of RSA is as long as its key.
+pub(super) fn may_be_signature(bytes: &[u8]) -> bool {
+    KEY_BITS.contains(&(bytes.len() * 8))
 }
 
 /// The certificates in a PEM text; at least one.

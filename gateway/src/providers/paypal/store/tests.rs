@@ -20,7 +20,7 @@ fn store(answer: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> (Ar
     let count = asked.clone();
     let source = Source::Test(Box::new(move |url| {
         count.fetch_add(1, Relaxed);
-        let answer = answer(url.name()).map(Bytes::from);
+        let answer = answer(url.name()).map(Bytes::from).ok_or(Lack::Name);
         Box::pin(async move {
             // Long enough that others come meanwhile; the clock of these tests stands still otherwise.
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -68,7 +68,8 @@ async fn w9_failures_are_remembered_for_seconds_only() {
     let given = leaf.clone();
     let (store, asked, authority) = store(move |_| Some(given.get().cloned().unwrap_or("<html>".to_owned())));
     for _ in 0..3 {
-        assert_eq!(store.get(&url("CERT-1"), now()).await.err(), Some(Refusal::CertUnavailable));
+        let refusal = store.get(&url("CERT-1"), now()).await.err();
+        assert_eq!(refusal, Some(Refusal::CertUnavailable(Lack::Source)), "a page is PayPal's trouble");
     }
     assert_eq!(asked.load(Relaxed), 1);
     leaf.set(authority.leaf(NAME, |_| {})).unwrap();
@@ -92,7 +93,9 @@ async fn w9_a_stranger_who_varies_the_address_is_bounded_and_evicts_nobody() {
     let (store, asked) = good();
     assert!(store.get(&url("CERT-1"), now()).await.is_ok());
     for number in 0..1_000 {
-        assert_eq!(store.get(&url(&format!("x{number}")), now()).await.err(), Some(Refusal::CertUnavailable));
+        let refusal = store.get(&url(&format!("x{number}")), now()).await.err();
+        // Within the bounds and beyond them (W14).
+        assert_eq!(refusal, Some(Refusal::CertUnavailable(Lack::Name)), "{number}");
     }
     let fetched = asked.load(Relaxed);
     assert!(fetched <= 12, "{fetched}");
@@ -136,9 +139,26 @@ async fn a_directory_is_all_that_is_asked_where_there_is_one() {
     let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
     assert!(store.get(&url("CERT-1"), now()).await.is_ok());
     assert!(store.get(&url("CERT-2"), now()).await.is_ok());
-    for name in ["CERT-3", "CERT-4", "pem"] {
-        assert_eq!(store.get(&url(name), now()).await.err(), Some(Refusal::CertUnavailable), "{name}");
+    // A name that is not there is its sender's doing; a file that is of no use is not.
+    let long = "x".repeat(400);
+    for (name, lack) in [("CERT-3", Lack::Source), ("CERT-4", Lack::Name), ("pem", Lack::Name), (&long, Lack::Name)] {
+        let refusal = store.get(&url(name), now()).await.err();
+        assert_eq!(refusal, Some(Refusal::CertUnavailable(lack)), "{name}");
     }
+}
+
+#[tokio::test]
+async fn strangers_cannot_use_up_how_often_a_directory_is_read() {
+    let authority = Authority::new();
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("CERT-1"), authority.leaf(NAME, |_| {})).unwrap();
+    let trust = Arc::new(authority.trust(Environment::Live));
+    let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
+    for number in 0..1_000 {
+        assert!(store.get(&url(&format!("x{number}")), now()).await.is_err());
+    }
+    assert!(store.lock().failures.len() <= FAILURES_MAX);
+    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
 }
 
 #[tokio::test]
