@@ -258,7 +258,9 @@ pub struct Options {
 
     /// What has to be left of the lock when the application's time-out is over
     ///
-    /// Covers the calls to the sidecar before and after the delivery, and pauses of the process.
+    /// One half covers the calls to the sidecar before the delivery, the other is kept for the mark after it and for pauses of
+    /// the process. A sidecar so slow that the first half does not do costs the application time: a delivery ends before its
+    /// lock.
     #[arg(long, env = "GATEWAY_LOCK_MARGIN", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub gateway_lock_margin: Duration,
 

@@ -1,7 +1,7 @@
 //! The life of one event behind the gateway: claim, deliver, mark.
 //!
-//! The invariants: nothing is sent without a lock that outlasts the application's time-out (G8); what was sent is marked,
-//! however long that takes (G9); only an acknowledged completion is answered with success. If the process dies between
+//! The invariants: nothing is sent without a lock that outlasts the delivery (G8); what was sent is marked, however long that
+//! takes (G9); only an acknowledged completion is answered with success. If the process dies between
 //! sending and marking, the lock expires and the provider's next try is a new attempt with a higher fencing token (S3).
 
 mod backoff;
@@ -225,12 +225,12 @@ impl Courier {
             }
         };
         let started = Instant::now();
-        let covered = if observing { Ok(()) } else { self.cover(&event, &mut lock).await };
+        let covered = if observing { Ok(event.route.target.timeout) } else { self.cover(&event, &mut lock).await };
         let outcome = match covered {
-            Ok(()) if self.stop.is_cancelled() => nothing_sent("gateway ended before anything was sent"),
-            Ok(()) => {
-                let reply = self.send(&event, Some(&lock)).await;
-                outcome(reply, event.route.policy, event.route.target.timeout)
+            Ok(_) if self.stop.is_cancelled() => nothing_sent("gateway ended before anything was sent"),
+            Ok(timeout) => {
+                let reply = self.send(&event, Some(&lock), timeout).await;
+                outcome(reply, event.route.policy, timeout)
             }
             Err(NotCovered::Unsure(outcome)) => outcome,
             Err(NotCovered::Lost(answer)) => return answer,
@@ -363,25 +363,31 @@ impl Courier {
     }
 
     /// Makes sure that the lock outlasts the delivery (G8): one that a repeated claim got back, or that was waited for, has
-    /// less left than it was granted with.
-    async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<(), NotCovered> {
+    /// less left than it was granted with. One half of the margin is for the calls until here, the other is kept for the
+    /// mark. Says how long the application has.
+    async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<Duration, NotCovered> {
         let Event { route, identity, .. } = event;
-        let needed = route.target.timeout + self.lock_margin;
+        let timeout = route.target.timeout;
+        let kept = self.lock_margin / 2;
         let mut backoff = Backoff::claims();
-        while lock.remaining() < needed {
+        while lock.remaining() < timeout + kept {
             let asked = Instant::now();
             match self.sidecar.extend(lock.attempt(route, identity)).await {
                 Ok(grant) => {
                     lock.ends = asked + grant.remaining;
-                    if lock.remaining() < needed {
+                    let needed = timeout + self.lock_margin;
+                    if grant.remaining < needed {
                         tracing::error!(
                             event = short(route, identity),
-                            remaining = ?lock.remaining(),
+                            remaining = ?grant.remaining,
                             needed = ?needed,
                             "extended lock is still too short"
                         );
                         return Err(NotCovered::unsure());
                     }
+                    // What the answer's way took is no reason to give up: the next attempt would find the sidecar as slow,
+                    // and so would each until the event is dead. The application gets less time instead.
+                    break;
                 }
                 Err(failure) => match failure.kind {
                     Kind::Unknown | Kind::Unavailable { .. } if !lock.remaining().is_zero() => {
@@ -402,15 +408,18 @@ impl Courier {
                 },
             }
         }
-        Ok(())
+        // Never past what is kept, or a second attempt could begin while this one is at work.
+        let left = lock.remaining().saturating_sub(kept);
+        if left.is_zero() { Err(NotCovered::unsure()) } else { Ok(timeout.min(left)) }
     }
 
-    async fn send(&self, event: &Event, lock: Option<&Lock>) -> Reply {
+    async fn send(&self, event: &Event, lock: Option<&Lock>, timeout: Duration) -> Reply {
         let parcel = Parcel {
             route: &event.route,
             identity: &event.identity,
             headers: &event.headers,
             body: &event.body.bytes,
+            timeout,
             hold: lock.map(|lock| Hold {
                 attempt: lock.attempt,
                 fencing_token: lock.fencing_token,

@@ -62,6 +62,8 @@ pub(crate) struct Parcel<'a> {
     /// The provider's headers, of which only a few are passed on.
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: &'a Bytes,
+    /// How long the application has: its time-out, or less where the lock would not outlast that.
+    pub(crate) timeout: Duration,
     /// None while the route only observes, for an event that the sidecar would not have granted.
     pub(crate) hold: Option<Hold>,
 }
@@ -174,7 +176,7 @@ impl Upstream {
         );
         // Where there is a trace the application's part goes into it.
         telemetry::inject(&span, request.headers_mut());
-        let reply = self.send(request, target.timeout).instrument(span.clone()).await;
+        let reply = self.send(request, parcel.timeout).instrument(span.clone()).await;
         if !span.is_disabled() {
             if let Reply::Status(status, _) = &reply {
                 span.record("http.response.status_code", status.as_u16());

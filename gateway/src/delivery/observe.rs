@@ -27,8 +27,9 @@ impl Courier {
             would_answer = word,
             "observing only: delivered what would have been refused"
         );
-        let reply = self.send(&event, None).await;
-        let outcome = outcome(reply, event.route.policy, event.route.target.timeout);
+        let timeout = event.route.target.timeout;
+        let reply = self.send(&event, None, timeout).await;
+        let outcome = outcome(reply, event.route.policy, timeout);
         self.metrics.delivered(&event.route.provider, outcome.label());
         drop(slot);
         match outcome {

@@ -114,6 +114,7 @@ fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
         identity: &identity,
         headers: &inbound,
         body: &body,
+        timeout: route.target.timeout,
         hold: Some(Hold { attempt: 2, fencing_token: 77, remaining: Duration::from_millis(299_123) }),
     };
     let request = request(&parcel, SystemTime::now());
@@ -166,7 +167,8 @@ fn g7_a_configured_secret_signs_the_hop() {
     let body = Bytes::from_static(b"{}");
     let headers = HeaderMap::new();
     let route = route(Some(signer.clone()));
-    let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, hold: None };
+    let timeout = route.target.timeout;
+    let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, timeout, hold: None };
     let request = request(&parcel, UNIX_EPOCH + Duration::from_secs(1_770_000_000));
     assert_eq!(request.headers()["webhook-id"], "shop/stripe/evt_1");
     assert_eq!(request.headers()["webhook-timestamp"], "1770000000");

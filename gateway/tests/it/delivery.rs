@@ -270,8 +270,8 @@ async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_even
 #[tokio::test]
 async fn g9_a_lock_that_would_not_cover_the_delivery_is_extended_first() {
     let harness = Harness::start().await;
-    // 240 s of time-out and 15 s of margin do not fit.
-    harness.sidecar.claim(Scripted::Answer(acquired(7, SECONDS(254))));
+    // 240 s of time-out and the half of 15 s of margin do not fit.
+    harness.sidecar.claim(Scripted::Answer(acquired(7, SECONDS(247))));
     harness.sidecar.extension(unknown());
     harness.sidecar.extension(Scripted::Answer(v1::ExtendLockResponse { lock: Some(lock(7, SECONDS(300))) }));
     assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
@@ -285,6 +285,52 @@ async fn g9_a_lock_that_would_not_cover_the_delivery_is_extended_first() {
     assert_eq!(mark.fencing_token, 7);
     let remaining = &harness.application.deliveries()[0].headers["oncegate-lock-remaining-ms"];
     assert!(remaining.to_str().unwrap().parse::<u64>().unwrap() > 290_000);
+}
+
+#[tokio::test]
+async fn g8_half_of_the_margin_covers_the_calls_before_the_delivery() {
+    // The lock is one second longer than it has to be. The claim took seven.
+    let harness = Harness::with(|options| Options { upstream_timeout: SECONDS(284), ..options }).await;
+    harness.sidecar.claim(Scripted::Answer(acquired(7, SECONDS(293))));
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    assert!(matches!(&harness.sidecar.calls()[..], [Call::Claim(..), Call::Completed(_)]));
+}
+
+#[tokio::test]
+async fn g8_a_sidecar_slower_than_the_margin_costs_the_application_time_and_no_attempt() {
+    let harness = Harness::with(|options| Options {
+        upstream_timeout: Duration::from_millis(299_998),
+        gateway_lock_margin: Duration::from_millis(1),
+        ..options
+    })
+    .await;
+    let latency = Duration::from_millis(20);
+    harness.sidecar.claim(Scripted::Late(latency, acquired(7, SECONDS(300))));
+    let extended = v1::ExtendLockResponse { lock: Some(lock(7, SECONDS(300))) };
+    harness.sidecar.extension(Scripted::Late(latency, extended));
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    assert!(matches!(&harness.sidecar.calls()[..], [Call::Claim(..), Call::Extend(_), Call::Completed(_)]));
+}
+
+#[tokio::test]
+async fn g8_a_delivery_ends_before_its_lock() {
+    let harness = Harness::with(|options| Options {
+        upstream_timeout: Duration::from_millis(900),
+        upstream_connect_timeout: Duration::from_millis(100),
+        gateway_lock_margin: Duration::from_millis(90),
+        gateway_lock_duration: SECONDS(1),
+        ..options
+    })
+    .await;
+    harness.application.reply(Reply::Never);
+    harness.sidecar.claim(Scripted::Answer(acquired(7, Duration::from_millis(500))));
+    let extended = v1::ExtendLockResponse { lock: Some(lock(7, SECONDS(1))) };
+    harness.sidecar.extension(Scripted::Late(Duration::from_millis(300), extended));
+    assert_eq!(harness.deliver("evt_1").await.status, 500);
+    assert_eq!(harness.application.deliveries().len(), 1);
+    let mark = harness.sidecar.failures().remove(0);
+    assert!(mark.retry_after.is_some(), "the lock is not over: {mark:?}");
+    assert_ne!(mark.error, "upstream did not answer in 900ms");
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ pub(crate) enum Call {
 #[derive(Debug)]
 pub(crate) enum Scripted<R> {
     Answer(R),
+    /// The answer of a sidecar that takes so long.
+    Late(Duration, R),
     Error(Status),
     /// No answer, ever.
     Hang,
@@ -121,6 +123,10 @@ impl Sidecar {
         match scripted {
             None => Ok(Response::new(usual())),
             Some(Scripted::Answer(answer)) => Ok(Response::new(answer)),
+            Some(Scripted::Late(latency, answer)) => {
+                tokio::time::sleep(latency).await;
+                Ok(Response::new(answer))
+            }
             Some(Scripted::Error(status)) => Err(status),
             Some(Scripted::Hang) => std::future::pending().await,
         }
