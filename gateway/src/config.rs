@@ -158,7 +158,8 @@ pub struct Options {
 
     /// Paystack's API secret key (sk_...), several separated by commas while one is replaced
     ///
-    /// Paystack has no secret for webhooks alone. Test and live mode have keys of their own.
+    /// Paystack has no secret for webhooks alone. Test and live mode have keys of their own, which one list may not mix: test
+    /// events would pass for payments with the same reference.
     #[arg(long, env = "PAYSTACK_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true)]
     pub paystack_webhook_secret: Option<SecretText>,
 

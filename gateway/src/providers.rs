@@ -237,7 +237,7 @@ impl Provider {
             Self::Stripe(stripe) => stripe.replace_secrets(secrets),
             Self::PayPal(paypal) => return paypal.replace_secrets(secrets),
             Self::Flutterwave(flutterwave) => flutterwave.replace_secrets(secrets),
-            Self::Paystack(paystack) => paystack.replace_secrets(secrets),
+            Self::Paystack(paystack) => return paystack.replace_secrets(secrets),
             Self::StandardWebhooks(standard) => return standard.replace_secrets(secrets),
         }
         Ok(())

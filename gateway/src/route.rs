@@ -8,7 +8,12 @@ use oncegate_runtime::{
     secret::{Secret, Source},
 };
 
-use crate::{config::Policy, enforcement::Switch, providers::Provider, signing::Signer};
+use crate::{
+    config::Policy,
+    enforcement::Switch,
+    providers::{Provider, paystack::one_mode},
+    signing::Signer,
+};
 
 /// One path for webhooks.
 #[derive(Debug)]
@@ -66,6 +71,18 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
                         later.provider.name(),
                         earlier.target.url,
                         later.target.url,
+                    ),
+                );
+            }
+            // As within one list of secrets.
+            let both = earlier.secrets.read.iter().chain(&later.secrets.read);
+            if same_events && matches!(later.provider, Provider::Paystack(_)) && one_mode(both).is_err() {
+                checks.problem(
+                    "routes",
+                    format!(
+                        "{} and {} share tenant {}, but one has a key of Paystack's test mode and the other of live mode: a \
+                         test event would pass for the payment with its reference; give them tenants of their own",
+                        earlier.path, later.path, later.tenant,
                     ),
                 );
             }

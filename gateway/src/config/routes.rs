@@ -15,7 +15,7 @@ use crate::{
         Provider,
         flutterwave::Flutterwave,
         paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
-        paystack::Paystack,
+        paystack::{Paystack, one_mode},
         standard_webhooks::StandardWebhooks,
         stripe::Stripe,
     },
@@ -183,7 +183,10 @@ fn provider_with(
     let bad = |error: crate::providers::BadSecret| Problem::new(name("secrets"), error.to_string());
     Some(match kind {
         Kind::Stripe => Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?)),
-        Kind::Paystack => Provider::Paystack(Paystack::new(secrets?)),
+        Kind::Paystack => {
+            checks.take(one_mode(secrets?).map_err(bad))?;
+            Provider::Paystack(Paystack::new(secrets?))
+        }
         Kind::StandardWebhooks => {
             Provider::StandardWebhooks(checks.take(StandardWebhooks::new(secrets?, scheme.tolerance?).map_err(bad))?)
         }

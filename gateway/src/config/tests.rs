@@ -140,7 +140,7 @@ fn g3_a_provider_with_a_secret_has_a_route() {
         paypal_webhook_id: Some("5FR00112AB334455C".into()),
         flutterwave_webhook_secret: Some("a secret hash of one's own".into()),
         flutterwave_signature: Some(FlutterwaveVersion::V3),
-        paystack_webhook_secret: Some("sk_live_a,sk_test_b".into()),
+        paystack_webhook_secret: Some("sk_live_a,sk_live_b".into()),
         ..usable()
     };
     let settings = options.validate().unwrap();
@@ -154,6 +154,19 @@ fn g3_a_provider_with_a_secret_has_a_route() {
             ("/webhooks/payments/paystack", false),
         ]
     );
+}
+
+#[test]
+fn keys_of_paystacks_test_and_live_mode_do_not_stand_in_one_list() {
+    let with = |keys: &str| Options { paystack_webhook_secret: Some(keys.into()), ..usable() }.validate();
+    for keys in ["sk_live_hunter2,sk_test_hunter2", "sk_test_hunter2,sk_test_b,sk_live_hunter2"] {
+        let text = with(keys).unwrap_err().to_string();
+        assert!(text.contains("PAYSTACK_WEBHOOK_SECRET") && text.contains("tenant of its own"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    for keys in ["sk_live_a,sk_live_b", "sk_test_a,sk_test_b", "sk_a,sk_live_b"] {
+        assert!(with(keys).is_ok(), "{keys}");
+    }
 }
 
 #[test]
@@ -352,6 +365,24 @@ secrets = "hunter2"
         ];
         assert_eq!(places, wanted, "{found:#?}");
         assert!(!found.iter().any(|problem| problem.contains("hunter2")), "{found:#?}");
+    }
+
+    #[test]
+    fn routes_do_not_mix_paystacks_test_and_live_mode() {
+        let route = |name: &str, tenant: &str, secrets: &str| {
+            format!(
+                "[[route]]\nname = \"{name}\"\nprovider = \"paystack\"\ntenant = \"{tenant}\"\nsecrets = {secrets}\n\
+                 upstream_url = \"http://app/\"\n"
+            )
+        };
+        let found = problems(&route("a", "t", r#"["sk_live_hunter2", "sk_test_hunter2"]"#));
+        assert!(found.len() == 1 && found[0].starts_with("oncegate.toml:5 secrets: "), "{found:?}");
+        assert!(!found[0].contains("hunter2"), "{found:?}");
+        let live = route("live", "t", r#""sk_live_hunter2""#);
+        let found = problems(&format!("{live}{}", route("test", "t", r#""sk_test_hunter2""#)));
+        assert!(found.len() == 1 && found[0].contains("give them tenants of their own"), "{found:?}");
+        assert!(!found[0].contains("hunter2"), "{found:?}");
+        assert!(problems(&format!("{live}{}", route("test", "u", r#""sk_test_hunter2""#))).is_empty());
     }
 
     #[test]

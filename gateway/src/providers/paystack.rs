@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName};
 use oncegate_runtime::secret::Secret;
 use sha2::Sha512;
 
-use super::{Refusal, credentials};
+use super::{BadSecret, Refusal, credentials};
 use crate::key::Members;
 
 /// What names an event. The number of the row in `data.id` comes last: it is missing from refunds, and the tables that
@@ -39,7 +39,11 @@ pub(crate) static SIGNATURE_HEADERS: [HeaderName; 1] = [HEADER];
 
 type KeyState = Hmac<Sha512>;
 
-/// Paystack with its keys: those of test and live mode, or the old and the new one while a key is replaced.
+/// How the keys of the two modes begin.
+const TEST_KEY: &str = "sk_test_";
+const LIVE_KEY: &str = "sk_live_";
+
+/// Paystack with its key, or the old and the new one while it is replaced.
 pub struct Paystack {
     keys: credentials::Keys<KeyState>,
 }
@@ -51,8 +55,10 @@ impl Paystack {
         Self { keys: credentials::Keys::new(credentials::hmac_keys(secrets)) }
     }
 
-    pub(super) fn replace_secrets(&self, secrets: &[Secret]) {
+    pub(super) fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
+        one_mode(secrets)?;
         self.keys.replace(credentials::hmac_keys(secrets));
+        Ok(())
     }
 
     pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
@@ -61,6 +67,19 @@ impl Paystack {
         let candidate = decode(value).ok_or(Refusal::BadSignature)?;
         Ok(Verification { keys, candidate })
     }
+}
+
+/// Refuses keys of test and live mode side by side. Shops number orders in both, and an event is named by the order's
+/// reference: the test of `order-1` would make the payment of `order-1` a duplicate.
+pub(crate) fn one_mode<'a>(secrets: impl IntoIterator<Item = &'a Secret> + Clone) -> Result<(), BadSecret> {
+    let any = |start: &str| secrets.clone().into_iter().any(|secret| secret.expose().starts_with(start));
+    if any(TEST_KEY) && any(LIVE_KEY) {
+        return Err(BadSecret::new(
+            "keys of test mode (sk_test_) beside those of live mode (sk_live_): a test event would pass for the payment with \
+             its reference; make a route with a tenant of its own for test mode",
+        ));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Paystack {
@@ -132,6 +151,16 @@ mod tests {
         for wrong in ["", "zz", &good.to_uppercase(), &good[..126], &format!("{good}00"), &format!("sha512={good}")] {
             assert_eq!(verdict(&["sk_live"], &[wrong]), Err(Refusal::BadSignature), "{wrong}");
         }
+    }
+
+    #[test]
+    fn w5_a_reload_that_mixes_test_and_live_mode_keeps_the_old_keys() {
+        let secrets = |keys: &[&str]| -> Vec<_> { keys.iter().map(|key| Secret::new(*key).unwrap()).collect() };
+        let paystack = Paystack::new(&secrets(&["sk_live_a"]));
+        assert!(paystack.replace_secrets(&secrets(&["sk_live_a", "sk_test_b"])).is_err());
+        assert_eq!(paystack.keys.get().unwrap().len(), 1);
+        assert_eq!(paystack.replace_secrets(&secrets(&["sk_live_a", "sk_live_b"])), Ok(()));
+        assert_eq!(paystack.keys.get().unwrap().len(), 2);
     }
 
     #[test]
