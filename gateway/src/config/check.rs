@@ -1,6 +1,6 @@
 //! From options to settings that fit together.
 
-use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Size, Span},
@@ -19,6 +19,13 @@ const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a time-out may be, in the settings and in a route.
+pub(super) const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
+
+/// Why connecting to the application has less time than its answer.
+pub(super) const CONNECT_FIRST: &str =
+    "a connection that was never made could not be told from an answer that never came";
 
 pub(super) fn settings(options: Options) -> Result<Settings, Problems> {
     let mut checks = Checks::new();
@@ -105,7 +112,7 @@ fn order(options: &Options, checks: &mut Checks) {
     checks.less(
         ("UPSTREAM_CONNECT_TIMEOUT", Span(options.upstream_connect_timeout)),
         ("UPSTREAM_TIMEOUT", Span(timeout)),
-        "a connection that was never made could not be told from an answer that never came",
+        CONNECT_FIRST,
     );
     checks.less(
         ("SIDECAR_CONNECT_TIMEOUT", Span(options.sidecar_connect_timeout)),
@@ -126,10 +133,9 @@ fn order(options: &Options, checks: &mut Checks) {
 
 /// Limits of single values.
 fn limits(options: &Options, checks: &mut Checks) {
-    let mut spans = |setting, value, range: std::ops::RangeInclusive<Duration>| {
+    let mut spans = |setting, value, range: RangeInclusive<Duration>| {
         checks.within(setting, Span(value), Span(*range.start())..=Span(*range.end()));
     };
-    let some = Duration::from_millis(1);
     // W3: a wider window is a wider window for whoever recorded a request.
     spans("STRIPE_TOLERANCE", options.stripe_tolerance, SECOND..=routes::TOLERANCE_MAX);
     // The contract's limits.
@@ -150,7 +156,7 @@ fn limits(options: &Options, checks: &mut Checks) {
         ("GATEWAY_FIRST_BYTE_TIMEOUT", options.gateway_first_byte_timeout),
         ("GATEWAY_SECRET_RELOAD", options.gateway_secret_reload),
     ] {
-        spans(setting, value, some..=DAY);
+        spans(setting, value, TIMEOUTS);
     }
     spans("GATEWAY_HEALTH_CACHE", options.gateway_health_cache, Duration::ZERO..=DAY);
     if let Some(drain) = options.gateway_drain {

@@ -18,6 +18,7 @@ use toml::{
 
 use super::{
     Enforcement, Options, Policy,
+    check::{CONNECT_FIRST, TIMEOUTS},
     routes::{Kind, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
 };
 use crate::{
@@ -291,6 +292,19 @@ impl Reader<'_> {
         };
         let options = defaults.options;
         let timeout = self.duration("upstream_timeout");
+        if let Some(found) = &timeout {
+            let (least, most) = TIMEOUTS.into_inner();
+            self.within(found, Span(least)..=Span(most));
+            if found.value <= options.upstream_connect_timeout {
+                let (given, connect) = (Span(found.value), Span(options.upstream_connect_timeout));
+                self.checks.problem(
+                    found.name.clone(),
+                    format!(
+                        "{given} given, has to be more than UPSTREAM_CONNECT_TIMEOUT, which is {connect}: {CONNECT_FIRST}"
+                    ),
+                );
+            }
+        }
         let lock = self.duration("lock_duration");
         if let Some(found) = &lock {
             self.within(found, Span(Duration::from_secs(1))..=Span(Duration::from_secs(24 * 60 * 60)));

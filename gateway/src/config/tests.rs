@@ -386,6 +386,32 @@ secrets = "hunter2"
     }
 
     #[test]
+    fn a_routes_time_out_has_the_limits_and_the_order_of_the_general_one() {
+        let with = |timeout: &str| {
+            problems(&format!(
+                "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets = \"sk\"\nupstream_url = \"http://app/\"\n\
+                 upstream_timeout = \"{timeout}\"\n"
+            ))
+        };
+        let connect = Options::default().upstream_connect_timeout;
+        let less = humantime::format_duration(connect).to_string();
+        for (timeout, wanted) in [
+            ("0s", &["0s given, permitted is 1ms to", "0s given, has to be more than UPSTREAM_CONNECT_TIMEOUT"][..]),
+            ("1ms", &["1ms given, has to be more than UPSTREAM_CONNECT_TIMEOUT"]),
+            (&less, &["given, has to be more than UPSTREAM_CONNECT_TIMEOUT"]),
+            ("25h", &["given, permitted is 1ms to", "with GATEWAY_LOCK_MARGIN"]),
+        ] {
+            let found = with(timeout);
+            assert_eq!(found.len(), wanted.len(), "{timeout}: {found:?}");
+            for (found, wanted) in found.iter().zip(wanted) {
+                assert!(found.starts_with("oncegate.toml:6 upstream_timeout: "), "{timeout}: {found}");
+                assert!(found.contains(wanted), "{timeout}: {found}");
+            }
+        }
+        assert!(with(&format!("{less} 1ms")).is_empty());
+    }
+
+    #[test]
     fn what_is_no_list_of_routes_is_a_problem() {
         for (text, wanted) in [
             ("", "oncegate.toml:1: holds no [[route]]"),
