@@ -1,7 +1,8 @@
-//! `--print-config` of the commands that serve: every setting, its value, and where that came from. Secrets are not shown.
-//! Made from the command line itself, so that no setting can be forgotten.
+//! `--print-config` of the commands that serve: every setting, its value, and where that came from. Secrets are not shown, be
+//! they settings of their own or parts of a URL. Made from the command line itself, so that no setting can be forgotten.
 
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
+use oncegate_runtime::secret::shown_url;
 
 use crate::output::{self, Column};
 
@@ -34,7 +35,7 @@ pub(crate) fn print(commands: &Command, matches: &ArgMatches) -> bool {
         let value = match matches.get_raw(id) {
             None => "-".to_owned(),
             Some(_) if argument.is_hide_env_values_set() => "***".to_owned(),
-            Some(values) => values.map(|value| value.to_string_lossy()).collect::<Vec<_>>().join(","),
+            Some(values) => values.map(|value| shown_url(&value.to_string_lossy())).collect::<Vec<_>>().join(","),
         };
         let source = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => "option",

@@ -1,11 +1,11 @@
 //! Routes: a path, whose webhooks arrive there, and where they go.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use http::Uri;
 use oncegate_runtime::{
     config::Checks,
-    secret::{Secret, Source},
+    secret::{Secret, Source, shown_url},
 };
 
 use crate::{
@@ -37,7 +37,7 @@ pub(crate) struct Secrets {
 }
 
 /// The application behind a route.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) url: Uri,
     /// Signs what is delivered, when the application wants to verify the hop (G7).
@@ -48,6 +48,17 @@ pub(crate) struct Target {
     pub(crate) timeout: Duration,
     /// How long the lock on one of its events lasts: longer than that, with a margin (G8).
     pub(crate) lock_duration: Duration,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Target")
+            // Its query may be a secret.
+            .field("url", &shown_url(&self.url.to_string()))
+            .field("timeout", &self.timeout)
+            .field("lock_duration", &self.lock_duration)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Refuses routes that would starve each other.
@@ -69,8 +80,8 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
                         later.path,
                         later.tenant,
                         later.provider.name(),
-                        earlier.target.url,
-                        later.target.url,
+                        shown_url(&earlier.target.url.to_string()),
+                        shown_url(&later.target.url.to_string()),
                     ),
                 );
             }
@@ -135,5 +146,17 @@ mod tests {
         assert_eq!(problems(&[first(), route("/b", "t", "http://x/")]), 0);
         assert_eq!(problems(&[first(), route("/b", "u", "http://y/")]), 0);
         assert_eq!(problems(&[first(), first()]), 1);
+    }
+
+    #[test]
+    fn g10_no_message_and_no_debug_output_shows_the_query_of_an_application() {
+        let routes = [route("/a", "t", "http://x/hook?key=hunter2"), route("/b", "t", "http://y/hook?key=hunter2")];
+        let mut checks = Checks::new();
+        check(&routes, &mut checks);
+        let text = checks.finish().unwrap_err().to_string();
+        assert!(text.contains("deliver to http://x/hook?*** and http://y/hook?***"), "{text}");
+        for shown in [text, format!("{routes:?}")] {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
     }
 }

@@ -68,6 +68,24 @@ impl fmt::Debug for SecretText {
     }
 }
 
+/// A URL as others may see it: `***` for what stands before an `@`, and for a query and a fragment, where people put
+/// passwords and keys. Text that is no URL stays as it is.
+#[must_use]
+pub fn shown_url(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (place, more) = rest.find(['?', '#']).map_or((rest, ""), |at| rest.split_at(at));
+    let (authority, path) = place.find('/').map_or((place, ""), |at| place.split_at(at));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    // A password with a slash or the like in it, or another URL behind this one: nobody can say what is what.
+    let port = host.rsplit_once(':').map_or("", |(_, port)| if port.ends_with(']') { "" } else { port });
+    if !port.bytes().all(|byte| byte.is_ascii_digit()) || (place.contains("://") && place.contains('@')) {
+        return format!("{scheme}://***");
+    }
+    let user = if host.len() < authority.len() { "***@" } else { "" };
+    let hidden = more.get(..1).map_or(String::new(), |mark| format!("{mark}***"));
+    format!("{scheme}://{user}{host}{path}{hidden}")
+}
+
 /// Why secrets could not be read. Names the file, never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -201,6 +219,27 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_user_query_and_fragment() {
+        for (url, shown) in [
+            ("http://app:3000/hook", "http://app:3000/hook"),
+            ("http://app:3000/hook?key=hunter2", "http://app:3000/hook?***"),
+            ("https://app?hunter2@host/x", "https://app?***"),
+            ("https://app/#hunter2", "https://app/#***"),
+            ("http://user:hunter2@app/hook?a=hunter2#b", "http://***@app/hook?***"),
+            ("http://hunter2@x@[::1]:80/", "http://***@[::1]:80/"),
+            ("http://[fe80::a]/@me", "http://[fe80::a]/@me"),
+            ("http://user:hunter2/x@app/", "http://***"),
+            ("http://user:hunter2?x@app/", "http://***"),
+            ("http://one:1,http://two:2", "http://one:1,http://two:2"),
+            ("http://one:1,http://user:hunter2@two:2", "http://***"),
+            ("unix:/run/a.sock?", "unix:/run/a.sock?"),
+            ("5m", "5m"),
+        ] {
+            assert_eq!(shown_url(url), shown);
+        }
+    }
 
     #[test]
     fn nothing_prints_a_secret() {

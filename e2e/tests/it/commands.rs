@@ -171,6 +171,7 @@ async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
             .env("DATABASE_URL", "postgres://pay:hidden-password@db/payments")
             .env("STRIPE_WEBHOOK_SECRET", "whsec_hidden-secret")
             .env("REDIS_PASSWORD", "hidden-too")
+            .env("UPSTREAM_URL", "http://hidden-user:hidden@app:3000/hook?key=hidden-in-a-query")
             .env("LOCK_DURATION", "7m")
             .run()
             .await?;
@@ -183,6 +184,7 @@ async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
         }
         if command != "sidecar" {
             assert!(finished.stdout.contains("STRIPE_WEBHOOK_SECRET"), "{}", finished.stdout);
+            assert!(finished.stdout.contains("http://***@app:3000/hook?***"), "{}", finished.stdout);
         }
     }
     Ok(())
