@@ -90,40 +90,41 @@ pub(crate) fn identify<const N: usize>(
     Ok(Identity {
         event_id,
         event_type: event_type(sent_type),
-        sent_id: signed_id.or_else(|| first(members.sent_id).map(str::to_owned)),
-        sent_type: sent_type.map(str::to_owned),
+        sent_id: signed_id.or_else(|| first(members.sent_id).map(|sent| sent.text.clone().into_owned())),
+        sent_type: sent_type.map(|sent| sent.text.clone().into_owned()),
     })
 }
 
 /// The first of the members that is there and not empty.
-fn first<'f, const N: usize>(found: &'f Found<'_, N>, indices: &[usize]) -> Option<&'f str> {
-    indices.iter().find_map(|&index| found[index].as_deref().filter(|text| !text.is_empty()))
+fn first<'f, 'a, const N: usize>(found: &'f Found<'a, N>, indices: &[usize]) -> Option<&'f Text<'a>> {
+    indices.iter().find_map(|&index| found[index].as_ref().filter(|found| !found.text.is_empty()))
 }
 
 /// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
 /// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
 fn event_id<const N: usize>(members: &Members<N>, found: &Found<'_, N>, digest: &[u8; 32]) -> String {
     let mut id = String::new();
-    let mut named = false;
+    let (mut named, mut readable) = (false, true);
     for (index, part) in members.key.iter().enumerate() {
         if index > 0 {
             id.push(':');
         }
-        if let Some(text) = first(found, part) {
-            id.push_str(text);
+        if let Some(part) = first(found, part) {
+            id.push_str(&part.text);
             named |= index == members.naming;
+            readable &= part.readable;
         }
     }
-    if named && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest) }
+    if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest) }
 }
 
 /// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
 /// text, which keeps different types apart.
-fn event_type(sent: Option<&str>) -> String {
+fn event_type(sent: Option<&Text<'_>>) -> String {
     match sent {
         None => TYPE_UNKNOWN.to_owned(),
-        Some(text) if fits(text, EVENT_TYPE_BYTES_MAX) => text.to_owned(),
-        Some(text) => hashed(&Sha256::digest(text.as_bytes()).into()),
+        Some(sent) if sent.readable && fits(&sent.text, EVENT_TYPE_BYTES_MAX) => sent.text.clone().into_owned(),
+        Some(sent) => hashed(&Sha256::digest(sent.text.as_bytes()).into()),
     }
 }
 
@@ -168,7 +169,15 @@ fn depth_within(json: &[u8], max: usize) -> bool {
 
 /// The texts of the members found so far. One that is there but has no text (null, true, an object, an array) counts as
 /// missing.
-type Found<'a, const N: usize> = [Option<Cow<'a, str>>; N];
+type Found<'a, const N: usize> = [Option<Text<'a>>; N];
+
+/// The text of a member, or a member's name.
+struct Text<'a> {
+    text: Cow<'a, str>,
+    /// Not so a string with half of a surrogate pair in it: it is JSON (RFC 8259, section 8.2), so that the event is one, but
+    /// no text. Then this is what stands between the quotes, and fits nowhere.
+    readable: bool,
+}
 
 /// The member names from the top to here.
 #[derive(Clone, Copy)]
@@ -231,8 +240,10 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = [false; N];
         let mut deeper_seen: Vec<&'static [&'static str]> = Vec::new();
-        while let Some(name) = map.next_key::<Name<'de>>()? {
-            match self.wanted(&name.0) {
+        while let Some(name) = map.next_key::<&RawValue>()? {
+            let name = string(name.get());
+            let wanted = if name.readable { self.wanted(&name.text) } else { Wanted::Nothing };
+            match wanted {
                 Wanted::Nothing => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -243,7 +254,7 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
                     if std::mem::replace(&mut seen[index], true) && self.members.in_key(index) {
                         return Err(A::Error::custom("duplicate member"));
                     }
-                    self.found[index] = text(map.next_value()?)?;
+                    self.found[index] = text(map.next_value()?);
                 }
                 Wanted::Deeper(names) => {
                     if deeper_seen.contains(&names) {
@@ -263,39 +274,26 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
     }
 }
 
-/// A member name, borrowed unless it is escaped.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> serde::Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NameVisitor;
-        impl<'de> Visitor<'de> for NameVisitor {
-            type Value = Name<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a member name")
-            }
-
-            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
-                Ok(Name(Cow::Borrowed(name)))
-            }
-
-            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-                Ok(Name(Cow::Owned(name.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(NameVisitor)
+/// The text of a string, or of a number exactly as it stands in the body: as a floating-point number `1.0` would be `1`
+/// and long ids would be rounded.
+fn text(value: &RawValue) -> Option<Text<'_>> {
+    let json = value.get();
+    match json.as_bytes().first()? {
+        b'"' => Some(string(json)),
+        b'-' | b'0'..=b'9' => Some(Text { text: Cow::Borrowed(json), readable: true }),
+        _ => None,
     }
 }
 
-/// The text of a string, or of a number exactly as it stands in the body: as a floating-point number `1.0` would be `1`
-/// and long ids would be rounded.
-fn text<'a, E: serde::de::Error>(value: &'a RawValue) -> Result<Option<Cow<'a, str>>, E> {
-    let json = value.get();
-    match json.as_bytes().first() {
-        Some(b'"') => serde_json::from_str::<Name<'a>>(json).map(|name| Some(name.0)).map_err(E::custom),
-        Some(b'-' | b'0'..=b'9') => Ok(Some(Cow::Borrowed(json))),
-        _ => Ok(None),
+/// The text of what is known to be a string. Borrowed unless it is escaped.
+fn string(json: &str) -> Text<'_> {
+    let inner = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(json);
+    if !json.contains('\\') {
+        return Text { text: Cow::Borrowed(inner), readable: true };
+    }
+    match serde_json::from_str(json) {
+        Ok(text) => Text { text: Cow::Owned(text), readable: true },
+        Err(_) => Text { text: Cow::Borrowed(inner), readable: false },
     }
 }
 

@@ -69,6 +69,8 @@ fn ids_that_the_contract_does_not_permit_become_the_digest_of_the_body() {
         r#"{"id":"évt"}"#,
         r#"{"id":"evt\n"}"#,
         r#"{"id":"evt\u007f"}"#,
+        r#"{"id":"\ud800"}"#,
+        r#"{"id":"evt_\udc00\ud800"}"#,
         &long,
     ] {
         assert_eq!(named(&ID_ONLY, body), Ok((by_digest(body), "unknown".to_owned())), "{body}");
@@ -83,6 +85,26 @@ fn types_that_the_contract_does_not_permit_become_the_digest_of_their_text() {
         assert_eq!(canonical, by_digest(event_type), "{event_type}");
         assert!(fits(&canonical, EVENT_TYPE_BYTES_MAX));
     }
+}
+
+#[test]
+fn half_a_surrogate_is_json_and_fits_nowhere() {
+    // A type is told by what stands in the body, which keeps different ones apart.
+    for (json, event_type) in [
+        (r#"{"id":"e","type":"\ud83d"}"#, by_digest(r"\ud83d")),
+        (r#"{"id":"e","type":"a\ud83d\u0041\""}"#, by_digest(r#"a\ud83d\u0041\""#)),
+        (r#"{"id":"e","type":"\ud83d\ude00"}"#, by_digest("\u{1f600}")),
+    ] {
+        assert_eq!(named(&ID_ONLY, json), Ok(("e".to_owned(), event_type)), "{json}");
+    }
+    // A name with one is no name that anybody wants.
+    for body in [r#"{"\ud83d":1,"id":"e"}"#, r#"{"id":"e","id\ud83d":"x"}"#, r#"{"id":"e","x":{"\udc00":"\ud800"}}"#] {
+        assert_eq!(named(&ID_ONLY, body), Ok(("e".to_owned(), "unknown".to_owned())), "{body}");
+    }
+    let body = r#"{"event":"charge","data":{"\ud83d":2,"id":7,"status":"ok"}}"#;
+    assert_eq!(named(&NESTED, body).unwrap().0, "charge:7:ok");
+    let body = r#"{"event":"charge","data":{"id":7,"status":"\ud83d"}}"#;
+    assert_eq!(named(&NESTED, body).unwrap().0, by_digest(body));
 }
 
 #[test]
@@ -107,7 +129,10 @@ fn what_is_not_one_json_object_is_malformed() {
         r#"{"id":"e","x":NaN}"#,
         r#"{"id":"e","x":"\x"}"#,
         r#"{"id":"e","x":[1,}"#,
-        r#"{"id":"\ud800"}"#,
+        "{\"id\":\"e\",\"\n\":1}",
+        "{\"id\":\"e\",\"\\ud800\n\":1}",
+        r#"{"id":"e","\ud80":1}"#,
+        r#"{"id":"e","\x":1}"#,
         "{\"id\":\"e\",\"x\":\"\n\"}",
     ] {
         assert_eq!(named(&ID_ONLY, body), Err(MalformedBody), "{body:?}");

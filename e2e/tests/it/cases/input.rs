@@ -185,7 +185,6 @@ async fn bodies_in_every_wrong_shape_get_400_or_a_name_and_a_clean_line(ledger: 
         ("a NUL behind", b"{\"id\":\"evt_1\"}\0".to_vec()),
         ("a byte order mark", b"\xef\xbb\xbf{\"id\":\"evt_1\"}".to_vec()),
         ("a control character", b"{\"id\":\"evt\x1b[2J\"}".to_vec()),
-        ("half a surrogate", br#"{"id":"evt_\ud800"}"#.to_vec()),
         ("an array", br#"[{"id":"evt_1"}]"#.to_vec()),
         ("nothing", b"".to_vec()),
     ] {
@@ -203,6 +202,7 @@ async fn bodies_in_every_wrong_shape_get_400_or_a_name_and_a_clean_line(ledger: 
         ("control characters", with_id(r#""evt\u001b[2J\r\nINFO forged""#), "sha256:"),
         ("letters that run backwards", with_id("\"evt_\u{202e}1\""), "sha256:"),
         ("a NUL", with_id(r#""evt_\u0000""#), "sha256:"),
+        ("half a surrogate", with_id(r#""evt_\ud800""#), "sha256:"),
         ("nothing", with_id("\"\""), "sha256:"),
     ];
     let mut client = client(everything.sidecar).await?;
