@@ -35,7 +35,7 @@ pub(crate) struct FailureLimits {
 pub(crate) struct Source(IpAddr);
 
 impl Source {
-    fn of(address: IpAddr) -> Self {
+    pub(crate) fn of(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(address) => {
                 let [a, b, c, d, ..] = address.segments();
@@ -63,8 +63,12 @@ impl Failures {
 
     /// Counts a failure; when it is one too many, how long until the next may fail.
     pub(crate) fn add(&self, route: &Arc<Route>, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Duration> {
-        let source = source(headers, peer, self.trusted_hops);
-        self.add_at(Arc::as_ptr(route).addr(), source)
+        self.add_at(Arc::as_ptr(route).addr(), self.source(headers, peer))
+    }
+
+    /// Who sent a request, as far as that can be told.
+    pub(crate) fn source(&self, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Source> {
+        source(headers, peer, self.trusted_hops)
     }
 
     fn add_at(&self, route: usize, source: Option<Source>) -> Option<Duration> {

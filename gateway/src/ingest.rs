@@ -111,6 +111,7 @@ impl Ingest {
             Stopped::Broken => (Answer::MalformedRequest, Unread::Nothing),
         })?;
         let signed = verification
+            .sent_by(self.failures.source(&parts.headers, peer))
             .finish(&received.bytes, now)
             .await
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;

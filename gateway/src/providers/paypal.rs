@@ -31,7 +31,7 @@ use store::{Source, Store};
 use trust::{Chain, Trust};
 
 use super::{BadSecret, Lack, Refusal, credentials};
-use crate::key::Members;
+use crate::{failures::Source as Sender, key::Members};
 
 /// What names an event: `id` alone. The id of the resource repeats over types (section 9).
 pub(crate) const MEMBERS: Members<2> =
@@ -153,6 +153,7 @@ impl PayPal {
             url,
             signature,
             limit: self.tolerance.zip(sent),
+            sender: None,
         })
     }
 }
@@ -207,6 +208,8 @@ pub struct Verification {
     signature: Vec<u8>,
     /// The limit of age, with the time when it was sent.
     limit: Option<(Duration, SystemTime)>,
+    /// Who sent it, where that is known.
+    pub(super) sender: Option<Sender>,
 }
 
 impl Verification {
@@ -231,7 +234,7 @@ impl Verification {
     /// The certificate, trusted at `now`.
     async fn chain(&self, now: SystemTime) -> Result<Arc<Chain>, Refusal> {
         match &self.certificates {
-            Certificates::Store(store) => store.get(&self.url, now).await,
+            Certificates::Store(store) => store.get(&self.url, now, self.sender).await,
             Certificates::Given(answers) => {
                 let answer = answers.get(&self.url.to_string()).ok_or(Refusal::CertUnavailable(Lack::Name))?;
                 let chain = Chain::parse(answer.as_bytes()).ok_or(Refusal::CertUnavailable(Lack::Source))?;

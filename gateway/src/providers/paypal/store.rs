@@ -3,7 +3,7 @@
 //! A stranger chooses the last part of the address and can thereby make the gateway ask PayPal for it. So only what is
 //! trusted is kept, which a stranger cannot make; what is being fetched, how often, and what failed are all bounded. Beyond
 //! the bounds the certificate counts as unavailable, and PayPal tries again; whoever asks for names that there are not has
-//! that held against him (W14).
+//! that held against him (W14), and leaves half of the fetches to others, or he alone could use up all of them.
 
 use std::{
     collections::HashMap,
@@ -25,6 +25,7 @@ use super::{
     trust::{Chain, Trust},
 };
 use crate::{
+    failures::Source as Sender,
     providers::{Lack, Refusal},
     throttle::Throttle,
 };
@@ -45,6 +46,12 @@ const READS_MAX: usize = 64;
 /// Fetches that may be begun at once, and how long until another may.
 const FETCHES_BURST: u32 = 10;
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who asked for a certificate that there is not, and for how long that is known. He may still fetch, for PayPal may come
+/// from the same address; but not what is left for others.
+const SUSPECTS_MAX: usize = 64;
+const SUSPECT_KEPT: Duration = Duration::from_secs(600);
+const LEFT_FOR_OTHERS: u32 = FETCHES_BURST / 2;
 
 /// Files of a directory that are looked at for when they end. Nobody needs more than a few.
 const FILES_MAX: usize = 64;
@@ -81,6 +88,7 @@ struct State {
     flights: HashMap<CertUrl, watch::Receiver<Option<Outcome>>>,
     fetches_left: u32,
     refilled: Instant,
+    suspects: Vec<(Option<Sender>, Instant)>,
 }
 
 type Outcome = Result<Arc<Chain>, Refusal>;
@@ -99,6 +107,7 @@ impl Store {
             flights: HashMap::new(),
             fetches_left: FETCHES_BURST,
             refilled: Instant::now(),
+            suspects: Vec::new(),
         };
         let (state, reports) = (Mutex::new(state), Throttle::default());
         let store = Self { source, trust, state, reports, directory_end: AtomicU64::new(0) };
@@ -126,8 +135,8 @@ impl Store {
         self.directory_end.store(ends.max().unwrap_or(0), Relaxed);
     }
 
-    /// The certificate at `url`, trusted at `now`. Has to be called inside a tokio runtime.
-    pub(super) async fn get(self: &Arc<Self>, url: &CertUrl, now: SystemTime) -> Outcome {
+    /// The certificate at `url`, which `sender` named, trusted at `now`. Has to be called inside a tokio runtime.
+    pub(super) async fn get(self: &Arc<Self>, url: &CertUrl, now: SystemTime, sender: Option<Sender>) -> Outcome {
         if let Some(chain) = self.kept(url) {
             // Verified anew each time: trust ends with a certificate's validity.
             if self.trust.verify(&chain, now).is_ok() {
@@ -135,7 +144,7 @@ impl Store {
             }
             self.lock().kept.retain(|(kept, _)| kept != url);
         }
-        let mut flight = self.flight(url, now)?;
+        let mut flight = self.flight(url, now, sender)?;
         match flight.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(outcome)) => outcome.clone(),
             _ => Err(Refusal::CertUnavailable(Lack::Source)),
@@ -150,7 +159,12 @@ impl Store {
     }
 
     /// The fetch that is under way for `url`, or a new one. It runs on its own: whoever asked first may hang up.
-    fn flight(self: &Arc<Self>, url: &CertUrl, now: SystemTime) -> Result<watch::Receiver<Option<Outcome>>, Refusal> {
+    fn flight(
+        self: &Arc<Self>,
+        url: &CertUrl,
+        now: SystemTime,
+        sender: Option<Sender>,
+    ) -> Result<watch::Receiver<Option<Outcome>>, Refusal> {
         let mut state = self.lock();
         // Closed without a value: the fetch panicked.
         state.flights.retain(|_, flight| flight.has_changed().is_ok());
@@ -165,7 +179,7 @@ impl Store {
         let may = match self.source {
             // No token for a file: PayPal is asked for nothing, and a name that is not there costs next to nothing.
             Source::Directory(_) => state.flights.len() < READS_MAX,
-            _ => state.flights.len() < FLIGHTS_MAX && state.may_fetch(clock),
+            _ => state.flights.len() < FLIGHTS_MAX && state.may_fetch(sender, clock),
         };
         if !may {
             drop(state);
@@ -178,13 +192,13 @@ impl Store {
         let (store, url) = (self.clone(), url.clone());
         tokio::spawn(async move {
             let outcome = store.load(&url, now).await;
-            store.landed(url, &outcome);
+            store.landed(url, &outcome, sender);
             done.send_replace(Some(outcome));
         });
         Ok(flight)
     }
 
-    fn landed(&self, url: CertUrl, outcome: &Outcome) {
+    fn landed(&self, url: CertUrl, outcome: &Outcome, sender: Option<Sender>) {
         let mut state = self.lock();
         state.flights.remove(&url);
         match outcome {
@@ -199,6 +213,9 @@ impl Store {
                     state.failures.remove(0);
                 }
                 state.failures.push(Failure { url, refusal: *refusal, until: Instant::now() + FAILURE_KEPT });
+                if *refusal == Refusal::CertUnavailable(Lack::Name) {
+                    state.suspect(sender, Instant::now() + SUSPECT_KEPT);
+                }
             }
         }
     }
@@ -255,15 +272,25 @@ impl Store {
 }
 
 impl State {
+    /// Remembers who asked for a certificate that there is not.
+    fn suspect(&mut self, sender: Option<Sender>, until: Instant) {
+        self.suspects.retain(|(known, _)| *known != sender);
+        if self.suspects.len() >= SUSPECTS_MAX {
+            self.suspects.remove(0);
+        }
+        self.suspects.push((sender, until));
+    }
+
     /// Counts a fetch, unless there were too many of late.
-    fn may_fetch(&mut self, now: Instant) -> bool {
+    fn may_fetch(&mut self, sender: Option<Sender>, now: Instant) -> bool {
         let pauses = now.duration_since(self.refilled).as_millis() / FETCH_PAUSE.as_millis();
         if let Some(more) = u32::try_from(pauses).ok().filter(|more| *more > 0) {
             self.fetches_left = self.fetches_left.saturating_add(more).min(FETCHES_BURST);
             self.refilled = now;
         }
-        let may = self.fetches_left > 0;
-        self.fetches_left = self.fetches_left.saturating_sub(1);
+        let suspected = self.suspects.iter().any(|(known, until)| *known == sender && *until > now);
+        let may = self.fetches_left > if suspected { LEFT_FOR_OTHERS } else { 0 };
+        self.fetches_left -= u32::from(may);
         may
     }
 }

@@ -49,7 +49,7 @@ async fn w9_many_who_want_the_same_cause_one_fetch() {
     let wanted = url("CERT-1");
     let all = (0..50).map(|_| {
         let (store, wanted) = (store.clone(), wanted.clone());
-        tokio::spawn(async move { store.get(&wanted, now()).await.is_ok() })
+        tokio::spawn(async move { store.get(&wanted, now(), None).await.is_ok() })
     });
     for one in all.collect::<Vec<_>>() {
         assert!(one.await.unwrap());
@@ -57,8 +57,8 @@ async fn w9_many_who_want_the_same_cause_one_fetch() {
     assert_eq!(asked.load(Relaxed), 1);
     // Whoever asked first may hang up; the fetch goes on.
     let other = url("CERT-2");
-    assert!(tokio::time::timeout(Duration::from_millis(1), store.get(&other, now())).await.is_err());
-    assert!(store.get(&other, now()).await.is_ok());
+    assert!(tokio::time::timeout(Duration::from_millis(1), store.get(&other, now(), None)).await.is_err());
+    assert!(store.get(&other, now(), None).await.is_ok());
     assert_eq!(asked.load(Relaxed), 2);
 }
 
@@ -68,13 +68,13 @@ async fn w9_failures_are_remembered_for_seconds_only() {
     let given = leaf.clone();
     let (store, asked, authority) = store(move |_| Some(given.get().cloned().unwrap_or("<html>".to_owned())));
     for _ in 0..3 {
-        let refusal = store.get(&url("CERT-1"), now()).await.err();
+        let refusal = store.get(&url("CERT-1"), now(), None).await.err();
         assert_eq!(refusal, Some(Refusal::CertUnavailable(Lack::Source)), "a page is PayPal's trouble");
     }
     assert_eq!(asked.load(Relaxed), 1);
     leaf.set(authority.leaf(NAME, |_| {})).unwrap();
     tokio::time::advance(FAILURE_KEPT).await;
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     assert_eq!(asked.load(Relaxed), 2);
 }
 
@@ -82,7 +82,7 @@ async fn w9_failures_are_remembered_for_seconds_only() {
 async fn an_untrusted_certificate_is_remembered_but_never_kept() {
     let (store, asked, _) = store(|_| Some(Authority::new().leaf(NAME, |_| {})));
     for _ in 0..3 {
-        assert_eq!(store.get(&url("CERT-1"), now()).await.err(), Some(Refusal::UntrustedCertificate));
+        assert_eq!(store.get(&url("CERT-1"), now(), None).await.err(), Some(Refusal::UntrustedCertificate));
     }
     assert_eq!(asked.load(Relaxed), 1);
     assert!(store.lock().kept.is_empty());
@@ -91,9 +91,9 @@ async fn an_untrusted_certificate_is_remembered_but_never_kept() {
 #[tokio::test(start_paused = true)]
 async fn w9_a_stranger_who_varies_the_address_is_bounded_and_evicts_nobody() {
     let (store, asked) = good();
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     for number in 0..1_000 {
-        let refusal = store.get(&url(&format!("x{number}")), now()).await.err();
+        let refusal = store.get(&url(&format!("x{number}")), now(), None).await.err();
         // Within the bounds and beyond them (W14).
         assert_eq!(refusal, Some(Refusal::CertUnavailable(Lack::Name)), "{number}");
     }
@@ -102,17 +102,41 @@ async fn w9_a_stranger_who_varies_the_address_is_bounded_and_evicts_nobody() {
     assert!(store.lock().failures.len() <= FAILURES_MAX);
     assert!(store.lock().flights.is_empty());
     // The genuine one is still there, and another one can be had before long.
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     assert_eq!(asked.load(Relaxed), fetched);
     tokio::time::advance(FETCH_PAUSE).await;
-    assert!(store.get(&url("CERT-2"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-2"), now(), None).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn w9_a_stranger_who_makes_names_up_leaves_fetches_for_others() {
+    let (store, asked) = good();
+    let sender = |last: u8| Some(Sender::of([203, 0, 113, last].into()));
+    for number in 0..1_000 {
+        assert!(store.get(&url(&format!("x{number}")), now(), sender(1)).await.is_err());
+    }
+    let most = usize::try_from(FETCHES_BURST - LEFT_FOR_OTHERS).unwrap();
+    // As long as his flood takes, some more may be begun.
+    assert!(asked.load(Relaxed) <= most + 1, "{}", asked.load(Relaxed));
+    // PayPal's certificate, while that goes on.
+    assert!(store.get(&url("CERT-1"), now(), sender(2)).await.is_ok());
+    // From his own address too, as often as one a second permits: PayPal may share it.
+    tokio::time::advance(2 * FETCH_PAUSE).await;
+    assert!(store.get(&url("CERT-2"), now(), sender(1)).await.is_ok());
+    // Nor is it remembered for ever, or of many.
+    for last in 0..=255 {
+        store.lock().suspect(sender(last), Instant::now() + SUSPECT_KEPT);
+    }
+    assert_eq!(store.lock().suspects.len(), SUSPECTS_MAX);
+    tokio::time::advance(SUSPECT_KEPT).await;
+    assert!(store.lock().may_fetch(sender(255), Instant::now()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn only_a_handful_is_kept() {
     let (store, _) = good();
     for number in 0..20 {
-        assert!(store.get(&url(&format!("CERT-{number}")), now()).await.is_ok(), "{number}");
+        assert!(store.get(&url(&format!("CERT-{number}")), now(), None).await.is_ok(), "{number}");
         tokio::time::advance(FETCH_PAUSE).await;
     }
     assert_eq!(store.lock().kept.len(), KEPT_MAX);
@@ -121,9 +145,9 @@ async fn only_a_handful_is_kept() {
 #[tokio::test(start_paused = true)]
 async fn trust_ends_with_the_certificate() {
     let (store, asked) = good();
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     let next_year = now() + Duration::from_secs(365 * 24 * 60 * 60);
-    assert_eq!(store.get(&url("CERT-1"), next_year).await.err(), Some(Refusal::UntrustedCertificate));
+    assert_eq!(store.get(&url("CERT-1"), next_year, None).await.err(), Some(Refusal::UntrustedCertificate));
     assert_eq!(asked.load(Relaxed), 2, "asked again, for there might be another one");
     assert!(store.lock().kept.is_empty());
 }
@@ -137,12 +161,12 @@ async fn a_directory_is_all_that_is_asked_where_there_is_one() {
     std::fs::write(directory.path().join("CERT-3"), vec![b'x'; BYTES_MAX + 1]).unwrap();
     let trust = Arc::new(authority.trust(Environment::Live));
     let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
-    assert!(store.get(&url("CERT-2"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
+    assert!(store.get(&url("CERT-2"), now(), None).await.is_ok());
     // A name that is not there is its sender's doing; a file that is of no use is not.
     let long = "x".repeat(400);
     for (name, lack) in [("CERT-3", Lack::Source), ("CERT-4", Lack::Name), ("pem", Lack::Name), (&long, Lack::Name)] {
-        let refusal = store.get(&url(name), now()).await.err();
+        let refusal = store.get(&url(name), now(), None).await.err();
         assert_eq!(refusal, Some(Refusal::CertUnavailable(lack)), "{name}");
     }
 }
@@ -155,10 +179,10 @@ async fn strangers_cannot_use_up_how_often_a_directory_is_read() {
     let trust = Arc::new(authority.trust(Environment::Live));
     let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
     for number in 0..1_000 {
-        assert!(store.get(&url(&format!("x{number}")), now()).await.is_err());
+        assert!(store.get(&url(&format!("x{number}")), now(), None).await.is_err());
     }
     assert!(store.lock().failures.len() <= FAILURES_MAX);
-    assert!(store.get(&url("CERT-1"), now()).await.is_ok());
+    assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
 }
 
 #[tokio::test]
