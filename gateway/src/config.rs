@@ -461,20 +461,27 @@ pub(crate) struct ConfigFile {
     pub(crate) fallback: Enforcement,
 }
 
+/// What a running gateway takes over from the file, and a mark of all else that it says.
+pub(crate) struct FileNow {
+    pub(crate) enforcement: Vec<Enforcement>,
+    pub(crate) rest: u64,
+}
+
 impl ConfigFile {
     /// How `routes` stand by the file as it is now.
     ///
     /// # Errors
     ///
     /// The file cannot be read, or what it says of enforcement cannot be used.
-    pub(crate) fn enforcement(&self, routes: &[Arc<Route>]) -> Result<Vec<Enforcement>, Problems> {
+    pub(crate) fn now(&self, routes: &[Arc<Route>]) -> Result<FileNow, Problems> {
         let file = file::read(&self.path)?;
+        let rest = file.rest();
         let general = file.enforcement.unwrap_or(self.fallback);
         let named = file.enforcement_by_path(general)?;
         let of = |route: &Arc<Route>| {
             named.iter().find(|(path, _)| *path == *route.path).map_or(general, |(_, enforcement)| *enforcement)
         };
-        Ok(routes.iter().map(of).collect())
+        Ok(FileNow { enforcement: routes.iter().map(of).collect(), rest })
     }
 }
 

@@ -9,7 +9,7 @@ use oncegate_runtime::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    config::ConfigFile,
+    config::{ConfigFile, FileNow},
     metrics::Metrics,
     route::{Route, Secrets},
     signing::Signer,
@@ -74,7 +74,8 @@ pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) ->
 }
 
 /// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing else
-/// of the file is taken over while the gateway runs. What the admin listener has switched stays until the file says
+/// of the file is taken over while the gateway runs, which is said when it changes: whoever writes a new secret there must not
+/// believe that it holds. What the admin listener has switched stays until the file says
 /// something new about it.
 pub(crate) async fn watch_config(
     routes: &[Arc<Route>],
@@ -84,16 +85,23 @@ pub(crate) async fn watch_config(
 ) -> Infallible {
     let Some(file) = file else { return pending().await };
     let mut known: Vec<_> = routes.iter().map(|route| route.enforcement.get()).collect();
+    let mut known_rest = None;
     let mut reported = false;
     let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let (again, all) = (file.clone(), routes.to_vec());
-        let Ok(read) = tokio::task::spawn_blocking(move || again.enforcement(&all)).await else { continue };
+        let Ok(read) = tokio::task::spawn_blocking(move || again.now(&all)).await else { continue };
         match read {
-            Ok(now) => {
+            Ok(FileNow { enforcement: now, rest }) => {
                 reported = false;
+                if known_rest.replace(rest).is_some_and(|known| known != rest) {
+                    tracing::warn!(
+                        file = %file.path.display(),
+                        "the file with routes has changed in more than enforcement: restart to take it over"
+                    );
+                }
                 for ((route, known), now) in routes.iter().zip(&mut known).zip(now) {
                     if *known != now {
                         *known = now;

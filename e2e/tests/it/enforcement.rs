@@ -110,7 +110,7 @@ struct Alone {
     gateway: SocketAddr,
     admin: SocketAddr,
     config: std::path::PathBuf,
-    _program: Running,
+    program: Running,
     _directory: TempDir,
 }
 
@@ -131,7 +131,7 @@ impl Alone {
             .start()?;
         let gateway = program.address("gateway").await?;
         let admin = program.address("admin").await?;
-        Ok(Self { upstream, gateway, admin, config, _program: program, _directory: directory })
+        Ok(Self { upstream, gateway, admin, config, program, _directory: directory })
     }
 
     fn file(enforcement: &str) -> String {
@@ -178,6 +178,22 @@ async fn a_route_that_observes_delivers_without_any_sidecar() -> Result<()> {
         assert!(matches!(finished.code, Some(1 | 2)), "{finished}");
     }
     assert_eq!(alone.modes().await?, ["observe", "enforce"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_running_gateway_does_not_take_over_from_its_file_is_said() -> Result<()> {
+    const SAID: &str = "restart to take it over";
+    let alone = Alone::start().await?;
+    // Neither enforcement nor a comment is worth a word.
+    std::fs::write(&alone.config, Alone::file("# a comment\nenforcement = \"observe\"\n"))?;
+    alone.until(["enforce", "observe"]).await;
+    assert!(!alone.program.output().contains(SAID), "{}", alone.program.output());
+    std::fs::write(&alone.config, Alone::file("enforcement = \"observe\"\nupstream_timeout = \"9s\"\n"))?;
+    eventually("the gateway says what it does not take over", async || {
+        alone.program.output().contains(SAID).then_some(())
+    })
+    .await;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -63,6 +64,7 @@ struct Entry {
     taken: bool,
 }
 
+#[derive(Hash)]
 enum Value {
     Text(String),
     Texts(Vec<String>),
@@ -143,6 +145,20 @@ impl File {
     /// Whether no route needs the application of the settings.
     pub(super) fn names_every_application(&self) -> bool {
         self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
+    }
+
+    /// Differs where another file differs in more than enforcement, layout and comments.
+    pub(super) fn rest(&self) -> u64 {
+        let mut hash = DefaultHasher::new();
+        for route in &self.routes {
+            let mut entries: Vec<_> = route.entries.iter().filter(|entry| entry.key != ENFORCEMENT).collect();
+            entries.sort_by_key(|entry| &entry.key);
+            hash.write_usize(entries.len());
+            for entry in entries {
+                (&entry.key, &entry.value).hash(&mut hash);
+            }
+        }
+        hash.finish()
     }
 
     /// What the routes of the file say of enforcement, by their paths; `general` where they do not.
