@@ -206,9 +206,12 @@ impl Shared {
         self.budget.deposit();
         let mut members = self.members_or_wait().await;
         let mut asked: Option<Arc<Member>> = None;
-        let mut unknown: Option<BoxError> = None;
+        // The first try that may have had an effect: an error, or an answer that was not the sidecar's.
+        let mut unknown: Option<Result<http::Response<Body>, BoxError>> = None;
         for tries in 0.. {
-            let member = pick(&members, asked.as_ref(), Instant::now()).ok_or(NoAddress)?;
+            let Some(member) = pick(&members, asked.as_ref(), Instant::now()) else {
+                return unknown.unwrap_or_else(|| Err(NoAddress.into()));
+            };
             let tried = self.try_member(&member, &parts, &body).await;
             let verdict = match &tried {
                 Ok(response) => verdict(response),
@@ -229,12 +232,12 @@ impl Shared {
                     self.retries_refused.add();
                 }
                 return match unknown {
-                    Some(error) if !settles => Err(error),
+                    Some(first) if !settles => first,
                     _ => tried,
                 };
             }
-            if let (Verdict::Unknown, Err(error)) = (verdict, tried) {
-                unknown.get_or_insert(error);
+            if verdict == Verdict::Unknown {
+                unknown.get_or_insert(tried);
             }
             self.retries.add();
             tokio::time::sleep(PAUSE_MAX.mul_f64(rand::random::<f64>() * f64::from(1 << tries))).await;
@@ -356,7 +359,7 @@ impl Shared {
 enum Verdict {
     /// The sidecar did its work, or says why it will not.
     Done,
-    /// It cannot at the moment, and no other could.
+    /// It cannot or will not at the moment, and neither would another.
     Refused,
     /// Nothing happened, and another might.
     NotDone,
@@ -370,9 +373,15 @@ fn verdict(response: &http::Response<Body>) -> Verdict {
     if !headers.contains_key("grpc-status") {
         return Verdict::Done;
     }
-    let Some(status) = Status::from_header_map(headers).filter(|status| status.code() == Code::Unavailable) else {
-        return Verdict::Done;
-    };
+    let Some(status) = Status::from_header_map(headers) else { return Verdict::Done };
+    match status.code() {
+        Code::Unavailable => {}
+        // Turned away before anything was looked at, which says nothing of an earlier try that was not.
+        Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted | Code::Unimplemented => {
+            return Verdict::Refused;
+        }
+        _ => return Verdict::Done,
+    }
     match status.get_details_error_info() {
         Some(info) if info.domain == reason::DOMAIN && info.reason == reason::OVERLOADED => Verdict::NotDone,
         // The store's trouble is everybody's.

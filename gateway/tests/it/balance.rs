@@ -23,7 +23,7 @@ use oncegate_runtime::{
 };
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::{
     application::Application,
@@ -67,7 +67,11 @@ struct Served {
 
 impl Served {
     async fn start(ip: [u8; 4]) -> Self {
-        let sidecar = Sidecar::default();
+        Self::playing(Sidecar::default(), ip).await
+    }
+
+    /// One that shares its script with others: the first of it is for whichever is asked first.
+    async fn playing(sidecar: Sidecar, ip: [u8; 4]) -> Self {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = TowerToHyperService::new(IdempotencyServiceServer::new(sidecar.clone()));
@@ -226,6 +230,36 @@ async fn an_overloaded_sidecar_is_not_asked_again_but_another_is_with_the_same_c
     }
     assert_eq!(deliver(balanced.address, "evt_down").await.status, 503);
     assert_eq!(first.claims() + second.claims(), 4);
+}
+
+#[tokio::test]
+async fn g9_a_try_that_may_have_locked_is_not_forgotten_for_a_later_one_that_did_nothing() {
+    let sidecar = Sidecar::default();
+    let first = Served::playing(sidecar.clone(), [127, 0, 0, 1]).await;
+    let second = Served::playing(sidecar.clone(), [127, 0, 0, 2]).await;
+    let names = Names::default();
+    names.set(Some(&[&first, &second]));
+    let balanced = Balanced::start(&names).await;
+    for (code, reason, tries) in [
+        (Code::Unavailable, reason::STORE_UNAVAILABLE, 1),
+        // Tried twice: another sidecar might not be.
+        (Code::Unavailable, reason::OVERLOADED, 2),
+        (Code::ResourceExhausted, reason::QUOTA_EXCEEDED, 1),
+        (Code::Unauthenticated, reason::UNAUTHENTICATED, 1),
+    ] {
+        // As a proxy says it, or a mesh, when it has lost the sidecar: the claim may have been granted behind it.
+        sidecar.claim(Scripted::Error(Status::unavailable("upstream connect error or disconnect/reset")));
+        for _ in 0..tries {
+            sidecar.claim(Scripted::Error(error(code, reason, &[], Some(Duration::from_secs(1)))));
+        }
+        let before = sidecar.claims().len();
+        let answer = deliver(balanced.address, &format!("evt_{reason}")).await;
+        assert_eq!(answer.status, 200, "{reason}: {answer:?}");
+        let claims = sidecar.claims().split_off(before);
+        assert_eq!(claims.len(), tries + 2, "{reason}: asked again, and granted");
+        assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id), "{reason}: {claims:?}");
+    }
+    assert_eq!(balanced.application.deliveries().len(), 4, "each event once");
 }
 
 #[tokio::test]
