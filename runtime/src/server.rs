@@ -6,6 +6,7 @@
 mod clock;
 mod framing;
 mod listener;
+mod scan;
 mod watched;
 
 use std::{

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use http::{
-    Request,
-    header::{CONTENT_LENGTH, TRANSFER_ENCODING},
-};
+use http::Request;
 use hyper::service::Service;
 
-use super::watched::Seen;
+use super::{scan::Framing, watched::Seen};
 
 /// Extension of an HTTP/1 request that carries both `Transfer-Encoding` and `Content-Length`. hyper drops the latter
 /// before a service sees it; behind a proxy that goes by the other one, the rest of the body is somebody's next
@@ -38,16 +35,120 @@ where
     type Future = S::Future;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
-        // Of several requests in one piece (pipelining), each accounts for its own line, so that an earlier one cannot
-        // hide what a later one does. A chunked one before others may be refused for theirs; nobody sends that.
-        let headers = request.headers();
-        if headers.contains_key(TRANSFER_ENCODING) {
-            if self.seen.take_content_lengths() {
-                request.extensions_mut().insert(AmbiguousFraming);
-            }
-        } else if headers.contains_key(CONTENT_LENGTH) {
-            self.seen.account_for_content_length();
+        // Of several requests in one piece (pipelining), each has its own head there.
+        if self.seen.next_head() != Some(Framing::of(request.headers())) {
+            request.extensions_mut().insert(AmbiguousFraming);
         }
         self.service.call(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::VecDeque,
+        convert::Infallible,
+        io,
+        pin::Pin,
+        sync::Mutex,
+        task::{Context, Poll},
+        time::Duration,
+    };
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+    use super::{super::watched::Watched, *};
+
+    /// A peer whose bytes arrive in these pieces, and who keeps the connection open.
+    struct Pieces(VecDeque<Vec<u8>>);
+
+    impl AsyncRead for Pieces {
+        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let Some(piece) = self.0.pop_front() else { return Poll::Pending };
+            buf.put_slice(&piece);
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Pieces {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Of each request in `pieces`, whether it was taken for ambiguous. The last one has to close the connection.
+    async fn marked(pieces: impl Iterator<Item = &[u8]>) -> Vec<bool> {
+        let found = Arc::new(Mutex::new(Vec::new()));
+        let service = service_fn(|request: Request<Incoming>| {
+            found.lock().unwrap().push(request.extensions().get::<AmbiguousFraming>().is_some());
+            async {
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        });
+        let seen = Arc::new(Seen::default());
+        let pieces = Pieces(pieces.filter(|piece| !piece.is_empty()).map(<[u8]>::to_vec).collect());
+        let stream = Watched::http1(pieces, seen.clone(), Duration::from_secs(10));
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), Framed::new(service, seen));
+        tokio::time::timeout(Duration::from_secs(10), connection).await.expect("the last request closes").unwrap();
+        let found = found.lock().unwrap();
+        found.clone()
+    }
+
+    async fn assert_marked(input: &str, wanted: &[bool]) {
+        let input = input.as_bytes();
+        for cut in 0..input.len() {
+            let (before, after) = input.split_at(cut);
+            assert_eq!(marked([before, after].into_iter()).await, wanted, "cut at {cut}");
+        }
+        assert_eq!(marked(input.chunks(1)).await, wanted, "byte by byte");
+    }
+
+    #[tokio::test]
+    async fn what_a_stranger_wrote_into_a_body_says_nothing_about_the_next_request() {
+        let body = "\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n";
+        let size = body.len();
+        assert_marked(
+            &format!(
+                "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: {size}\r\n\r\n{body}\
+                 POST /nowhere HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{size:x}\r\n{body}\r\n0\r\n\r\n\
+                 POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
+            ),
+            &[false, false, false],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_request_with_both_lengths_is_marked_whatever_stands_before_it() {
+        for lengths in
+            ["content-length: 2\r\ntransfer-encoding: chunked", "Transfer-Encoding: chunked\r\nContent-Length: 2"]
+        {
+            for (before, headers) in [
+                ("", 0),
+                ("GET / HTTP/1.1\r\nhost: x\r\n\r\n", 1),
+                ("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi", 1),
+                ("POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nt: x\r\n\r\n", 1),
+            ] {
+                let mut wanted = vec![false; headers];
+                wanted.push(true);
+                let both =
+                    format!("POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{lengths}\r\n\r\n2\r\nhi\r\n0\r\n\r\n");
+                assert_marked(&format!("{before}{both}"), &wanted).await;
+            }
+        }
     }
 }

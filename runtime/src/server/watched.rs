@@ -1,11 +1,15 @@
-//! A stream that is watched: as it is read, whether anything came, and whether a `Content-Length` line went by; as it is
-//! written, whether the peer takes anything.
+//! A stream that is watched: as it is read, whether anything came, and which heads went by; as it is written, whether the
+//! peer takes anything.
 
 use std::{
+    collections::VecDeque,
     future::Future as _,
     io,
     pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,12 +19,14 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// What was seen of a connection's input. Written by the reading side and read by the same task, hence relaxed.
+use super::scan::{Framing, Scan};
+
+/// What was seen of a connection's input. Written and read by one task, hence relaxed, and a lock that nobody waits for.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     bytes: AtomicUsize,
-    /// `Content-Length` lines that no request has accounted for yet.
-    content_lengths: AtomicUsize,
+    /// Heads that were read and whose requests hyper has not made yet: a few of a pipeline, as its buffer is bounded.
+    heads: Mutex<VecDeque<Framing>>,
 }
 
 impl Seen {
@@ -29,14 +35,13 @@ impl Seen {
         self.bytes.load(Relaxed)
     }
 
-    /// A request that shows one `Content-Length` accounts for one line.
-    pub(super) fn account_for_content_length(&self) {
-        self.content_lengths.store(self.content_lengths.load(Relaxed).saturating_sub(1), Relaxed);
+    /// The head of the next request.
+    pub(super) fn next_head(&self) -> Option<Framing> {
+        self.heads().pop_front()
     }
 
-    /// Whether there are lines that no request has accounted for. Forgets them.
-    pub(super) fn take_content_lengths(&self) -> bool {
-        self.content_lengths.swap(0, Relaxed) > 0
+    fn heads(&self) -> MutexGuard<'_, VecDeque<Framing>> {
+        self.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -44,16 +49,16 @@ impl Seen {
 pub(super) struct Watched<T> {
     stream: T,
     seen: std::sync::Arc<Seen>,
-    scan: Option<LineScan>,
+    scan: Option<Scan>,
     write_timeout: Duration,
     /// Runs while a write waits for the peer.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Watched<T> {
-    /// Counts bytes and looks for `Content-Length` lines.
+    /// Counts bytes and looks at heads.
     pub(super) fn http1(stream: T, seen: std::sync::Arc<Seen>, write_timeout: Duration) -> Self {
-        Self { stream, seen, scan: Some(LineScan::default()), write_timeout, stalled: None }
+        Self { stream, seen, scan: Some(Scan::default()), write_timeout, stalled: None }
     }
 
     /// Counts bytes. In HTTP/2 lengths are framed and headers are not lines.
@@ -74,48 +79,6 @@ impl<T> Watched<T> {
     }
 }
 
-/// Finds a line that begins with `content-length:` in a stream that arrives in pieces.
-///
-/// It does not know heads from bodies. That is enough: the finding counts only for a request with
-/// `Transfer-Encoding` (`framing`), and such a line inside a body makes that request suspect as well.
-#[derive(Debug, Default)]
-struct LineScan {
-    /// How much of [`LINE`] has been matched.
-    matched: usize,
-}
-
-/// The first byte occurs only at the start, so a mismatch never has to look back further than one byte.
-const LINE: &[u8] = b"\ncontent-length:";
-
-impl LineScan {
-    /// How many such lines end in `piece`.
-    fn count(&mut self, mut piece: &[u8]) -> usize {
-        let mut found = 0;
-        loop {
-            if self.matched == 0 {
-                let Some(newline) = memchr::memchr(LINE[0], piece) else { return found };
-                piece = &piece[newline + 1..];
-                self.matched = 1;
-            }
-            while let Some((byte, rest)) = piece.split_first() {
-                if byte.to_ascii_lowercase() != LINE[self.matched] {
-                    break;
-                }
-                piece = rest;
-                self.matched += 1;
-                if self.matched == LINE.len() {
-                    found += 1;
-                    break;
-                }
-            }
-            if piece.is_empty() && self.matched < LINE.len() {
-                return found;
-            }
-            self.matched = 0;
-        }
-    }
-}
-
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -125,8 +88,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
         if !piece.is_empty() {
             this.seen.bytes.store(this.seen.bytes().saturating_add(piece.len()), Relaxed);
             if let Some(scan) = &mut this.scan {
-                let lines = this.seen.content_lengths.load(Relaxed).saturating_add(scan.count(piece));
-                this.seen.content_lengths.store(lines, Relaxed);
+                scan.advance(piece, |head| this.seen.heads().push_back(head));
             }
         }
         polled
@@ -161,35 +123,5 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn content_length_lines_are_counted_however_they_are_cut() {
-        let head = b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\ncontent\nConTent-Length:\ncontent-length: 3\r\n\r\nabc";
-        for cut in 0..=head.len() {
-            let mut scan = LineScan::default();
-            assert_eq!(scan.count(&head[..cut]) + scan.count(&head[cut..]), 3, "cut at {cut}");
-        }
-        let mut scan = LineScan::default();
-        assert_eq!(head.iter().map(|byte| scan.count(std::slice::from_ref(byte))).sum::<usize>(), 3);
-    }
-
-    #[test]
-    fn other_lines_are_not_counted() {
-        for text in [
-            "POST / HTTP/1.1\r\nX-Content-Length: 3\r\n\r\n",
-            "content-length: 3",
-            "\nContent-Lengths: 3",
-            "\n\n\ncontent-lengt",
-            "\n\"content-length\": 3",
-            "",
-        ] {
-            assert_eq!(LineScan::default().count(text.as_bytes()), 0, "{text:?}");
-        }
     }
 }
