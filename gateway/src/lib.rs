@@ -32,10 +32,10 @@ mod route;
 mod server;
 pub mod sidecar;
 mod signing;
-mod throttle;
 mod trace;
 mod upstream;
 pub mod verify;
 
 pub use enforcement::Enforcement;
+use oncegate_runtime::throttle;
 pub use server::{Gateway, RunError, StartError};

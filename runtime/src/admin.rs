@@ -6,11 +6,8 @@ use std::{
     convert::Infallible,
     fmt::Write as _,
     future::ready,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,7 +17,10 @@ use hyper::{body::Incoming, service::service_fn};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::server::{self, Http1, Options, Peer, Protocol};
+use crate::{
+    server::{self, Http1, Options, Peer, Protocol},
+    throttle::Throttle,
+};
 
 /// Whether the process should get new work: ready when every condition is met and no drain has begun.
 ///
@@ -165,36 +165,20 @@ struct Endpoints {
     metrics: Metrics,
     control: Control,
     trusted: Trusted,
-    denials: Arc<Denials>,
+    denials: Arc<Throttle>,
 }
 
-/// Changes that were denied: a line a second at most, since whoever is denied chooses how often.
-#[derive(Default)]
-struct Denials {
-    second: AtomicU64,
-    held_back: AtomicU64,
-}
-
-impl Denials {
-    fn denied(&self, peer: &Peer) {
-        self.denied_at(peer, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()));
-    }
-
-    fn denied_at(&self, peer: &Peer, now: u64) {
-        if self.second.swap(now, Relaxed) == now {
-            self.held_back.fetch_add(1, Relaxed);
-            return;
-        }
-        let unreported = self.held_back.swap(0, Relaxed);
-        // Nothing of the request: it is a stranger's.
-        tracing::warn!(
-            target: "oncegate_runtime::audit",
-            %peer,
-            unreported,
-            outcome = "FORBIDDEN",
-            "a change on the admin listener was denied"
-        );
-    }
+/// Says that a change was denied, if `passed`: a line a second at most, since whoever is denied chooses how often.
+fn denied(peer: &Peer, passed: Option<u64>) {
+    let Some(unreported) = passed else { return };
+    // Nothing of the request: it is a stranger's.
+    tracing::warn!(
+        target: "oncegate_runtime::audit",
+        %peer,
+        unreported,
+        outcome = "FORBIDDEN",
+        "a change on the admin listener was denied"
+    );
 }
 
 impl Endpoints {
@@ -202,7 +186,7 @@ impl Endpoints {
         let path = uri.path();
         if !matches!(path, "/livez" | "/readyz" | "/metrics") {
             if !matches!(*method, Method::GET | Method::HEAD) && !self.trusted.permits(peer) {
-                self.denials.denied(peer);
+                denied(peer, self.denials.pass());
                 return text(StatusCode::FORBIDDEN, FORBIDDEN);
             }
             return (self.control)(method, uri).unwrap_or_else(|| text(StatusCode::NOT_FOUND, "not found\n"));
@@ -246,6 +230,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::written::Written;
 
     fn peer(address: Option<&str>) -> Peer {
         Peer { address: address.map(|text| text.parse().unwrap()), certificate: None }
@@ -334,31 +319,15 @@ mod tests {
         }
     }
 
-    /// What was logged.
-    #[derive(Clone, Default)]
-    struct Written(Arc<Mutex<Vec<u8>>>);
-
-    impl std::io::Write for Written {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn a_denied_change_leaves_one_audit_line_a_second() {
-        let (written, denials) = (Written::default(), Denials::default());
-        let writer = written.clone();
-        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        tracing::subscriber::with_default(subscriber, || {
+        let (written, denials) = (Written::default(), Throttle::default());
+        tracing::subscriber::with_default(written.subscriber(), || {
             for now in [7, 7, 7, 8] {
-                denials.denied_at(&peer(Some("10.0.0.7:5")), now);
+                denied(&peer(Some("10.0.0.7:5")), denials.pass_at(now));
             }
         });
-        let written = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        let written = written.text();
         let lines: Vec<_> = written.lines().map(|line| line.split_once("WARN ").unwrap().1).collect();
         let line = |unreported: u64| {
             format!(

@@ -15,4 +15,7 @@ pub mod secret;
 pub mod server;
 pub mod shutdown;
 pub mod telemetry;
+pub mod throttle;
 pub mod tls;
+#[cfg(test)]
+mod written;

@@ -42,7 +42,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use watched::{Seen, Watched};
 
-use crate::tls::{ClientCertificate, ServerTls};
+use crate::{
+    throttle::Throttle,
+    tls::{ClientCertificate, ServerTls},
+};
 
 /// How connections are served.
 #[derive(Debug, Clone)]
@@ -241,14 +244,19 @@ async fn accept<M, S, B>(
 {
     let slots = Arc::new(Semaphore::new(worker.options.connections_max));
     let mut back_off = BackOff::default();
+    let full = Throttle::default();
     loop {
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {
-                tracing::warn!(
-                    connections_max = worker.options.connections_max,
-                    "connection limit reached, accept waits"
-                );
+                // Strangers choose how often.
+                if let Some(unreported) = full.pass() {
+                    tracing::warn!(
+                        connections_max = worker.options.connections_max,
+                        unreported,
+                        "connection limit reached, accept waits"
+                    );
+                }
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,

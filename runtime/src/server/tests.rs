@@ -12,6 +12,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::written::Written;
 
 /// No wait in these tests should take longer; a failure then says so instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -157,6 +158,24 @@ async fn beyond_the_cap_connections_wait_for_their_turn() {
     drop(first);
     assert_eq!(timeout(PATIENCE, second.read(&mut byte)).await.unwrap().unwrap(), 1);
     running.shutdown.cancel();
+}
+
+/// Whoever comes and goes while every place is taken does not choose how much is logged.
+#[tokio::test]
+async fn a_full_listener_logs_a_line_a_second_at_most() {
+    let written = Written::default();
+    let logging = tracing::subscriber::set_default(written.subscriber());
+    let begun = Instant::now();
+    let running = start(Options { connections_max: 1, ..Options::http1(PATIENCE) }).await;
+    for _ in 0..50 {
+        let mut connection = connect(&running).await;
+        exchange(&mut connection, GET).await;
+    }
+    let seconds = begun.elapsed().as_secs() + 2;
+    running.shutdown.cancel();
+    drop(logging);
+    let lines = written.text().matches("connection limit reached").count() as u64;
+    assert!((1..=seconds).contains(&lines), "{lines} in {seconds} s");
 }
 
 #[tokio::test]

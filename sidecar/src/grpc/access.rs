@@ -1,18 +1,11 @@
 //! At the door: who calls, and whether that is permitted. What a request says about its tenant is looked at once it has
 //! been decoded, by [`Caller`].
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use oncegate_api::{reason, v1};
-use oncegate_runtime::{reload::Files, server::Peer};
+use oncegate_runtime::{reload::Files, server::Peer, throttle::Throttle};
 use tonic::{Code, Status, codegen::http};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -24,7 +17,7 @@ use crate::{
 
 /// Refusals of strangers that are logged one by one in a second; of further ones, the number. Whoever is known is never
 /// left out.
-const STRANGERS_LOGGED: u64 = 100;
+const STRANGERS_LOGGED: u32 = 100;
 
 /// Letters of a tenant that are logged of a call that was denied for it; no tenant has more.
 const TENANT_LOGGED: usize = 64;
@@ -33,12 +26,12 @@ const TENANT_LOGGED: usize = 64;
 pub(crate) struct Door {
     directory: Arc<Files<Directory>>,
     metrics: Arc<Metrics>,
-    strangers: Strangers,
+    strangers: Throttle,
 }
 
 impl Door {
     pub(crate) fn new(directory: Arc<Files<Directory>>, metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { directory, metrics, strangers: Strangers::default() })
+        Arc::new(Self { directory, metrics, strangers: Throttle::per_second(STRANGERS_LOGGED) })
     }
 }
 
@@ -199,45 +192,4 @@ pub(super) fn listing<T>(
 
 fn refused(code: Code, reason: &str, message: &str) -> Status {
     Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, reason::DOMAIN, HashMap::new()))
-}
-
-/// How many strangers were logged in this second.
-#[derive(Default)]
-struct Strangers {
-    second: AtomicU64,
-    seen: AtomicU64,
-    held_back: AtomicU64,
-}
-
-impl Strangers {
-    /// How many were held back before, if this one may be logged.
-    fn pass(&self) -> Option<u64> {
-        self.pass_at(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
-    }
-
-    fn pass_at(&self, now: u64) -> Option<u64> {
-        if self.second.swap(now, Relaxed) != now {
-            self.seen.store(0, Relaxed);
-        }
-        if self.seen.fetch_add(1, Relaxed) < STRANGERS_LOGGED {
-            Some(self.held_back.swap(0, Relaxed))
-        } else {
-            self.held_back.fetch_add(1, Relaxed);
-            None
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn strangers_cannot_fill_the_log_and_are_counted() {
-        let strangers = Strangers::default();
-        let logged = (0..1_000).filter(|_| strangers.pass_at(7).is_some()).count();
-        assert_eq!(logged, 100);
-        assert_eq!(strangers.pass_at(8), Some(900));
-        assert_eq!(strangers.pass_at(8), Some(0));
-    }
 }
