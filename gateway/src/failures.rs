@@ -12,13 +12,12 @@ use std::{
     time::Duration,
 };
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use http::HeaderMap;
+use oncegate_runtime::buckets::Buckets;
 
 use crate::route::Route;
 
-/// Sources with a bucket of their own at once. Those that have filled up again are dropped; where that is not enough,
-/// newcomers share one, so that made-up addresses take no memory.
+/// Sources with a bucket of their own at once.
 const SOURCES_MAX: usize = 50_000;
 
 /// How failures are limited.
@@ -46,18 +45,18 @@ impl Source {
     }
 }
 
-/// A route, as long as the gateway lives, and a source; no source for what has no bucket of its own.
+/// A route, as long as the gateway lives, and a source, unless it is not known (a Unix socket).
 type Key = (usize, Option<Source>);
 
 /// The buckets.
 pub(crate) struct Failures {
-    buckets: Option<DefaultKeyedRateLimiter<Key>>,
+    buckets: Option<Buckets<Key>>,
     trusted_hops: usize,
 }
 
 impl Failures {
     pub(crate) fn new(limits: FailureLimits) -> Self {
-        let buckets = limits.per_minute.map(|count| RateLimiter::keyed(Quota::per_minute(count)));
+        let buckets = limits.per_minute.map(|count| Buckets::new(count, Duration::from_secs(60), SOURCES_MAX));
         Self { buckets, trusted_hops: limits.trusted_hops }
     }
 
@@ -72,13 +71,7 @@ impl Failures {
     }
 
     fn add_at(&self, route: usize, source: Option<Source>) -> Option<Duration> {
-        let buckets = self.buckets.as_ref()?;
-        if buckets.len() >= SOURCES_MAX {
-            buckets.retain_recent();
-        }
-        let source = source.filter(|_| buckets.len() < SOURCES_MAX);
-        let full = buckets.check_key(&(route, source)).err()?;
-        Some(full.wait_time_from(buckets.clock().now()))
+        self.buckets.as_ref()?.take(&(route, source)).err()
     }
 }
 
@@ -139,7 +132,8 @@ mod tests {
         let limit = u32::try_from(SOURCES_MAX).unwrap();
         let limited = (0..limit + 100).filter(|number| failures.add_at(3, from(*number)).is_some()).count();
         assert!(limited >= 90, "{limited}");
-        assert!(failures.buckets.as_ref().unwrap().len() <= SOURCES_MAX + 2);
+        // Those who were there before are not among them.
+        assert!(failures.add_at(1, from(2)).is_none());
         let unlimited = Failures::new(FailureLimits { per_minute: None, trusted_hops: 0 });
         assert!((0..100).all(|_| unlimited.add_at(1, from(1)).is_none()));
     }

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
+pub mod buckets;
 pub mod config;
 pub mod detach;
 pub mod logging;

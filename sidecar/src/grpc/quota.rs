@@ -5,36 +5,30 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter, clock::Clock as _};
 use oncegate_api::reason;
+use oncegate_runtime::buckets::Buckets;
 use tonic::{Code, Status};
 
 use super::status::retryable;
 
-/// Tenants with a bucket of their own at once. Buckets that have filled up again are dropped; where that is not enough,
-/// newcomers share one, so that made-up names take no memory.
+/// Tenants with a bucket of their own at once.
 const TENANTS_MAX: usize = 10_000;
 
 /// The tenants' buckets.
 pub(super) struct TenantQuota {
-    buckets: DefaultKeyedRateLimiter<String>,
+    buckets: Buckets<String>,
 }
 
 impl TenantQuota {
     /// So many calls a second, and as many at once.
     pub(super) fn new(calls_per_second: NonZeroU32) -> Self {
-        Self { buckets: RateLimiter::keyed(Quota::per_second(calls_per_second)) }
+        Self { buckets: Buckets::new(calls_per_second, Duration::from_secs(1), TENANTS_MAX) }
     }
 
     /// Takes a call from the tenant's bucket.
     pub(super) fn take(&self, tenant: &str) -> Result<(), Status> {
-        if self.buckets.len() >= TENANTS_MAX {
-            self.buckets.retain_recent();
-        }
-        // No tenant has this name: it would have to be empty.
-        let key = if self.buckets.len() >= TENANTS_MAX { String::new() } else { tenant.to_owned() };
-        self.buckets.check_key(&key).map_err(|exhausted| {
-            let wait = exhausted.wait_time_from(self.buckets.clock().now()).max(Duration::from_millis(1));
+        self.buckets.take(tenant).map_err(|wait| {
+            let wait = wait.max(Duration::from_millis(1));
             let message = format!("the tenant {tenant:?} has used up its calls per second");
             retryable(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, message, wait)
         })
@@ -61,12 +55,11 @@ mod tests {
     }
 
     #[test]
-    fn made_up_tenants_take_a_bounded_memory() {
+    fn made_up_tenants_share_a_bucket_beyond_a_number() {
         let quota = TenantQuota::new(NonZeroU32::new(1).expect("not zero"));
         let refused =
             (0..TENANTS_MAX + 1_000).filter(|number| quota.take(&format!("tenant-{number}")).is_err()).count();
-        assert!(quota.buckets.len() <= TENANTS_MAX + 1);
-        // They share a bucket of one call a second.
+        // The last ones share a bucket of one call a second.
         assert!(refused > 900, "{refused}");
     }
 }
