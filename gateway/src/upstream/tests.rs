@@ -180,6 +180,20 @@ fn g7_a_configured_secret_signs_the_hop() {
 }
 
 #[test]
+fn g7_the_signed_id_holds_no_full_stop_and_names_one_event_only() {
+    for (id, signed) in [
+        ("shop/stripe/evt_1", "shop/stripe/evt_1"),
+        ("shop.eu/paystack/charge.success:1:success", "shop%2Eeu/paystack/charge%2Esuccess:1:success"),
+        ("shop/stripe/a.b", "shop/stripe/a%2Eb"),
+        ("shop/stripe/a%2Eb", "shop/stripe/a%252Eb"),
+        ("shop/stripe/a%25b", "shop/stripe/a%2525b"),
+        ("shop/stripe/100%", "shop/stripe/100%25"),
+    ] {
+        assert_eq!(webhook_id(id), signed);
+    }
+}
+
+#[test]
 fn only_a_usable_retry_after_is_passed_on() {
     for (value, usable) in [
         ("120", true),

@@ -197,6 +197,39 @@ async fn every_provider_is_verified_and_named_by_its_own_rule() {
     assert_eq!(harness.metric("oncegate_gateway_weak_events_total"), 1);
 }
 
+/// A Paystack event is named after its type, which has a full stop in it.
+#[tokio::test]
+async fn g7_what_is_delivered_is_verified_by_a_second_gateway_whatever_its_id() {
+    const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    let first = Harness::with(|options| Options {
+        paystack_webhook_secret: Some("sk_test_1".into()),
+        upstream_secret: Some(KEY.into()),
+        ..options
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("routes.toml");
+    let route = format!("[[route]]\nname = \"hop\"\nprovider = \"standard_webhooks\"\nsecrets = [\"{KEY}\"]\n");
+    std::fs::write(&file, route).unwrap();
+    let second = Harness::with(|options| Options { config: Some(file), ..options }).await;
+
+    let body = r#"{"event":"charge.success","data":{"reference":"re4lyvq3s3","status":"success"}}"#;
+    let mut mac = Hmac::<Sha512>::new_from_slice(b"sk_test_1").unwrap();
+    mac.update(body.as_bytes());
+    let signature = hex::encode(mac.finalize().into_bytes());
+    let webhook = request("POST", "/webhooks/payments/paystack", &[("x-paystack-signature", &signature)], body);
+    assert_eq!(first.send(webhook).await.status, 200);
+
+    let delivery = first.application.deliveries().pop().unwrap();
+    assert_eq!(delivery.headers["idempotency-key"], "default/paystack/charge.success:re4lyvq3s3:success");
+    let names = ["webhook-id", "webhook-timestamp", "webhook-signature"];
+    let hop = names.map(|name| (name, delivery.headers[name].to_str().unwrap()));
+    let answer = second.send(request("POST", "/webhooks/payments/hop", &hop, body)).await;
+    assert_eq!(answer.said(), (200, r#"{"status":"processed"}"#));
+    let key = second.sidecar.claims().pop().unwrap().key.unwrap();
+    assert_eq!(key.event_id, "default/paystack/charge%2Esuccess:re4lyvq3s3:success");
+}
+
 /// Swaps a file's content like Kubernetes does: another file takes the name.
 fn swap(path: &Path, text: &str) {
     let mut next = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
