@@ -34,7 +34,7 @@ pub const UNAUTHENTICATED: &str = "UNAUTHENTICATED";
 pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
 /// RESOURCE_EXHAUSTED: a quota of the caller is used up.
 pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
-/// UNIMPLEMENTED: the service has no such method.
+/// UNIMPLEMENTED: the service has no such method, or does not take messages that are compressed.
 pub const UNIMPLEMENTED: &str = "UNIMPLEMENTED";
 /// INTERNAL: a defect of this service. The log has the details.
 pub const INTERNAL: &str = "INTERNAL";

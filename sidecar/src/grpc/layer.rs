@@ -20,6 +20,9 @@ use super::{
     status::{retryable, status},
 };
 
+/// Says how a message may be compressed, where it was refused for that (gRPC's "Compression").
+const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
+
 /// What a service answers with.
 pub(super) type Answer = Pin<Box<dyn Future<Output = Result<http::Response<Body>, Infallible>> + Send>>;
 
@@ -123,7 +126,7 @@ fn parse_timeout(value: &http::HeaderValue) -> Option<Duration> {
 }
 
 /// Gives an error that has no details the `ErrorInfo` that clients branch on: those of the framework, for a message that
-/// is too large or does not decode, or an unknown method.
+/// is too large, does not decode or is compressed, or an unknown method.
 fn explained(response: http::Response<Body>) -> http::Response<Body> {
     // An error without a body has its status in the headers; others were made by our own code.
     let headers = response.headers();
@@ -134,7 +137,8 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
         return response;
     };
     let message = plain.message().to_owned();
-    match plain.code() {
+    let accepted = headers.get(ACCEPT_ENCODING).cloned();
+    let explained = match plain.code() {
         // tonic's word for a message over the limit.
         Code::OutOfRange => status(
             Code::InvalidArgument,
@@ -145,15 +149,62 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
             // What does not decode is the caller's mistake; our own internal errors carry details.
             status(Code::InvalidArgument, reason::INVALID_FIELD, format!("the message does not decode: {message}"))
         }
-        Code::Unimplemented => status(Code::Unimplemented, reason::UNIMPLEMENTED, "there is no such method"),
+        // Of an unknown method the framework says nothing more. What it does say is about a compression that we do not have.
+        Code::Unimplemented if message.is_empty() => {
+            status(Code::Unimplemented, reason::UNIMPLEMENTED, "there is no such method")
+        }
+        Code::Unimplemented => status(Code::Unimplemented, reason::UNIMPLEMENTED, message),
         code => status(code, reason::INTERNAL, message),
+    };
+    let mut response = explained.into_http();
+    if let Some(accepted) = accepted {
+        response.headers_mut().insert(ACCEPT_ENCODING, accepted);
     }
-    .into_http()
+    response
 }
 
 #[cfg(test)]
 mod tests {
+    use tonic::{
+        codegen::{Bytes, Service as _},
+        service::Routes,
+    };
+    use tonic_types::StatusExt as _;
+
     use super::*;
+
+    /// What is answered to an empty message, as clients see it.
+    async fn answered(path: &str, encoding: Option<&'static str>) -> (Code, String, String, Option<String>) {
+        let (_, health) = tonic_health::server::health_reporter();
+        let routes = Routes::new(health).prepare();
+        let mut request = http::Request::post(path).header("content-type", "application/grpc");
+        if let Some(encoding) = encoding {
+            request = request.header("grpc-encoding", encoding);
+        }
+        let body = http_body_util::Full::new(Bytes::from_static(&[0; 5]));
+        let request = request.body(body).expect("a request");
+        let answer = answer(None, request, |request| Box::pin(routes.clone().call(request)));
+        let response = answer.await.expect("an answer");
+        let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+        let accepted = response.headers().get(ACCEPT_ENCODING).map(|value| value.to_str().expect("text").to_owned());
+        (status.code(), reason, status.message().to_owned(), accepted)
+    }
+
+    #[tokio::test]
+    async fn a_compressed_request_is_told_about_its_encoding_and_not_about_its_method() {
+        let path = "/grpc.health.v1.Health/Check";
+        assert_eq!(answered(path, None).await.0, Code::Ok);
+        let (code, reason, message, accepted) = answered(path, Some("gzip")).await;
+        assert_eq!((code, reason.as_str()), (Code::Unimplemented, reason::UNIMPLEMENTED));
+        assert!(message.contains("gzip"), "{message}");
+        assert_eq!(accepted.as_deref(), Some("identity"));
+        for path in ["/grpc.health.v1.Health/Forget", "/oncegate.v2.IdempotencyService/CheckAndLock"] {
+            let (code, reason, message, accepted) = answered(path, None).await;
+            assert_eq!((code, reason.as_str()), (Code::Unimplemented, reason::UNIMPLEMENTED), "{path}");
+            assert_eq!((message.as_str(), accepted), ("there is no such method", None), "{path}");
+        }
+    }
 
     #[test]
     fn timeouts_are_read_as_the_protocol_has_them() {
