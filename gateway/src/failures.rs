@@ -6,14 +6,14 @@
 //! is closed and no line is logged.
 
 use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
     time::Duration,
 };
 
 use http::HeaderMap;
-use oncegate_runtime::buckets::Buckets;
+use oncegate_runtime::{buckets::Buckets, server::network};
 
 use crate::route::Route;
 
@@ -35,13 +35,7 @@ pub(crate) struct Source(IpAddr);
 
 impl Source {
     pub(crate) fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V6(address) => {
-                let [a, b, c, d, ..] = address.segments();
-                Self(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into())
-            }
-            address @ IpAddr::V4(_) => Self(address),
-        }
+        Self(network(address))
     }
 }
 

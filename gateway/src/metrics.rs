@@ -106,6 +106,11 @@ const UNDER_WAY: Family =
     Family::gauge("oncegate_gateway_deliveries_under_way", &[], "Events between verification and answer or mark.");
 const UNDER_WAY_MAX: Family =
     Family::gauge("oncegate_gateway_deliveries_max", &[], "Events under way beyond which webhooks are refused.");
+const CONNECTIONS_REFUSED: Family = Family::counter(
+    "oncegate_gateway_connections_refused_total",
+    &[],
+    "Connections closed at once because their address had its share, a quarter of GATEWAY_CONNECTIONS_MAX.",
+);
 const BUDGET: Family =
     Family::gauge("oncegate_gateway_body_budget_left_bytes", &[], "What is left of the budget for bodies.");
 const BUDGET_MAX: Family =
@@ -186,6 +191,7 @@ pub const FAMILIES: &[&Family] = &[
     &WEAK,
     &UNDER_WAY,
     &UNDER_WAY_MAX,
+    &CONNECTIONS_REFUSED,
     &BUDGET,
     &BUDGET_MAX,
 ];
@@ -362,6 +368,7 @@ pub(crate) struct Metrics {
 pub(crate) struct Load {
     pub(crate) deliveries: usize,
     pub(crate) deliveries_max: usize,
+    pub(crate) connections_refused: u64,
     pub(crate) budget_left_kib: usize,
     pub(crate) budget_kib: usize,
     /// Of the listener's certificate.
@@ -488,6 +495,7 @@ impl Metrics {
         page.single(&WEAK, &self.weak);
         page.single(&UNDER_WAY, load.deliveries);
         page.single(&UNDER_WAY_MAX, load.deliveries_max);
+        page.single(&CONNECTIONS_REFUSED, load.connections_refused);
         page.single(&BUDGET, load.budget_left_kib * 1_024);
         page.single(&BUDGET_MAX, load.budget_kib * 1_024);
         page.finish()
@@ -525,6 +533,7 @@ mod tests {
         let load = Load {
             deliveries: 3,
             deliveries_max: 9,
+            connections_refused: 5,
             budget_left_kib: 64,
             budget_kib: 128,
             listener: Counts { replaced: 1, failed: 2 },
@@ -541,6 +550,7 @@ mod tests {
             "oncegate_gateway_secret_reloads_total{result=\"replaced\"} 2",
             "oncegate_gateway_secret_reloads_total{result=\"failed\"} 2",
             "oncegate_gateway_deliveries_under_way 3",
+            "oncegate_gateway_connections_refused_total 5",
             "oncegate_gateway_body_budget_left_bytes 65536",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");

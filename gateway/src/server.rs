@@ -1,13 +1,13 @@
 //! The gateway as a server: routes, and the life of the process part.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
 use oncegate_runtime::{
     admin,
     metrics::certificates::{CertificateFile, Certificates},
-    server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol},
+    server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol, Shares},
     shutdown::CancellationToken,
     telemetry,
     tls::ServerTls,
@@ -38,6 +38,7 @@ pub struct Gateway {
     listener: TcpListener,
     local_addr: SocketAddr,
     http: HttpLimits,
+    shares: Option<Arc<Shares>>,
     tls: Option<ServerTls>,
     drain: std::time::Duration,
     secret_reload: std::time::Duration,
@@ -111,6 +112,7 @@ impl Gateway {
         Ok(Self {
             listener,
             local_addr,
+            shares: shares(settings.http.connections_max, settings.failures.trusted_hops),
             http: settings.http,
             tls: settings.tls,
             drain: settings.drain,
@@ -134,11 +136,12 @@ impl Gateway {
     /// What the admin listener shows under `/metrics`.
     #[must_use]
     pub fn metrics(&self) -> admin::Metrics {
-        let (front, tls) = (self.front.clone(), self.tls.clone());
+        let (front, shares, tls) = (self.front.clone(), self.shares.clone(), self.tls.clone());
         Arc::new(move || {
             let load = Load {
                 deliveries: front.courier.under_way(),
                 deliveries_max: front.courier.under_way_max(),
+                connections_refused: shares.as_ref().map_or(0, |shares| shares.refused()),
                 budget_left_kib: front.ingest.budget_left_kib(),
                 budget_kib: front.ingest.budget_kib(),
                 listener: tls.as_ref().map(ServerTls::counts).unwrap_or_default(),
@@ -183,9 +186,10 @@ impl Gateway {
     ///
     /// Deliveries that could not even be marked.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
-        let Self { listener, http, tls, drain, secret_reload, config_file, front, .. } = self;
+        let Self { listener, http, shares, tls, drain, secret_reload, config_file, front, .. } = self;
         let options = Options {
             connections_max: http.connections_max,
+            shares,
             first_byte_timeout: http.first_byte_timeout,
             protocol: Protocol::Http1(Http1 { header_read_timeout: http.header_timeout, ..Http1::default() }),
             tls: tls.clone(),
@@ -213,6 +217,12 @@ impl Gateway {
             deliveries => Err(RunError::Unfinished { deliveries }),
         }
     }
+}
+
+/// What one address may have of the connections (W15): a quarter. Behind proxies of our own the address is theirs.
+fn shares(connections_max: usize, trusted_hops: usize) -> Option<Arc<Shares>> {
+    let quarter = NonZeroUsize::new(connections_max.div_ceil(4)).filter(|_| trusted_hops == 0);
+    quarter.map(Shares::new)
 }
 
 /// The span of a webhook: the root of a trace, linked to whatever trace the sender says it is of.
@@ -303,5 +313,18 @@ impl Front {
             }
             Err(answer) => answer,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn w15_an_address_has_a_quarter_of_the_connections_unless_it_is_that_of_a_proxy() {
+        let quarter = |connections_max, hops| shares(connections_max, hops).map(|shares| shares.max());
+        assert_eq!(quarter(4_096, 0), Some(1_024));
+        assert_eq!([quarter(1, 0), quarter(8, 0)], [Some(1), Some(2)]);
+        assert_eq!([quarter(4_096, 1), quarter(4_096, 2)], [None, None]);
     }
 }

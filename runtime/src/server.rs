@@ -7,6 +7,7 @@ mod clock;
 mod framing;
 mod listener;
 mod scan;
+mod shares;
 mod watched;
 
 use std::{
@@ -35,6 +36,8 @@ use hyper_util::{
     server::graceful::GracefulConnection,
 };
 pub use listener::{Accepted, Address, AddressError, Listener};
+use shares::Share;
+pub use shares::{Shares, network};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -53,6 +56,9 @@ pub struct Options {
     /// Connections open at once; beyond it the accept waits and further ones queue in the kernel. Default 4,096
     /// (design section 10).
     pub connections_max: usize,
+    /// How many of them one address may have; beyond it new ones are closed. Default none: behind a proxy or a mesh
+    /// everybody has one address.
+    pub shares: Option<Arc<Shares>>,
     /// How long a connection may take to say anything at all (HTTP/2: to send its preface) before it is closed.
     /// Default 5 s: nobody connects without having something to say, except health checks of load balancers.
     pub first_byte_timeout: Duration,
@@ -83,6 +89,7 @@ impl Options {
     fn new(protocol: Protocol, drain: Duration) -> Self {
         Self {
             connections_max: 4_096,
+            shares: None,
             first_byte_timeout: Duration::from_secs(5),
             write_timeout: Duration::from_secs(30),
             drain,
@@ -244,7 +251,7 @@ async fn accept<M, S, B>(
 {
     let slots = Arc::new(Semaphore::new(worker.options.connections_max));
     let mut back_off = BackOff::default();
-    let full = Throttle::default();
+    let (full, refused) = (Throttle::default(), Throttle::default());
     loop {
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
@@ -275,7 +282,20 @@ async fn accept<M, S, B>(
         match accepted {
             Ok(accepted) => {
                 back_off = BackOff::default();
-                connections.spawn(worker.clone().serve(accepted, slot));
+                let share = match (&worker.options.shares, &accepted) {
+                    (Some(shares), Accepted::Tcp(_, peer)) => match shares.take(*peer) {
+                        Some(share) => Some(share),
+                        None => {
+                            if let Some(unreported) = refused.pass() {
+                                let share = shares.max();
+                                tracing::warn!(%peer, share, unreported, "an address has its share, connection closed");
+                            }
+                            continue;
+                        }
+                    },
+                    _ => None,
+                };
+                connections.spawn(worker.clone().serve(accepted, Place { _slot: slot, _share: share }));
             }
             Err(error) if concerns_one_connection(&error) => {
                 tracing::debug!(%error, "a connection went away before it was accepted");
@@ -314,6 +334,12 @@ impl BackOff {
     }
 }
 
+/// A connection's place among the others, given up when dropped.
+struct Place {
+    _slot: OwnedSemaphorePermit,
+    _share: Option<Share>,
+}
+
 /// What every connection needs.
 #[derive(Clone)]
 struct Worker<M> {
@@ -324,7 +350,7 @@ struct Worker<M> {
 }
 
 impl<M> Worker<M> {
-    async fn serve<S, B>(self, accepted: Accepted, slot: OwnedSemaphorePermit)
+    async fn serve<S, B>(self, accepted: Accepted, place: Place)
     where
         M: Fn(&Peer) -> S,
         S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
@@ -341,7 +367,7 @@ impl<M> Worker<M> {
                     tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY");
                 }
                 let mut peer = Peer { address: Some(address), certificate: None };
-                let Some(tls) = self.options.tls.clone() else { return self.speak(stream, peer, slot).await };
+                let Some(tls) = self.options.tls.clone() else { return self.speak(stream, peer, place).await };
                 let handshake = tokio::select! {
                     handshake = tls.accept(stream, self.options.first_byte_timeout) => handshake,
                     () = self.shutdown.cancelled() => return,
@@ -349,19 +375,19 @@ impl<M> Worker<M> {
                 match handshake {
                     Ok((stream, certificate)) => {
                         peer.certificate = certificate.map(Arc::new);
-                        self.speak(Box::new(stream) as Box<dyn Stream>, peer, slot).await;
+                        self.speak(Box::new(stream) as Box<dyn Stream>, peer, place).await;
                     }
                     Err(error) => tracing::debug!(peer = %address, error = %Chain(&error), "no TLS with a client"),
                 }
             }
             Accepted::Unix(stream) => {
                 let peer = Peer { address: None, certificate: None };
-                self.speak(Box::new(stream) as Box<dyn Stream>, peer, slot).await;
+                self.speak(Box::new(stream) as Box<dyn Stream>, peer, place).await;
             }
         }
     }
 
-    async fn speak<S, B, T>(self, stream: T, peer: Peer, slot: OwnedSemaphorePermit)
+    async fn speak<S, B, T>(self, stream: T, peer: Peer, place: Place)
     where
         M: Fn(&Peer) -> S,
         T: Stream + 'static,
@@ -411,7 +437,7 @@ impl<M> Worker<M> {
                 watch.drive(connection, &peer, &shutdown, &cut).await;
             }
         }
-        drop(slot);
+        drop(place);
     }
 }
 

@@ -1,11 +1,11 @@
-use std::convert::Infallible;
+use std::{convert::Infallible, net::Ipv4Addr, num::NonZeroUsize};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::Notify,
     task::JoinHandle,
     time::{Instant, timeout},
@@ -157,6 +157,42 @@ async fn beyond_the_cap_connections_wait_for_their_turn() {
     assert!(early.is_err(), "the second connection has no slot yet");
     drop(first);
     assert_eq!(timeout(PATIENCE, second.read(&mut byte)).await.unwrap().unwrap(), 1);
+    running.shutdown.cancel();
+}
+
+#[tokio::test]
+async fn w15_an_address_that_has_its_share_keeps_nobody_else_out() {
+    let shares = Shares::with_exemption(NonZeroUsize::new(2).unwrap(), |address| address == Ipv4Addr::LOCALHOST);
+    let running = start(Options { shares: Some(shares.clone()), ..Options::http1(PATIENCE) }).await;
+    let from = async |last: u8| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::new(127, 0, 0, last), 0).into()).unwrap();
+        socket.connect(running.address).await.unwrap()
+    };
+    let (mut first, mut second) = (from(2).await, from(2).await);
+    exchange(&mut first, GET).await;
+    exchange(&mut second, GET).await;
+    closed(&mut from(2).await).await;
+    assert_eq!(shares.refused(), 1);
+    for other in [3, 4, 1, 1, 1] {
+        let mut other = from(other).await;
+        exchange(&mut other, GET).await;
+    }
+    // Who holds its share is served, and may connect again once it has closed one.
+    exchange(&mut first, GET).await;
+    drop(second);
+    timeout(PATIENCE, async {
+        loop {
+            let mut again = from(2).await;
+            let mut byte = [0];
+            if again.write_all(GET.as_bytes()).await.is_ok() && again.read(&mut byte).await.is_ok_and(|read| read == 1)
+            {
+                break;
+            }
+        }
+    })
+    .await
+    .expect("the place comes free");
     running.shutdown.cancel();
 }
 
