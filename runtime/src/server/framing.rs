@@ -151,4 +151,88 @@ mod tests {
             }
         }
     }
+
+    /// Numbers that are the same in each run.
+    struct Numbers(u64);
+
+    impl Numbers {
+        fn below(&mut self, end: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 >> 33).unwrap() % end
+        }
+
+        fn one_of<'a>(&mut self, choices: &[&'a str]) -> &'a str {
+            choices[self.below(choices.len())]
+        }
+
+        /// What somebody might write to be taken for a head.
+        fn body(&mut self) -> String {
+            let texts = [
+                "\n",
+                "\r\n",
+                "content-length: 5",
+                "Transfer-Encoding: chunked",
+                "0\r\n\r\n",
+                "GET / HTTP/1.1",
+                "x",
+                "",
+            ];
+            (0..self.below(6)).map(|_| self.one_of(&texts)).collect()
+        }
+
+        /// A request in one of the forms that hyper takes, and whether it says its length in two ways.
+        fn request(&mut self, headers: &str) -> (String, bool) {
+            let end = self.one_of(&["\r\n", "\r\n", "\n"]);
+            let length = self.one_of(&["content-length:", "Content-Length: ", "CONTENT-LENGTH:\t "]);
+            let chunked = self.one_of(&[
+                "transfer-encoding: chunked",
+                "Transfer-Encoding:chunked ",
+                "TRANSFER-ENCODING: gzip, chunked",
+            ]);
+            let body = self.body();
+            let mut chunks = String::new();
+            let extension = self.one_of(&["", ";a=b", " ; content-length: 3", "\t"]);
+            for chunk in [body.as_str(), "tail"].into_iter().filter(|chunk| !chunk.is_empty()) {
+                let zeros = self.one_of(&["", "0", "000"]);
+                let size = chunk.len();
+                chunks += &if self.below(2) == 0 { format!("{zeros}{size:x}") } else { format!("{zeros}{size:X}") };
+                chunks += &format!("{extension}\r\n{chunk}\r\n");
+            }
+            chunks += self.one_of(&["0\r\n\r\n", "0;x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"]);
+            let size = body.len();
+            let (lengths, body, both) = match self.below(5) {
+                0 => (String::new(), String::new(), false),
+                1 => (format!("{length}{size} {end}"), body, false),
+                2 => (format!("{chunked}{end}"), chunks, false),
+                3 => (format!("{chunked}{end}x: y{end}{length}{size}{end}"), chunks, true),
+                _ => (format!("{length}{size}{end}{chunked}{end}"), chunks, true),
+            };
+            let before = self.one_of(&["", "", "\r\n", "\n"]);
+            (format!("{before}POST /content-length:1 HTTP/1.1{end}host: x{end}{headers}{lengths}{end}{body}"), both)
+        }
+    }
+
+    #[tokio::test]
+    async fn exactly_the_requests_with_both_lengths_are_marked_in_whatever_form_and_pieces() {
+        let mut numbers = Numbers(0x5eed);
+        for case in 0..2_000 {
+            let count = 1 + numbers.below(4);
+            let (requests, wanted): (Vec<String>, Vec<bool>) = (1..=count)
+                .map(|number| numbers.request(if number == count { "connection: close\r\n" } else { "" }))
+                .unzip();
+            // hyper itself goes on after none of these.
+            let served = wanted.iter().position(|both| *both).map_or(count, |place| place + 1);
+            let input = requests.concat();
+            let mut pieces = Vec::new();
+            let mut rest = input.as_bytes();
+            while !rest.is_empty() {
+                let (piece, after) = rest.split_at(rest.len().min(1 + numbers.below(90)));
+                pieces.push(piece);
+                rest = after;
+            }
+            assert_eq!(marked(pieces.into_iter()).await, wanted[..served], "case {case}: {input:?}");
+        }
+    }
 }
