@@ -1,12 +1,15 @@
 //! Logs: to standard error, as text for people or JSON for machines.
 
-use std::{fmt, io::IsTerminal as _, str::FromStr};
+use std::{error::Error as StdError, fmt, io::IsTerminal as _, str::FromStr};
 
-use tracing::{Event, Subscriber};
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+};
 use tracing_subscriber::{
-    Layer as _,
+    Layer,
     filter::{FilterExt as _, LevelFilter, Targets, filter_fn},
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter, format::Writer},
     layer::SubscriberExt as _,
     registry::LookupSpan,
     util::SubscriberInitExt as _,
@@ -93,30 +96,31 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
     // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
     // one every line of every library would be asked about.
     let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
-    let lines = match options.log_format {
-        Format::Text => {
-            let colours = std::io::stderr().is_terminal();
-            lines
-                .with_ansi(colours)
-                .map_event_format(|format| Traced { format, json: false })
-                .with_filter(filter)
-                .boxed()
-        }
-        Format::Json => lines
-            .json()
-            .flatten_event(true)
-            .map_event_format(|format| Traced { format, json: true })
-            .with_filter(filter)
-            .boxed(),
-    };
+    let lines =
+        lines_in(options.log_format, std::io::stderr().is_terminal(), std::io::stderr).with_filter(filter).boxed();
     let mut layers = vec![lines];
     layers.extend(tracing.map(|tracing| tracing.layer().boxed()));
     tracing_subscriber::registry().with(layers).try_init().map_err(InitError::Twice)
 }
 
-/// Log lines that name the trace and the span that they were written in, where there is one.
+/// The layer that writes lines.
+fn lines_in<S, W>(format: Format, colours: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
+{
+    // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match format {
+        Format::Text => lines.with_ansi(colours).map_event_format(|format| Traced { format, json: false }).boxed(),
+        Format::Json => {
+            lines.json().flatten_event(true).map_event_format(|format| Traced { format, json: true }).boxed()
+        }
+    }
+}
+
+/// Log lines that name the trace and the span that they were written in, where there is one, and in JSON what their errors
+/// come from: the library writes that in text alone.
 struct Traced<F> {
     format: F,
     json: bool,
@@ -129,25 +133,105 @@ where
     F: FormatEvent<S, N>,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let Some((trace, span)) = telemetry::ids() else { return self.format.format_event(context, writer, event) };
+        let ids = telemetry::ids();
+        let mut causes = Causes::default();
+        if self.json {
+            event.record(&mut causes);
+        }
+        if ids.is_none() && causes.members.is_empty() {
+            return self.format.format_event(context, writer, event);
+        }
         // Without colours: a line that goes to a trace as well is for a machine.
         let mut line = String::with_capacity(512);
         let plain = Writer::new(&mut line);
         self.format.format_event(context, plain, event)?;
         let line = line.trim_end();
         // A JSON line is one object, and text goes on.
-        match line.strip_suffix('}').filter(|_| self.json) {
-            Some(open) => writeln!(writer, "{open},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}"),
-            None => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+        match (line.strip_suffix('}').filter(|_| self.json), ids) {
+            (Some(open), Some((trace, span))) => {
+                writeln!(writer, "{open}{},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}", causes.members)
+            }
+            (Some(open), None) => writeln!(writer, "{open}{}}}", causes.members),
+            (None, Some((trace, span))) => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+            (None, None) => writeln!(writer, "{line}"),
         }
     }
 }
 
+/// What the errors of an event come from, as members of its JSON object, each with a comma before it: by the names that
+/// they have in text.
+#[derive(Default)]
+struct Causes {
+    members: String,
+}
+
+impl Visit for Causes {
+    fn record_error(&mut self, field: &Field, error: &(dyn StdError + 'static)) {
+        let mut sources: Vec<serde_json::Value> = Vec::new();
+        let mut source = error.source();
+        while let Some(error) = source {
+            sources.push(error.to_string().into());
+            source = error.source();
+        }
+        if !sources.is_empty() {
+            let name = serde_json::Value::from(format!("{field}.sources"));
+            self.members.push_str(&format!(",{name}:{}", serde_json::Value::from(sources)));
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn fmt::Debug) {}
+}
+
 #[cfg(test)]
 mod tests {
+    use std::{
+        io,
+        sync::{Arc, Mutex},
+    };
+
     use tracing::Level;
 
     use super::*;
+
+    /// Where lines go that a test reads.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no \"session\"")]
+    struct Outer(#[source] Inner);
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no connection\n")]
+    struct Inner(#[source] fmt::Error);
+
+    #[test]
+    fn json_lines_carry_what_an_error_comes_from() {
+        let lines = Lines::default();
+        let written = lines.clone();
+        let layer = lines_in(Format::Json, false, move || written.clone());
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let error = Outer(Inner(fmt::Error));
+            tracing::warn!(error = &error as &dyn StdError, session = 1, "the ledger cannot be reached");
+            tracing::warn!(error = &fmt::Error as &dyn StdError, "without a cause");
+        });
+        let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!((&lines[0]["error"], &lines[0]["session"]), (&"no \"session\"".into(), &1.into()));
+        assert_eq!(lines[0]["error.sources"], serde_json::json!(["no connection\n", fmt::Error.to_string()]));
+        assert_eq!(lines[1].get("error.sources"), None);
+    }
 
     #[test]
     fn filters_are_checked_when_parsed() {
