@@ -10,7 +10,7 @@ use std::{
     fmt,
     pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -19,7 +19,8 @@ use std::{
 use bytes::Bytes;
 use fred::{
     clients::Client,
-    interfaces::{ClientLike as _, KeysInterface as _, LuaInterface as _},
+    error::ErrorKind,
+    interfaces::{ClientLike as _, EventInterface as _, KeysInterface as _, LuaInterface as _},
     types::{
         Builder, Value,
         config::{
@@ -181,6 +182,35 @@ pub(super) struct Redis {
 struct Breaker {
     open: AtomicBool,
     failures: AtomicU32,
+    told: Mutex<Vec<&'static str>>,
+}
+
+/// Why Redis is left alone.
+#[derive(Clone, Copy, Debug)]
+enum Reason<'e> {
+    /// It does not answer in time, and nothing else is known.
+    Silent,
+    /// It, or the connection to it, says why.
+    Said(&'e fred::error::Error),
+}
+
+impl Reason<'_> {
+    /// What kind of trouble it is: the same trouble has many texts.
+    fn kind(self) -> &'static str {
+        match self {
+            Reason::Silent => "silent",
+            Reason::Said(error) => error.kind().to_str(),
+        }
+    }
+}
+
+impl fmt::Display for Reason<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::Silent => write!(f, "no answer within {LOOK_UP_TIME_MAX:?}"),
+            Reason::Said(error) => error.fmt(f),
+        }
+    }
 }
 
 impl Breaker {
@@ -188,16 +218,33 @@ impl Breaker {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn failed(&self) {
+    fn failed(&self, reason: Reason<'_>) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX && !self.open.swap(true, Ordering::Relaxed)
         {
-            tracing::warn!("redis does not answer and is left alone; duplicates are answered by the ledger");
+            self.tell(reason);
         }
+    }
+
+    /// Says why Redis is left alone: each kind of reason once until it answers again, for they may take turns.
+    fn tell(&self, reason: Reason<'_>) {
+        if self.is_news(reason.kind()) {
+            tracing::warn!(%reason, "redis does not answer and is left alone; duplicates are answered by the ledger");
+        }
+    }
+
+    fn is_news(&self, kind: &'static str) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = !told.contains(&kind);
+        if news {
+            told.push(kind);
+        }
+        news
     }
 
     fn succeeded(&self) {
         self.failures.store(0, Ordering::Relaxed);
         if self.open.swap(false, Ordering::Relaxed) {
+            self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
             tracing::info!("redis answers");
         }
     }
@@ -311,21 +358,39 @@ impl Drop for Redis {
 
 /// Connects, for as long as it takes, and probes while Redis is left alone.
 async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: CancellationToken) {
+    // Before it begins: the reason why it does not succeed is heard nowhere else.
+    let mut errors = client.error_rx();
     // Reconnects by its policy, without end; ends when the client quits.
     let connection = client.connect();
     let mut interval = tokio::time::interval(PROBE_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let (mut disconnected, mut unanswered) = (None, 0);
     loop {
         tokio::select! {
             _ = interval.tick() => {}
+            Ok((error, _)) = errors.recv() => {
+                // That the connection has ended is no reason; why there is no other one is.
+                if *error.kind() != ErrorKind::Canceled {
+                    disconnected = Some(error);
+                }
+                continue;
+            }
             () = closing.cancelled() => break,
         }
-        if breaker.is_open() {
-            // A real command: the client's own flag may lag (pitfalls 3.2.4).
-            let probe = client.get::<Value, _>("oncegate:1:probe");
-            if let Ok(Ok(_)) = tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await {
-                breaker.succeeded();
-            }
+        if !breaker.is_open() {
+            // It was mended by itself.
+            (disconnected, unanswered) = (None, 0);
+            continue;
+        }
+        // A real command: the client's own flag may lag (pitfalls 3.2.4).
+        let probe = client.get::<Value, _>("oncegate:1:probe");
+        match (tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await, &disconnected) {
+            (Ok(Ok(_)), _) => breaker.succeeded(),
+            (Ok(Err(error)), _) => breaker.tell(Reason::Said(&error)),
+            (Err(_), Some(error)) => breaker.tell(Reason::Said(error)),
+            // The first connection takes its time.
+            (Err(_), None) if unanswered < FAILURES_MAX => unanswered += 1,
+            (Err(_), None) => breaker.tell(Reason::Silent),
         }
     }
     connection.abort();
@@ -343,7 +408,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         let (asked, mut askers) = (askers.len(), askers.into_iter());
         // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
         let look_up = pin!(many(&client, names, clustered));
-        match while_they_wait(&mut askers, look_up, || breaker.failed()).await {
+        match while_they_wait(&mut askers, look_up, || breaker.failed(Reason::Silent)).await {
             Some(Ok(values)) => {
                 breaker.succeeded();
                 let given_up = asked - askers.len();
@@ -354,7 +419,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
             }
             Some(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a look-up in redis failed");
-                breaker.failed();
+                breaker.failed(Reason::Said(&error));
             }
             None => {}
         }
@@ -436,7 +501,7 @@ async fn do_puts(
         if let Err(error) = written {
             tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
             (0..entries).for_each(|_| stats.redis_writes_lost.add());
-            breaker.failed();
+            breaker.failed(Reason::Said(&error));
         }
     }
 }
@@ -462,7 +527,22 @@ mod tests {
         time::Instant,
     };
 
-    use super::{Asker, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, in_the_clear, while_they_wait};
+    use super::{
+        Asker, Breaker, FAILURES_MAX, LOOK_UP_TIME_MAX, Reason, RedisOptions, RedisOptionsError, in_the_clear,
+        while_they_wait,
+    };
+
+    #[test]
+    fn each_kind_of_reason_is_told_once_until_it_answers() {
+        let breaker = Breaker::default();
+        (0..FAILURES_MAX).for_each(|_| breaker.failed(Reason::Silent));
+        assert!(!breaker.is_news(Reason::Silent.kind()), "told when it was left alone");
+        assert!(breaker.is_news("IO Error"));
+        // They may take turns.
+        assert!(!breaker.is_news(Reason::Silent.kind()) && !breaker.is_news("IO Error"));
+        breaker.succeeded();
+        assert!(breaker.is_news("IO Error"));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_budget_and_the_others_for_theirs() {

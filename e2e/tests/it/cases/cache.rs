@@ -112,6 +112,29 @@ async fn without_redis_at_the_start_it_is_ready_and_uses_redis_when_it_comes() -
     Ok(())
 }
 
+#[tokio::test]
+async fn a_redis_that_is_wrong_from_the_start_is_told_of_once_with_the_reason() -> Result<()> {
+    let mut redis = Redis::start().await?;
+    assert_eq!(redis.command("CONFIG SET requirepass another").await?, "+OK");
+    let mut refused = sidecar(&redis.url().replace("redis://", "redis://:not-this-one@")).await?;
+    let told = |reason: &'static str| move |line: &str| line.contains("is left alone") && line.contains(reason);
+    refused.program.line_where("the password is told to be wrong", told("WRONGPASS")).await?;
+
+    redis.kill()?;
+    let mut alone = sidecar(&redis.url()).await?;
+    alone.program.line_where("nobody is told to be there", told("Connection refused")).await?;
+    // By now it has been tried, and has failed, several times.
+    refused.program.line_where("the other reason is told", told("Connection refused")).await?;
+    redis.restart().await?;
+    alone.program.line_where("redis is found", |line| line.contains("redis answers")).await?;
+    let lines = alone.program.stop().await?.stderr;
+    assert_eq!(lines.lines().filter(|line| told("")(line)).count(), 1, "{lines}");
+
+    let mut nameless = sidecar("redis://redis.invalid").await?;
+    nameless.program.line_where("the name is told to be wrong", told("lookup")).await?;
+    Ok(())
+}
+
 /// Callers at once.
 const CALLERS: usize = 32;
 
