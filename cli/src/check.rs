@@ -23,7 +23,7 @@ Examples:
   oncegate check --store ./oncegate.db --json")]
 pub(crate) struct Check {
     #[command(flatten)]
-    sidecar: oncegate_sidecar::config::Options,
+    store: oncegate_sidecar::config::StoreOptions,
 
     /// Show what was found as JSON
     #[arg(long)]
@@ -32,8 +32,8 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let settings = self.sidecar.validate()?;
-        let report = oncegate_sidecar::check(&settings).await?;
+        let store = self.store.validate()?;
+        let report = oncegate_sidecar::check(&store).await?;
         if self.json {
             output::json(&Document::from(&report));
         } else {

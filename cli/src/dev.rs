@@ -123,7 +123,11 @@ impl Dev {
     fn sidecar_options(&self) -> oncegate_sidecar::config::Options {
         oncegate_sidecar::config::Options {
             sidecar_listen: self.sidecar_listen.into(),
-            store: self.database.clone(),
+            store: oncegate_sidecar::config::StoreOptions {
+                database_url: None,
+                database_url_file: None,
+                store: self.database.clone(),
+            },
             ..defaults()
         }
     }

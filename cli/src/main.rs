@@ -69,8 +69,7 @@ enum Command {
     Sidecar(Box<sidecar::Sidecar>),
     Gateway(Box<gateway::Gateway>),
     Migrate(migrate::Migrate),
-    // Boxed: it has the options of a sidecar.
-    Check(Box<check::Check>),
+    Check(check::Check),
     Stats(stats::Stats),
     History(history::History),
     Resolve(resolve::Resolve),

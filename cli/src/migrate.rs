@@ -15,13 +15,13 @@ Examples:
   DATABASE_URL=postgres://oncegate@db.example.com/payments oncegate migrate")]
 pub(crate) struct Migrate {
     #[command(flatten)]
-    sidecar: oncegate_sidecar::config::Options,
+    store: oncegate_sidecar::config::StoreOptions,
 }
 
 impl Migrate {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let settings = self.sidecar.validate()?;
-        let Migrated { store, from, to } = oncegate_sidecar::migrate(&settings).await?;
+        let store = self.store.validate()?;
+        let Migrated { store, from, to } = oncegate_sidecar::migrate(&store).await?;
         output::line(match from {
             _ if from == to => format!("{store}: the schema is at version {to}, nothing to do"),
             0 => format!("{store}: made the schema, version {to}"),

@@ -69,17 +69,9 @@ pub struct Options {
     #[arg(long, env = "ONCEGATE_INSECURE", value_parser = BoolishValueParser::new())]
     pub insecure: bool,
 
-    /// Postgres, as postgres://user:password@host:port/database. Without it the embedded store is used.
-    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    pub database_url: Option<SecretText>,
-
-    /// A file that holds the URL of the database.
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
-    pub database_url_file: Option<PathBuf>,
-
-    /// The embedded store's file, where no database is given. One process at a time.
-    #[arg(long, env = "ONCEGATE_STORE", default_value = "./oncegate.db", value_name = "FILE")]
-    pub store: PathBuf,
+    /// Where events are kept.
+    #[command(flatten)]
+    pub store: StoreOptions,
 
     /// Redis, which makes duplicates cheap and can do nothing else: redis://[user:password@]host[:port][/database], rediss://
     /// for TLS, redis-cluster://host:port?node=host:port, redis-sentinel://host:port?sentinelServiceName=name. Without
@@ -162,6 +154,34 @@ pub struct Options {
     pub sidecar_drain: Duration,
 }
 
+/// Where events are kept: what commands that need nothing else of a sidecar take as well.
+#[derive(clap::Args, Clone, Debug)]
+#[group(skip)]
+pub struct StoreOptions {
+    /// Postgres, as postgres://user:password@host:port/database. Without it the embedded store is used.
+    #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<SecretText>,
+
+    /// A file that holds the URL of the database.
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
+    pub database_url_file: Option<PathBuf>,
+
+    /// The embedded store's file, where no database is given. One process at a time.
+    #[arg(long, env = "ONCEGATE_STORE", default_value = "./oncegate.db", value_name = "FILE")]
+    pub store: PathBuf,
+}
+
+impl StoreOptions {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn validate(self) -> Result<Store, Problem> {
+        let database = Source::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
+        Ok(database.map_or(Store::Embedded(self.store), Store::Postgres))
+    }
+}
+
 /// Where events are kept.
 #[derive(Clone, Debug)]
 pub enum Store {
@@ -236,7 +256,7 @@ impl Options {
     pub fn validate(self) -> Result<Settings, Problems> {
         let mut checks = Checks::new();
         let access = access::access(&self, &mut checks);
-        let database = checks.take(Source::choose("DATABASE_URL", self.database_url, self.database_url_file)).flatten();
+        let store = checks.take(self.store.validate());
         checks.within(
             "LOCK_DURATION",
             Span(self.lock_duration),
@@ -290,15 +310,17 @@ impl Options {
             Span(self.count_interval),
             Span(Duration::from_millis(100))..=Span(Duration::from_secs(3_600)),
         );
+        // Without a store there is a problem.
+        let store = store.unwrap_or(Store::Embedded(PathBuf::new()));
         checks.finish()?;
-        let embedded = database.is_none();
+        let embedded = matches!(store, Store::Embedded(_));
         if embedded && redis.is_some() {
             tracing::warn!("the embedded store is used by one process and needs no redis: it is not used");
         }
         Ok(Settings {
             listen: Some(self.sidecar_listen),
             access,
-            store: database.map_or(Store::Embedded(self.store), Store::Postgres),
+            store,
             migrate: self.migrate,
             policy: Policy {
                 lock_duration: self.lock_duration.into(),

@@ -272,8 +272,8 @@ pub struct Migrated {
 ///
 /// # Errors
 /// When the store cannot be read or its schema does not fit.
-pub async fn check(settings: &Settings) -> Result<ledger::check::Report, StartError> {
-    match &settings.store {
+pub async fn check(store: &Store) -> Result<ledger::check::Report, StartError> {
+    match store {
         Store::Postgres(source) => {
             let url = source.read_one().map_err(StartError::DatabaseUrl)?;
             postgres::check(url.expose()).await.map_err(StartError::Postgres)
@@ -294,8 +294,8 @@ pub async fn check(settings: &Settings) -> Result<ledger::check::Report, StartEr
 ///
 /// # Errors
 /// When the store cannot be opened or a migration fails.
-pub async fn migrate(settings: &Settings) -> Result<Migrated, StartError> {
-    match &settings.store {
+pub async fn migrate(store: &Store) -> Result<Migrated, StartError> {
+    match store {
         Store::Postgres(source) => {
             let url = source.read_one().map_err(StartError::DatabaseUrl)?;
             let done = postgres::migrate::run(url.expose()).await.map_err(StartError::Postgres)?;

@@ -121,6 +121,21 @@ async fn migrate_makes_an_empty_database_usable() -> Result<()> {
 }
 
 #[tokio::test]
+async fn commands_on_the_store_mind_no_setting_but_the_stores() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for name in ["migrate", "check"] {
+        let finished = Oncegate::new(directory.path(), [name])?
+            .env("SIDECAR_LISTEN", "0.0.0.0:50051")
+            .env("RETENTION_MIN", "0s")
+            .env("REDIS_URL", "not-a-url")
+            .run()
+            .await?;
+        assert_eq!(finished.code, Some(0), "{finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_version_that_is_older_than_the_schema_asks_the_schema() -> Result<()> {
     let database = Database::create().await?;
     let mut admin = database.connect().await?;
