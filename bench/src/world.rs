@@ -135,7 +135,14 @@ impl World {
             .env("ONCEGATE_MIGRATE", "true")
             .env("ONCEGATE_LOG", "warn")
             .current_dir(self.directory());
-        command.envs(settings.iter().copied());
+        for (name, value) in settings {
+            // An empty one switches off what is set above.
+            if value.is_empty() {
+                command.env_remove(name)
+            } else {
+                command.env(name, value)
+            };
+        }
         command
     }
 

@@ -158,7 +158,7 @@ pub struct Options {
 #[derive(clap::Args, Clone, Debug)]
 #[group(skip)]
 pub struct StoreOptions {
-    /// Postgres, as postgres://user:password@host:port/database. Without it the embedded store is used.
+    /// Postgres, as postgres://user:password@host:port/database. Unset, and not merely empty: the embedded store.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<SecretText>,
 
@@ -177,7 +177,15 @@ impl StoreOptions {
     /// # Errors
     /// What is wrong with them.
     pub fn validate(self) -> Result<Store, Problem> {
+        let given = self.database_url.is_some();
         let database = Source::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
+        // Elsewhere a blank setting is as good as none. Here it would give each process a ledger of its own, in silence.
+        if given && database.is_none() {
+            return Err(Problem::new(
+                "DATABASE_URL",
+                "given and empty, has to be the URL of a Postgres database: unset it for the embedded store",
+            ));
+        }
         Ok(database.map_or(Store::Embedded(self.store), Store::Postgres))
     }
 }

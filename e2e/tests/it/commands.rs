@@ -136,6 +136,22 @@ async fn commands_on_the_store_mind_no_setting_but_the_stores() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_empty_database_url_is_refused_and_makes_no_store() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for name in ["migrate", "check", "sidecar", "all"] {
+        let finished = Oncegate::new(directory.path(), [name])?
+            .env("DATABASE_URL", " ")
+            .env("UPSTREAM_URL", "http://127.0.0.1:1")
+            .run()
+            .await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(finished.stderr.contains("DATABASE_URL: given and empty"), "{finished}");
+    }
+    assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_version_that_is_older_than_the_schema_asks_the_schema() -> Result<()> {
     let database = Database::create().await?;
     let mut admin = database.connect().await?;
