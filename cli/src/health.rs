@@ -60,77 +60,115 @@ struct Part {
     url: String,
     healthy: bool,
     answer: String,
+    /// Why there is no answer to what was asked.
+    #[serde(skip)]
+    failure: Option<Failure>,
+}
+
+impl Part {
+    fn without_answer(part: &'static str, url: String, failure: Failure) -> Self {
+        let answer = match failure {
+            Failure::Unreachable(_) => "no answer",
+            Failure::NotAsItShouldBe | Failure::Failed(_) | Failure::Configuration(_) => "refused",
+        };
+        Self { part, url, healthy: false, answer: answer.to_owned(), failure: Some(failure) }
+    }
 }
 
 impl Health {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        let mut parts = match &self.admin {
-            Some(url) => vec![self.ask_process(url).await?],
-            None => vec![self.ask_sidecar().await?],
+        // All of them are asked, whatever becomes of one: which are away says where to look.
+        let gateway = async {
+            match &self.gateway {
+                Some(url) => self.ask_gateway(url).await.map(Some),
+                None => Ok(None),
+            }
         };
-        if let Some(url) = &self.gateway {
-            parts.push(self.ask_gateway(url).await?);
-        }
+        let (first, gateway) = match &self.admin {
+            Some(url) => tokio::join!(self.ask_process(url), gateway),
+            None => tokio::join!(self.ask_sidecar(), gateway),
+        };
+        let parts: Vec<Part> = [first?].into_iter().chain(gateway?).collect();
         if self.json {
             output::json(&parts);
         } else {
             let rows = parts.iter().map(|part| vec![part.part.to_owned(), part.url.clone(), part.answer.clone()]);
             output::table(&[Column::Text("part"), Column::Text("address"), Column::Text("answer")], rows);
         }
-        if parts.iter().all(|part| part.healthy) { Ok(()) } else { Err(Failure::NotAsItShouldBe) }
+        let healthy = parts.iter().all(|part| part.healthy);
+        let mut failures: Vec<Failure> = parts.into_iter().filter_map(|part| part.failure).collect();
+        // The last one gives the exit code, and that nobody is there goes before a refusal.
+        failures.sort_by_key(|failure| matches!(failure, Failure::Unreachable(_)));
+        match failures.pop() {
+            Some(failure) => {
+                for other in failures {
+                    other.report();
+                }
+                Err(failure)
+            }
+            None if healthy => Ok(()),
+            None => Err(Failure::NotAsItShouldBe),
+        }
     }
 
     async fn ask_sidecar(&self) -> Result<Part, Failure> {
+        let url = self.sidecar.url.clone();
         let ask = async {
             let mut client = HealthClient::new(self.sidecar.connect().await?);
             // No name means the server as a whole.
             let answer = client.check(HealthCheckRequest { service: String::new() }).await;
             answer.map_err(|status| self.sidecar.failure(&status))
         };
-        let answer = tokio::time::timeout(self.timeout, ask).await.map_err(|_| {
-            let url = &self.sidecar.url;
-            Failure::Unreachable(anyhow::anyhow!("the sidecar at {url} did not answer within {:?}", self.timeout))
-        })??;
-        let status = answer.into_inner().status();
-        Ok(Part {
-            part: "sidecar",
-            url: self.sidecar.url.clone(),
-            healthy: status == ServingStatus::Serving,
-            answer: status.as_str_name().to_lowercase(),
-        })
+        let answer = tokio::time::timeout(self.timeout, ask).await.unwrap_or_else(|_| {
+            let error = anyhow::anyhow!("the sidecar at {url} did not answer within {:?}", self.timeout);
+            Err(Failure::Unreachable(error))
+        });
+        let status = match answer {
+            Ok(answer) => answer.into_inner().status(),
+            Err(failure @ Failure::Configuration(_)) => return Err(failure),
+            Err(failure) => return Ok(Part::without_answer("sidecar", url, failure)),
+        };
+        let (healthy, answer) = (status == ServingStatus::Serving, status.as_str_name().to_lowercase());
+        Ok(Part { part: "sidecar", url, healthy, answer, failure: None })
     }
 
     async fn ask_process(&self, url: &str) -> Result<Part, Failure> {
         let url = if url.is_empty() { format!("http://{}", reachable(self.admin_listen)) } else { url.to_owned() };
-        let (url, answer) = self.get("--admin", &url, "/readyz").await?;
-        let text = String::from_utf8_lossy(&answer.body);
-        Ok(part("process", &url, &answer, text.lines().next().unwrap_or_default()))
+        let word =
+            |answer: &Answer| String::from_utf8_lossy(&answer.body).lines().next().unwrap_or_default().to_owned();
+        self.get("process", "--admin", &url, "/readyz", word).await
     }
 
     async fn ask_gateway(&self, url: &str) -> Result<Part, Failure> {
-        let (url, answer) = self.get("--gateway", url, "/webhooks/payments/health").await?;
-        let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-        Ok(part("gateway", &url, &answer, body["status"].as_str().unwrap_or_default()))
+        let word = |answer: &Answer| {
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+            body["status"].as_str().unwrap_or_default().to_owned()
+        };
+        self.get("gateway", "--gateway", url, "/webhooks/payments/health", word).await
     }
 
-    async fn get(&self, option: &'static str, url: &str, path: &str) -> Result<(http::Uri, Answer), Failure> {
+    /// Asks by HTTP; `word` is what the answer says of it.
+    async fn get(
+        &self,
+        part: &'static str,
+        option: &'static str,
+        url: &str,
+        path: &str,
+        word: impl Fn(&Answer) -> String,
+    ) -> Result<Part, Failure> {
         let wrong = |message: String| Problem::new(option, message);
         let url = with_default_path(url, path).map_err(|error| wrong(format!("{error:#}")))?;
         let request = Request::get(&url).body(Default::default()).map_err(|error| wrong(error.to_string()))?;
-        let answer = HttpClient::new(self.timeout).send(request).await.map_err(|error| {
-            let (SendError::NotConnected(error) | SendError::NoAnswer(error)) = error;
-            Failure::Unreachable(error.context(format!("cannot reach {url}")))
-        })?;
-        Ok((url, answer))
-    }
-}
-
-fn part(part: &'static str, url: &http::Uri, answer: &Answer, word: &str) -> Part {
-    Part {
-        part,
-        url: url.to_string(),
-        healthy: answer.status.is_success(),
-        answer: format!("{} {word}", answer.status.as_u16()).trim_end().to_owned(),
+        let answer = match HttpClient::new(self.timeout).send(request).await {
+            Ok(answer) => answer,
+            Err(SendError::NotConnected(error) | SendError::NoAnswer(error)) => {
+                let failure = Failure::Unreachable(error.context(format!("cannot reach {url}")));
+                return Ok(Part::without_answer(part, url.to_string(), failure));
+            }
+        };
+        let status = answer.status;
+        let text = format!("{} {}", status.as_u16(), word(&answer)).trim_end().to_owned();
+        Ok(Part { part, url: url.to_string(), healthy: status.is_success(), answer: text, failure: None })
     }
 }
 

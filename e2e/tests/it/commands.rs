@@ -28,6 +28,19 @@ async fn health_tells_what_answers(ledger: Ledger) -> Result<()> {
     assert_eq!((&shown[0]["part"], &shown[0]["healthy"]), (&"sidecar".into(), &true.into()), "{finished}");
     let finished = run(&everything, &["health", "--gateway", "http://127.0.0.1:1"]).await?;
     assert_eq!(finished.code, Some(3), "{finished}");
+    // The one that is away hides nothing of the other.
+    let away = ["health", "--json", "--sidecar", "http://127.0.0.1:1", "--gateway", &gateway];
+    let finished = run(&everything, &away).await?;
+    assert_eq!(finished.code, Some(3), "{finished}");
+    let shown: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+    assert_eq!((&shown[0]["healthy"], &shown[0]["answer"]), (&false.into(), &"no answer".into()), "{finished}");
+    assert_eq!((&shown[1]["part"], &shown[1]["healthy"]), (&"gateway".into(), &true.into()), "{finished}");
+    let finished =
+        run(&everything, &["health", "--sidecar", "http://127.0.0.1:1", "--gateway", "http://127.0.0.1:2"]).await?;
+    assert_eq!(finished.code, Some(3), "{finished}");
+    for expected in ["127.0.0.1:1", "127.0.0.1:2"] {
+        assert!(finished.stdout.contains(expected) && finished.stderr.contains(expected), "{finished}");
+    }
     Ok(())
 }
 

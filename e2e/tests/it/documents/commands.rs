@@ -60,6 +60,7 @@ async fn is_taken(arguments: &[String], directory: &Path) -> Result<()> {
     let command = if command == "COMMAND" { "health" } else { command };
     let elsewhere = |word: &String| match word.split_once("://") {
         Some((scheme, _)) => format!("{scheme}://{NOWHERE}"),
+        None if word == "URL" => format!("http://{NOWHERE}"),
         None => word.clone(),
     };
     let mut arguments: Vec<String> = [command.to_owned()].into_iter().chain(rest.iter().map(elsewhere)).collect();
