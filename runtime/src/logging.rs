@@ -49,24 +49,46 @@ pub enum Format {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter(String);
 
-/// The filter cannot be parsed.
+/// What a bare word may name beside a level: our own crates begin with this, and all that a level of theirs is set for.
+const OURS: &str = "oncegate";
+
+/// The filter cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("not a log filter; write for example info or info,oncegate_gateway=debug")]
-pub struct FilterError(#[source] tracing_subscriber::filter::ParseError);
+pub enum FilterError {
+    /// It is none.
+    #[error("ONCEGATE_LOG is no log filter; write for example info or info,oncegate_gateway=debug")]
+    Syntax(#[source] tracing_subscriber::filter::ParseError),
+    /// A word that would be taken for the name of a module that there is not: nothing else would be logged.
+    #[error(
+        "ONCEGATE_LOG: {0:?} is neither a level (off, error, warn, info, debug, trace) nor a module of ours; for another \
+         module write {0}=debug"
+    )]
+    Word(String),
+}
 
 impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
         targets(text)?;
+        for word in parts(text).filter(|part| !part.contains('=')) {
+            let of_a_library = || QUIET.split(',').any(|known| known.split('=').next() == Some(word));
+            if word.parse::<LevelFilter>().is_err() && !word.starts_with(OURS) && !of_a_library() {
+                return Err(FilterError::Word(word.to_owned()));
+            }
+        }
         Ok(Self(text.to_owned()))
     }
 }
 
+fn parts(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty())
+}
+
 /// Where a target is named twice, the later one counts.
 fn targets(text: &str) -> Result<Targets, FilterError> {
-    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
-    parts.join(",").parse().map_err(FilterError)
+    let parts: Vec<&str> = parts(text).collect();
+    parts.join(",").parse().map_err(FilterError::Syntax)
 }
 
 /// Why logging could not be started.
@@ -235,11 +257,27 @@ mod tests {
 
     #[test]
     fn filters_are_checked_when_parsed() {
-        for text in ["info", "WARN", "warn,oncegate_gateway=debug", " info , sqlx=off,", "off", ""] {
+        for text in [
+            "info",
+            "WARN",
+            "warn,oncegate_gateway=debug",
+            " info , sqlx=off,",
+            "off",
+            "",
+            "oncegate_sidecar",
+            "warn,oncegate_gateway::access",
+            "h2",
+            "verbose=debug",
+        ] {
             assert!(text.parse::<Filter>().is_ok(), "{text}");
         }
         for text in ["oncegate=loud", "a=b=c"] {
             assert!(text.parse::<Filter>().is_err(), "{text}");
+        }
+        for (text, word) in [("warning", "warning"), ("info, verbose", "verbose")] {
+            let refused = text.parse::<Filter>().unwrap_err().to_string();
+            let parts = ["ONCEGATE_LOG", word, "off, error, warn, info, debug, trace"];
+            assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
         }
     }
 
