@@ -2,7 +2,10 @@
 
 use std::{fmt::Display, io, process::ExitCode};
 
-use oncegate_runtime::config::{Problem, Problems};
+use oncegate_runtime::{
+    config::{Problem, Problems},
+    telemetry,
+};
 
 use crate::output;
 
@@ -64,6 +67,15 @@ impl From<Problems> for Failure {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         Self::Configuration(problem.into())
+    }
+}
+
+impl From<telemetry::StartError> for Failure {
+    fn from(error: telemetry::StartError) -> Self {
+        match error {
+            telemetry::StartError::Settings(problems) => problems.into(),
+            error => Self::Failed(anyhow::Error::from(error).context("cannot start traces")),
+        }
     }
 }
 

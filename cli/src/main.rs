@@ -176,7 +176,7 @@ fn command_line() -> clap::Command {
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let tracing = match oncegate.command.telemetry() {
-        Some((options, name)) => Tracing::start(options, name).context("cannot start traces")?,
+        Some((options, name)) => Tracing::start(options, name)?,
         None => None,
     };
     logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;

@@ -9,7 +9,7 @@ mod export;
 
 use std::{fmt, str::FromStr, time::Duration};
 
-use http::Uri;
+use http::{HeaderName, Uri};
 use opentelemetry::{
     Context, KeyValue, TraceId,
     trace::{self as otel, SpanKind, TracerProvider as _},
@@ -28,6 +28,7 @@ pub use self::{
     context::{Link, continues, here, inject, link, linked},
     export::Spans,
 };
+use crate::config::{Checks, Problem, Problems};
 
 /// The name of the spans that belong to many traces by links and to none by parentage. They are made only where one of
 /// their calls is recorded, and are then always recorded, whatever the sampler says of other roots.
@@ -75,6 +76,55 @@ pub struct Options {
     /// The share of traces that traceidratio records, 0 to 1
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", default_value_t = 1.0, value_name = "RATIO")]
     pub otel_traces_sampler_arg: f64,
+}
+
+impl Options {
+    /// Looks for what is wrong with the settings, also where no traces are exported.
+    fn check(&self) -> Result<(), Problems> {
+        let mut checks = Checks::new();
+        for (setting, given) in [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.otel_exporter_otlp_endpoint),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &self.otel_exporter_otlp_traces_endpoint),
+        ] {
+            if let Some(given) = given {
+                checks.take(endpoint(setting, given));
+            }
+        }
+        checks.within("OTEL_TRACES_SAMPLER_ARG", self.otel_traces_sampler_arg, 0.0..=1.0);
+        for setting in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"] {
+            if let Some(given) = std::env::var_os(setting) {
+                checks.take(headers(setting, &given.to_string_lossy()));
+            }
+        }
+        checks.finish()
+    }
+}
+
+/// Where spans go. What may hold a password is not repeated.
+fn endpoint(setting: &'static str, given: &Uri) -> Result<(), Problem> {
+    match given.authority() {
+        Some(authority) if authority.as_str().contains('@') => Err(Problem::new(
+            setting,
+            "may not hold a user name or password: give the collector's credentials in OTEL_EXPORTER_OTLP_HEADERS",
+        )),
+        Some(_) if matches!(given.scheme_str(), Some("http" | "https")) => Ok(()),
+        _ => Err(Problem::new(setting, format!("{given} given, has to be http://host:port or https://host:port"))),
+    }
+}
+
+/// The library leaves out what it cannot use, in silence; it reads these by itself. The values are secrets.
+fn headers(setting: &'static str, given: &str) -> Result<(), Problem> {
+    for (number, header) in given.split_terminator(',').enumerate().filter(|(_, header)| !header.trim().is_empty()) {
+        let usable = header
+            .split_once('=')
+            .is_some_and(|(name, value)| name.trim().parse::<HeaderName>().is_ok() && !value.trim().is_empty());
+        if !usable {
+            let number = number + 1;
+            let message = format!("header {number} of the list is not name=value, as in authorization=Bearer%20token");
+            return Err(Problem::new(setting, message));
+        }
+    }
+    Ok(())
 }
 
 /// A sampler's name in `OTEL_TRACES_SAMPLER`.
@@ -147,9 +197,9 @@ impl ShouldSample for WithBatches {
 /// Why traces cannot be exported.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The endpoint is no URL that can be used.
-    #[error("OTEL_EXPORTER_OTLP_ENDPOINT has to be http://host:port or https://host:port")]
-    Endpoint,
+    /// Settings that cannot be used.
+    #[error(transparent)]
+    Settings(#[from] Problems),
     /// OpenTelemetry's library refuses its settings.
     #[error("the exporter of traces cannot be made")]
     Exporter(#[source] ExporterBuildError),
@@ -176,17 +226,13 @@ impl Tracing {
     /// # Errors
     /// When the settings cannot be used. A collector that cannot be reached is no error.
     pub fn start(options: &Options, service: &'static str) -> Result<Option<Self>, StartError> {
+        options.check()?;
         let endpoint = match (&options.otel_exporter_otlp_traces_endpoint, &options.otel_exporter_otlp_endpoint) {
             (Some(exact), _) => exact.to_string(),
             (None, Some(base)) => format!("{}/v1/traces", base.to_string().trim_end_matches('/')),
             (None, None) => return Ok(None),
         };
-        let uri: Uri = endpoint.parse().map_err(|_| StartError::Endpoint)?;
-        let secure = match uri.scheme_str() {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err(StartError::Endpoint),
-        };
+        let secure = endpoint.starts_with("https:");
         let timeout = Duration::from_millis(options.otel_exporter_otlp_timeout.max(1));
         let client = export::HttpClient::new(secure, timeout).map_err(StartError::System)?;
         let exporter = SpanExporter::builder()
@@ -201,10 +247,9 @@ impl Tracing {
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
             .build();
         let exporting = Exporting::start(exporter, &resource).map_err(StartError::System)?;
-        let ratio = options.otel_traces_sampler_arg.clamp(0.0, 1.0);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
-            .with_sampler(WithBatches(options.otel_traces_sampler.sampler(ratio)))
+            .with_sampler(WithBatches(options.otel_traces_sampler.sampler(options.otel_traces_sampler_arg)))
             .with_span_processor(exporting.processor())
             .build();
         Ok(Some(Self { tracer: provider.tracer("oncegate"), exporting }))
@@ -250,5 +295,38 @@ mod tests {
             assert_eq!(text.parse(), Ok(SamplerName { root, parent_based }), "{text}");
         }
         assert_eq!("sometimes".parse::<SamplerName>(), Err(SamplerError));
+    }
+
+    #[test]
+    fn settings_that_would_be_left_out_in_silence_are_problems_and_no_secret_is_told() {
+        for (given, taken) in [
+            ("http://collector:4318", true),
+            ("https://collector/base", true),
+            ("collector:4318", false),
+            ("collector", false),
+            ("grpc://collector:4317", false),
+            ("http://user:hunter2@collector:4318", false),
+        ] {
+            let endpoint = endpoint("X", &given.parse().unwrap());
+            assert_eq!(endpoint.is_ok(), taken, "{given}");
+            if let Err(problem) = endpoint {
+                assert_eq!(problem.message.contains(given), !given.contains('@'), "{problem}");
+                assert!(!problem.message.contains("hunter2"), "{problem}");
+            }
+        }
+        for (given, taken) in [
+            ("authorization=Bearer%20of-a-test,x-scope-orgid=a=b", true),
+            ("", true),
+            ("a=b,", true),
+            ("hunter2", false),
+            ("a=b,hunter2", false),
+            ("=hunter2", false),
+            ("a b=hunter2", false),
+            ("a=", false),
+        ] {
+            let headers = headers("X", given);
+            assert_eq!(headers.is_ok(), taken, "{given}");
+            assert!(headers.err().is_none_or(|problem| !problem.message.contains("hunter2")));
+        }
     }
 }
