@@ -184,6 +184,14 @@ pub enum UnitError {
     NotASize,
 }
 
+/// The scheme of a URL that may hold a secret: what is before `://` where that can be a scheme, and so can be shown.
+#[must_use]
+pub fn scheme(url: &str) -> Option<&str> {
+    let (scheme, _) = url.split_once("://")?;
+    let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+    (scheme.starts_with(|first: char| first.is_ascii_alphabetic()) && scheme.bytes().all(permitted)).then_some(scheme)
+}
+
 /// Parses a duration with its unit: `250ms`, `30s`, `5m`, `1h 30m`. For clap's `value_parser`.
 ///
 /// # Errors
@@ -239,6 +247,19 @@ mod tests {
         assert_eq!(refused.to_string(), "a unit is missing: write 300s, 300ms or 300m");
         for text in ["", "0", "1.5", "s", "-5s", "5 parsecs", "99999999999999999999s"] {
             assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_scheme_is_shown_and_nothing_else_of_a_url() {
+        for (url, shown) in [
+            ("https://user:hunter2@host", Some("https")),
+            ("redis-cluster://host", Some("redis-cluster")),
+            ("user:hunter2@host", None),
+            ("user:hunter2@host://", None),
+            ("://host", None),
+        ] {
+            assert_eq!(scheme(url), shown, "{url}");
         }
     }
 

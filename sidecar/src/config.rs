@@ -2,11 +2,11 @@
 
 mod access;
 
-use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, error::Error as _, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Span, byte_size, duration},
+    config::{Checks, Problem, Problems, Span, byte_size, duration, scheme},
     secret::{SecretText, Source, file},
     server::Address,
     tls::ClientTlsFiles,
@@ -17,6 +17,7 @@ use crate::{
     cache::{CacheSettings, RedisOptions},
     coordinator::Limits,
     event::Micros,
+    ledger::postgres,
 };
 
 /// Options of the sidecar. Every one is also an environment variable.
@@ -186,6 +187,11 @@ impl StoreOptions {
                 "given and empty, has to be the URL of a Postgres database: unset it for the embedded store",
             ));
         }
+        if let Some(source) = &database {
+            let setting = if source.path().is_some() { "DATABASE_URL_FILE" } else { "DATABASE_URL" };
+            let url = source.read_one().map_err(|error| Problem::new(setting, access::chain(&error)))?;
+            database_url(setting, url.expose())?;
+        }
         Ok(database.map_or(Store::Embedded(self.store), Store::Postgres))
     }
 }
@@ -346,6 +352,21 @@ impl Options {
             count_interval: self.count_interval,
             drain: self.sidecar_drain,
         })
+    }
+}
+
+/// Of the URL its scheme is told and nothing else: it may hold a password.
+fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
+    const WANTED: &str =
+        "has to be postgres://user:password@host:port/database; the embedded store's file is ONCEGATE_STORE";
+    match scheme(url.trim()) {
+        Some(known) if ["postgres", "postgresql"].iter().any(|wanted| wanted.eq_ignore_ascii_case(known)) => {}
+        Some(other) => return Err(Problem::new(setting, format!("begins with {other}://, {WANTED}"))),
+        None => return Err(Problem::new(setting, format!("not a URL: {WANTED}"))),
+    }
+    match postgres::options(url) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(Problem::new(setting, access::chain(error.source().unwrap_or(&error)))),
     }
 }
 

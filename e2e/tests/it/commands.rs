@@ -208,6 +208,36 @@ async fn every_problem_of_the_configuration_is_listed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let collector = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    for (settings, wanted) in [
+        (&[("DATABASE_URL_FILE", "/nonexistent")][..], "DATABASE_URL_FILE: cannot read /nonexistent"),
+        (
+            &[("DATABASE_URL", "postgres://u:hunter2@h:99999/db")],
+            "DATABASE_URL: error with configuration: invalid port",
+        ),
+        (&[("DATABASE_URL", "postgres://u:hunter2@h/db?sslmode=bogus")], "bogus"),
+        (&[("DATABASE_URL", "mysql://u:hunter2@h/db")], "DATABASE_URL: begins with mysql://, has to be postgres://"),
+        (&[("DATABASE_URL", "u:hunter2@h/db")], "DATABASE_URL: not a URL"),
+        (&[("REDIS_URL", "https://u:hunter2@h")], "REDIS_URL: begins with https://, and is no URL of Redis: redis://"),
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")], "OTEL_EXPORTER_OTLP_ENDPOINT: collector:4318 given"),
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hunter2@h:4318")], "OTEL_EXPORTER_OTLP_ENDPOINT: may not hold"),
+        (&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "ftp://h")], "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: ftp://h"),
+        (&[("OTEL_TRACES_SAMPLER_ARG", "2")], "OTEL_TRACES_SAMPLER_ARG: 2 given, permitted is 0 to 1"),
+        (&[collector, ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,hunter2")], "OTEL_EXPORTER_OTLP_HEADERS: header 2"),
+    ] {
+        let command = Oncegate::new(directory.path(), ["sidecar"])?.env("SIDECAR_LISTEN", "127.0.0.1:0");
+        let command = settings.iter().fold(command, |command, (name, value)| command.env(name, value));
+        let finished = command.run().await?;
+        assert_eq!(finished.code, Some(2), "{settings:?}: {finished}");
+        assert!(finished.stderr.contains(wanted), "{wanted}: {finished}");
+        assert!(!finished.stderr.contains("hunter2"), "{finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
     let directory = tempfile::tempdir()?;
     for command in ["all", "sidecar", "gateway"] {

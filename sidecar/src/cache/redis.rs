@@ -30,6 +30,7 @@ use fred::{
     },
 };
 use oncegate_runtime::{
+    config::scheme,
     reload::FilesError,
     tls::{ClientTls, ClientTlsFiles},
 };
@@ -87,9 +88,21 @@ pub enum RedisOptionsError {
     /// By its URL.
     #[error(transparent)]
     Url(#[from] RedisUrlError),
+    /// By what its URL begins with.
+    #[error("begins with {0}://, and {RedisUrlError}")]
+    Scheme(String),
     /// By the files for TLS, or the system's trust roots.
     #[error("begins with rediss://, and TLS cannot be set up")]
     Tls(#[source] FilesError),
+}
+
+/// Those of the library that mean a server that is reached by TCP. It takes any other one for `redis`, in the clear.
+const SCHEMES: [&str; 2] = ["redis", "valkey"];
+
+fn is_of_redis(scheme: &str) -> bool {
+    let scheme = scheme.to_ascii_lowercase();
+    let server = ["-cluster", "-sentinel"].iter().find_map(|kind| scheme.strip_suffix(kind)).unwrap_or(&scheme);
+    SCHEMES.contains(&server.strip_suffix('s').filter(|_| !SCHEMES.contains(&server)).unwrap_or(server))
 }
 
 /// The URL without its TLS, if it says that there is to be some.
@@ -107,6 +120,10 @@ impl RedisOptions {
     /// # Errors
     /// When it is none, or TLS cannot be set up.
     pub fn from_url(url: &str, certificates: &ClientTlsFiles) -> Result<RedisOptions, RedisOptionsError> {
+        let scheme = scheme(url.trim()).ok_or(RedisUrlError)?;
+        if !is_of_redis(scheme) {
+            return Err(RedisOptionsError::Scheme(scheme.to_owned()));
+        }
         // The library's own way to TLS takes the system's roots alone, and fails if it does not like a single one.
         let by_tls = in_the_clear(url);
         let mut config = Config::from_url(by_tls.as_deref().unwrap_or(url)).map_err(|_| RedisUrlError)?;
@@ -595,6 +612,23 @@ mod tests {
         let by_tls = RedisOptions::from_url("rediss://localhost", &missing);
         assert!(matches!(by_tls, Err(RedisOptionsError::Tls(_))), "{by_tls:?}");
         assert!(matches!(RedisOptions::from_url("http:", &missing), Err(RedisOptionsError::Url(_))));
+    }
+
+    #[test]
+    fn only_schemes_of_redis_are_taken() {
+        let from_url = |url: &str| RedisOptions::from_url(url, &ClientTlsFiles::default());
+        for kind in ["", "s", "-cluster", "s-cluster"] {
+            for server in ["redis", "valkey", "Redis"] {
+                let url = format!("{server}{kind}://localhost");
+                assert!(from_url(&url).is_ok(), "{url}");
+            }
+        }
+        assert!(from_url("redis-sentinel://localhost?sentinelServiceName=x").is_ok());
+        for scheme in ["https", "http", "redisss", "redis-clusters", "tcp", "unix", "redis+unix"] {
+            let refused = from_url(&format!("{scheme}://:hunter2@localhost")).expect_err(scheme).to_string();
+            assert!(refused.contains(&format!("begins with {scheme}://, and is no URL of Redis")), "{refused}");
+            assert!(!refused.contains("hunter2"), "{refused}");
+        }
     }
 
     #[test]
