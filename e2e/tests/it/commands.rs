@@ -246,6 +246,8 @@ async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
             .env("STRIPE_WEBHOOK_SECRET", "whsec_hidden-secret")
             .env("REDIS_PASSWORD", "hidden-too")
             .env("UPSTREAM_URL", "http://hidden-user:hidden@app:3000/hook?key=hidden-in-a-query")
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:hidden@collector:4318")
+            .env("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://collector:4318/v1/traces?key=hidden")
             .env("LOCK_DURATION", "7m")
             .run()
             .await?;
@@ -256,6 +258,8 @@ async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
             assert!(line.contains("7m") && line.contains("environment"), "{}", finished.stdout);
             assert!(finished.stdout.contains("DATABASE_URL"), "{}", finished.stdout);
         }
+        assert!(finished.stdout.contains("http://***@collector:4318"), "{}", finished.stdout);
+        assert!(finished.stdout.contains("http://collector:4318/v1/traces?***"), "{}", finished.stdout);
         if command != "sidecar" {
             assert!(finished.stdout.contains("STRIPE_WEBHOOK_SECRET"), "{}", finished.stdout);
             assert!(finished.stdout.contains("http://***@app:3000/hook?***"), "{}", finished.stdout);
