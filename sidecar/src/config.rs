@@ -20,6 +20,9 @@ use crate::{
     ledger::postgres,
 };
 
+/// Where Redis listens unless told otherwise.
+const REDIS_PORT: u16 = 6_379;
+
 /// Options of the sidecar. Every one is also an environment variable.
 #[derive(clap::Args, Clone, Debug)]
 // A process may take the options of both services: the groups that clap names after the types would clash.
@@ -88,9 +91,9 @@ pub struct Options {
     #[arg(long, env = "REDIS_HOST", value_name = "HOST")]
     pub redis_host: Option<String>,
 
-    /// The port that goes with REDIS_HOST.
-    #[arg(long, env = "REDIS_PORT", default_value_t = 6_379, value_name = "PORT")]
-    pub redis_port: u16,
+    /// The port that goes with REDIS_HOST [default: 6379].
+    #[arg(long, env = "REDIS_PORT", value_name = "PORT")]
+    pub redis_port: Option<u16>,
 
     /// The password of Redis, with REDIS_HOST or a REDIS_URL that has none.
     #[arg(long, env = "REDIS_PASSWORD", value_name = "PASSWORD", hide_env_values = true)]
@@ -270,6 +273,7 @@ impl Options {
     pub fn validate(self) -> Result<Settings, Problems> {
         let mut checks = Checks::new();
         let access = access::access(&self, &mut checks);
+        self.without_redis(&mut checks);
         let store = checks.take(self.store.validate());
         checks.within(
             "LOCK_DURATION",
@@ -285,7 +289,7 @@ impl Options {
             .and_then(|certificates| {
                 checks.take(redis(
                     (self.redis_url, self.redis_url_file),
-                    (self.redis_host, self.redis_port),
+                    (self.redis_host, self.redis_port.unwrap_or(REDIS_PORT)),
                     (self.redis_password, self.redis_password_file),
                     &certificates,
                 ))
@@ -367,6 +371,36 @@ fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
     match postgres::options(url) {
         Ok(_) => Ok(()),
         Err(error) => Err(Problem::new(setting, access::chain(error.source().unwrap_or(&error)))),
+    }
+}
+
+impl Options {
+    /// What is said about a Redis that is not named: whoever says it takes it to be used.
+    fn without_redis(&self, checks: &mut Checks) {
+        let text = |text: &Option<SecretText>| matches!(Source::choose("", text.clone(), None), Ok(Some(_)));
+        let file = |path: &Option<PathBuf>| path.as_deref().is_some_and(access::is_given);
+        let host = self.redis_host.as_ref().is_some_and(|host| !host.trim().is_empty());
+        let url = text(&self.redis_url) || file(&self.redis_url_file);
+        if self.redis_port.is_some() && !host {
+            checks.problem(
+                "REDIS_PORT",
+                "given, and no REDIS_HOST that it goes with: in REDIS_URL the port is a part of it",
+            );
+        }
+        if host || url {
+            return;
+        }
+        for (setting, given) in [
+            ("REDIS_PASSWORD", text(&self.redis_password)),
+            ("REDIS_PASSWORD_FILE", file(&self.redis_password_file)),
+            ("REDIS_CA_FILE", file(&self.redis_ca_file)),
+            ("REDIS_CLIENT_CERT_FILE", file(&self.redis_client_cert_file)),
+            ("REDIS_CLIENT_KEY_FILE", file(&self.redis_client_key_file)),
+        ] {
+            if given {
+                checks.problem(setting, "given, and neither REDIS_URL nor REDIS_HOST: no Redis would be used");
+            }
+        }
     }
 }
 

@@ -135,7 +135,7 @@ pub(super) fn given(path: Option<PathBuf>) -> Option<PathBuf> {
     path.filter(|path| is_given(path))
 }
 
-fn is_given(path: &Path) -> bool {
+pub(super) fn is_given(path: &Path) -> bool {
     !path.as_os_str().is_empty()
 }
 
