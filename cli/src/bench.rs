@@ -70,10 +70,14 @@ pub(crate) struct Bench {
     #[arg(long, value_enum, default_value = "grpc")]
     target: TargetName,
 
-    /// Where it is [default: http://127.0.0.1:50051, or for a gateway the one of `oncegate dev` in this directory, or
-    /// http://127.0.0.1:8080]
+    /// Where it is [default: for a sidecar SIDECAR_URL, or http://127.0.0.1:50051; for a gateway the one of `oncegate dev`
+    /// in this directory, or http://127.0.0.1:8080]
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+
+    /// Where the other commands find the sidecar. Not the default of --url itself, which may be a gateway's.
+    #[arg(long, env = "SIDECAR_URL", hide = true, default_value = "http://127.0.0.1:50051")]
+    sidecar_url: String,
 
     /// What the callers do
     #[arg(long, value_enum, default_value = "cycle")]
@@ -297,8 +301,11 @@ impl Bench {
             };
             return Ok((Route::Http(Arc::new(shared)), url));
         }
-        let url = self.url.clone().unwrap_or_else(|| "http://127.0.0.1:50051".to_owned());
-        let reach = self.credentials.reach(&url).map_err(as_options)?;
+        let reach = match &self.url {
+            Some(url) => self.credentials.reach(url).map_err(as_options)?,
+            None => self.credentials.reach(&self.sidecar_url)?,
+        };
+        let url = self.url.clone().unwrap_or_else(|| self.sidecar_url.clone());
         let messages = Arc::new(Messages::new(&run, &self.provider));
         Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }

@@ -65,6 +65,25 @@ async fn every_workload_over_grpc_is_answered_rightly() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_sidecar_is_found_as_by_the_other_commands() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let directory = tempfile::tempdir()?;
+    let command = |arguments: &[&'static str]| {
+        let arguments = SHORT.into_iter().chain(["4"]).chain(arguments.iter().copied());
+        Oncegate::new(directory.path(), arguments)
+    };
+    let finished = command(&[])?.env("SIDECAR_URL", format!("http://{}", everything.sidecar)).run().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert_eq!(report(&finished)?["url"], format!("http://{}", everything.sidecar));
+    let finished = command(&[])?.env("SIDECAR_URL", "ftp://sidecar").run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    assert!(finished.stderr.contains("SIDECAR_URL: ftp://sidecar"), "{finished}");
+    let finished = command(&["--url", "ftp://sidecar"])?.run().await?;
+    assert!(finished.stderr.contains("--url: ftp://sidecar"), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_workload_over_http_is_answered_rightly() -> Result<()> {
     let everything = Everything::start(Ledger::Sqlite).await?;
     let url = format!("http://{}", everything.gateway);
