@@ -51,9 +51,10 @@ const CONNECTIONS_MAX: u32 = 16;
 /// again: all of it has to be there, and nothing may have been granted twice.
 ///
 /// It WRITES REAL EVENTS, as many as the service takes. With --target grpc they are of the tenant "bench" and the
-/// provider of --provider. With --target http they go through the gateway to the application behind it, as Stripe's
-/// webhooks whose ids begin with bench-: point it at a gateway whose application may get them. To delete what it
-/// wrote: `oncegate cleanup --tenant bench --days 7` once it is old enough, or a database of its own that is dropped.
+/// provider of --provider: `oncegate cleanup --tenant bench --days 7` deletes them once they are old enough. With --target
+/// http they go through the gateway to the application behind it, as Stripe's webhooks whose ids begin with bench-: point it
+/// at a gateway whose application may get them. They are of the gateway's tenant (GATEWAY_TENANT, "default") and the provider
+/// "stripe", as genuine ones are, and a cleanup tells them from these by nothing: use a database of its own that is dropped.
 ///
 /// Exits with 0 if nothing was answered wrongly. Calls that failed are counted by their code, and are not wrong.
 #[derive(clap::Args, Debug)]
@@ -102,6 +103,11 @@ pub(crate) struct Bench {
     /// How long to run before that
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     warm_up: Duration,
+
+    /// Leave what the claims workload has locked as it is. Nothing deletes it, and when the locks have expired the sidecar
+    /// counts it as stuck
+    #[arg(long)]
+    leave_locked: bool,
 
     /// How many completed events duplicates are sent of
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
@@ -164,7 +170,7 @@ enum TargetName {
 enum WorkloadName {
     /// New events, each locked and completed
     Cycle,
-    /// New events, each locked and left to expire (--target grpc)
+    /// New events, each locked; completed after the measurement, so that they can be deleted (--target grpc)
     Claims,
     /// Duplicates of completed events
     Duplicates,
@@ -209,6 +215,7 @@ impl Bench {
                 prepared: self.prepared,
                 warm_up: self.warm_up,
                 duration: self.duration,
+                leave_locked: self.leave_locked,
                 check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
             },
         ));
@@ -338,6 +345,7 @@ impl Bench {
                     Some(window) if now < window.until && !run.stop.load(Ordering::Relaxed) => {
                         format!("{:.0} s left", window.until.duration_since(now).as_secs_f64())
                     }
+                    Some(_) if run.workload == Workload::Claims => format!("completing what was locked: {checked}"),
                     Some(_) => format!("checking: {checked}"),
                 };
                 bar.0.set_message(format!("{rate:.0} a second, {done} done, {failed} failed, {phase}"));

@@ -34,7 +34,7 @@ const TRIES: u32 = 10;
 pub(super) enum Workload {
     /// New events.
     Cycle,
-    /// New events that are locked, and not completed.
+    /// New events that are locked, and not completed while it is measured.
     Claims,
     /// Duplicates of completed events.
     Duplicates,
@@ -50,6 +50,8 @@ pub(super) struct Run {
     pub(super) workload: Workload,
     pub(super) concurrency: u32,
     pub(super) keys: u64,
+    /// Whether what the claims workload has locked stays locked.
+    leave_locked: bool,
     /// Whether an earlier run has completed the events that duplicates are of.
     prepared: bool,
     warm_up: Duration,
@@ -88,7 +90,7 @@ pub(super) struct Progress {
     pub(super) done: AtomicU64,
     /// Calls that failed.
     pub(super) failed: AtomicU64,
-    /// Completions that were checked at the end.
+    /// Completions that were checked at the end, and events that were completed then.
     pub(super) checked: AtomicU64,
 }
 
@@ -98,6 +100,7 @@ pub(super) struct Limits {
     pub(super) threads: u32,
     pub(super) keys: u64,
     pub(super) prepared: bool,
+    pub(super) leave_locked: bool,
     pub(super) warm_up: Duration,
     pub(super) duration: Duration,
     pub(super) check_max: usize,
@@ -110,6 +113,7 @@ impl Run {
             concurrency: limits.concurrency,
             keys: limits.keys,
             prepared: limits.prepared,
+            leave_locked: limits.leave_locked,
             warm_up: limits.warm_up,
             duration: limits.duration,
             check_max: limits.check_max,
@@ -156,6 +160,7 @@ pub(super) async fn run(
             number,
             next: u64::from(number),
             acknowledged: Vec::new(),
+            locked: Vec::new(),
         })
         .collect();
     if run.has_duplicates() && !run.prepared {
@@ -171,6 +176,7 @@ pub(super) async fn run(
     });
     workers = each(workers, Step::Load(window)).await?;
     let measured = Instant::now().min(window.until).saturating_duration_since(window.from);
+    workers = each(workers, Step::Complete).await?;
     each(workers, Step::Check).await?;
     Ok((std::mem::take(&mut *tally.lock()), measured))
 }
@@ -189,6 +195,7 @@ async fn each(workers: Vec<Worker>, step: Step) -> Result<Vec<Worker>> {
 enum Step {
     Prepare,
     Load(Window),
+    Complete,
     Check,
 }
 
@@ -204,6 +211,8 @@ struct Worker {
     next: u64,
     /// Events whose completion was acknowledged to it.
     acknowledged: Vec<u64>,
+    /// Events that it has locked and not completed, with their fencing tokens.
+    locked: Vec<(u64, i64)>,
 }
 
 impl Worker {
@@ -212,6 +221,7 @@ impl Worker {
             Step::Prepare => self.prepare().await?,
             Step::Load(window) if self.run.workload == Workload::Storm => self.storms(window).await,
             Step::Load(window) => self.load(window).await,
+            Step::Complete => self.complete().await,
             Step::Check => self.check().await,
         }
         Ok(self)
@@ -285,16 +295,37 @@ impl Worker {
         }
     }
 
-    /// Locks a new event, and leaves it at that.
+    /// Locks a new event, and leaves it at that for now.
     async fn claim(&mut self, window: Window, event: u64) {
         let began = Instant::now();
-        let answer = self.caller.ask(event, self.number).await;
-        let answer = answer.map(|verdict| Answer { verdict, first: began.elapsed(), completion: None });
+        let answer = self.caller.claim(event, self.number).await;
+        if let Ok((Verdict::Granted, token)) = answer
+            && !self.run.leave_locked
+        {
+            self.locked.push((event, token));
+        }
+        let answer = answer.map(|(verdict, _)| Answer { verdict, first: began.elapsed(), completion: None });
         self.count(window, &answer, |tally, answer| tally.record(Operation::CheckAndLock, answer.first));
         match answer.map(|answer| answer.verdict) {
             Ok(Verdict::Granted) => {}
             Ok(_) => self.tally.lock().correctness.unexpected += 1,
             Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+
+    /// Completes what it has locked: no cleanup takes events that are being processed, and with expired locks they are stuck.
+    async fn complete(&mut self) {
+        for (event, token) in std::mem::take(&mut self.locked) {
+            let mut tries = 0;
+            while let Err(fault) = self.caller.complete(event, self.number, token).await {
+                if tries == TRIES {
+                    self.tally.lock().error(&format!("left locked: {}", fault.code));
+                    break;
+                }
+                tokio::time::sleep(PAUSE * (1 << tries)).await;
+                tries += 1;
+            }
+            self.progress.checked.fetch_add(1, Ordering::Relaxed);
         }
     }
 

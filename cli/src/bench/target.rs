@@ -64,9 +64,23 @@ impl Caller {
 
     /// Asks for an event that should be completed, and completes nothing.
     pub(super) async fn ask(&mut self, event: u64, caller: u32) -> Result<Verdict, Fault> {
+        self.claim(event, caller).await.map(|(verdict, _)| verdict)
+    }
+
+    /// Asks for an event and completes nothing: the answer, and the fencing token where it is granted.
+    pub(super) async fn claim(&mut self, event: u64, caller: u32) -> Result<(Verdict, i64), Fault> {
         match self {
-            Self::Grpc(sidecar) => sidecar.claim(event, caller).await.map(|(verdict, _)| verdict),
-            Self::Http(gateway) => gateway.send(event).await,
+            Self::Grpc(sidecar) => sidecar.claim(event, caller).await,
+            // It has completed what it was granted.
+            Self::Http(gateway) => gateway.send(event).await.map(|verdict| (verdict, 0)),
+        }
+    }
+
+    /// Completes what it was granted before.
+    pub(super) async fn complete(&mut self, event: u64, caller: u32, fencing_token: i64) -> Result<(), Fault> {
+        match self {
+            Self::Grpc(sidecar) => sidecar.complete(event, caller, fencing_token).await,
+            Self::Http(_) => Ok(()),
         }
     }
 }

@@ -61,7 +61,22 @@ async fn every_workload_over_grpc_is_answered_rightly() -> Result<()> {
         assert_eq!(correctness["storms"].as_u64() > Some(0), workload == "storm", "{workload}");
         assert_eq!(report["errors"], serde_json::json!({}), "{workload}");
     }
+    // What claims has locked as well: a cleanup takes nothing that is being processed.
+    assert_eq!(being_processed(&everything).await?, 0);
+    let finished = bench(&url, &["--workload", "claims", "--leave-locked"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(being_processed(&everything).await? > 0);
     Ok(())
+}
+
+/// How many events of the load are being processed.
+async fn being_processed(everything: &Everything) -> Result<usize> {
+    let request = v1::HistoryRequest {
+        tenant: "bench".into(),
+        states: vec![v1::State::Processing.into()],
+        ..v1::HistoryRequest::default()
+    };
+    Ok(everything.client().await?.history(request).await?.into_inner().events.len())
 }
 
 #[tokio::test]
