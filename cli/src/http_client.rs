@@ -87,17 +87,15 @@ impl HttpClient {
 
 /// Connects by http and https.
 pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
-    HttpsConnectorBuilder::new()
+    let by_tls = HttpsConnectorBuilder::new()
         .with_native_roots()
         // A machine without root certificates can still speak plain HTTP to itself.
         .unwrap_or_else(|_| {
             let roots = rustls::RootCertStore::empty();
             HttpsConnectorBuilder::new()
                 .with_tls_config(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-        })
-        .https_or_http()
-        .enable_http1()
-        .build()
+        });
+    by_tls.https_or_http().enable_http1().wrap_connector(by_tcp())
 }
 
 /// The same, where only these authorities are trusted.
@@ -105,7 +103,16 @@ pub(crate) fn connector_trusting(authorities: &Path) -> Result<HttpsConnector<Ht
     let files = ClientTlsFiles { ca: Some(authorities.to_owned()), identity: None };
     let tls = ClientTls::read(&files, &[])?;
     let config = (*tls.config()).clone();
-    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(by_tcp()))
+}
+
+/// Without the delay of small packets: a request that follows the end of a TLS handshake would wait for the server's
+/// delayed acknowledgement of that, which is 40 ms.
+fn by_tcp() -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector
 }
 
 /// A URL with a path for where it has none, so that `http://host:port` is enough.
@@ -125,7 +132,18 @@ pub(crate) fn with_default_path(url: &str, path: &str) -> Result<http::Uri> {
 
 #[cfg(test)]
 mod tests {
-    use super::with_default_path;
+    use hyper_rustls::MaybeHttpsStream;
+    use tower::ServiceExt as _;
+
+    use super::{connector, with_default_path};
+
+    #[tokio::test]
+    async fn small_packets_are_sent_at_once() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let MaybeHttpsStream::Http(connected) = connector().oneshot(url).await.unwrap() else { panic!("not by http") };
+        assert!(connected.inner().nodelay().unwrap());
+    }
 
     #[test]
     fn a_path_is_added_only_where_there_is_none() {
