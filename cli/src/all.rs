@@ -38,6 +38,11 @@ pub(crate) struct All {
 }
 
 impl All {
+    /// Everything that is wrong with its settings.
+    pub(crate) fn problems(&self) -> Option<Problems> {
+        both(self.sidecar.clone().validate(), self.gateway.clone().validate()).err()
+    }
+
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let (sidecar, gateway) = both(self.sidecar.validate(), self.gateway.validate())?;
         let service = Service::begin(&self.admin).await?;

@@ -1,6 +1,7 @@
 //! `oncegate gateway`.
 
 use anyhow::Context as _;
+use oncegate_runtime::config::Problems;
 
 use crate::{
     failure::Failure,
@@ -32,6 +33,11 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
+    /// Everything that is wrong with its settings.
+    pub(crate) fn problems(&self) -> Option<Problems> {
+        self.gateway.clone().validate().err()
+    }
+
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let settings = self.gateway.validate()?;
         let service = Service::begin(&self.admin).await?;

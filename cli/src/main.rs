@@ -12,6 +12,7 @@ mod completions;
 mod configuration_document;
 mod dev;
 mod enforcement;
+mod environment;
 mod failure;
 mod gateway;
 mod health;
@@ -30,13 +31,14 @@ mod stats;
 mod threads;
 mod verify;
 
-use std::{num::NonZero, process::ExitCode};
+use std::{env, ffi::OsString, num::NonZero, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
 use oncegate_runtime::{
+    config::Problems,
     logging, metrics, shutdown,
-    telemetry::{self, Tracing},
+    telemetry::{self, StartError, Tracing},
 };
 
 use self::failure::{EXIT_CODES, Failure};
@@ -93,6 +95,18 @@ impl Command {
         }
     }
 
+    /// Everything that is wrong with its settings, where it has some that are looked at before it begins.
+    fn problems(&self) -> Option<Problems> {
+        let own = match self {
+            Self::All(all) => all.problems(),
+            Self::Sidecar(sidecar) => sidecar.problems(),
+            Self::Gateway(gateway) => gateway.problems(),
+            _ => None,
+        };
+        let traces = self.telemetry().and_then(|(options, _)| options.check().err());
+        own.into_iter().chain(traces).reduce(Problems::and)
+    }
+
     /// Whether it is a service, whose log is what it has to say.
     fn serves(&self) -> bool {
         match self {
@@ -140,7 +154,14 @@ fn main() -> ExitCode {
     // Before anything that might speak TLS: with two providers in a process, rustls refuses to choose. An error means
     // that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let matches = command_line().get_matches();
+    let arguments: Vec<OsString> = env::args_os().collect();
+    let matches = match command_line().try_get_matches_from(&arguments) {
+        Ok(matches) => matches,
+        Err(error) => match environment::problems(&error, command_line(), &arguments) {
+            Some(problems) => return Failure::from(problems).report(),
+            None => error.exit(),
+        },
+    };
     if print_config::print(&command_line(), &matches) {
         return ExitCode::SUCCESS;
     }
@@ -176,7 +197,11 @@ fn command_line() -> clap::Command {
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let tracing = match oncegate.command.telemetry() {
-        Some((options, name)) => Tracing::start(options, name)?,
+        Some((options, name)) => match Tracing::start(options, name) {
+            // With those of the service, which would be the next to be found.
+            Err(StartError::Settings(problems)) => return Err(oncegate.command.problems().unwrap_or(problems).into()),
+            started => started?,
+        },
         None => None,
     };
     logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;

@@ -1,5 +1,7 @@
 //! `oncegate sidecar`.
 
+use oncegate_runtime::config::Problems;
+
 use crate::{
     failure::Failure,
     service::{AdminOptions, Service, log_sidecar},
@@ -30,6 +32,11 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
+    /// Everything that is wrong with its settings.
+    pub(crate) fn problems(&self) -> Option<Problems> {
+        self.sidecar.clone().validate().err()
+    }
+
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let settings = self.sidecar.validate()?;
         let service = Service::begin(&self.admin).await?;

@@ -56,11 +56,11 @@ const OURS: &str = "oncegate";
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
     /// It is none.
-    #[error("ONCEGATE_LOG is no log filter; write for example info or info,oncegate_gateway=debug")]
+    #[error("not a log filter; write for example info or info,oncegate_gateway=debug")]
     Syntax(#[source] tracing_subscriber::filter::ParseError),
     /// A word that would be taken for the name of a module that there is not: nothing else would be logged.
     #[error(
-        "ONCEGATE_LOG: {0:?} is neither a level (off, error, warn, info, debug, trace) nor a module of ours; for another \
+        "{0:?} is neither a level (off, error, warn, info, debug, trace) nor a module of ours; for another \
          module write {0}=debug"
     )]
     Word(String),
@@ -276,7 +276,7 @@ mod tests {
         }
         for (text, word) in [("warning", "warning"), ("info, verbose", "verbose")] {
             let refused = text.parse::<Filter>().unwrap_err().to_string();
-            let parts = ["ONCEGATE_LOG", word, "off, error, warn, info, debug, trace"];
+            let parts = [word, "off, error, warn, info, debug, trace"];
             assert!(parts.iter().all(|part| refused.contains(part)), "{refused}");
         }
     }

@@ -80,7 +80,10 @@ pub struct Options {
 
 impl Options {
     /// Looks for what is wrong with the settings, also where no traces are exported.
-    fn check(&self) -> Result<(), Problems> {
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, at once.
+    pub fn check(&self) -> Result<(), Problems> {
         let mut checks = Checks::new();
         for (setting, given) in [
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.otel_exporter_otlp_endpoint),

@@ -208,6 +208,49 @@ async fn every_problem_of_the_configuration_is_listed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn values_that_cannot_be_parsed_are_listed_with_the_rest_by_their_variables() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let command = |arguments: &[&'static str]| {
+        let command = Oncegate::new(directory.path(), arguments.iter().copied())?
+            .env("GATEWAY_LISTEN", "everywhere")
+            .env("ADMIN_LISTEN", "9090")
+            .env("LOCK_DURATION", "300")
+            .env("REDIS_PORT", "tcp://user:hunter2@h")
+            .env("SIDECAR_TLS_CLIENT_AUTH", "sometimes")
+            .env("ONCEGATE_LOG", "warning")
+            .env("OTEL_TRACES_SAMPLER_ARG", "2")
+            .env("DATABASE_URL", "mysql://h");
+        anyhow::Ok(command)
+    };
+    let finished = command(&["all"])?.run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    for wanted in [
+        "GATEWAY_LISTEN: \"everywhere\" given: invalid socket address syntax; write for example 127.0.0.1:8080",
+        "ADMIN_LISTEN: \"9090\" given: invalid socket address syntax; write for example 127.0.0.1:9090",
+        "LOCK_DURATION: \"300\" given: a unit is missing",
+        "REDIS_PORT: cannot be used: invalid digit",
+        "SIDECAR_TLS_CLIENT_AUTH: \"sometimes\" given, permitted are required, optional",
+        "ONCEGATE_LOG: \"warning\" given: \"warning\" is neither a level (off, error, warn, info, debug, trace)",
+        // What is found only after everything has been parsed.
+        "OTEL_TRACES_SAMPLER_ARG: 2 given, permitted is 0 to 1",
+        "DATABASE_URL: begins with mysql://",
+        "UPSTREAM_URL: ",
+    ] {
+        assert_eq!(finished.stderr.matches(wanted).count(), 1, "{wanted}: {finished}");
+    }
+    // The option goes before the variable.
+    let finished = command(&["all", "--gateway-listen", "127.0.0.1:0", "--log-level=info"])?.run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    assert!(finished.stderr.contains("ADMIN_LISTEN"), "{finished}");
+    assert!(!finished.stderr.contains("GATEWAY_LISTEN") && !finished.stderr.contains("ONCEGATE_LOG"), "{finished}");
+    // What stands on the command line is named as it stands there.
+    let finished = Oncegate::new(directory.path(), ["all", "--gateway-listen", "everywhere"])?.run().await?;
+    assert_eq!(finished.code, Some(2), "{finished}");
+    assert!(finished.stderr.contains("--gateway-listen"), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let collector = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
