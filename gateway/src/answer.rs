@@ -176,7 +176,7 @@ impl Answer {
             Self::MethodNotAllowed(methods) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(methods));
             }
-            // What follows on the connection cannot be told from the rest of this request (pitfalls 3.4.5), or is not
+            // What follows on the connection cannot be told from the rest of this request, or is not
             // worth reading.
             Self::MalformedRequest | Self::TooSlow | Self::TooLarge | Self::TooManyFailures(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -1,6 +1,6 @@
 //! Reading bodies of strangers: bounded in bytes each, in bytes all together, and in time (W11, W12).
 //!
-//! hyper bounds neither size nor time of a body (pitfalls 3.4.3).
+//! hyper bounds neither size nor time of a body.
 
 use std::{pin::pin, sync::Arc, time::Duration};
 

@@ -253,7 +253,7 @@ labels! {
 }
 
 labels! {
-    /// The words of the answers: a closed list, so that no request can make a series (pitfalls 3.5.4).
+    /// The words of the answers: a closed list, so that no request can make a series.
     pub(crate) enum Word {
         Processed => "processed",
         AlreadyProcessed => "already_processed",

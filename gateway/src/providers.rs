@@ -127,7 +127,7 @@ impl BadSecret {
 /// What a verified request says outside its body.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Signed {
-    /// The sender's name for this delivery: the same one with another body is refused (providers.md section 3).
+    /// The sender's name for this delivery: the same one with another body is refused.
     pub delivery_id: Option<String>,
     /// The event's id, where it stands in a signed header.
     pub event_id: Option<String>,

@@ -1,7 +1,7 @@
 //! The sidecar, as the gateway calls it: a deadline on every call, and errors sorted by what they permit to do next.
 //!
 //! What counts is whether a call may have had an effect. A refusal says that it had none; a time-out, a lost connection
-//! and a cancelled call (which is how tonic reports a deadline, pitfalls 3.3.4) say nothing. Errors are told apart by their
+//! and a cancelled call (which is how tonic reports a deadline) say nothing. Errors are told apart by their
 //! `ErrorInfo` reason and code, never by text.
 
 mod connection;

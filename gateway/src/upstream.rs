@@ -133,7 +133,7 @@ impl Upstream {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        // Named instead of the process default: with two providers in the graph that would panic (pitfalls 3.6.1).
+        // Named instead of the process default: with two providers in the graph that would panic.
         let provider = aws_lc_rs::default_provider();
         let builder = HttpsConnectorBuilder::new();
         let builder = if tls {
@@ -153,7 +153,7 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.idle_timeout)
             // Only what was never written to a connection that had gone stale in the pool is sent again; a request that
-            // may have arrived never is: the lock decides about that (pitfalls 3.4.8).
+            // may have arrived never is: the lock decides about that.
             .retry_canceled_requests(true)
             .build(connector);
         Ok(Self { client, limits })
@@ -280,7 +280,7 @@ fn webhook_id(id: &str) -> Cow<'_, str> {
     if id.contains(['%', '.']) { id.replace('%', "%25").replace('.', "%2E").into() } else { id.into() }
 }
 
-/// A new trace, for where we record none: one from the internet is not continued (pitfalls 3.5.6).
+/// A new trace, for where we record none: one from the internet is not continued.
 fn traceparent() -> String {
     // All zeros would be invalid.
     let trace = rand::random::<u128>().max(1);

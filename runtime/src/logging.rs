@@ -131,7 +131,7 @@ where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'writer> MakeWriter<'writer> + Send + Sync + 'static,
 {
-    // Control characters in values are escaped by the formatter since 0.3.20 (pitfalls 3.5.5).
+    // Control characters in values are escaped by the formatter since 0.3.20.
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match format {
         Format::Text => lines.with_ansi(colours).map_event_format(|format| Traced { format, json: false }).boxed(),

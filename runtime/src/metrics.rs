@@ -1,8 +1,7 @@
 //! Metrics in Prometheus' text form, without a registry: each part of the process holds its numbers in a struct of
 //! atomics, and writes them to a page when it is asked to. Counting is one relaxed addition; nothing is looked up by name.
 //!
-//! Labels are closed lists ([`labels!`]) or names from the configuration, so that no request can make a series
-//! (pitfalls 3.5.4).
+//! Labels are closed lists ([`labels!`]) or names from the configuration, so that no request can make a series.
 
 pub mod certificates;
 pub mod process;

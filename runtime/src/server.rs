@@ -1,7 +1,7 @@
 //! The accept loop: connections for hyper with every limit set, and a shutdown that ends.
 //!
 //! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which
-//! a peer that connected and said nothing holds up for an hour (pitfalls 3.3.1, 3.4.2, 3.4.7). This module does.
+//! a peer that connected and said nothing holds up for an hour. This module does.
 
 mod clock;
 mod framing;
@@ -53,8 +53,7 @@ use crate::{
 /// How connections are served.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Connections open at once; beyond it the accept waits and further ones queue in the kernel. Default 4,096
-    /// (design section 10).
+    /// Connections open at once; beyond it the accept waits and further ones queue in the kernel. Default 4,096.
     pub connections_max: usize,
     /// How many of them one address may have; beyond it new ones are closed. Default none: behind a proxy or a mesh
     /// everybody has one address.
@@ -99,7 +98,7 @@ impl Options {
     }
 }
 
-/// One protocol a listener: sniffing for both waits for the first bytes without a time-out (pitfalls 3.4.2).
+/// One protocol a listener: sniffing for both waits for the first bytes without a time-out.
 #[derive(Debug, Clone)]
 pub enum Protocol {
     /// HTTP/1.0 and 1.1.
@@ -115,7 +114,7 @@ pub struct Http1 {
     /// Default 30 s.
     pub header_read_timeout: Duration,
     /// Request line and headers, in bytes. More is answered with 431. Default 16 KiB; together with hyper's own
-    /// limit of 100 headers this bounds the memory of a head (pitfalls 3.4.4). That limit is left as it is: another
+    /// limit of 100 headers this bounds the memory of a head. That limit is left as it is: another
     /// one costs an allocation a request.
     pub header_bytes_max: usize,
     /// The read buffer of a connection, in bytes, at least 8,192. Default 32 KiB.
@@ -128,7 +127,7 @@ impl Default for Http1 {
     }
 }
 
-/// Limits of an HTTP/2 connection. Those of hyper against reset and continuation floods stay (pitfalls 3.4.6).
+/// Limits of an HTTP/2 connection. Those of hyper against reset and continuation floods stay.
 #[derive(Debug, Clone)]
 pub struct Http2 {
     /// Requests under way on one connection. Default 256.
@@ -301,7 +300,7 @@ async fn accept<M, S, B>(
                 tracing::debug!(%error, "a connection went away before it was accepted");
             }
             Err(error) => {
-                // EMFILE and its like persist: without a pause this loop would spin (pitfalls 3.3.8).
+                // EMFILE and its like persist: without a pause this loop would spin.
                 let pause = back_off.next();
                 tracing::error!(%error, ?pause, "cannot accept connections");
                 tokio::select! {
@@ -406,7 +405,7 @@ impl<M> Worker<M> {
                 let io = TokioIo::new(Watched::http1(stream, seen.clone(), options.write_timeout));
                 let service = Framed::new(service, seen.clone());
                 let connection = http1::Builder::new()
-                    // Without a timer the time-out is skipped silently (pitfalls 3.4.1).
+                    // Without a timer the time-out is skipped silently.
                     .timer(TokioTimer::new())
                     .header_read_timeout(limits.header_read_timeout)
                     .max_header_size(limits.header_bytes_max)
@@ -474,7 +473,7 @@ impl Watch<'_> {
         };
         let ended = match ended {
             Some(ended) => ended,
-            // hyper would wait for a preface that never comes (pitfalls 3.3.1).
+            // hyper would wait for a preface that never comes.
             None if !self.begun() => return,
             None => {
                 connection.as_mut().graceful_shutdown();

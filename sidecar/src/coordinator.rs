@@ -35,7 +35,7 @@ const NET_INTERVAL: Duration = Duration::from_millis(200);
 /// The least that a waiting caller waits for a place among the calls, also at its end.
 const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
-/// Bounds (design section 10).
+/// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Calls on the ledger at once; beyond it they are refused as overloaded. A waiting call does not count.
@@ -115,7 +115,7 @@ impl Coordinator {
     }
 
     fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
-        // Refused rather than queued: a call that waits here until its deadline helps nobody (pitfalls 3.3.3).
+        // Refused rather than queued: a call that waits here until its deadline helps nobody.
         self.calls.try_acquire().map_err(|_| self.overloaded())
     }
 

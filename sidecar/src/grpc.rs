@@ -37,7 +37,7 @@ use self::{
 pub use self::{local::Local, observe::Observed};
 use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
 
-/// The largest message that is accepted (design section 7).
+/// The largest message that is accepted.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// The name that health checks ask for; the empty one means the whole server.

@@ -87,7 +87,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     })
 }
 
-/// The order of the time and size budgets (section 10 of the design).
+/// The order of the time and size budgets.
 fn order(options: &Options, checks: &mut Checks) {
     let timeout = options.upstream_timeout;
     routes::outlasts(

@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq as _;
 use super::{Refusal, credentials};
 use crate::key::Members;
 
-/// What names an event of v4. The documentation's samples disagree about where its id stands (section 4).
+/// What names an event of v4. The documentation's samples disagree about where its id stands.
 pub(crate) const MEMBERS_V4: Members<3> = Members {
     paths: [&["webhook_id"], &["id"], &["type"]],
     key: &[&[0, 1]],
@@ -27,7 +27,7 @@ pub(crate) const MEMBERS_V4: Members<3> = Members {
 };
 
 /// What names an event of v3, which carries no id of its own: charges and transfers are numbered independently, and a
-/// pending charge comes again with its number when it has succeeded (section 9).
+/// pending charge comes again with its number when it has succeeded.
 pub(crate) const MEMBERS_V3: Members<6> = Members {
     paths: [&["event"], &["event.type"], &["data", "id"], &["id"], &["data", "status"], &["status"]],
     key: &[&[0, 1], &[2, 3], &[4, 5]],

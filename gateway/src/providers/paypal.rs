@@ -1,5 +1,5 @@
 //! PayPal: RSA PKCS#1 v1.5 with SHA-256 over `transmission id|time|webhook id|CRC-32 of the body`, verified with a
-//! certificate whose address stands in the request (providers.md section 3).
+//! certificate whose address stands in the request.
 //!
 //! What the request names is not trusted for that: the address has to be one of PayPal's (`cert_url`), the certificate
 //! has to lead to a public root and to bear PayPal's name (`trust`), and strangers cannot make the gateway fetch more
@@ -33,7 +33,7 @@ use trust::{Chain, Trust};
 use super::{BadSecret, Lack, Refusal, credentials};
 use crate::{failures::Source as Sender, key::Members};
 
-/// What names an event: `id` alone. The id of the resource repeats over types (section 9).
+/// What names an event: `id` alone. The id of the resource repeats over types.
 pub(crate) const MEMBERS: Members<2> =
     Members { paths: [&["id"], &["event_type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
 

@@ -1,6 +1,6 @@
 //! Paystack: `x-paystack-signature`, HMAC-SHA512 of the body in lower-case hex, keyed with the account's API secret key.
 //!
-//! There is no webhook secret of its own, no time and no event id (providers.md section 5): what is recorded in the ledger
+//! There is no webhook secret of its own, no time and no event id: what is recorded in the ledger
 //! is the only defence against a replay (W2).
 
 use std::{fmt, sync::Arc};
@@ -14,7 +14,7 @@ use super::{BadSecret, Refusal, credentials};
 use crate::key::Members;
 
 /// What names an event. The number of the row in `data.id` comes last: it is missing from refunds, and the tables that
-/// transactions, transfers and disputes stand in number their rows independently (section 9).
+/// transactions, transfers and disputes stand in number their rows independently.
 pub(crate) const MEMBERS: Members<8> = Members {
     paths: [
         &["event"],

@@ -2,7 +2,7 @@
 //! `webhook-id`, `webhook-timestamp` and `webhook-signature: v1,… v1a,…` over id, time and body, joined by full stops.
 //!
 //! `v1` is HMAC-SHA256 with the base64-decoded part of `whsec_…`, `v1a` Ed25519 with the public key in `whpk_…`; both in
-//! base64. The id is signed and the same over retries: it names the event (providers.md section 6).
+//! base64. The id is signed and the same over retries: it names the event.
 
 use std::{
     fmt,
@@ -94,7 +94,7 @@ impl StandardWebhooks {
         let [id, timestamp, signatures] = names.each_ref().map(|name| credentials::single(headers, name));
         let (id, timestamp_text, signatures) = all_present(id, timestamp, signatures)?;
         // With a full stop in it, an old message could be read as a new one with another id and time under the same
-        // signature (providers.md section 6).
+        // signature.
         let permitted = |byte: &u8| (0x21..=0x7E).contains(byte) && *byte != b'.';
         if !(1..=ID_BYTES_MAX).contains(&id.len()) || !id.iter().all(permitted) {
             return Err(Refusal::MalformedHeader);
@@ -133,7 +133,7 @@ impl fmt::Debug for StandardWebhooks {
 }
 
 /// Base64 with or without `whsec_`, or a public key after `whpk_`. A secret is decoded in any case: used as text it would
-/// never match (providers.md section 6).
+/// never match.
 fn keys(secrets: &[Secret]) -> Result<Arc<[Key]>, BadSecret> {
     secrets
         .iter()

@@ -1,6 +1,6 @@
 //! Stripe: `Stripe-Signature: t=…,v1=…[,v1=…]`, HMAC-SHA256 in lower-case hex over `t`, a full stop and the body.
 //!
-//! The key is the whole text of the secret with its `whsec_`; nothing is base64-decoded (providers.md section 2). Where
+//! The key is the whole text of the secret with its `whsec_`; nothing is base64-decoded. Where
 //! the official libraries differ, the strict side was taken: exactly one `t`, digits only, the limit in both directions,
 //! no blanks, lower-case hex.
 
@@ -18,7 +18,7 @@ use sha2::Sha256;
 use super::{Refusal, credentials};
 use crate::key::Members;
 
-/// What names an event: `id` alone. The id of the object in it would swallow repeated partial refunds (section 9).
+/// What names an event: `id` alone. The id of the object in it would swallow repeated partial refunds.
 pub(crate) const MEMBERS: Members<2> =
     Members { paths: [&["id"], &["type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
 

@@ -1,7 +1,7 @@
 //! All sidecars as one: calls go to the less busy of two, away from those that fail, and once more where that is safe.
 //!
 //! A name is resolved again every few seconds, for one HTTP/2 connection to a Kubernetes Service would stay with one pod
-//! for ever (pitfalls 3.3.10). When it cannot be resolved, the addresses that are known stay.
+//! for ever. When it cannot be resolved, the addresses that are known stay.
 //!
 //! A call is repeated here, byte for byte and therefore with its `claim_id`, when its connection could not be made, broke,
 //! or led to a sidecar that is overloaded; at most twice, within a budget of a tenth of all calls, so that retries do not

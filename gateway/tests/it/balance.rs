@@ -1,5 +1,5 @@
 //! Several sidecars behind one name: each gets its share, one that dies costs no webhook, and names that cannot be resolved
-//! change nothing (pitfalls 3.3.10, 3.3.11).
+//! change nothing.
 
 use std::{
     future::Future,

@@ -9,7 +9,7 @@ use super::{scan::Framing, watched::Seen};
 
 /// Extension of an HTTP/1 request that carries both `Transfer-Encoding` and `Content-Length`. hyper drops the latter
 /// before a service sees it; behind a proxy that goes by the other one, the rest of the body is somebody's next
-/// request. Refuse it and close the connection (pitfalls 3.4.5). Two different `Content-Length` are refused by hyper.
+/// request. Refuse it and close the connection. Two different `Content-Length` are refused by hyper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AmbiguousFraming;
 

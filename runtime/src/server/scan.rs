@@ -1,6 +1,6 @@
 //! Follows a connection's input from head to head, to see how each says how long its body is.
 //!
-//! hyper drops the `Content-Length` beside a `Transfer-Encoding` before a service sees the request (pitfalls 3.4.5), so it is
+//! hyper drops the `Content-Length` beside a `Transfer-Encoding` before a service sees the request, so it is
 //! looked for in the bytes. Only in heads: a body is its sender's own text, and the connection of a proxy may carry the
 //! requests of strangers before somebody else's webhook.
 //!

@@ -36,7 +36,7 @@ pub fn continues(span: &Span, headers: &HeaderMap) {
     }
 }
 
-/// Links a span to the one that a stranger names in `traceparent`: the trace stays our own (pitfalls 3.5.6).
+/// Links a span to the one that a stranger names in `traceparent`: the trace stays our own.
 pub fn linked(span: &Span, headers: &HeaderMap) {
     if let Some(caller) = remote(span, headers) {
         span.add_link(caller);

@@ -274,7 +274,7 @@ impl Redis {
         builder
             .set_policy(ReconnectPolicy::new_exponential(0, 50, 2_000, 2))
             .set_performance_config(PerformanceConfig {
-                // Without it a command waits for ever (pitfalls 3.2.1); the caller's own budget is shorter.
+                // Without it a command waits for ever; the caller's own budget is shorter.
                 default_command_timeout: Duration::from_millis(500),
                 ..PerformanceConfig::default()
             })
@@ -399,7 +399,7 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
             (disconnected, unanswered) = (None, 0);
             continue;
         }
-        // A real command: the client's own flag may lag (pitfalls 3.2.4).
+        // A real command: the client's own flag may lag.
         let probe = client.get::<Value, _>("oncegate:1:probe");
         match (tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await, &disconnected) {
             (Ok(Ok(_)), _) => breaker.succeeded(),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Where an event is (design section 3).
+/// Where an event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// An operator asked for another attempt. Leaves by CheckAndLock or Resolve.

@@ -1,6 +1,6 @@
 //! Around every call: the caller's deadline, and an `ErrorInfo` on errors that were made by the framework.
 //!
-//! tonic's own server answers an elapsed `grpc-timeout` with CANCELLED (pitfalls 3.3.4). Here it is DEADLINE_EXCEEDED,
+//! tonic's own server answers an elapsed `grpc-timeout` with CANCELLED. Here it is DEADLINE_EXCEEDED,
 //! and dropping the handler is harmless: the ledger's writer owns the work (L3).
 
 use std::{

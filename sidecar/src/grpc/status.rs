@@ -1,4 +1,4 @@
-//! From errors to gRPC statuses: one table (design section 7). Each status carries exactly one `ErrorInfo`.
+//! From errors to gRPC statuses: one table. Each status carries exactly one `ErrorInfo`.
 
 use std::{collections::HashMap, time::Duration};
 

@@ -53,7 +53,7 @@ use crate::{
 };
 
 /// The first release of the library without the write-ahead log's race between a writer and a checkpoint, which loses
-/// committed transactions (SQ1).
+/// committed transactions.
 const LIBRARY_VERSION_MIN: i32 = 3_051_003;
 
 /// The longest that readiness waits for an answer.
@@ -401,7 +401,7 @@ fn canonical(path: &Path) -> PathBuf {
     }
 }
 
-/// Keeps other processes out (SQ5). The operating system lets go of it when the process ends, however it ends; the file
+/// Keeps other processes out. The operating system lets go of it when the process ends, however it ends; the file
 /// stays, because removing it would let in one who has it open and one who makes it anew.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut name = path.as_os_str().to_owned();

@@ -38,7 +38,7 @@ pub async fn run(coordinator: Arc<Coordinator>, health: HealthReporter, shutdown
         }
     }
     set(&health, false).await;
-    // Ends open Watch streams: each would hold up the drain until its bound (pitfalls 3.3.1). They have been told.
+    // Ends open Watch streams: each would hold up the drain until its bound. They have been told.
     let mut health = health;
     health.clear_service_status("").await;
     health.clear_service_status(SERVICE_NAME).await;

@@ -1,5 +1,5 @@
 //! Whose certificate is PayPal's: one that leads to a trusted root now, bears exactly PayPal's name, may authenticate a
-//! server, and has an RSA key of decent size (providers.md section 3, rule 5).
+//! server, and has an RSA key of decent size.
 //!
 //! Revocation is not checked: PayPal's own certificate has been revoked while it was in use, and a check that fails hard
 //! would have lost every event.

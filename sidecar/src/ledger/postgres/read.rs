@@ -55,7 +55,7 @@ impl Reader {
 
     /// Runs a read in a task of its own, so that a caller who goes away never leaves a connection half used; bounded,
     /// because sqlx waits for ever on a server that vanished. A connection that has seen trouble is closed, not given back:
-    /// sqlx would ping it, without a time-out, and keep its place in the pool meanwhile (pitfalls 3.1.3).
+    /// sqlx would ping it, without a time-out, and keep its place in the pool meanwhile.
     pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,

@@ -43,7 +43,7 @@ pub(super) struct Transaction<'a> {
 
 impl<'a> Transaction<'a> {
     /// Begins. An immediate one may write; one that is not answers [`Fault::NeedsWrite`] where it would have to, and
-    /// is dropped then: going on from reading to writing fails at once when anybody else has written (SQ2).
+    /// is dropped then: going on from reading to writing fails at once when anybody else has written.
     pub(super) fn begin(
         conn: &'a Connection,
         clock: &'a Clock,
