@@ -174,11 +174,6 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Takes up a secret that it got after its start, to be searched for at its end.
-    pub fn add_secret(&mut self, secret: &str) {
-        self.secrets.add(secret);
-    }
-
     /// The address that a part of it logged when it listened: `sidecar`, `gateway`, `admin` or `application`.
     pub async fn address(&mut self, part: &str) -> Result<SocketAddr> {
         let message = format!("{part} listening");

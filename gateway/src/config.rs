@@ -445,14 +445,6 @@ pub struct Settings {
     pub(crate) config_file: Option<ConfigFile>,
 }
 
-impl Settings {
-    /// How long shutting down may take, marks of what timed out included. A pod's grace period has to be longer.
-    #[must_use]
-    pub fn shutdown_limit(&self) -> Duration {
-        self.drain + 2 * self.sidecar_timeout
-    }
-}
-
 /// The file with routes, to be looked at again.
 #[derive(Debug, Clone)]
 pub(crate) struct ConfigFile {

@@ -1,6 +1,6 @@
 //! The life of one event behind the gateway: claim, deliver, mark.
 //!
-//! The invariants: nothing is sent without a lock that outlasts the delivery (G8); what was sent is marked, however long that
+//! The invariants: while it enforces, nothing is sent without a lock that outlasts the delivery (G8); what was sent is marked, however long that
 //! takes (G9); only an acknowledged completion is answered with success. If the process dies between
 //! sending and marking, the lock expires and the provider's next try is a new attempt with a higher fencing token (S3).
 

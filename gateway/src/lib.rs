@@ -2,11 +2,11 @@
 //! sidecar for the lock on each event, delivers the event to the application behind it, records how that ended, and
 //! answers the provider.
 //!
-//! What it guarantees: nothing is delivered without a lock, and no provider gets its 200 before the completion is
-//! durable (unless the configuration says so, [`config::InProgressStatus`] and [`config::HeldStatus`]). What it does not:
+//! What it guarantees while it enforces: nothing is delivered without a lock, and no provider gets its 200 before the completion
+//! is durable (unless the configuration says so, [`config::InProgressStatus`] and [`config::HeldStatus`]). What it does not:
 //! an application that is given the same event twice (a lock expired under it) has to look at the fencing token.
 //!
-//! The rules cited as G1 to G11 and S1 to S9 are those of `ARCHITECTURE.md`.
+//! The rules cited by number (G1, S1, W1) stand in `docs/rules.md`.
 //!
 //! From the outside in: `server` (routes) → `ingest` (up to a verified event: `body`, [`providers`], [`key`]) →
 //! `delivery` (claim, `upstream`, mark: [`sidecar`]) → `answer`.

@@ -1,8 +1,7 @@
 //! The admin listener: `/livez`, `/readyz` and `/metrics`, apart from the public one.
 
 use std::{
-    borrow::Cow,
-    collections::BTreeMap,
+    collections::BTreeSet,
     convert::Infallible,
     fmt::Write as _,
     future::ready,
@@ -34,8 +33,8 @@ pub struct Readiness {
 #[derive(Debug, Default)]
 struct State {
     draining: bool,
-    /// By name, what is wrong; `None` when the condition is met.
-    conditions: BTreeMap<&'static str, Option<Cow<'static, str>>>,
+    /// What is not there yet, by name.
+    starting: BTreeSet<&'static str>,
 }
 
 impl Readiness {
@@ -45,9 +44,9 @@ impl Readiness {
         Self::default()
     }
 
-    /// Adds a condition, unmet with the reason `starting`. The name appears in `/readyz`.
+    /// Adds a condition, which is not met yet. The name appears in `/readyz`.
     pub fn condition(&self, name: &'static str) -> Condition {
-        self.lock().conditions.insert(name, Some("starting".into()));
+        self.lock().starting.insert(name);
         Condition { name, readiness: self.clone() }
     }
 
@@ -64,11 +63,9 @@ impl Readiness {
         if state.draining {
             text.push_str("draining: shutting down\n");
         }
-        for (name, reason) in &state.conditions {
-            if let Some(reason) = reason {
-                // Writing to a String cannot fail.
-                let _ = writeln!(text, "{name}: {reason}");
-            }
+        for name in &state.starting {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name}: starting");
         }
         if text.is_empty() { None } else { Some(text) }
     }
@@ -89,12 +86,7 @@ pub struct Condition {
 impl Condition {
     /// The condition is met.
     pub fn met(&self) {
-        self.readiness.lock().conditions.insert(self.name, None);
-    }
-
-    /// The condition is not met; `reason` is for people and must hold no secret.
-    pub fn unmet(&self, reason: impl Into<Cow<'static, str>>) {
-        self.readiness.lock().conditions.insert(self.name, Some(reason.into()));
+        self.readiness.lock().starting.remove(self.name);
     }
 }
 
@@ -256,8 +248,7 @@ mod tests {
         let listener = readiness.condition("listener");
         assert_eq!(readiness.missing().unwrap(), "ledger: starting\nlistener: starting\n");
         ledger.met();
-        listener.unmet("address in use");
-        assert_eq!(readiness.missing().unwrap(), "listener: address in use\n");
+        assert_eq!(readiness.missing().unwrap(), "listener: starting\n");
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 503);
         listener.met();
         assert_eq!(status(&endpoints, Method::GET, "/readyz"), 200);

@@ -1,5 +1,5 @@
-//! The shared layer. Every key of ours is `oncegate:1:<system identifier>:<timeline>:<digest of the event's name>`, a string
-//! with a time to live; losing it costs one read of the ledger. The value is [`super::entry::Codec`]'s.
+//! The shared layer. Every key of ours is `oncegate:1:<identity of the database>:<digest of the event's name>`, a string with
+//! a time to live; losing it costs one read of the ledger. The value is [`super::entry::Codec`]'s.
 //!
 //! Look-ups form batches by themselves: those that arrive while one is out go into the next MGET. A look-up that takes
 //! longer than its budget is a miss (C4). After a few failures in a row Redis is not asked at all until a probe in the
