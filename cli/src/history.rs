@@ -29,7 +29,7 @@ const EXCERPT_CHARS: usize = 80;
 
 /// Show what happened to an event, or list events
 ///
-/// With a provider and an event id: the event, every attempt that was made on it, what operators decided, and how often
+/// With a provider and an event id: the event, the attempts that were made on it (the latest 500), what operators decided, and how often
 /// it came with another fingerprint or body. Without: the events that fit, newest first. Exits with 1 if there is no such
 /// event; a listing without any is no failure.
 #[derive(clap::Args, Debug)]
@@ -309,7 +309,10 @@ fn attempts(history: &EventHistory) -> String {
             attempt.holder.clone(),
             attempt.claim_id.clone(),
             digest,
-            attempt.result.as_ref().map(result).unwrap_or_default(),
+            match &attempt.result {
+                Some(of) if attempt.body_omitted => format!("{} (body left out)", of.code),
+                of => of.as_ref().map(result).unwrap_or_default(),
+            },
             excerpt(&attempt.error),
         ]
     });

@@ -178,11 +178,14 @@ pub struct EventHistory {
     pub event: Event,
     /// The latest attempts, at most [`Self::ATTEMPTS_MAX`], oldest first.
     pub attempts: Vec<Attempt>,
-    /// Every resolution, oldest first.
+    /// The latest resolutions, at most [`Self::RESOLUTIONS_MAX`], oldest first.
     pub resolutions: Vec<Resolution>,
 }
 
 impl EventHistory {
+    /// Resolutions that are read: of an event that is replayed again and again.
+    pub const RESOLUTIONS_MAX: i32 = 500;
+
     /// Attempts that are read. An event without a cap, or one that is replayed again and again, may have any number, of
     /// 64 KiB each.
     pub const ATTEMPTS_MAX: i32 = 500;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The most that the results of one event's attempts carry: gRPC clients take messages of 4 MiB unless told otherwise, and
-/// [`EventHistory::ATTEMPTS_MAX`] attempts have 2 KiB of error each.
+/// [`EventHistory::ATTEMPTS_MAX`] attempts have 2 KiB of error each, resolutions less.
 const BODIES_BYTES_MAX: usize = 2 << 20;
 
 pub(super) fn timestamp(time: Time) -> Timestamp {

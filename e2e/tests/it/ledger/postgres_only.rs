@@ -600,7 +600,8 @@ async fn lists_that_take_long_keep_nobody_from_asking_whether_the_server_answers
     };
     let (answers, ()) = tokio::join!(lists, checked);
     for answer in answers {
-        answer.unwrap();
+        // Or it has waited for a connection for too long.
+        assert!(matches!(answer, Ok(_) | Err(Error::Unavailable { .. })), "{answer:?}");
     }
     ledger.close().await;
 }

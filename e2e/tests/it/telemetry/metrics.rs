@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs};
 
 use anyhow::{Context as _, Result};
-use oncegate_api::v1::{CheckAndLockRequest, EventKey, MarkCompletedRequest};
+use oncegate_api::v1::{CheckAndLockRequest, EventKey, FailureKind, MarkCompletedRequest, MarkFailedRequest};
 use oncegate_e2e::{
     eventually,
     prometheus::{Prometheus, promtool},
@@ -11,6 +11,7 @@ use oncegate_e2e::{
     upstream::Answer,
 };
 use oncegate_runtime::metrics::Family;
+use tonic::Code;
 
 use super::{Services, all_families, gateway_families, page, process_families, repository, sidecar_families, sum};
 use crate::setup::{send_signed, word};
@@ -186,28 +187,43 @@ async fn a_lock_that_its_claim_asks_for_again_is_counted_once() -> Result<()> {
 
 // L3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn repetitions_of_a_mark_share_the_batch_that_applies_it() -> Result<()> {
+async fn repetitions_of_a_mark_share_the_batch_that_answers_it() -> Result<()> {
     const MARKS: u32 = 200;
     let services = Services::start(&[]).await?;
     let mut client = services.client().await?;
-    let lock = client.check_and_lock(claim("evt")).await?.into_inner().lock.context("a lock")?;
-    let request = MarkCompletedRequest {
+    let late = client.check_and_lock(claim("evt")).await?.into_inner().lock.context("a lock")?;
+    let failed = MarkFailedRequest {
         key: claim("evt").key,
-        fencing_token: lock.fencing_token,
-        claim_id: lock.claim_id,
+        fencing_token: late.fencing_token,
+        kind: FailureKind::Retryable.into(),
+        retry_after: Some(prost_types::Duration::default()),
         ..Default::default()
     };
-    let marks = (0..MARKS).map(|_| {
-        let (mut client, request) = (client.clone(), request.clone());
-        async move { client.mark_completed(request).await }
-    });
-    let mut repeated = 0;
-    for marked in futures::future::join_all(marks).await {
-        repeated += u32::from(marked?.into_inner().repeated);
+    client.mark_failed(failed).await?;
+    let again = CheckAndLockRequest { claim_id: "again".into(), ..claim("evt") };
+    let lock = client.check_and_lock(again).await?.into_inner().lock.context("a lock")?;
+    for (lock, accepted) in [(late, 0), (lock, MARKS)] {
+        let before = sum(&page(services.sidecar_admin).await?, "oncegate_ledger_batch_calls_sum", &[]);
+        let request =
+            MarkCompletedRequest { key: claim("evt").key, fencing_token: lock.fencing_token, ..Default::default() };
+        let marks = (0..MARKS).map(|_| {
+            let (mut client, request) = (client.clone(), request.clone());
+            async move { client.mark_completed(request).await }
+        });
+        let (mut marked, mut repeated) = (0, 0);
+        for answer in futures::future::join_all(marks).await {
+            match answer {
+                Ok(answer) => {
+                    marked += 1;
+                    repeated += u32::from(answer.into_inner().repeated);
+                }
+                Err(status) => assert_eq!(status.code(), Code::Aborted, "{status:?}"),
+            }
+        }
+        assert_eq!((marked, repeated), (accepted, accepted.saturating_sub(1)));
+        // Whatever batches they came in, none was put off to another one, again and again.
+        let calls = sum(&page(services.sidecar_admin).await?, "oncegate_ledger_batch_calls_sum", &[]) - before;
+        assert!(calls < f64::from(2 * MARKS), "{calls} calls in batches");
     }
-    assert_eq!(repeated, MARKS - 1);
-    // Whatever batches they came in, none was put off to another one, again and again.
-    let calls = sum(&page(services.sidecar_admin).await?, "oncegate_ledger_batch_calls_sum", &[]);
-    assert!(calls < f64::from(2 * MARKS), "{calls} calls in batches");
     Ok(())
 }

@@ -49,6 +49,7 @@ impl Reader {
                 let mut resolutions = Vec::new();
                 for row in sqlx::query(include_str!("history_resolutions.sql"))
                     .bind(event.row)
+                    .bind(EventHistory::RESOLUTIONS_MAX)
                     .fetch_all(&mut *connection)
                     .await?
                 {

@@ -12,6 +12,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
+use self::follow::Unanswered;
 use super::{
     cold::{
         ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain, RecordDeliveries,
@@ -197,13 +198,13 @@ impl Writer {
         self.hot(hot, &mut dealt, &followed).await;
         self.extend(extends).await;
         self.resolve(resolves).await;
-        // Claims that only the ledger can judge (there is an archive to look into, or a delivery id to compare): all of
-        // them in one more statement, rather than one a batch.
-        let asking = self.follow(followers, &dealt);
-        if !asking.is_empty() {
-            let hot = self.admit_deliveries(asking).await;
+        // What only the ledger can judge: all of it in one more statement, rather than one a batch.
+        let Unanswered { claims, marks } = self.follow(followers, &dealt);
+        if !claims.is_empty() {
+            let hot = self.admit_deliveries(claims).await;
             self.hot(hot, &mut Dealt::new(), &HashSet::new()).await;
         }
+        self.classify_marks(marks, &mut Dealt::new(), &HashSet::new()).await;
     }
 
     // === Claims and marks ===
@@ -540,7 +541,7 @@ impl Writer {
     /// Puts a request back whose event changed between two statements.
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
         let Pending { request, reply, tries } = pending;
-        self.defer(op(request, reply), tries + 1);
+        self.deferred.push_back(Queued { op: Box::new(op(request, reply)), tries: tries + 1 });
     }
 }
 

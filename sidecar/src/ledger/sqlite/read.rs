@@ -140,7 +140,7 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
     let attempts = EventHistory::latest(attempts);
     let resolutions = conn
         .prepare_cached(include_str!("resolutions.sql"))?
-        .query_map(params![event.row], rows::resolution)?
+        .query_map(params![event.row, EventHistory::RESOLUTIONS_MAX], rows::resolution)?
         .collect::<Result<_, _>>()?;
     Ok(Some(EventHistory { event, attempts, resolutions }))
 }

@@ -20,21 +20,32 @@ use crate::{
     metrics::Bound,
 };
 
+/// Further callers that only the ledger can answer.
+pub(super) struct Unanswered {
+    /// There is an archive to look into, or a delivery id to compare. Sorted by key.
+    pub(super) claims: Vec<HotItem>,
+    /// Of an earlier attempt.
+    pub(super) marks: Vec<Pending<Mark, Marked>>,
+}
+
 impl Writer {
-    /// Judges further claims and marks of a key against the event as this batch left it, and gives back the claims that the
-    /// ledger has to be asked about. The first operation that changes something, and all of its key after it, go into the
-    /// next batch, in their order.
-    pub(super) fn follow(&mut self, followers: Vec<Queued>, dealt: &Dealt) -> Vec<HotItem> {
+    /// Judges further claims and marks of a key against the event as this batch left it, and gives back those that the ledger
+    /// has to be asked about. The first operation that changes something, and all of its key after it, go into the next
+    /// batch, in their order.
+    pub(super) fn follow(&mut self, followers: Vec<Queued>, dealt: &Dealt) -> Unanswered {
         let mut held: HashSet<Key> = HashSet::new();
         // By key and claim id: two copies of one call ask one after the other.
         let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
+        let mut late: Vec<Pending<Mark, Marked>> = Vec::new();
         for Queued { op, tries } in followers {
             let left = match *op {
                 op if op.key().is_some_and(|key| held.contains(key)) => Some(op),
                 Op::Claim(request, reply) => {
                     self.follow_claim(Pending { request, reply, tries }, dealt, &mut asking).map(Op::from)
                 }
-                Op::Mark(request, reply) => self.follow_mark(Pending { request, reply, tries }, dealt).map(Op::from),
+                Op::Mark(request, reply) => {
+                    follow_mark(Pending { request, reply, tries }, dealt, &mut late).map(Op::from)
+                }
                 op => Some(op),
             };
             if let Some(op) = left {
@@ -45,7 +56,7 @@ impl Writer {
             }
         }
         // Sorted by key, as the statement wants them.
-        asking.into_values().collect()
+        Unanswered { claims: asking.into_values().collect(), marks: late }
     }
 
     /// Answers a claim, or puts it among those that ask the ledger, or gives it back.
@@ -75,32 +86,37 @@ impl Writer {
         None
     }
 
-    /// Answers a mark, or gives it back. A caller that repeats what it does not hear of may have hundreds queued: with one of
-    /// them a batch they would come faster than they go.
-    fn follow_mark(&mut self, mark: Pending<Mark, Marked>, dealt: &Dealt) -> Option<Pending<Mark, Marked>> {
-        let Some((event, _)) = dealt.get(&mark.request.key) else { return Some(mark) };
-        // An earlier attempt's own record decides (S3), and that is the ledger's to read.
-        if event.fencing_token != mark.request.fencing_token && event.archived_count() > 0 {
-            return Some(mark);
-        }
-        match transition::mark(Some(event), None, &mark.request) {
-            MarkStep::Repeated => send(mark, Ok(Marked { event: event.clone(), repeated: true })),
-            MarkStep::Refuse(refusal) => send(mark, Err(refusal.into())),
-            MarkStep::Apply(_) => return Some(mark),
-        }
-        None
-    }
-
     /// Puts an operation off to the next batch. As many as the queue takes wait here; what is beyond it has not happened, and
-    /// is refused as it would be in front of the queue.
-    pub(super) fn defer(&mut self, op: Op, tries: u32) {
-        if self.deferred.len() < self.deferred_max {
+    /// is refused as it would be in front of the queue. Never a mark: it may be the only record of an effect, and there is
+    /// one of a key and token that would change anything.
+    fn defer(&mut self, op: Op, tries: u32) {
+        if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
             self.deferred.push_back(Queued { op: Box::new(op), tries });
         } else {
             self.link.metrics.overloaded.add(Bound::Queue);
             op.refuse(Error::Overloaded { retry_after: Duration::from_millis(250) });
         }
     }
+}
+
+/// Answers a mark, or puts it among the late ones, whose own attempt's record decides (S3), or gives it back. A caller that
+/// repeats what it does not hear of may have hundreds queued: with one of them a batch they would come faster than they go.
+fn follow_mark(
+    mark: Pending<Mark, Marked>,
+    dealt: &Dealt,
+    late: &mut Vec<Pending<Mark, Marked>>,
+) -> Option<Pending<Mark, Marked>> {
+    let Some((event, _)) = dealt.get(&mark.request.key) else { return Some(mark) };
+    if event.fencing_token != mark.request.fencing_token && event.archived_count() > 0 {
+        late.push(mark);
+        return None;
+    }
+    match transition::mark(Some(event), None, &mark.request) {
+        MarkStep::Repeated => send(mark, Ok(Marked { event: event.clone(), repeated: true })),
+        MarkStep::Refuse(refusal) => send(mark, Err(refusal.into())),
+        MarkStep::Apply(_) => return Some(mark),
+    }
+    None
 }
 
 impl From<Pending<Claim, Claimed>> for Op {
