@@ -315,15 +315,21 @@ impl Worker {
 
     /// Completes what it has locked: no cleanup takes events that are being processed, and with expired locks they are stuck.
     async fn complete(&mut self) {
+        // One that cannot be completed in all that time says enough of the others.
+        let mut given_up = None;
         for (event, token) in std::mem::take(&mut self.locked) {
             let mut tries = 0;
-            while let Err(fault) = self.caller.complete(event, self.number, token).await {
+            while given_up.is_none()
+                && let Err(fault) = self.caller.complete(event, self.number, token).await
+            {
                 if tries == TRIES {
-                    self.tally.lock().error(&format!("left locked: {}", fault.code));
-                    break;
+                    given_up = Some(format!("left locked: {}", fault.code));
                 }
                 tokio::time::sleep(PAUSE * (1 << tries)).await;
                 tries += 1;
+            }
+            if let Some(code) = &given_up {
+                self.tally.lock().error(code);
             }
             self.progress.checked.fetch_add(1, Ordering::Relaxed);
         }
