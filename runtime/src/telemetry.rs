@@ -79,23 +79,22 @@ pub struct Options {
 }
 
 impl Options {
-    /// Looks for what is wrong with the settings, also where no traces are exported.
+    /// Looks for what is wrong with the settings that are used.
     ///
     /// # Errors
     /// Everything that is wrong with them, at once.
     pub fn check(&self) -> Result<(), Problems> {
         let mut checks = Checks::new();
-        for (setting, given) in [
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", &self.otel_exporter_otlp_endpoint),
-            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", &self.otel_exporter_otlp_traces_endpoint),
-        ] {
-            if let Some(given) = given {
-                checks.take(endpoint(setting, given));
-            }
-        }
+        // The one that is used: what a platform sets for all may be meant for another protocol.
+        match (&self.otel_exporter_otlp_traces_endpoint, &self.otel_exporter_otlp_endpoint) {
+            (Some(given), _) => checks.take(endpoint("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", given)),
+            (None, Some(given)) => checks.take(endpoint("OTEL_EXPORTER_OTLP_ENDPOINT", given)),
+            (None, None) => None,
+        };
         checks.within("OTEL_TRACES_SAMPLER_ARG", self.otel_traces_sampler_arg, 0.0..=1.0);
+        let traced = self.otel_exporter_otlp_traces_endpoint.is_some() || self.otel_exporter_otlp_endpoint.is_some();
         for setting in ["OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"] {
-            if let Some(given) = std::env::var_os(setting) {
+            if let Some(given) = std::env::var_os(setting).filter(|_| traced) {
                 checks.take(headers(setting, &given.to_string_lossy()));
             }
         }
