@@ -4,7 +4,7 @@ mod check;
 mod file;
 mod routes;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::{
     ArgMatches, Args as _, Command, FromArgMatches as _, ValueEnum,
@@ -317,10 +317,18 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_CONNECTIONS_MAX", value_name = "NUMBER", default_value_t = 4_096)]
     pub gateway_connections_max: usize,
 
+    /// How many of them one address may have; beyond it new ones are closed. 0: no limit; by default a quarter of all
+    ///
+    /// An IPv4 address, or the first 64 bits of an IPv6 address. By default there is no limit behind proxies of your own
+    /// (GATEWAY_TRUSTED_HOPS), whose address everybody has, and never one for this machine. 0 where a balancer without
+    /// X-Forwarded-For hides who connects.
+    #[arg(long, env = "GATEWAY_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER")]
+    pub gateway_connections_per_address: Option<usize>,
+
     /// Refused signatures a minute, per route and source address; beyond it they get 429 and a closed connection. 0: no limit
     ///
-    /// Only what failed its verification counts and is answered so: a valid signature is never refused, whoever else comes
-    /// from its address.
+    /// Only what failed its verification counts and is answered so: a request with a valid signature is never refused for it,
+    /// whoever else comes from its address.
     #[arg(long, env = "GATEWAY_FAILURES_PER_MINUTE", value_name = "NUMBER", default_value_t = 600)]
     pub gateway_failures_per_minute: u32,
 
@@ -480,6 +488,8 @@ impl ConfigFile {
 #[derive(Debug, Clone)]
 pub(crate) struct HttpLimits {
     pub(crate) connections_max: usize,
+    /// None: as many as there are.
+    pub(crate) connections_per_address: Option<NonZeroUsize>,
     pub(crate) first_byte_timeout: Duration,
     pub(crate) header_timeout: Duration,
 }

@@ -79,6 +79,7 @@ pub(crate) struct Courier {
     slots: Arc<Semaphore>,
     slots_max: usize,
     lock_margin: Duration,
+    upstream_connect_timeout: Duration,
     wait_duration: Duration,
     sidecar_timeout: Duration,
     /// How long a provider waits for a claim whose outcome stays unknown.
@@ -128,6 +129,7 @@ impl Courier {
             slots: Arc::new(Semaphore::new(settings.deliveries_max)),
             slots_max: settings.deliveries_max,
             lock_margin: settings.lock.margin,
+            upstream_connect_timeout: settings.upstream.connect_timeout,
             wait_duration: settings.wait_duration,
             sidecar_timeout: settings.sidecar_timeout,
             claim_patience: CLAIM_PATIENCE_MAX.min(settings.answer_timeout / 2),
@@ -409,8 +411,9 @@ impl Courier {
             }
         }
         // Never past what is kept, or a second attempt could begin while this one is at work.
-        let left = lock.remaining().saturating_sub(kept);
-        if left.is_zero() { Err(NotCovered::unsure()) } else { Ok(timeout.min(left)) }
+        let left = timeout.min(lock.remaining().saturating_sub(kept));
+        // In less a connection that was never made could not be told from an answer that never came.
+        if left <= self.upstream_connect_timeout { Err(NotCovered::unsure()) } else { Ok(left) }
     }
 
     async fn send(&self, event: &Event, lock: Option<&Lock>, timeout: Duration) -> Reply {

@@ -109,7 +109,7 @@ const UNDER_WAY_MAX: Family =
 const CONNECTIONS_REFUSED: Family = Family::counter(
     "oncegate_gateway_connections_refused_total",
     &[],
-    "Connections closed at once because their address had its share, a quarter of GATEWAY_CONNECTIONS_MAX.",
+    "Connections closed at once because their address had as many as it may (GATEWAY_CONNECTIONS_PER_ADDRESS).",
 );
 const BUDGET: Family =
     Family::gauge("oncegate_gateway_body_budget_left_bytes", &[], "What is left of the budget for bodies.");

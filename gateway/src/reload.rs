@@ -85,7 +85,7 @@ pub(crate) async fn watch_config(
 ) -> Infallible {
     let Some(file) = file else { return pending().await };
     let mut known: Vec<_> = routes.iter().map(|route| route.enforcement.get()).collect();
-    let mut known_rest = None;
+    let (mut first_rest, mut known_rest) = (None, None);
     let mut reported = false;
     let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,7 +96,9 @@ pub(crate) async fn watch_config(
         match read {
             Ok(FileNow { enforcement: now, rest }) => {
                 reported = false;
-                if known_rest.replace(rest).is_some_and(|known| known != rest) {
+                // Not when it is again what it was at the start.
+                let started = *first_rest.get_or_insert(rest);
+                if known_rest.replace(rest).is_some_and(|known| known != rest) && rest != started {
                     tracing::warn!(
                         file = %file.path.display(),
                         "the file with routes has changed in more than enforcement: restart to take it over"

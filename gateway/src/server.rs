@@ -1,6 +1,6 @@
 //! The gateway as a server: routes, and the life of the process part.
 
-use std::{convert::Infallible, io, net::SocketAddr, num::NonZeroUsize, sync::Arc, time::SystemTime};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, Method, Request, Response, request::Parts};
 use hyper::{body::Incoming, service::service_fn};
@@ -112,7 +112,7 @@ impl Gateway {
         Ok(Self {
             listener,
             local_addr,
-            shares: shares(settings.http.connections_max, settings.failures.trusted_hops),
+            shares: settings.http.connections_per_address.map(Shares::new),
             http: settings.http,
             tls: settings.tls,
             drain: settings.drain,
@@ -219,12 +219,6 @@ impl Gateway {
     }
 }
 
-/// What one address may have of the connections (W15): a quarter. Behind proxies of our own the address is theirs.
-fn shares(connections_max: usize, trusted_hops: usize) -> Option<Arc<Shares>> {
-    let quarter = NonZeroUsize::new(connections_max.div_ceil(4)).filter(|_| trusted_hops == 0);
-    quarter.map(Shares::new)
-}
-
 /// The span of a webhook: the root of a trace, linked to whatever trace the sender says it is of.
 fn span(route: &Route, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
@@ -313,18 +307,5 @@ impl Front {
             }
             Err(answer) => answer,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn w15_an_address_has_a_quarter_of_the_connections_unless_it_is_that_of_a_proxy() {
-        let quarter = |connections_max, hops| shares(connections_max, hops).map(|shares| shares.max());
-        assert_eq!(quarter(4_096, 0), Some(1_024));
-        assert_eq!([quarter(1, 0), quarter(8, 0)], [Some(1), Some(2)]);
-        assert_eq!([quarter(4_096, 1), quarter(4_096, 2)], [None, None]);
     }
 }

@@ -1,6 +1,11 @@
 //! From options to settings that fit together.
 
-use std::{num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    num::{NonZeroU32, NonZeroUsize},
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
 
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Size, Span},
@@ -53,6 +58,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
         routes,
         http: HttpLimits {
             connections_max: options.gateway_connections_max,
+            connections_per_address: per_address(&options),
             first_byte_timeout: options.gateway_first_byte_timeout,
             header_timeout: options.gateway_header_timeout,
         },
@@ -85,6 +91,12 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
             .filter(|path| !path.as_os_str().is_empty())
             .map(|path| ConfigFile { path, fallback: options.gateway_enforcement }),
     })
+}
+
+/// What one address may have of the connections (W15). Behind proxies of our own the address is theirs.
+fn per_address(options: &Options) -> Option<NonZeroUsize> {
+    let quarter = || if options.gateway_trusted_hops == 0 { options.gateway_connections_max.div_ceil(4) } else { 0 };
+    NonZeroUsize::new(options.gateway_connections_per_address.unwrap_or_else(quarter))
 }
 
 /// The order of the time and size budgets.

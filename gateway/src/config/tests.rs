@@ -447,3 +447,22 @@ secrets = "hunter2"
         assert_eq!(complaints(both).len(), 2, "the path twice, and another application");
     }
 }
+
+#[test]
+fn w15_an_address_has_a_quarter_of_the_connections_unless_it_is_that_of_a_proxy_or_told_otherwise() {
+    let per_address = |max, hops, told| {
+        let options = Options {
+            gateway_connections_max: max,
+            gateway_trusted_hops: hops,
+            gateway_connections_per_address: told,
+            ..usable()
+        };
+        options.validate().unwrap().http.connections_per_address.map(NonZeroUsize::get)
+    };
+    assert_eq!(
+        [per_address(4_096, 0, None), per_address(1, 0, None), per_address(8, 0, None)],
+        [Some(1_024), Some(1), Some(2)]
+    );
+    assert_eq!([per_address(4_096, 1, None), per_address(4_096, 2, None)], [None, None]);
+    assert_eq!([per_address(4_096, 0, Some(0)), per_address(4_096, 1, Some(9))], [None, Some(9)]);
+}

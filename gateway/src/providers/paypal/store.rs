@@ -17,7 +17,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use super::{
     CertUrl, Fetcher,
@@ -40,8 +43,8 @@ pub(crate) const FAILURE_KEPT: Duration = Duration::from_secs(5);
 const FAILURES_MAX: usize = 64;
 const FLIGHTS_MAX: usize = 4;
 
-/// Files that are read at once: each takes a moment and nobody else's time, so strangers may not use up more than that.
-const READS_MAX: usize = 64;
+/// Files that are read at once, those among them that a file system does not let go of.
+const READS_MAX: usize = 8;
 
 /// Fetches that may be begun at once, and how long until another may.
 const FETCHES_BURST: u32 = 10;
@@ -76,6 +79,9 @@ pub(crate) struct Store {
     source: Source,
     trust: Arc<Trust>,
     state: Mutex<State>,
+    /// A read keeps its place until it has ended, also when nobody waits for it any more: with a file system that hangs, made-up
+    /// names would otherwise take every thread that files are read on.
+    reads: Arc<Semaphore>,
     reports: Throttle,
     /// When the directory's certificates end; 0: there are none.
     directory_end: AtomicU64,
@@ -110,7 +116,8 @@ impl Store {
             suspects: Vec::new(),
         };
         let (state, reports) = (Mutex::new(state), Throttle::default());
-        let store = Self { source, trust, state, reports, directory_end: AtomicU64::new(0) };
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        let store = Self { source, trust, state, reads, reports, directory_end: AtomicU64::new(0) };
         store.look();
         Arc::new(store)
     }
@@ -242,7 +249,14 @@ impl Store {
             }),
             Source::Directory(directory) => {
                 let paths = [directory.join(url.name()), directory.join(format!("{}.pem", url.name()))];
-                let first = move || paths.iter().map(|path| read_file(path)).find(|read| !is_missing(read));
+                let Ok(place) = self.reads.clone().try_acquire_owned() else {
+                    self.report(url, "the directory with certificates does not answer");
+                    return Err(Lack::Source);
+                };
+                let first = move || {
+                    let _until_it_has_ended = place;
+                    paths.iter().map(|path| read_file(path)).find(|read| !is_missing(read))
+                };
                 match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(first)).await {
                     Ok(Ok(Some(Ok(bytes)))) => Ok(bytes),
                     Ok(Ok(None)) => {
