@@ -22,6 +22,7 @@ use http::HeaderMap;
 use oncegate_runtime::{
     detach::Detach,
     shutdown::{CancellationToken, Drain},
+    throttle::Throttle,
 };
 use sha2::{Digest as _, Sha256};
 use tokio::{
@@ -39,7 +40,6 @@ use crate::{
     metrics::{Claimed, Metrics},
     route::Route,
     sidecar::{Attempt, Claim, Failure, Grant, Kind, MarkedFailure, Sidecar},
-    throttle::Throttle,
     upstream::{Hold, Outcome, Parcel, Reply, Upstream, nothing_sent, outcome},
 };
 

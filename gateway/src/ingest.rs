@@ -21,8 +21,8 @@ use crate::{
     metrics::Metrics,
     providers::Refusal,
     route::Route,
-    throttle::Throttle,
 };
+use oncegate_runtime::throttle::Throttle;
 
 /// How long, and how many bytes, the rest of a refused request is read for.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);

@@ -37,5 +37,4 @@ mod upstream;
 pub mod verify;
 
 pub use enforcement::Enforcement;
-use oncegate_runtime::throttle;
 pub use server::{Gateway, RunError, StartError};

@@ -97,12 +97,12 @@ pub enum RedisOptionsError {
 }
 
 /// Those of the library that mean a server that is reached by TCP. It takes any other one for `redis`, in the clear.
-const SCHEMES: [&str; 2] = ["redis", "valkey"];
+const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
 
 fn is_of_redis(scheme: &str) -> bool {
     let scheme = scheme.to_ascii_lowercase();
     let server = ["-cluster", "-sentinel"].iter().find_map(|kind| scheme.strip_suffix(kind)).unwrap_or(&scheme);
-    SCHEMES.contains(&server.strip_suffix('s').filter(|_| !SCHEMES.contains(&server)).unwrap_or(server))
+    SCHEMES.contains(&server)
 }
 
 /// The URL without its TLS, if it says that there is to be some.

@@ -30,8 +30,8 @@ use super::{
 use crate::{
     failures::Source as Sender,
     providers::{Lack, Refusal},
-    throttle::Throttle,
 };
+use oncegate_runtime::throttle::Throttle;
 
 /// Trusted certificates kept. PayPal uses one or two at a time.
 const KEPT_MAX: usize = 8;
