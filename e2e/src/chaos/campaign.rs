@@ -86,7 +86,17 @@ impl Report {
 /// What strikes at once, at most.
 const AT_ONCE_MAX: u64 = 3;
 
-/// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults.
+/// How much longer than asked a run goes on striking when its faults have met nobody. The caller sees from the report if even
+/// that did not help.
+const LONGER_MAX: Duration = Duration::from_secs(60);
+
+/// When a run has struck enough: its time is up, and somebody was met by what struck.
+fn is_over(end: Instant, recorder: &Recorder) -> bool {
+    let now = Instant::now();
+    now >= end && (recorder.has_met_faults() || now >= end + LONGER_MAX)
+}
+
+/// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults, and until somebody was met by them.
 ///
 /// # Errors
 /// Whatever was violated, with the histories of the events concerned.
@@ -106,7 +116,7 @@ pub async fn on_postgres(seed: Seed, lasts: Duration) -> Result<Report> {
     let mut report = Report::default();
     let mut dice = seed.dice("faults");
     let end = Instant::now() + lasts;
-    while Instant::now() < end {
+    while !is_over(end, &world.recorder) {
         let mut planned: Vec<Planned> = Vec::new();
         for _ in 0..dice.between(1, AT_ONCE_MAX) {
             let one = Fault::random(&mut dice, world.sidecars.len());
@@ -152,7 +162,7 @@ async fn strike(planned: &[Planned], world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// One process with the embedded store, in trouble of its own and on each way to it.
+/// One process with the embedded store, in trouble of its own and on each way to it, as long as the other.
 ///
 /// # Errors
 /// Whatever was violated, with the histories of the events concerned.
@@ -171,7 +181,7 @@ pub async fn on_sqlite(seed: Seed, lasts: Duration) -> Result<Report> {
     let mut report = Report::default();
     let mut dice = seed.dice("faults");
     let end = Instant::now() + lasts;
-    while Instant::now() < end {
+    while !is_over(end, &single.recorder) {
         sleep(dice.millis(100, 900)).await;
         for kind in strike_single(&mut dice, &mut single).await? {
             *report.faults.entry(kind).or_default() += 1;

@@ -88,8 +88,9 @@ impl Caller {
             Ok(Ok(response)) => Some(read(response.into_inner())),
             Ok(Err(status)) => refused(&status),
         };
-        if let Some(reply) = &reply {
-            self.recorder.answer(number, reply.clone());
+        match &reply {
+            Some(reply) => self.recorder.answer(number, reply.clone()),
+            None => self.recorder.give_up(),
         }
         reply
     }
@@ -245,7 +246,10 @@ pub async fn webhook(recorder: &Recorder, gateways: &[SocketAddr], gateway: usiz
     let headers = [(stripe::HEADER, signature.as_str()), ("content-type", "application/json")];
     let sent = http_client::post(gateways[gateway], PATH, &headers, body);
     let reply = match tokio::time::timeout(WEBHOOK_TIME_MAX, sent).await {
-        Err(_) | Ok(Err(_)) => return None,
+        Err(_) | Ok(Err(_)) => {
+            recorder.give_up();
+            return None;
+        }
         Ok(Ok(answer)) => Reply::Answered {
             status: answer.status.as_u16(),
             word: answer.json()["status"].as_str().unwrap_or_default().to_owned(),

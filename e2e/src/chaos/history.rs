@@ -207,6 +207,7 @@ pub struct Recorder {
 struct Record {
     places: usize,
     operations: Vec<Operation>,
+    given_up: usize,
     deliveries: Vec<Delivery>,
 }
 
@@ -251,6 +252,18 @@ impl Recorder {
         record.places += 1;
         let place = record.places;
         record.operations[number].returned = Some((place, at, reply));
+    }
+
+    /// Nobody waits for this operation's answer any more: it stays unknown how it ended.
+    pub fn give_up(&self) {
+        self.record().given_up += 1;
+    }
+
+    /// Whether there is something to be learnt from what was recorded so far: an operation has ended in a way that nobody
+    /// knows, and something has reached the application. A few seconds' faults can all have missed everybody.
+    pub fn has_met_faults(&self) -> bool {
+        let record = self.record();
+        record.given_up > 0 && !record.deliveries.is_empty()
     }
 
     /// Something reached the application.
