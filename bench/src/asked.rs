@@ -66,7 +66,7 @@ const fn asked(id: &'static str, what: &'static str, bound: Bound, unit: Unit) -
 /// All of them, in order.
 pub(crate) const ALL: &[Asked] = &[
     asked("P1", "durable gRPC cycle at c=64, over pgbench's plain cycle at c=64", AtLeast(2.3), Unit::Ratio),
-    asked("P2", "the same at c=256, over pgbench at c=64", AtLeast(3.2), Unit::Ratio),
+    asked("P2", "the same at c=256, on two connections, over pgbench at c=64", AtLeast(3.2), Unit::Ratio),
     asked("P3a", "the same at c=16, over pgbench at c=16", AtLeast(1.0), Unit::Ratio),
     asked("P3b", "p50 of the cycle at c=1, over pgbench's mean at c=1", AtMost(1.9), Unit::Ratio),
     asked("P4a", "duplicate from the process's own cache, c=64, over bare tonic", AtLeast(0.85), Unit::Ratio),
