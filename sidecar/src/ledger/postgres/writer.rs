@@ -2,6 +2,7 @@
 //! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
 
 mod follow;
+mod step;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -12,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use self::follow::Unanswered;
+use self::{follow::Unanswered, step::Step};
 use super::{
     cold::{
         ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain, RecordDeliveries,
@@ -60,6 +61,7 @@ pub(super) struct Writer {
     deferred_max: usize,
     counts: Counts,
     outlook: Outlook,
+    step: Step,
     load: Arc<Load>,
     /// Since the last look at the connection there were calls, which would have told.
     worked: bool,
@@ -74,8 +76,8 @@ impl Writer {
         load: Arc<Load>,
     ) -> Writer {
         let deferred_max = ops.max_capacity();
-        let (deferred, outlook) = (VecDeque::new(), Outlook::default());
-        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, load, worked: false }
+        let (deferred, outlook, step) = (VecDeque::new(), Outlook::default(), Step::default());
+        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, step, load, worked: false }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -314,7 +316,11 @@ impl Writer {
                     continue;
                 }
             };
-            for (item, row) in items.into_iter().zip(rows) {
+            let half = self.step.split(rows.len(), self.ops.len() + self.deferred.len());
+            for (place, (item, row)) in items.into_iter().zip(rows).enumerate() {
+                if half == Some(place) {
+                    tokio::task::yield_now().await;
+                }
                 match (item, row) {
                     (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now }) => {
                         met.new += 1;
