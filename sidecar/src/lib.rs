@@ -14,6 +14,7 @@ pub mod grpc;
 pub mod ledger;
 pub mod maintenance;
 pub mod metrics;
+mod step;
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 

@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::stats::CacheStats;
-use crate::event::Micros;
+use crate::{event::Micros, step::Step};
 
 /// The longest that a look-up may hold up a call (C4).
 const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
@@ -415,6 +415,7 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
 
 async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Arc<Breaker>, clustered: bool) {
     let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
+    let mut step = Step::default();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         // Those that nobody waits for any more.
         batch.retain(|get| !get.asker.reply.is_closed());
@@ -429,7 +430,11 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
             Some(Ok(values)) => {
                 breaker.succeeded();
                 let given_up = asked - askers.len();
-                for (asker, value) in askers.zip(values.into_iter().skip(given_up)) {
+                let half = step.split(askers.len(), queue.len());
+                for (place, (asker, value)) in askers.zip(values.into_iter().skip(given_up)).enumerate() {
+                    if half == Some(place) {
+                        tokio::task::yield_now().await;
+                    }
                     // Its caller may have gone.
                     drop(asker.reply.send(value));
                 }

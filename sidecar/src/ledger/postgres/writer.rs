@@ -2,7 +2,6 @@
 //! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
 
 mod follow;
-mod step;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -13,7 +12,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use self::{follow::Unanswered, step::Step};
+use self::follow::Unanswered;
 use super::{
     cold::{
         ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain, RecordDeliveries,
@@ -33,6 +32,7 @@ use crate::{
         load::Load,
         queue::{Op, batch_span},
     },
+    step::Step,
 };
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.

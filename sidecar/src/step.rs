@@ -1,9 +1,9 @@
-//! Callers in step. Where all callers wait for one batch (those of one application, on one connection), Postgres has nothing to
+//! Callers in step. Where all callers wait for one batch (those of one application, on one connection), the store has nothing to
 //! do while they are told and ask again, and they have nothing to do while it works. Told in two halves they ask again in
-//! two, and the one is told while Postgres works for the other: a third more cycles a second of 64 callers on one
-//! connection. Once is enough: the halves stay apart by themselves.
+//! two, and the one is told while the store works for the other: a third more cycles a second of 64 callers on one
+//! connection, half as many duplicates more. Once is enough: the halves stay apart by themselves.
 
-/// Batches of fewer answers stay whole: halves that small cost Postgres more than it waits. (Two groups of 32 that became four
+/// Batches of fewer answers stay whole: halves that small cost the store more than it waits. (Two groups of 32 that became four
 /// of 16 did 11 % less.)
 const ANSWERS_MIN: usize = 64;
 /// So many batches in a row have to end with nobody waiting: one is a chance, and callers who go in groups already would only be
@@ -12,7 +12,7 @@ const ENDS_MIN: u32 = 3;
 
 /// Sees whether callers go in step.
 #[derive(Debug, Default)]
-pub(super) struct Step {
+pub(crate) struct Step {
     /// Batches in a row that ended with nobody waiting.
     ends: u32,
 }
@@ -20,7 +20,7 @@ pub(super) struct Step {
 impl Step {
     /// A batch's answers are there while so many other calls wait. Gives the place of the answer before which the callers
     /// told so far should get to ask again; none where they go in groups already.
-    pub(super) fn split(&mut self, answers: usize, waiting: usize) -> Option<usize> {
+    pub(crate) fn split(&mut self, answers: usize, waiting: usize) -> Option<usize> {
         self.ends = if waiting == 0 { self.ends.saturating_add(1) } else { 0 };
         (self.ends >= ENDS_MIN && answers >= ANSWERS_MIN).then_some(answers / 2)
     }
@@ -36,7 +36,7 @@ mod tests {
         assert_eq!(step.split(64, 0), None, "it may be a chance");
         assert_eq!(step.split(64, 0), None);
         assert_eq!(step.split(64, 0), Some(32));
-        // The halves are with Postgres in turn from now on, however large they are.
+        // The halves are with the store in turn from now on, however large they are.
         for _ in 0..10 {
             assert_eq!(step.split(64, 64), None);
         }
