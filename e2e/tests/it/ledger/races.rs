@@ -27,6 +27,7 @@ conformance!(
     of_64_concurrent_claims_one_wins,
     many_events_are_claimed_by_many_in_opposite_orders,
     thousands_of_takeovers_keep_tokens_attempts_and_counts,
+    callers_that_take_over_from_each_other_all_get_their_turn,
     a_mark_a_claim_and_an_extension_of_one_event_at_once,
     completions_that_race_are_accepted_once,
     cancelled_claims_hold_nothing_that_their_claim_id_does_not_get,
@@ -180,6 +181,26 @@ async fn thousands_of_takeovers_keep_tokens_attempts_and_counts(fixture: &Fixtur
     assert_eq!(tokens.len(), grants, "no token twice (I1)");
     let counts = total(&assert_equal_a_recount(fixture, &everything()).await);
     assert_eq!((counts.total(), counts.retries), (32, i64::try_from(grants).unwrap() - 32));
+}
+
+/// Locks that are over before the next caller is judged: of those who come together only one or two can be granted at a time,
+/// and none of the others is told that the store is in trouble.
+async fn callers_that_take_over_from_each_other_all_get_their_turn(fixture: &Fixture) {
+    const CALLERS: usize = 40;
+    let key = key("evt");
+    for claim_id in ["first", "second"] {
+        fixture.expired(&key, claim_id).await;
+    }
+    let callers = (0..CALLERS).map(|caller| {
+        let request = Claim { lock_duration: Micros(1), ..claim(&key, &format!("claim-{caller}")) };
+        fixture.ledger.claim(request)
+    });
+    for claimed in join_all(callers).await {
+        let decision = claimed.unwrap().decision;
+        assert!(matches!(decision, Decision::Acquired(_) | Decision::InProgress { .. }), "{decision:?}");
+    }
+    let history = fixture.history_of(&key).await;
+    assert_attempts_in_order(&history);
 }
 
 /// Calls on one event that arrive together go into one batch, and are judged one after another.

@@ -331,9 +331,10 @@ impl Writer {
                     (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
                         met.known += 1;
                         match transition::claim(Some(&event), claim_ended, &claim.request, now) {
-                            // One candidate an event: the statements below take each row once.
+                            // One candidate an event: the statements below take each row once. The next batch sees
+                            // what has become of it; that another caller was first is no failed try of this one.
                             ClaimStep::Grant | ClaimStep::Bury if !candidates.insert(event.row) => {
-                                self.again(claim, Op::Claim);
+                                self.defer(Op::Claim(claim.request, claim.reply), claim.tries);
                             }
                             ClaimStep::Grant => grants.push(Candidate { event, claim }),
                             ClaimStep::Bury => burials.push(Candidate { event, claim }),

@@ -89,7 +89,7 @@ impl Writer {
     /// Puts an operation off to the next batch. As many as the queue takes wait here; what is beyond it has not happened, and
     /// is refused as it would be in front of the queue. Never a mark: it may be the only record of an effect, and there is
     /// one of a key and token that would change anything.
-    fn defer(&mut self, op: Op, tries: u32) {
+    pub(super) fn defer(&mut self, op: Op, tries: u32) {
         if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
             self.deferred.push_back(Queued { op: Box::new(op), tries });
         } else {
