@@ -29,9 +29,9 @@ const EXCERPT_CHARS: usize = 80;
 
 /// Show what happened to an event, or list events
 ///
-/// With a provider and an event id: the event, the attempts that were made on it (the latest 500), what operators decided, and how often
-/// it came with another fingerprint or body. Without: the events that fit, newest first. Exits with 1 if there is no such
-/// event; a listing without any is no failure.
+/// With a provider and an event id: the event, the attempts that were made on it (the latest 500), what operators decided,
+/// and how often it came with another fingerprint or body. Without: the events that fit, newest first. Exits with 1 if
+/// there is no such event; a listing without any is no failure.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:

@@ -324,9 +324,10 @@ impl Worker {
             {
                 if tries == TRIES {
                     given_up = Some(format!("left locked: {}", fault.code));
+                } else {
+                    tokio::time::sleep(PAUSE * (1 << tries)).await;
+                    tries += 1;
                 }
-                tokio::time::sleep(PAUSE * (1 << tries)).await;
-                tries += 1;
             }
             if let Some(code) = &given_up {
                 self.tally.lock().error(code);
