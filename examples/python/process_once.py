@@ -1,5 +1,6 @@
 """Processes a payment event once, however often it is delivered."""
 
+import pathlib
 import socket
 import sys
 import uuid
@@ -8,32 +9,44 @@ import grpc
 from oncegate.v1 import idempotency_pb2 as pb
 from oncegate.v1 import idempotency_pb2_grpc as rpc
 
+# Has grpc wait for a connection, repeat UNAVAILABLE, and share the calls among several sidecars.
+SERVICE_CONFIG = pathlib.Path(__file__).parents[2] / "proto/oncegate/v1/service_config.json"
+# Seconds: more than wait_duration, where one is asked for. Twice as many are fewer than your own caller waits.
+TIMEOUT = 5
+
+
+def settled(call, request):
+    """The answer to a call. Whether one whose deadline passed has happened, nobody knows: it is repeated as it is."""
+    try:
+        return call(request, timeout=TIMEOUT)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.DEADLINE_EXCEEDED:
+            raise
+        return call(request, timeout=TIMEOUT)
+
 
 def process_once(oncegate, key, event_type, work):
     """Calls work(fencing_token) unless that has been done; returns its result, from now or from then."""
-    answer = oncegate.CheckAndLock(
-        pb.CheckAndLockRequest(
-            key=key,
-            event_type=event_type,
-            # One for each attempt. Repeated with it, after a lost reply, the call gets the same lock.
-            claim_id=str(uuid.uuid4()),
-            holder=socket.gethostname(),
-        ),
-        timeout=5,
-    )
+    # One for each attempt, made before the call: whoever repeats it with the same one gets the same lock.
+    claim_id = str(uuid.uuid4())
+    claim = pb.CheckAndLockRequest(key=key, event_type=event_type, claim_id=claim_id, holder=socket.gethostname())
+    answer = settled(oncegate.CheckAndLock, claim)
     if answer.decision == pb.DECISION_ALREADY_COMPLETED:
         return answer.result.body
     if answer.decision != pb.DECISION_ACQUIRED:
         # Somebody else is at it, or an operator has to decide. Answer with an error: the provider will try again.
         raise RuntimeError(f"not now: {pb.Decision.Name(answer.decision)}")
 
-    lock = {"key": key, "fencing_token": answer.lock.fencing_token, "claim_id": answer.lock.claim_id}
+    lock = {"key": key, "fencing_token": answer.lock.fencing_token, "claim_id": claim_id}
     try:
         body = work(answer.lock.fencing_token)
     except Exception as error:
-        oncegate.MarkFailed(pb.MarkFailedRequest(error=type(error).__name__, **lock), timeout=5)
+        # RETRYABLE, where work that fails leaves nothing behind, or guards its effect as below. Where neither is so,
+        # and it may have had its effect: UNKNOWN, and an operator decides. Where no attempt can succeed: TERMINAL.
+        kind = pb.FAILURE_KIND_RETRYABLE
+        settled(oncegate.MarkFailed, pb.MarkFailedRequest(kind=kind, error=type(error).__name__, **lock))
         raise
-    oncegate.MarkCompleted(pb.MarkCompletedRequest(result=pb.Result(code=200, body=body), **lock), timeout=5)
+    settled(oncegate.MarkCompleted, pb.MarkCompletedRequest(result=pb.Result(code=200, body=body), **lock))
     return body
 
 
@@ -45,7 +58,8 @@ def book_the_payment(fencing_token):
 
 
 def main(address, event_id):
-    with grpc.insecure_channel(address) as channel:
+    options = [("grpc.service_config", SERVICE_CONFIG.read_text())]
+    with grpc.insecure_channel(address, options) as channel:
         oncegate = rpc.IdempotencyServiceStub(channel)
         key = pb.EventKey(provider="stripe", event_id=event_id)
         for _ in range(2):
