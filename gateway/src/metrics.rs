@@ -78,7 +78,8 @@ const UPSTREAM: Family = Family::histogram(
 const RELOADS: Family = Family::counter(
     "oncegate_gateway_secret_reloads_total",
     &["result"],
-    "Files with secrets, and with the listener's certificate, that changed: replaced, or failed and the old ones kept.",
+    "Files with secrets, with the listener's certificate, and of ONCEGATE_CONFIG, that changed: replaced (of the last, \
+     once for each route that it switches), or failed and what was in force kept.",
 );
 const CLAIMS_UNKNOWN: Family = Family::counter(
     "oncegate_gateway_claims_unknown_total",
@@ -448,7 +449,7 @@ impl Metrics {
         self.upstream[ProviderLabel::of(provider).0].observe(took);
     }
 
-    /// A file with secrets changed.
+    /// A file with secrets changed, or the file with routes: usable, once for each route that it switches.
     pub(crate) fn reloaded(&self, usable: bool) {
         self.reloads.add(if usable { Reload::Replaced } else { Reload::Failed });
     }
