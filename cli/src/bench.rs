@@ -19,7 +19,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use oncegate_gateway::sidecar::Reach;
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration},
-    secret::SecretText,
+    secret::{SecretText, file},
 };
 
 use self::{
@@ -146,7 +146,7 @@ pub(crate) struct Bench {
     secret: Option<SecretText>,
 
     /// A file with the secret to sign webhooks with
-    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = file)]
     secret_file: Option<PathBuf>,
 
     // Of a gateway with TLS, only the authorities are asked for.
@@ -294,8 +294,9 @@ impl Bench {
             let url = target.url.to_string();
             let authorities = self.credentials.ca_file.as_deref().filter(|path| !path.as_os_str().is_empty());
             let connector = match authorities.filter(|_| url.starts_with("https://")) {
-                Some(path) => http_client::connector_trusting(path)
-                    .map_err(|error| Problem::new("--ca-file", format!("{:#}", anyhow::Error::from(error))))?,
+                Some(path) => {
+                    http_client::connector_trusting(path).map_err(|error| Problem::from_error("--ca-file", &error))?
+                }
                 None => http_client::connector(),
             };
             let shared = Shared {

@@ -28,6 +28,12 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
+/// A paragraph of help in one line: clap takes the full stop from its end.
+fn sentence(paragraph: &str) -> String {
+    let text = cell(paragraph);
+    if text.ends_with(['.', ':']) { text } else { format!("{text}.") }
+}
+
 fn document() -> String {
     let mut text = HEAD.to_owned();
     let mut shown: Vec<String> = Vec::new();
@@ -51,14 +57,14 @@ fn document() -> String {
                 true => String::new(),
                 false => format!(" One of {}.", choices.join(", ")),
             };
-            let help = cell(&help.replace("\n\n", ". "));
-            let _ = writeln!(rows, "| `{variable}` | {} | {help}.{choices} |", defaults.join(", "));
+            let help = help.split("\n\n").map(sentence).collect::<Vec<_>>().join(" ");
+            let _ = writeln!(rows, "| `{variable}` | {} | {help}{choices} |", defaults.join(", "));
         }
         if !rows.is_empty() {
             let _ = write!(text, "\n## {title}\n\n| setting | default | meaning |\n| --- | --- | --- |\n{rows}");
         }
     }
-    text.replace("..", ".")
+    text
 }
 
 #[test]

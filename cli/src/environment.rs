@@ -12,7 +12,10 @@ use clap::{
     builder::Resettable,
     error::{ContextKind, ContextValue, ErrorKind},
 };
-use oncegate_runtime::config::{Problem, Problems};
+use oncegate_runtime::{
+    chain::Chain,
+    config::{Problem, Problems},
+};
 
 use crate::Oncegate;
 
@@ -65,10 +68,8 @@ fn message(argument: &Arg, error: &clap::Error) -> String {
         }
         _ => "cannot be used".to_owned(),
     };
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(&format!(": {error}"));
-        source = error.source();
+    if let Some(source) = error.source() {
+        text.push_str(&format!(": {}", Chain(source)));
     }
     if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue)
         && !values.is_empty()

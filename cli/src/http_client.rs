@@ -13,7 +13,7 @@ use hyper_util::{
 };
 use oncegate_runtime::{
     reload::FilesError,
-    tls::{ClientTls, ClientTlsFiles},
+    tls::{ClientTls, ClientTlsFiles, Trust, http_client_config},
 };
 
 /// More than any answer that is meant for a provider.
@@ -87,15 +87,10 @@ impl HttpClient {
 
 /// Connects by http and https.
 pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
-    let by_tls = HttpsConnectorBuilder::new()
-        .with_native_roots()
-        // A machine without root certificates can still speak plain HTTP to itself.
-        .unwrap_or_else(|_| {
-            let roots = rustls::RootCertStore::empty();
-            HttpsConnectorBuilder::new()
-                .with_tls_config(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-        });
-    by_tls.https_or_http().enable_http1().wrap_connector(by_tcp())
+    // A machine without root certificates can still speak plain HTTP to itself.
+    let tls = http_client_config(Trust::System).or_else(|_| http_client_config(Trust::Nobody));
+    let tls = tls.expect("nothing is read for nobody, and the provider of cryptography does TLS");
+    HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(by_tcp())
 }
 
 /// The same, where only these authorities are trusted.

@@ -85,14 +85,27 @@ enum Command {
 }
 
 impl Command {
-    /// Where the traces of a service go, and its name in them.
-    fn telemetry(&self) -> Option<(&telemetry::Options, &'static str)> {
-        match self {
-            Self::All(all) => Some((&all.telemetry, "oncegate")),
-            Self::Sidecar(sidecar) => Some((&sidecar.telemetry, "oncegate-sidecar")),
-            Self::Gateway(gateway) => Some((&gateway.telemetry, "oncegate-gateway")),
-            _ => None,
-        }
+    /// What it is as a service, whose log is what it has to say; None: one that does its work and ends.
+    fn service(&self) -> Option<Service<'_>> {
+        let (telemetry, name, threads) = match self {
+            Self::All(all) => (&all.telemetry, "oncegate", &all.threads),
+            Self::Sidecar(sidecar) => (&sidecar.telemetry, "oncegate-sidecar", &sidecar.threads),
+            Self::Gateway(gateway) => (&gateway.telemetry, "oncegate-gateway", &gateway.threads),
+            Self::Dev(_)
+            | Self::Migrate(_)
+            | Self::Check(_)
+            | Self::Stats(_)
+            | Self::History(_)
+            | Self::Resolve(_)
+            | Self::Cleanup(_)
+            | Self::Health(_)
+            | Self::Enforcement(_)
+            | Self::Verify(_)
+            | Self::Simulate(_)
+            | Self::Bench(_)
+            | Self::Completions(_) => return None,
+        };
+        Some(Service { telemetry, name, threads: threads.count() })
     }
 
     /// Everything that is wrong with its settings, where it has some that are looked at before it begins.
@@ -103,51 +116,17 @@ impl Command {
             Self::Gateway(gateway) => gateway.problems(),
             _ => None,
         };
-        let traces = self.telemetry().and_then(|(options, _)| options.check().err());
+        let traces = self.service().and_then(|service| service.telemetry.check().err());
         own.into_iter().chain(traces).reduce(Problems::and)
     }
+}
 
-    /// Whether it is a service, whose log is what it has to say.
-    fn serves(&self) -> bool {
-        match self {
-            Self::All(_) | Self::Sidecar(_) | Self::Gateway(_) => true,
-            Self::Dev(_)
-            | Self::Migrate(_)
-            | Self::Check(_)
-            | Self::Stats(_)
-            | Self::History(_)
-            | Self::Resolve(_)
-            | Self::Cleanup(_)
-            | Self::Health(_)
-            | Self::Enforcement(_)
-            | Self::Verify(_)
-            | Self::Simulate(_)
-            | Self::Bench(_)
-            | Self::Completions(_) => false,
-        }
-    }
-
-    /// How many threads it works on.
-    fn threads(&self) -> NonZero<u16> {
-        match self {
-            Self::All(all) => all.threads.count(),
-            Self::Sidecar(sidecar) => sidecar.threads.count(),
-            Self::Gateway(gateway) => gateway.threads.count(),
-            Self::Dev(_)
-            | Self::Check(_)
-            | Self::Enforcement(_)
-            | Self::Migrate(_)
-            | Self::Stats(_)
-            | Self::History(_)
-            | Self::Resolve(_)
-            | Self::Cleanup(_)
-            | Self::Health(_)
-            | Self::Verify(_)
-            | Self::Simulate(_)
-            | Self::Bench(_)
-            | Self::Completions(_) => NonZero::<u16>::MIN,
-        }
-    }
+/// A command that serves until it is told to stop.
+struct Service<'a> {
+    telemetry: &'a telemetry::Options,
+    /// In its traces.
+    name: &'static str,
+    threads: NonZero<u16>,
 }
 
 fn main() -> ExitCode {
@@ -169,7 +148,7 @@ fn main() -> ExitCode {
         Ok(oncegate) => oncegate,
         Err(error) => error.exit(),
     };
-    if matches.value_source("log_level") == Some(ValueSource::DefaultValue) && !oncegate.command.serves() {
+    if matches.value_source("log_level") == Some(ValueSource::DefaultValue) && oncegate.command.service().is_none() {
         // What they have to say is on standard output; a log among it, when all is well, only hides it.
         oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
     }
@@ -196,8 +175,10 @@ fn command_line() -> clap::Command {
 }
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
-    let tracing = match oncegate.command.telemetry() {
-        Some((options, name)) => match Tracing::start(options, name) {
+    let service = oncegate.command.service();
+    let threads = service.as_ref().map_or(NonZero::<u16>::MIN, |service| service.threads);
+    let tracing = match service {
+        Some(Service { telemetry, name, .. }) => match Tracing::start(telemetry, name) {
             // With those of the service, which would be the next to be found.
             Err(StartError::Settings(problems)) => return Err(oncegate.command.problems().unwrap_or(problems).into()),
             started => started?,
@@ -206,7 +187,7 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
     };
     logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;
     metrics::process::start();
-    let runtime = threads::runtime(oncegate.command.threads()).context("cannot start the runtime")?;
+    let runtime = threads::runtime(threads).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
     // Everything that matters has been waited for; what is left must not hold up the end.
     runtime.shutdown_timeout(shutdown::RUNTIME_END_MAX);

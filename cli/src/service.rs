@@ -138,7 +138,6 @@ impl Service {
 /// Raises the number of files, and so of connections, that the process may have open to what it is permitted. The usual
 /// soft limit of 1,024 is for programs that call `select`; the bound on connections is above it, and a listener that
 /// runs out of files first takes nobody.
-#[cfg(unix)]
 fn permit_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -147,9 +146,6 @@ fn permit_files() {
         tracing::warn!(%error, files = limit.current, "the number of open files cannot be raised");
     }
 }
-
-#[cfg(not(unix))]
-fn permit_files() {}
 
 /// Binds a listener, or names the setting that has to change.
 pub(crate) async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, Failure> {

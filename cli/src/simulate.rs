@@ -133,7 +133,7 @@ impl Target {
         file: Option<PathBuf>,
     ) -> Result<Secret, Failure> {
         if let Some(source) = Source::choose(setting, value, file)? {
-            let secrets = source.read_list().map_err(|error| Problem::new(setting, chain(&error)))?;
+            let secrets = source.read_list().map_err(|error| Problem::from_error(setting, &error))?;
             // Where several are live, any of them is accepted.
             return secrets.into_iter().next().ok_or_else(|| Problem::new(setting, "holds no secret").into());
         }
@@ -335,15 +335,4 @@ fn number() -> u32 {
 /// To a tenth of a millisecond: the rest is noise.
 fn round(elapsed: Duration) -> f64 {
     (elapsed.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
-/// An error and what it comes from.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

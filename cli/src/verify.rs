@@ -162,7 +162,7 @@ impl Verify {
             None => Vec::new(),
             Some(source) => source
                 .read_list()
-                .map_err(|error| Problem::new("--secret-file", error.to_string()))?
+                .map_err(|error| Problem::from_error("--secret-file", &error))?
                 .iter()
                 .map(|secret| secret.expose().to_owned())
                 .collect(),

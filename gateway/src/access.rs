@@ -104,6 +104,12 @@ impl Line<'_> {
         self.write(Some(status), answer);
     }
 
+    /// The request was answered, and nobody is to read of it: a stranger must not be able to fill the log (W14).
+    pub(crate) fn withheld(mut self, status: StatusCode, answer: &'static str) {
+        self.written = true;
+        self.record(Some(status), answer);
+    }
+
     fn write(&mut self, status: Option<StatusCode>, answer: &'static str) {
         self.written = true;
         let _entered = self.span.enter();
@@ -118,6 +124,10 @@ impl Line<'_> {
             duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             "request"
         );
+        self.record(status, answer);
+    }
+
+    fn record(&self, status: Option<StatusCode>, answer: &'static str) {
         if !self.span.is_disabled() {
             self.span.record("oncegate.answer", answer);
             if let Some(status) = status {

@@ -8,10 +8,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 
-use crate::{
-    config::{HeldStatus, InProgressStatus},
-    metrics::Word,
-};
+use oncegate_runtime::labels;
+
+use crate::config::{HeldStatus, InProgressStatus};
 
 /// The body type of every answer.
 pub(crate) type Body = Full<Bytes>;
@@ -40,6 +39,31 @@ impl RetryAfter {
             }
             Self::Upstream(value) => value.clone(),
         }
+    }
+}
+
+labels! {
+    /// The words of the answers: a closed list, so that no request can make a series. They are an interface
+    /// and never change their meaning.
+    pub(crate) enum Word {
+        Processed => "processed",
+        AlreadyProcessed => "already_processed",
+        Failed => "failed",
+        InProgress => "in_progress",
+        Paused => "paused",
+        Held => "held",
+        Conflict => "conflict",
+        Unauthorized => "unauthorized",
+        TooManyFailures => "too_many_failures",
+        MalformedBody => "malformed_body",
+        MalformedRequest => "malformed_request",
+        TooSlow => "too_slow",
+        TooLarge => "too_large",
+        Encoded => "encoded",
+        NotFound => "not_found",
+        MethodNotAllowed => "method_not_allowed",
+        Overloaded => "overloaded",
+        Unavailable => "unavailable",
     }
 }
 
@@ -91,50 +115,43 @@ pub(crate) enum Answer {
 }
 
 impl Answer {
-    /// The word, as it is counted.
-    pub(crate) fn word(&self) -> Word {
-        let name = self.status_and_word().1;
-        // A test holds that every word is counted.
-        Word::ALL.iter().copied().find(|word| word.name() == name).unwrap_or(Word::Failed)
-    }
-
-    /// Status and word. The words are an interface: they never change their meaning.
-    pub(crate) fn status_and_word(&self) -> (StatusCode, &'static str) {
+    /// Status and word.
+    pub(crate) fn status_and_word(&self) -> (StatusCode, Word) {
         match self {
-            Self::Processed => (StatusCode::OK, "processed"),
-            Self::AlreadyProcessed => (StatusCode::OK, "already_processed"),
+            Self::Processed => (StatusCode::OK, Word::Processed),
+            Self::AlreadyProcessed => (StatusCode::OK, Word::AlreadyProcessed),
             // Nothing more is known to the provider than that it has to send the event again.
-            Self::Failed(_) | Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, "failed"),
+            Self::Failed(_) | Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, Word::Failed),
             Self::InProgress(InProgressStatus::Conflict, _) | Self::Unsettled(_) => {
-                (StatusCode::CONFLICT, "in_progress")
+                (StatusCode::CONFLICT, Word::InProgress)
             }
-            Self::InProgress(InProgressStatus::Ok, _) => (StatusCode::OK, "in_progress"),
-            Self::Continues => (StatusCode::SERVICE_UNAVAILABLE, "in_progress"),
-            Self::Paused(_) => (StatusCode::SERVICE_UNAVAILABLE, "paused"),
-            Self::Held(HeldStatus::Unprocessable) => (StatusCode::UNPROCESSABLE_ENTITY, "held"),
-            Self::Held(HeldStatus::Ok) => (StatusCode::OK, "held"),
-            Self::Conflict => (StatusCode::UNPROCESSABLE_ENTITY, "conflict"),
-            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
-            Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_failures"),
-            Self::MalformedBody => (StatusCode::BAD_REQUEST, "malformed_body"),
-            Self::MalformedRequest => (StatusCode::BAD_REQUEST, "malformed_request"),
-            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
-            Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoded"),
-            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
-            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
-            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Self::InProgress(InProgressStatus::Ok, _) => (StatusCode::OK, Word::InProgress),
+            Self::Continues => (StatusCode::SERVICE_UNAVAILABLE, Word::InProgress),
+            Self::Paused(_) => (StatusCode::SERVICE_UNAVAILABLE, Word::Paused),
+            Self::Held(HeldStatus::Unprocessable) => (StatusCode::UNPROCESSABLE_ENTITY, Word::Held),
+            Self::Held(HeldStatus::Ok) => (StatusCode::OK, Word::Held),
+            Self::Conflict => (StatusCode::UNPROCESSABLE_ENTITY, Word::Conflict),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, Word::Unauthorized),
+            Self::TooManyFailures(_) => (StatusCode::TOO_MANY_REQUESTS, Word::TooManyFailures),
+            Self::MalformedBody => (StatusCode::BAD_REQUEST, Word::MalformedBody),
+            Self::MalformedRequest => (StatusCode::BAD_REQUEST, Word::MalformedRequest),
+            Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, Word::TooSlow),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, Word::TooLarge),
+            Self::Encoded => (StatusCode::UNSUPPORTED_MEDIA_TYPE, Word::Encoded),
+            Self::NotFound => (StatusCode::NOT_FOUND, Word::NotFound),
+            Self::MethodNotAllowed(_) => (StatusCode::METHOD_NOT_ALLOWED, Word::MethodNotAllowed),
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, Word::Overloaded),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, Word::Unavailable),
         }
     }
 
     fn body(&self) -> Bytes {
         // Written out, so that the common answers allocate nothing.
         match self.status_and_word().1 {
-            "processed" => Bytes::from_static(br#"{"status":"processed"}"#),
-            "already_processed" => Bytes::from_static(br#"{"status":"already_processed"}"#),
-            "unauthorized" => Bytes::from_static(br#"{"status":"unauthorized"}"#),
-            word => Bytes::from(format!(r#"{{"status":"{word}"}}"#)),
+            Word::Processed => Bytes::from_static(br#"{"status":"processed"}"#),
+            Word::AlreadyProcessed => Bytes::from_static(br#"{"status":"already_processed"}"#),
+            Word::Unauthorized => Bytes::from_static(br#"{"status":"unauthorized"}"#),
+            word => Bytes::from(format!(r#"{{"status":"{}"}}"#, word.name())),
         }
     }
 
@@ -234,7 +251,7 @@ mod tests {
             let response = answer.response();
             assert_eq!(response.status().as_u16(), status, "{answer:?}");
             assert_eq!(answer.body(), format!(r#"{{"status":"{word}"}}"#), "{answer:?}");
-            assert_eq!(answer.word().name(), word, "{word} is not counted");
+            assert_eq!(answer.status_and_word().1.name(), word, "{answer:?}");
             let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().unwrap());
             assert_eq!(header, retry_after, "{answer:?}");
             assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");

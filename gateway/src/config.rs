@@ -306,6 +306,9 @@ pub struct Options {
     pub gateway_body_first_byte_timeout: Duration,
 
     /// How long a connection may take to send a request's head, or to send the next request
+    ///
+    /// Behind a proxy that keeps idle connections, longer than it keeps them (60 s in ingress-nginx and in AWS' balancers by
+    /// default): otherwise a webhook may be sent just as the connection is closed here, and the provider gets a 502.
     #[arg(long, env = "GATEWAY_HEADER_TIMEOUT", value_name = "DURATION", default_value = "30s", value_parser = duration)]
     pub gateway_header_timeout: Duration,
 

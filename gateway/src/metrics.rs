@@ -10,9 +10,9 @@ use oncegate_runtime::{
 };
 
 use crate::{
-    answer::Answer,
+    answer::{Answer, Word},
     enforcement::Enforcement,
-    providers::{Provider, Refusal},
+    providers::{Kind, Provider, Refusal, Verdict},
     route::Route,
 };
 
@@ -253,74 +253,6 @@ labels! {
     }
 }
 
-labels! {
-    /// The words of the answers: a closed list, so that no request can make a series.
-    pub(crate) enum Word {
-        Processed => "processed",
-        AlreadyProcessed => "already_processed",
-        Failed => "failed",
-        InProgress => "in_progress",
-        Paused => "paused",
-        Held => "held",
-        Conflict => "conflict",
-        Unauthorized => "unauthorized",
-        TooManyFailures => "too_many_failures",
-        MalformedBody => "malformed_body",
-        MalformedRequest => "malformed_request",
-        TooSlow => "too_slow",
-        TooLarge => "too_large",
-        Encoded => "encoded",
-        NotFound => "not_found",
-        MethodNotAllowed => "method_not_allowed",
-        Overloaded => "overloaded",
-        Unavailable => "unavailable",
-    }
-}
-
-/// A provider, by its place in [`Provider::NAMES`].
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ProviderLabel(usize);
-
-impl ProviderLabel {
-    pub(crate) fn of(provider: &Provider) -> Self {
-        Self(match provider {
-            Provider::Stripe(_) => 0,
-            Provider::PayPal(_) => 1,
-            Provider::Flutterwave(_) => 2,
-            Provider::Paystack(_) => 3,
-            Provider::StandardWebhooks(_) => 4,
-        })
-    }
-
-    fn name(self) -> &'static str {
-        Provider::NAMES[self.0]
-    }
-}
-
-impl Label for ProviderLabel {
-    const COUNT: usize = Provider::NAMES.len();
-
-    fn index(self) -> usize {
-        self.0
-    }
-
-    fn values(index: usize, add: &mut dyn FnMut(&'static str)) {
-        add(Provider::NAMES[index]);
-    }
-}
-
-impl Label for Refusal {
-    const COUNT: usize = Self::ALL.len();
-
-    fn index(self) -> usize {
-        Self::ALL.iter().position(|known| known.name() == self.name()).unwrap_or_default()
-    }
-
-    fn values(index: usize, add: &mut dyn FnMut(&'static str)) {
-        add(Self::ALL[index].name());
-    }
-}
-
 /// What is counted of one route.
 #[derive(Debug)]
 struct RouteMetrics {
@@ -343,14 +275,14 @@ pub(crate) struct Metrics {
     /// Requests on no route.
     unrouted: Counters<Word>,
     /// The providers that have a route.
-    providers: Vec<ProviderLabel>,
+    providers: Vec<Kind>,
     /// By the answer that enforcing would have given.
     observed: Counters<Word>,
-    refusals: Counters<(ProviderLabel, Refusal)>,
-    secrets: Counters<(ProviderLabel, Place)>,
-    webhooks: Counters<ProviderLabel>,
-    claims: Counters<(ProviderLabel, Claimed)>,
-    deliveries: Counters<(ProviderLabel, Delivered)>,
+    refusals: Counters<(Kind, Verdict)>,
+    secrets: Counters<(Kind, Place)>,
+    webhooks: Counters<Kind>,
+    claims: Counters<(Kind, Claimed)>,
+    deliveries: Counters<(Kind, Delivered)>,
     upstream: Vec<Histogram>,
     reloads: Counters<Reload>,
     /// Claims whose outcome nobody knows (G9).
@@ -378,9 +310,9 @@ pub(crate) struct Load {
 
 impl Metrics {
     pub(crate) fn new(routes: &[Route]) -> Self {
-        let mut providers: Vec<ProviderLabel> = routes.iter().map(|route| ProviderLabel::of(&route.provider)).collect();
-        providers.sort_unstable_by_key(|provider| provider.0);
-        providers.dedup_by_key(|provider| provider.0);
+        let mut providers: Vec<Kind> = routes.iter().map(|route| route.provider.kind()).collect();
+        providers.sort_unstable_by_key(|provider| provider.index());
+        providers.dedup_by_key(|provider| provider.index());
         Self {
             routes: routes.iter().map(|route| RouteMetrics::new(&route.path)).collect(),
             unrouted: Counters::default(),
@@ -391,7 +323,7 @@ impl Metrics {
             webhooks: Counters::default(),
             claims: Counters::default(),
             deliveries: Counters::default(),
-            upstream: Provider::NAMES.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
+            upstream: Kind::ALL.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
             reloads: Counters::default(),
             claims_unknown: Counter::new(),
             claims_repeated: Counter::new(),
@@ -418,18 +350,18 @@ impl Metrics {
     }
 
     pub(crate) fn refused(&self, provider: &Provider, refusal: Refusal) {
-        self.refusals.add((ProviderLabel::of(provider), refusal));
+        self.refusals.add((provider.kind(), refusal.verdict()));
     }
 
     /// A webhook was verified, with the secret at this place of its list.
     pub(crate) fn verified(&self, provider: &Provider, secret: usize) {
         let place = Place::ALL.get(secret).copied().unwrap_or(Place::Later);
-        self.secrets.add((ProviderLabel::of(provider), place));
+        self.secrets.add((provider.kind(), place));
     }
 
     /// A verified webhook names an event, and goes on to the sidecar.
     pub(crate) fn admitted(&self, provider: &Provider) {
-        self.webhooks.add(ProviderLabel::of(provider));
+        self.webhooks.add(provider.kind());
         if provider.is_weak() {
             self.weak.add();
         }
@@ -437,16 +369,16 @@ impl Metrics {
 
     /// What an admitted webhook came to: exactly once for each.
     pub(crate) fn claimed(&self, provider: &Provider, claimed: Claimed) {
-        self.claims.add((ProviderLabel::of(provider), claimed));
+        self.claims.add((provider.kind(), claimed));
     }
 
     pub(crate) fn delivered(&self, provider: &Provider, outcome: Delivered) {
-        self.deliveries.add((ProviderLabel::of(provider), outcome));
+        self.deliveries.add((provider.kind(), outcome));
     }
 
     /// The application has answered, or will not.
     pub(crate) fn upstream(&self, provider: &Provider, took: Duration) {
-        self.upstream[ProviderLabel::of(provider).0].observe(took);
+        self.upstream[provider.kind().index()].observe(took);
     }
 
     /// A file with secrets changed, or the file with routes: usable, once for each route that it switches.
@@ -481,7 +413,7 @@ impl Metrics {
         self.by_provider(&mut page, &DELIVERIES, &self.deliveries);
         let mut upstream = page.family(&UPSTREAM);
         for provider in &self.providers {
-            upstream.histogram(&[provider.name()], &self.upstream[provider.0]);
+            upstream.histogram(&[provider.name()], &self.upstream[provider.index()]);
         }
         let mut reloads = page.family(&RELOADS);
         for (result, of_listener) in
@@ -504,11 +436,11 @@ impl Metrics {
 
     /// A row for each provider with a route and each value, also where nothing has happened: what first happens has to be
     /// seen as a change.
-    fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(ProviderLabel, L)>) {
+    fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(Kind, L)>) {
         let mut rows = page.family(family);
         for provider in &self.providers {
             for index in 0..L::COUNT {
-                let count = counters.at(provider.0 * L::COUNT + index);
+                let count = counters.at(provider.index() * L::COUNT + index);
                 L::values(index, &mut |value| rows.row(&[provider.name(), value], count));
             }
         }
@@ -524,7 +456,7 @@ mod tests {
     fn counts_appear_under_their_labels() {
         let stripe = Provider::Stripe(Stripe::new(&[], TOLERANCE));
         let mut metrics = Metrics::new(&[]);
-        metrics.providers.push(ProviderLabel::of(&stripe));
+        metrics.providers.push(Kind::Stripe);
         metrics.answered(None, Word::Held, Duration::ZERO);
         metrics.refused(&stripe, Refusal::BadSignature);
         metrics.delivered(&stripe, Delivered::Unknown);

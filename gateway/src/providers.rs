@@ -10,46 +10,36 @@ pub mod stripe;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName};
-use oncegate_runtime::secret::Secret;
+use oncegate_runtime::{labels, secret::Secret};
 
 use crate::{
     failures::Source,
     key::{self, Identity, MalformedBody},
 };
 
-/// Why a request was not accepted as the provider's. The names are those of the signature vectors, and label metrics;
-/// the provider is told none of it: one 401 for all (G6, W4).
+/// Why a request was not accepted as the provider's, which is told none of it: one 401 for all (G6, W4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("{}", self.name())]
 pub enum Refusal {
     /// No signature header.
-    #[error("missing_header")]
     MissingHeader,
     /// A signature header that cannot be read, or more than one (W7).
-    #[error("malformed_header")]
     MalformedHeader,
     /// A body without what the scheme verifies in it.
-    #[error("malformed_body")]
     MalformedBody,
     /// No signature matches.
-    #[error("bad_signature")]
     BadSignature,
     /// A signature that matches, too old or too far in the future (W3).
-    #[error("timestamp_out_of_tolerance")]
     TimestampOutOfTolerance,
     /// No secret to verify with: refused, never let through.
-    #[error("missing_secret")]
     MissingSecret,
     /// An algorithm other than the configured one (W6).
-    #[error("unsupported_algorithm")]
     UnsupportedAlgorithm,
     /// A certificate address off the allow-list (W8).
-    #[error("untrusted_cert_url")]
     UntrustedCertUrl,
     /// A certificate that no trusted root vouches for, or of somebody else (W9).
-    #[error("untrusted_certificate")]
     UntrustedCertificate,
     /// The certificate cannot be had now: the one refusal that waiting mends.
-    #[error("cert_unavailable")]
     CertUnavailable(Lack),
 }
 
@@ -62,21 +52,23 @@ pub enum Lack {
     Name,
 }
 
-impl Refusal {
-    /// One of each name, for tables.
-    pub const ALL: [Self; 10] = [
-        Self::MissingHeader,
-        Self::MalformedHeader,
-        Self::MalformedBody,
-        Self::BadSignature,
-        Self::TimestampOutOfTolerance,
-        Self::MissingSecret,
-        Self::UnsupportedAlgorithm,
-        Self::UntrustedCertUrl,
-        Self::UntrustedCertificate,
-        Self::CertUnavailable(Lack::Source),
-    ];
+labels! {
+    /// The names of the refusals: those of the signature vectors, which label metrics.
+    pub(crate) enum Verdict {
+        MissingHeader => "missing_header",
+        MalformedHeader => "malformed_header",
+        MalformedBody => "malformed_body",
+        BadSignature => "bad_signature",
+        TimestampOutOfTolerance => "timestamp_out_of_tolerance",
+        MissingSecret => "missing_secret",
+        UnsupportedAlgorithm => "unsupported_algorithm",
+        UntrustedCertUrl => "untrusted_cert_url",
+        UntrustedCertificate => "untrusted_certificate",
+        CertUnavailable => "cert_unavailable",
+    }
+}
 
+impl Refusal {
     /// Whether its sender has to answer for it (W14).
     pub(crate) fn is_the_senders(self) -> bool {
         match self {
@@ -93,21 +85,25 @@ impl Refusal {
         }
     }
 
+    pub(crate) fn verdict(self) -> Verdict {
+        match self {
+            Self::MissingHeader => Verdict::MissingHeader,
+            Self::MalformedHeader => Verdict::MalformedHeader,
+            Self::MalformedBody => Verdict::MalformedBody,
+            Self::BadSignature => Verdict::BadSignature,
+            Self::TimestampOutOfTolerance => Verdict::TimestampOutOfTolerance,
+            Self::MissingSecret => Verdict::MissingSecret,
+            Self::UnsupportedAlgorithm => Verdict::UnsupportedAlgorithm,
+            Self::UntrustedCertUrl => Verdict::UntrustedCertUrl,
+            Self::UntrustedCertificate => Verdict::UntrustedCertificate,
+            Self::CertUnavailable(_) => Verdict::CertUnavailable,
+        }
+    }
+
     /// The name, as in the vectors.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::MissingHeader => "missing_header",
-            Self::MalformedHeader => "malformed_header",
-            Self::MalformedBody => "malformed_body",
-            Self::BadSignature => "bad_signature",
-            Self::TimestampOutOfTolerance => "timestamp_out_of_tolerance",
-            Self::MissingSecret => "missing_secret",
-            Self::UnsupportedAlgorithm => "unsupported_algorithm",
-            Self::UntrustedCertUrl => "untrusted_cert_url",
-            Self::UntrustedCertificate => "untrusted_certificate",
-            Self::CertUnavailable(_) => "cert_unavailable",
-        }
+        self.verdict().name()
     }
 }
 
@@ -135,6 +131,21 @@ pub struct Signed {
     pub secret: usize,
 }
 
+labels! {
+    /// The providers that there are, by their names in the ledger and in the configuration.
+    #[derive(clap::ValueEnum)]
+    #[value(rename_all = "snake_case")]
+    pub(crate) enum Kind {
+        Stripe => "stripe",
+        // Not "pay_pal".
+        #[value(name = "paypal")]
+        PayPal => "paypal",
+        Flutterwave => "flutterwave",
+        Paystack => "paystack",
+        StandardWebhooks => "standard_webhooks",
+    }
+}
+
 /// A provider with what its verification needs.
 #[derive(Debug)]
 pub enum Provider {
@@ -151,25 +162,37 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// The names, for tables.
-    pub const NAMES: [&'static str; 5] = ["stripe", "paypal", "flutterwave", "paystack", "standard_webhooks"];
+    /// Which one it is.
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Stripe(_) => Kind::Stripe,
+            Self::PayPal(_) => Kind::PayPal,
+            Self::Flutterwave(_) => Kind::Flutterwave,
+            Self::Paystack(_) => Kind::Paystack,
+            Self::StandardWebhooks(_) => Kind::StandardWebhooks,
+        }
+    }
 
     /// The `provider` of its events in the ledger.
     #[must_use]
     pub fn name(&self) -> &'static str {
-        match self {
-            Self::Stripe(_) => "stripe",
-            Self::PayPal(_) => "paypal",
-            Self::Flutterwave(_) => "flutterwave",
-            Self::Paystack(_) => "paystack",
-            Self::StandardWebhooks(_) => "standard_webhooks",
-        }
+        self.kind().name()
     }
 
     /// Whether a genuine request proves nothing about its body (G11).
     #[must_use]
     pub fn is_weak(&self) -> bool {
         matches!(self, Self::Flutterwave(flutterwave) if flutterwave.version() == flutterwave::Version::V3)
+    }
+
+    /// Whether the names of its events are unique for one sender only: message ids of services, references of shops, row
+    /// numbers of Flutterwave v3. Stripe's, PayPal's and Flutterwave v4's are unique for all.
+    pub(crate) fn names_are_the_senders(&self) -> bool {
+        match self {
+            Self::Stripe(_) | Self::PayPal(_) => false,
+            Self::Flutterwave(_) => self.is_weak(),
+            Self::Paystack(_) | Self::StandardWebhooks(_) => true,
+        }
     }
 
     /// PayPal, which has certificates.
@@ -300,11 +323,12 @@ impl Verification {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum as _;
 
     #[test]
-    fn refusals_display_their_names() {
-        for refusal in Refusal::ALL {
-            assert_eq!(refusal.to_string(), refusal.name());
+    fn providers_are_configured_by_their_names_in_the_ledger() {
+        for kind in Kind::ALL {
+            assert_eq!(kind.to_possible_value().unwrap().get_name(), kind.name());
         }
     }
 }

@@ -10,7 +10,7 @@ use oncegate_runtime::{
     server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol, Shares},
     shutdown::CancellationToken,
     telemetry,
-    tls::ServerTls,
+    tls::{ServerTls, TlsError, Trust},
 };
 use tokio::{net::TcpListener, time::Instant};
 use tracing::{Instrument as _, Span, field};
@@ -60,7 +60,7 @@ pub enum StartError {
     },
     /// The application is reached by https, and the system has no usable trust roots.
     #[error("no trust roots for an application by https; SSL_CERT_FILE may name a file with some")]
-    TrustRoots(#[source] io::Error),
+    TrustRoots(#[source] TlsError),
 }
 
 /// Why a gateway did not end well.
@@ -96,8 +96,10 @@ impl Gateway {
         }
         let metrics = Arc::new(Metrics::new(&settings.routes));
         let sidecar = Sidecar::new(connection.into(), settings.sidecar_timeout, &settings.lock);
-        let tls = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
-        let upstream = Upstream::new(settings.upstream, tls).map_err(StartError::TrustRoots)?;
+        // The system's trust roots are read only where they are needed.
+        let secure = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
+        let trust = if secure { Trust::System } else { Trust::Nobody };
+        let upstream = Upstream::new(settings.upstream, trust).map_err(StartError::TrustRoots)?;
         let mut tenants: Vec<String> = settings.routes.iter().map(|route| route.tenant.clone()).collect();
         tenants.sort();
         tenants.dedup();
@@ -287,9 +289,12 @@ impl Front {
                 }
             }
         };
-        self.metrics.answered(place, answer.word(), line.started.elapsed());
         let (status, word) = answer.status_and_word();
-        line.answered(status, word);
+        self.metrics.answered(place, word, line.started.elapsed());
+        match answer {
+            Answer::TooManyFailures(_) => line.withheld(status, word.name()),
+            _ => line.answered(status, word.name()),
+        }
         Ok(answer.response())
     }
 

@@ -16,7 +16,6 @@ use bytes::Bytes;
 use connection::Calls;
 pub use connection::Connection;
 use oncegate_api::{reason, v1};
-pub(crate) use options::chain;
 pub use options::{Reach, ReachOptions};
 pub use pool::Pool;
 pub use target::{Resolve, SystemResolver};

@@ -5,8 +5,6 @@ mod connect;
 use std::{
     borrow::Cow,
     error::Error as StdError,
-    io,
-    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,8 +19,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use oncegate_api::v1::FailureKind;
-use oncegate_runtime::telemetry;
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
+use oncegate_runtime::{
+    telemetry,
+    tls::{TlsError, Trust, http_client_config},
+};
 use tracing::{Instrument as _, field};
 
 use crate::{
@@ -123,30 +123,19 @@ impl Outcome {
 }
 
 impl Upstream {
-    /// `tls` says whether any target needs it: the system's trust roots are read only then.
-    ///
     /// # Errors
     ///
-    /// TLS is needed and the system has no trust roots.
-    pub(crate) fn new(limits: UpstreamLimits, tls: bool) -> io::Result<Self> {
+    /// The system's trust roots are needed and there are none.
+    pub(crate) fn new(limits: UpstreamLimits, trust: Trust) -> Result<Self, TlsError> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        // Named instead of the process default: with two providers in the graph that would panic.
-        let provider = aws_lc_rs::default_provider();
-        let builder = HttpsConnectorBuilder::new();
-        let builder = if tls {
-            builder.with_provider_and_native_roots(provider)?
-        } else {
-            let config = ClientConfig::builder_with_provider(Arc::new(provider))
-                .with_safe_default_protocol_versions()
-                .map_err(io::Error::other)?
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth();
-            builder.with_tls_config(config)
-        };
-        let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(http_client_config(trust)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
         let connector = Connector::new(connector, limits.connect_timeout);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())

@@ -113,7 +113,6 @@ impl std::fmt::Debug for Case {
 #[derive(Serialize, Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The case's.
-    #[serde(deserialize_with = "null_is_nothing")]
     pub id: String,
     /// `valid`, one of the names of [`Refusal`], or `unsupported_provider`.
     pub verdict: &'static str,

@@ -3,7 +3,9 @@
 //! A service reports all problems of its configuration at once: an operator who mends one and starts again to see the
 //! next has lost a deployment each time.
 
-use std::{borrow::Cow, fmt, time::Duration};
+use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+
+use crate::chain::Chain;
 
 /// One thing that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +20,11 @@ impl Problem {
     /// A problem with `setting`.
     pub fn new(setting: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Self {
         Self { setting: setting.into(), message: message.into() }
+    }
+
+    /// A problem with `setting`, as an error and its sources tell it.
+    pub fn from_error(setting: impl Into<Cow<'static, str>>, error: &(dyn StdError + 'static)) -> Self {
+        Self::new(setting, Chain(error).to_string())
     }
 }
 
@@ -83,6 +90,11 @@ impl Checks {
     /// Records a problem with `setting`.
     pub fn problem(&mut self, setting: impl Into<Cow<'static, str>>, message: impl Into<String>) {
         self.found.push(Problem::new(setting, message));
+    }
+
+    /// Records a problem that was found elsewhere.
+    pub fn push(&mut self, problem: Problem) {
+        self.found.push(problem);
     }
 
     /// Keeps a value, or records why there is none.

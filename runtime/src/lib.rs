@@ -1,12 +1,14 @@
 //! What both services need, with no knowledge of events: configuration types, secrets, signals and drain, the accept
 //! loop, the admin listener, logging, metrics and traces.
 //!
-//! Nothing here is global: listeners and the shutdown token come from outside, so two services can start in one process.
+//! Nothing here belongs to one service: listeners and the shutdown token come from outside, so two services can start in one
+//! process. What a process has once (the subscriber of its log, the exporter of its spans) is set up by whoever owns `main`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod admin;
 pub mod buckets;
+pub mod chain;
 pub mod config;
 pub mod detach;
 pub mod logging;

@@ -183,16 +183,6 @@ impl Gauge {
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed)
     }
-
-    /// One more until the guard is dropped.
-    pub fn enter(&self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-
-    /// One fewer.
-    pub fn leave(&self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// Counters, one for each value of a label.

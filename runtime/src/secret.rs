@@ -154,7 +154,7 @@ impl Source {
         }
     }
 
-    /// Reads a comma-separated list, several secrets being live at once while one is replaced (W5). Blanks are
+    /// Reads a list separated by commas or lines, several secrets being live at once while one is replaced (W5). Blanks are
     /// dropped; the list is never empty.
     ///
     /// # Errors
@@ -197,9 +197,14 @@ pub fn file(text: &str) -> Result<PathBuf, Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// The comma-separated secrets in `text`, trimmed, without the blank ones.
+/// The secrets in `text`, separated by commas or lines, trimmed, without the blank ones. No secret has two lines: taken for
+/// one, a file with a secret on each would replace those that work by one that matches nothing.
 fn list(text: &str) -> Vec<Secret> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(|part| Secret(part.into())).collect()
+    text.split([',', '\n', '\r'])
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| Secret(part.into()))
+        .collect()
 }
 
 /// The file's text without the one newline that editors and `echo` leave at its end.
@@ -267,6 +272,15 @@ mod tests {
         let source = Source::choose("X", Some(" a, ,b,,c ".into()), None).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn w5_a_file_may_have_a_secret_on_each_line() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"old\r\n\nnew, newer\n").unwrap();
+        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        let secrets = source.read_list().unwrap();
+        assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["old", "new", "newer"]);
     }
 
     #[test]

@@ -46,6 +46,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use watched::{Seen, Watched};
 
 use crate::{
+    chain::Chain,
     throttle::Throttle,
     tls::{ClientCertificate, ServerTls},
 };
@@ -509,21 +510,6 @@ impl Watch<'_> {
         if self.begun() {
             std::future::pending::<Infallible>().await;
         }
-    }
-}
-
-/// Prints an error with its sources, hyper keeping the interesting half there.
-struct Chain<'a>(&'a (dyn StdError + 'static));
-
-impl std::fmt::Display for Chain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut source = self.0.source();
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
-        Ok(())
     }
 }
 

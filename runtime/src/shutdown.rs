@@ -39,13 +39,11 @@ struct Signal {
 
 const INTERRUPT: Signal = Signal { name: "SIGINT", exit_code: 130 };
 
-#[cfg(unix)]
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
 }
 
-#[cfg(unix)]
 impl Signals {
     fn install() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -57,24 +55,6 @@ impl Signals {
             _ = self.interrupt.recv() => INTERRUPT,
             _ = self.terminate.recv() => Signal { name: "SIGTERM", exit_code: 143 },
         }
-    }
-}
-
-#[cfg(not(unix))]
-struct Signals;
-
-#[cfg(not(unix))]
-impl Signals {
-    fn install() -> io::Result<Self> {
-        Ok(Self)
-    }
-
-    async fn next(&mut self) -> Signal {
-        // An error means that the handler could not be installed; then nothing ever asks us to stop.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        INTERRUPT
     }
 }
 

@@ -9,7 +9,7 @@ mod server;
 
 use std::sync::Arc;
 
-pub use client::{ClientTls, ClientTlsFiles};
+pub use client::{ClientTls, ClientTlsFiles, Trust, http_client_config};
 pub use expiry::{Lent, first_end, last_end};
 use rustls::{
     RootCertStore,

@@ -84,7 +84,7 @@ pub struct Options {
     pub redis_url: Option<SecretText>,
 
     /// A file that holds the URL of Redis.
-    #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE")]
+    #[arg(long, env = "REDIS_URL_FILE", value_name = "FILE", value_parser = file)]
     pub redis_url_file: Option<PathBuf>,
 
     /// Redis by its host, as the first version was configured.
@@ -100,7 +100,7 @@ pub struct Options {
     pub redis_password: Option<SecretText>,
 
     /// A file that holds the password.
-    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE")]
+    #[arg(long, env = "REDIS_PASSWORD_FILE", value_name = "FILE", value_parser = file)]
     pub redis_password_file: Option<PathBuf>,
 
     /// The authorities that the certificate of Redis has to lead to, in PEM, for rediss:// in REDIS_URL; by default the
@@ -167,7 +167,7 @@ pub struct StoreOptions {
     pub database_url: Option<SecretText>,
 
     /// A file that holds the URL of the database.
-    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE")]
+    #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", value_parser = file)]
     pub database_url_file: Option<PathBuf>,
 
     /// The embedded store's file, where no database is given. One process at a time.
@@ -181,18 +181,22 @@ impl StoreOptions {
     /// # Errors
     /// What is wrong with them.
     pub fn validate(self) -> Result<Store, Problem> {
-        let given = self.database_url.is_some();
+        let given = match (&self.database_url, &self.database_url_file) {
+            (Some(_), _) => Some("DATABASE_URL"),
+            (None, Some(_)) => Some("DATABASE_URL_FILE"),
+            (None, None) => None,
+        };
         let database = Source::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
         // Elsewhere a blank setting is as good as none. Here it would give each process a ledger of its own, in silence.
-        if given && database.is_none() {
+        if let (Some(setting), None) = (given, &database) {
             return Err(Problem::new(
-                "DATABASE_URL",
-                "given and empty, has to be the URL of a Postgres database: unset it for the embedded store",
+                setting,
+                "given and empty, has to lead to a Postgres database: unset it for the embedded store",
             ));
         }
         if let Some(source) = &database {
             let setting = if source.path().is_some() { "DATABASE_URL_FILE" } else { "DATABASE_URL" };
-            let url = source.read_one().map_err(|error| Problem::new(setting, access::chain(&error)))?;
+            let url = source.read_one().map_err(|error| Problem::from_error(setting, &error))?;
             database_url(setting, url.expose())?;
         }
         Ok(database.map_or(Store::Embedded(self.store), Store::Postgres))
@@ -370,7 +374,7 @@ fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
     }
     match postgres::options(url) {
         Ok(_) => Ok(()),
-        Err(error) => Err(Problem::new(setting, access::chain(error.source().unwrap_or(&error)))),
+        Err(error) => Err(Problem::from_error(setting, error.source().unwrap_or(&error))),
     }
 }
 
@@ -441,7 +445,7 @@ fn redis(
         source
             .map(|source| source.read_one())
             .transpose()
-            .map_err(|error| Problem::new(format!("{setting}_FILE"), error.to_string()))
+            .map_err(|error| Problem::from_error(format!("{setting}_FILE"), &error))
     };
     let url = read("REDIS_URL", Source::choose("REDIS_URL", url.0, url.1)?)?;
     let password = read("REDIS_PASSWORD", Source::choose("REDIS_PASSWORD", password.0, password.1)?)?;
@@ -461,7 +465,7 @@ fn redis(
         }
         (Some(url), None) => {
             let options = RedisOptions::from_url(url.expose(), certificates)
-                .map_err(|error| Problem::new("REDIS_URL", access::chain(&error)))?;
+                .map_err(|error| Problem::from_error("REDIS_URL", &error))?;
             if let Some(setting) = named.filter(|_| options.tls().is_none()) {
                 return Err(in_the_clear(setting));
             }

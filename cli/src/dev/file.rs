@@ -97,6 +97,8 @@ fn path(directory: &Path) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -113,12 +115,8 @@ mod tests {
         assert_eq!(serde_json::to_value(again.paypal_or_new().unwrap()).unwrap(), key);
         again.write(directory.path()).unwrap();
         assert!(!format!("{again:?}").contains(&secret));
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            let mode = fs::metadata(path(directory.path())).unwrap().permissions().mode();
-            assert_eq!(mode & 0o777, 0o600);
-        }
+        let mode = fs::metadata(path(directory.path())).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file is left");
     }
 

@@ -12,7 +12,7 @@ use http::{HeaderName, HeaderValue};
 use oncegate_gateway::config::FlutterwaveVersion as Version;
 use oncegate_runtime::{
     config::Problem,
-    secret::{Secret, SecretText},
+    secret::{Secret, SecretText, file},
 };
 use sha2::Sha256;
 
@@ -40,7 +40,7 @@ pub(super) struct Flutterwave {
     secret: Option<SecretText>,
 
     /// A file with the secret hash to sign with
-    #[arg(long, env = "FLUTTERWAVE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "FLUTTERWAVE_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = file)]
     secret_file: Option<PathBuf>,
 
     /// v4 signs the body; v3 repeats the secret hash

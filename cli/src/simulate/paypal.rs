@@ -8,7 +8,7 @@ use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
 use oncegate_runtime::{
     config::Problem,
-    secret::{Secret, SecretText},
+    secret::{self, Secret, SecretText},
 };
 use rcgen::SigningKey as _;
 
@@ -39,7 +39,7 @@ pub(super) struct PayPal {
     webhook_id: Option<SecretText>,
 
     /// A file with the id of the webhook
-    #[arg(long, env = "PAYPAL_WEBHOOK_ID_FILE", value_name = "FILE")]
+    #[arg(long, env = "PAYPAL_WEBHOOK_ID_FILE", value_name = "FILE", value_parser = secret::file)]
     webhook_id_file: Option<PathBuf>,
 
     /// A file with the RSA key to sign with, in PEM (PKCS #8) [default: that of `dev`]
@@ -74,7 +74,7 @@ impl PayPal {
         if let (Some(path), Some(url)) = (&self.key, &self.cert_url) {
             let pem = fs::read_to_string(path)
                 .map_err(|error| Problem::new("--key", format!("cannot read {}: {error}", path.display())))?;
-            return Ok(Signer::new(&pem, url.clone()).map_err(|error| Problem::new("--key", error.to_string()))?);
+            return Ok(Signer::new(&pem, url.clone()).map_err(|error| Problem::new("--key", format!("{error:#}")))?);
         }
         match target.dev.as_ref().and_then(|dev| dev.paypal.as_ref()) {
             Some(made) => Ok(made.signer()?),

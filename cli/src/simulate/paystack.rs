@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderName, HeaderValue};
-use oncegate_runtime::secret::{Secret, SecretText};
+use oncegate_runtime::secret::{Secret, SecretText, file};
 use sha2::Sha512;
 
 use super::{Sending, Webhook, number, spoil_unless};
@@ -30,7 +30,7 @@ pub(super) struct Paystack {
     secret: Option<SecretText>,
 
     /// A file with the secret key to sign with
-    #[arg(long, env = "PAYSTACK_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "PAYSTACK_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = file)]
     secret_file: Option<PathBuf>,
 
     /// The event's type

@@ -15,7 +15,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderName, HeaderValue};
 use oncegate_runtime::{
     config::Problem,
-    secret::{Secret, SecretText},
+    secret::{Secret, SecretText, file},
 };
 use sha2::Sha256;
 
@@ -48,7 +48,7 @@ pub(super) struct StandardWebhooks {
     secret: Option<SecretText>,
 
     /// A file with the secret to sign with
-    #[arg(long, env = "STANDARD_WEBHOOKS_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "STANDARD_WEBHOOKS_SECRET_FILE", value_name = "FILE", value_parser = file)]
     secret_file: Option<PathBuf>,
 
     /// The event's id [default: one made up]

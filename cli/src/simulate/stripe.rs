@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderName, HeaderValue};
-use oncegate_runtime::secret::{Secret, SecretText};
+use oncegate_runtime::secret::{Secret, SecretText, file};
 use sha2::Sha256;
 
 use super::{Sending, Webhook};
@@ -37,7 +37,7 @@ pub(super) struct Stripe {
     secret: Option<SecretText>,
 
     /// A file with the secret to sign with
-    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE")]
+    #[arg(long, env = "STRIPE_WEBHOOK_SECRET_FILE", value_name = "FILE", value_parser = file)]
     secret_file: Option<PathBuf>,
 
     /// The event's type

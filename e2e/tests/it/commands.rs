@@ -151,14 +151,23 @@ async fn commands_on_the_store_mind_no_setting_but_the_stores() -> Result<()> {
 #[tokio::test]
 async fn an_empty_database_url_is_refused_and_makes_no_store() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    for name in ["migrate", "check", "sidecar", "all"] {
+    for (name, setting) in [
+        ("migrate", "DATABASE_URL"),
+        ("check", "DATABASE_URL"),
+        ("sidecar", "DATABASE_URL_FILE"),
+        ("all", "DATABASE_URL"),
+    ] {
         let finished = Oncegate::new(directory.path(), [name])?
-            .env("DATABASE_URL", " ")
+            .env(setting, if setting == "DATABASE_URL" { " " } else { "" })
+            // Of these an empty one is none.
+            .env("REDIS_URL_FILE", "")
+            .env("REDIS_PASSWORD_FILE", "")
             .env("UPSTREAM_URL", "http://127.0.0.1:1")
             .run()
             .await?;
         assert_eq!(finished.code, Some(2), "{finished}");
-        assert!(finished.stderr.contains("DATABASE_URL: given and empty"), "{finished}");
+        assert!(finished.stderr.contains(&format!("{setting}: given and empty")), "{finished}");
+        assert!(!finished.stderr.contains("REDIS"), "{finished}");
     }
     assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
     Ok(())
@@ -255,7 +264,15 @@ async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret
     let directory = tempfile::tempdir()?;
     let collector = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
     for (settings, wanted) in [
-        (&[("DATABASE_URL_FILE", "/nonexistent")][..], "DATABASE_URL_FILE: cannot read /nonexistent"),
+        (
+            &[("DATABASE_URL_FILE", "/nonexistent")][..],
+            "DATABASE_URL_FILE: cannot read /nonexistent: No such file or directory",
+        ),
+        (&[("REDIS_URL_FILE", "/nonexistent")], "REDIS_URL_FILE: cannot read /nonexistent: No such file or directory"),
+        (
+            &[("REDIS_HOST", "h"), ("REDIS_PASSWORD_FILE", "/nonexistent")],
+            "REDIS_PASSWORD_FILE: cannot read /nonexistent: No such file or directory",
+        ),
         (
             &[("DATABASE_URL", "postgres://u:hunter2@h:99999/db")],
             "DATABASE_URL: error with configuration: invalid port",

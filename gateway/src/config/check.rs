@@ -13,11 +13,7 @@ use oncegate_runtime::{
 };
 
 use super::{BodyLimits, ConfigFile, HttpLimits, LockSettings, Options, Settings, UpstreamLimits, routes};
-use crate::{
-    failures::FailureLimits,
-    route,
-    sidecar::{ReachOptions, chain},
-};
+use crate::{failures::FailureLimits, route, sidecar::ReachOptions};
 
 /// What the listener speaks.
 const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
@@ -209,7 +205,7 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
         }
         (Some(certificate), Some(key)) => {
             let read = ServerTls::read(&ServerTlsFiles { certificate, key, client_ca: None }, PROTOCOLS);
-            read.map_err(|error| checks.problem("GATEWAY_TLS_CERT_FILE", chain(&error))).ok()
+            read.map_err(|error| checks.push(Problem::from_error("GATEWAY_TLS_CERT_FILE", &error))).ok()
         }
     }
 }

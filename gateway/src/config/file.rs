@@ -20,11 +20,11 @@ use toml::{
 use super::{
     Enforcement, Options, Policy,
     check::{CONNECT_FIRST, TIMEOUTS},
-    routes::{Kind, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
+    routes::{PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
 };
 use crate::{
     enforcement::Switch,
-    providers::Provider,
+    providers::{Kind, Provider},
     route::{Route, Secrets, Target},
 };
 
@@ -384,7 +384,7 @@ impl Reader<'_> {
 
     fn duration(&mut self, key: &'static str) -> Option<Found<Duration>> {
         let found = self.text(key)?;
-        let parsed = duration(&found.value).map_err(|error| Problem::new(found.name.clone(), error.to_string()));
+        let parsed = duration(&found.value).map_err(|error| Problem::from_error(found.name.clone(), &error));
         self.checks.take(parsed).map(|value| Found { name: found.name, value })
     }
 

@@ -5,14 +5,14 @@ use std::{borrow::Cow, path::PathBuf, str::FromStr as _, sync::Arc, time::Durati
 use http::Uri;
 use oncegate_runtime::{
     config::{Checks, Problem, Span},
-    secret::{ReadError, Secret, Source},
+    secret::{Secret, Source},
 };
 
 use super::{Environment, FlutterwaveVersion, Options, Policy, file};
 use crate::{
     enforcement::Switch,
     providers::{
-        Provider,
+        Kind, Provider,
         flutterwave::Flutterwave,
         paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
         paystack::{Paystack, one_mode},
@@ -31,19 +31,6 @@ pub(super) const TOLERANCE_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// The name of a setting in messages, by what it is for.
 pub(super) type Name<'a> = &'a dyn Fn(&'static str) -> Cow<'static, str>;
-
-/// A provider, by its name in the ledger.
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-#[value(rename_all = "snake_case")]
-pub(super) enum Kind {
-    Stripe,
-    // Not "pay_pal".
-    #[value(name = "paypal")]
-    PayPal,
-    Flutterwave,
-    Paystack,
-    StandardWebhooks,
-}
 
 /// What is particular to some provider.
 #[derive(Debug, Clone)]
@@ -180,7 +167,7 @@ fn provider_with(
     name: Name<'_>,
     checks: &mut Checks,
 ) -> Option<Provider> {
-    let bad = |error: crate::providers::BadSecret| Problem::new(name("secrets"), error.to_string());
+    let bad = |error: crate::providers::BadSecret| Problem::from_error(name("secrets"), &error);
     Some(match kind {
         Kind::Stripe => Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?)),
         Kind::Paystack => {
@@ -210,7 +197,7 @@ fn provider_with(
                 }
                 Some(directory) => Some(paypal::store::Source::Directory(directory.clone())),
                 None => {
-                    let fetcher = Fetcher::new().map_err(|error| Problem::new(name("cert_dir"), error.to_string()));
+                    let fetcher = Fetcher::new().map_err(|error| Problem::from_error(name("cert_dir"), &error));
                     checks.take(fetcher).map(|fetcher| paypal::store::Source::Network(Box::new(fetcher)))
                 }
             };
@@ -236,8 +223,8 @@ fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> 
     let intermediates = read(&scheme.intermediates_file, "intermediates_file");
     let trust = Trust::new(scheme.environment, anchors?.as_deref(), intermediates?.as_deref());
     checks.take(trust.map_err(|error| match error {
-        TrustError::Anchors(error) => Problem::new(name("trust_anchors_file"), error.to_string()),
-        TrustError::Intermediates(error) => Problem::new(name("intermediates_file"), error.to_string()),
+        TrustError::Anchors(error) => Problem::from_error(name("trust_anchors_file"), &error),
+        TrustError::Intermediates(error) => Problem::from_error(name("intermediates_file"), &error),
     }))
 }
 
@@ -340,27 +327,11 @@ pub(super) fn url(setting: impl Into<Cow<'static, str>>, text: &str) -> Result<U
 }
 
 fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {
-    source.read_list().map_err(|error| match &error {
-        ReadError::Io { source, .. } => Problem::new(setting.to_owned(), format!("{error}: {source}")),
-        ReadError::Blank { .. } | ReadError::Empty => Problem::new(setting.to_owned(), error.to_string()),
-    })
+    source.read_list().map_err(|error| Problem::from_error(setting.to_owned(), &error))
 }
 
 /// What several texts are as secrets; None without any that is not blank.
 pub(super) fn several(texts: Vec<String>) -> Option<Source> {
     let secrets: Vec<Secret> = texts.into_iter().filter_map(|text| Secret::new(text).ok()).collect();
     (!secrets.is_empty()).then(|| Source::Values(secrets.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::ValueEnum as _;
-
-    #[test]
-    fn kinds_are_called_like_their_providers() {
-        let names: Vec<_> =
-            Kind::value_variants().iter().map(|kind| kind.to_possible_value().unwrap().get_name().to_owned()).collect();
-        assert_eq!(names, Provider::NAMES);
-    }
 }

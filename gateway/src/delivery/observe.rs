@@ -20,11 +20,11 @@ impl Courier {
             return refusal;
         }
         let (_, word) = refusal.status_and_word();
-        self.metrics.observed(refusal.word());
+        self.metrics.observed(word);
         tracing::warn!(
             provider = event.route.provider.name(),
             event = short(&event.route, &event.identity),
-            would_answer = word,
+            would_answer = word.name(),
             "observing only: delivered what would have been refused"
         );
         let timeout = event.route.target.timeout;

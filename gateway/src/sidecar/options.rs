@@ -1,6 +1,6 @@
 //! How sidecars are reached, as configured: for the gateway and for the operators' commands alike.
 
-use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 use oncegate_runtime::{
@@ -169,7 +169,7 @@ impl ReachOptions {
             }
         };
         let read = ClientTls::read(&ClientTlsFiles { ca, identity }, PROTOCOLS);
-        read.map_err(|error| checks.problem("SIDECAR_CA_FILE", chain(&error))).ok()
+        read.map_err(|error| checks.push(Problem::from_error("SIDECAR_CA_FILE", &error))).ok()
     }
 }
 
@@ -182,12 +182,12 @@ fn token(value: Option<SecretText>, file: Option<PathBuf>) -> Result<Option<Toke
                 Ok(header(&Secret::new(text)?)?)
             });
             read.map(|file| Some(Token::File(Arc::new(file))))
-                .map_err(|error| Problem::new("SIDECAR_TOKEN_FILE", chain(&error)))
+                .map_err(|error| Problem::from_error("SIDECAR_TOKEN_FILE", &error))
         }
         Some(source) => {
-            let problem = |message: String| Problem::new("SIDECAR_TOKEN", message);
-            let secret = source.read_one().map_err(|error| problem(error.to_string()))?;
-            header(&secret).map(|value| Some(Token::Value(value))).map_err(|error| problem(error.to_string()))
+            let secret = source.read_one().map_err(|error| Problem::from_error("SIDECAR_TOKEN", &error))?;
+            let value = header(&secret).map_err(|error| Problem::from_error("SIDECAR_TOKEN", &error))?;
+            Ok(Some(Token::Value(value)))
         }
     }
 }
@@ -200,18 +200,6 @@ fn header(token: &Secret) -> Result<HeaderValue, BadToken> {
     let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| BadToken)?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// An error with what is behind it.
-pub(crate) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

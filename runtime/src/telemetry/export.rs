@@ -28,9 +28,11 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{Span, SpanData, SpanExporter as _, SpanProcessor},
 };
-use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 
-use crate::metrics::Counter;
+use crate::{
+    metrics::Counter,
+    tls::{Trust, http_client_config},
+};
 
 /// Spans that may wait for the exporter; about a kilobyte each.
 const QUEUE_MAX: usize = 2_048;
@@ -205,19 +207,9 @@ impl HttpClient {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(timeout));
-        let provider = aws_lc_rs::default_provider();
-        let builder = HttpsConnectorBuilder::new();
-        let builder = if secure {
-            builder.with_provider_and_native_roots(provider)?
-        } else {
-            let config = ClientConfig::builder_with_provider(Arc::new(provider))
-                .with_safe_default_protocol_versions()
-                .map_err(io::Error::other)?
-                .with_root_certificates(RootCertStore::empty())
-                .with_no_client_auth();
-            builder.with_tls_config(config)
-        };
-        let connector = builder.https_or_http().enable_http1().wrap_connector(tcp);
+        let tls = http_client_config(if secure { Trust::System } else { Trust::Nobody }).map_err(io::Error::other)?;
+        let connector =
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new()).timer(TokioTimer::new()).build(connector);
         Ok(Self { client, timeout })
     }

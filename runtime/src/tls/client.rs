@@ -104,6 +104,29 @@ fn client_config(
     Ok(config)
 }
 
+/// What an HTTP client without a certificate of its own trusts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The system's roots, which are read for it: a hundred files on some systems.
+    System,
+    /// Nobody: for a client that is known to speak no TLS.
+    Nobody,
+}
+
+/// The TLS of an HTTP client that shows no certificate, for a connector that sets the protocols itself.
+///
+/// # Errors
+///
+/// [`Trust::System`] on a system that has no trust roots.
+pub fn http_client_config(trust: Trust) -> Result<ClientConfig, TlsError> {
+    let roots = match trust {
+        Trust::System => system_roots()?,
+        Trust::Nobody => RootCertStore::empty(),
+    };
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    Ok(builder.map_err(TlsError::Provider)?.with_root_certificates(roots).with_no_client_auth())
+}
+
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     // Some systems have a few that cannot be parsed; those that can be are enough.

@@ -1,7 +1,6 @@
 //! Who may call, as configured: TLS, identities, and what has to be said out loud.
 
 use std::{
-    error::Error as StdError,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -9,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use oncegate_runtime::{
-    config::{Checks, Span},
+    config::{Checks, Problem, Span},
     reload::Files,
     server::Address,
     tls::{self, ServerTls, ServerTlsFiles},
@@ -53,7 +52,7 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     let tls = tls(options, checks);
     let directory = options.sidecar_tokens_file.as_deref().filter(|path| is_given(path)).and_then(|path| {
         let read = Directory::read(path.to_owned());
-        read.map_err(|error| checks.problem("SIDECAR_TOKENS_FILE", chain(&error))).ok()
+        read.map_err(|error| checks.push(Problem::from_error("SIDECAR_TOKENS_FILE", &error))).ok()
     });
     let has_client_ca = options.sidecar_tls_client_ca_file.as_deref().is_some_and(is_given);
     if let Some(directory) = &directory
@@ -125,7 +124,7 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
             };
             let files = ServerTlsFiles { certificate, key, client_ca: client_ca.map(|path| (path, auth)) };
             let read = ServerTls::read(&files, PROTOCOLS);
-            read.map_err(|error| checks.problem("SIDECAR_TLS_CERT_FILE", chain(&error))).ok()
+            read.map_err(|error| checks.push(Problem::from_error("SIDECAR_TLS_CERT_FILE", &error))).ok()
         }
     }
 }
@@ -137,15 +136,4 @@ pub(super) fn given(path: Option<PathBuf>) -> Option<PathBuf> {
 
 pub(super) fn is_given(path: &Path) -> bool {
     !path.as_os_str().is_empty()
-}
-
-pub(super) fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -32,12 +32,16 @@ const SIDECAR: &str = "oncegate_sidecar::access";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_at_the_gateway_has_one_line() -> Result<()> {
     // What hangs at the end is given up at once.
-    let mut services = Services::start(&[("GATEWAY_DRAIN", "0s")]).await?;
+    let settings = [("GATEWAY_DRAIN", "0s"), ("GATEWAY_FAILURES_PER_MINUTE", "1")];
+    let mut services = Services::start(&settings).await?;
     let (address, health) = (services.address, "/webhooks/payments/health");
     let body = stripe::event(&stripe::event_id(), "charge.succeeded");
     services.send(&body, &[]).await?;
     services.send(&body, &[]).await?;
-    send_signed(address, &stripe::sign("whsec_of_somebody_else", &body), &body).await?;
+    let forged = stripe::sign("whsec_of_somebody_else", &body);
+    send_signed(address, &forged, &body).await?;
+    // Beyond the limit (W14): a stranger must not be able to fill the log.
+    assert_eq!(send_signed(address, &forged, &body).await?.status, 429);
     services.send("x".repeat(300 * 1024).as_bytes(), &[]).await?;
     services.send(&body, &[("content-encoding", "gzip")]).await?;
     services.send(b"no JSON", &[]).await?;

@@ -95,14 +95,9 @@ async fn a_second_opener_is_refused_by_any_name_of_the_file() {
     let (directory, path) = file();
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
     let dotted = directory.path().join(".").join("oncegate.db");
-    let mut names = vec![path.clone(), dotted];
-    #[cfg(unix)]
-    {
-        let link = directory.path().join("link.db");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        names.push(link);
-    }
-    for name in names {
+    let link = directory.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for name in [path.clone(), dotted, link] {
         let error = refusal(&name, &settings());
         let OpenError::InUse { lock, .. } = &error else { panic!("{error:?}") };
         assert!(lock.ends_with("oncegate.db.lock"), "{lock:?}");
