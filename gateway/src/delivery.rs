@@ -204,8 +204,9 @@ impl Courier {
         answer_by: Instant,
         unsettled: Option<Unsettled>,
     ) -> Answer {
-        // Read once: an event is handled the way it began.
-        let observing = event.route.enforcement.get() == Enforcement::Observe;
+        // Read once: an event is handled the way it began. What is taken up again began by enforcing: its provider was
+        // sent away to come again, and that try, or the one that settled it meanwhile, is what is delivered.
+        let observing = unsettled.is_none() && event.route.enforcement.get() == Enforcement::Observe;
         let mut lock = match self.claim(&event, answer_by, unsettled, observing).await {
             Ok(lock) => {
                 self.metrics.claimed(&event.route.provider, Claimed::Acquired);

@@ -85,6 +85,16 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
                     ),
                 );
             }
+            if same_events && later.provider.names_are_the_senders() && !shares_a_secret(earlier, later) {
+                tracing::warn!(
+                    first = &*earlier.path,
+                    second = &*later.path,
+                    tenant = later.tenant,
+                    provider = later.provider.name(),
+                    "two routes share a tenant and no secret: an event of one sender passes for the event with its name of the \
+                     other; give them tenants of their own, if they are not of one account"
+                );
+            }
             // As within one list of secrets.
             let both = earlier.secrets.read.iter().chain(&later.secrets.read);
             if same_events && matches!(later.provider, Provider::Paystack(_)) && one_mode(both).is_err() {
@@ -99,6 +109,11 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
             }
         }
     }
+}
+
+/// Whether one sender may stand behind both.
+fn shares_a_secret(one: &Route, other: &Route) -> bool {
+    one.secrets.read.iter().any(|secret| other.secrets.read.contains(secret))
 }
 
 #[cfg(test)]

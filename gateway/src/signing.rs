@@ -14,7 +14,7 @@ use sha2::Sha256;
 type KeyState = Hmac<Sha256>;
 
 /// Bytes that Standard Webhooks asks of a key at least.
-const KEY_BYTES_ADVISED: usize = 24;
+pub(crate) const KEY_BYTES_ADVISED: usize = 24;
 
 /// The secrets, ready for use. Clones share them.
 #[derive(Clone)]

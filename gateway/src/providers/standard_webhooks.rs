@@ -21,7 +21,7 @@ use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
 
 use super::{BadSecret, Refusal, credentials};
-use crate::key::Members;
+use crate::{key::Members, signing::KEY_BYTES_ADVISED};
 
 /// The type stands in the body; the id comes from the header.
 pub(crate) const MEMBERS: Members<1> =
@@ -153,6 +153,15 @@ fn keys(secrets: &[Secret]) -> Result<Arc<[Key]>, BadSecret> {
             // An empty key would let anybody sign.
             if key.is_empty() {
                 return Err(BadSecret::new("holds no key"));
+            }
+            // What a slip in a list leaves is base64 as well, and the fewer bytes, the sooner somebody guesses them.
+            if key.len() < KEY_BYTES_ADVISED {
+                tracing::warn!(
+                    provider = "standard_webhooks",
+                    bytes = key.len(),
+                    advised = KEY_BYTES_ADVISED,
+                    "a webhook secret is short"
+                );
             }
             Ok(Key::Hmac(Hmac::new_from_slice(&key).expect("HMAC takes keys of any length")))
         })

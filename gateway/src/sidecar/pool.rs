@@ -31,6 +31,7 @@ use oncegate_runtime::{
     reload::Files,
     tls::ClientTls,
 };
+use rand::seq::IteratorRandom as _;
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tonic::{Code, Status, body::Body, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -208,7 +209,8 @@ impl Shared {
         let mut asked: Option<Arc<Member>> = None;
         // The first try that may have had an effect: an error, or an answer that was not the sidecar's.
         let mut unknown: Option<Result<http::Response<Body>, BoxError>> = None;
-        for tries in 0.. {
+        let mut tries = 0;
+        loop {
             let Some(member) = pick(&members, asked.as_ref(), Instant::now()) else {
                 return unknown.unwrap_or_else(|| Err(NoAddress.into()));
             };
@@ -243,8 +245,8 @@ impl Shared {
             tokio::time::sleep(PAUSE_MAX.mul_f64(rand::random::<f64>() * f64::from(1 << tries))).await;
             asked = Some(member);
             members = self.members_or_wait().await;
+            tries += 1;
         }
-        unreachable!("the loop ends by its count of tries")
     }
 
     async fn try_member(
@@ -287,24 +289,23 @@ impl Shared {
     }
 
     async fn keep_resolving(self: Arc<Self>) {
+        // Of each target, where it was last: kept while its name cannot be resolved, and no longer.
+        let mut dials = vec![Vec::new(); self.reach.targets.len()];
         loop {
-            self.resolve().await;
+            self.resolve(&mut dials).await;
             self.resolved.notify_waiters();
             tokio::time::sleep(RESOLVE_PAUSE.min(self.reach.resolve_interval)).await;
             let _ = tokio::time::timeout(self.reach.resolve_interval, self.wanting.notified()).await;
         }
     }
 
-    async fn resolve(&self) {
-        let mut dials = Vec::new();
+    async fn resolve(&self, known: &mut [Vec<Dial>]) {
         let mut failed = false;
-        for target in self.reach.targets.iter() {
+        for (target, dials) in self.reach.targets.iter().zip(&mut *known) {
             let host = target.host();
             match tokio::time::timeout(Duration::from_secs(5), target.dials(&*self.resolver)).await {
-                Ok(Ok(found)) => {
-                    failed |= found.is_empty();
-                    dials.extend(found);
-                }
+                Ok(Ok(found)) if found.is_empty() => failed = true,
+                Ok(Ok(found)) => *dials = found,
                 Ok(Err(error)) => {
                     failed = true;
                     tracing::warn!(%host, %error, "name of the sidecar cannot be resolved, keeping the addresses");
@@ -315,12 +316,11 @@ impl Shared {
                 }
             }
         }
-        let old = self.members();
         if failed {
             self.resolutions_failed.add();
-            // Those of the name that failed are not known from the others'.
-            dials.extend(old.iter().map(|member| member.dial.clone()));
         }
+        let old = self.members();
+        let mut dials = known.concat();
         dials.sort();
         dials.dedup();
         if dials.len() == old.len() && old.iter().zip(&dials).all(|(member, dial)| member.dial == *dial) {
@@ -406,26 +406,17 @@ pub(super) fn never_sent(error: &(dyn StdError + 'static)) -> bool {
 /// Of two at random the less busy one (power of two choices), not the one asked before and none that is set aside, as long
 /// as there are others.
 fn pick(members: &[Arc<Member>], before: Option<&Arc<Member>>, now: Instant) -> Option<Arc<Member>> {
-    let well: Vec<&Arc<Member>> = members.iter().filter(|member| member.is_well(now)).collect();
-    let all: Vec<&Arc<Member>> = members.iter().collect();
-    for candidates in [well, all] {
-        let others: Vec<&Arc<Member>> = candidates
-            .iter()
-            .copied()
-            .filter(|member| !before.is_some_and(|before| Arc::ptr_eq(before, member)))
-            .collect();
-        if let Some(member) = less_busy(&others) {
-            return Some(member);
-        }
-    }
-    members.first().cloned()
+    let is_other = |member: &&Arc<Member>| !before.is_some_and(|before| Arc::ptr_eq(before, member));
+    let others = || members.iter().filter(is_other);
+    let picked = less_busy(others().filter(|member| member.is_well(now))).or_else(|| less_busy(others()));
+    picked.or(members.first()).cloned()
 }
 
-fn less_busy(members: &[&Arc<Member>]) -> Option<Arc<Member>> {
-    let one = members.get(rand::random_range(0..members.len().max(1)))?;
-    let other = members.get(rand::random_range(0..members.len()))?;
-    let busy = |member: &Member| member.in_flight.load(Relaxed);
-    Some(if busy(other) < busy(one) { Arc::clone(other) } else { Arc::clone(one) })
+fn less_busy<'m>(members: impl Iterator<Item = &'m Arc<Member>> + Clone) -> Option<&'m Arc<Member>> {
+    let mut rng = rand::rng();
+    let (one, other) = (members.clone().choose(&mut rng)?, members.choose(&mut rng)?);
+    // Of equals the first, which is any.
+    [one, other].into_iter().min_by_key(|member| member.in_flight.load(Relaxed))
 }
 
 impl Member {

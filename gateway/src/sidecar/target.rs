@@ -82,7 +82,9 @@ fn target(text: &str) -> Result<Target, Problem> {
             Ok(Target::Unix(path.to_owned()))
         };
     }
-    let uri = Uri::from_str(text).map_err(|_| problem(text, "is not a URL"))?;
+    // A fragment would be dropped without a word.
+    let uri = Uri::from_str(text).ok().filter(|_| !text.contains('#'));
+    let uri = uri.ok_or_else(|| problem(text, "is not a URL"))?;
     let tls = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,
@@ -90,15 +92,20 @@ fn target(text: &str) -> Result<Target, Problem> {
     };
     match uri.authority() {
         Some(authority) if authority.as_str().contains('@') => {
-            // Not repeated: it may hold a password.
-            Err(problem("a URL", "may not hold a user name or password"))
+            Err(problem(text, "may not hold a user name or password"))
         }
         Some(authority) if !authority.host().is_empty() => {
             if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
                 return Err(problem(text, "may hold no path"));
             }
             let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-            let port = authority.port_u16().unwrap_or(PORT);
+            let port = match authority.as_str().rsplit_once(':') {
+                // The colons of an IPv6 address stand before its bracket.
+                Some((_, port)) if !port.ends_with(']') => {
+                    port.parse().map_err(|_| problem(text, "has no port number after its colon"))?
+                }
+                _ => PORT,
+            };
             Ok(Target::Tcp { host, port, authority: authority.clone(), tls })
         }
         _ => Err(problem(text, "names no host")),
@@ -106,6 +113,8 @@ fn target(text: &str) -> Result<Target, Problem> {
 }
 
 fn problem(text: &str, why: &str) -> Problem {
+    // Not repeated where there may be a password in it, however it is misspelt.
+    let text = if text.contains(['@', '?', '#']) { "a URL" } else { text };
     Problem::new(
         "SIDECAR_URL",
         format!(
@@ -164,12 +173,29 @@ mod tests {
 
     #[test]
     fn what_is_no_sidecar_is_refused() {
-        for text in
-            ["", " , ", "127.0.0.1:50051", "ftp://x", "http://", "unix:", "unix://", "http://x/path", "http://x?y"]
-        {
+        for text in [
+            "",
+            " , ",
+            "127.0.0.1:50051",
+            "ftp://x",
+            "http://",
+            "unix:",
+            "unix://",
+            "http://x/path",
+            "http://x?y",
+            "http://x:y",
+        ] {
             assert!(targets(text).is_err(), "{text}");
         }
-        let said = targets("http://user:s3cret@host").unwrap_err().to_string();
-        assert!(!said.contains("s3cret"), "{said}");
+        for text in [
+            "http://user:s3cret@host",
+            "user:s3cret@host:50051",
+            "http://user:p#s3cret@host",
+            "http://host?token=s3cret",
+            "http://host/#s3cret",
+        ] {
+            let said = targets(text).unwrap_err().to_string();
+            assert!(said.starts_with("SIDECAR_URL: a URL ") && !said.contains("s3cret"), "{said}");
+        }
     }
 }

@@ -51,8 +51,8 @@ impl Resolve for Names {
         host: &'a str,
         _: u16,
     ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>> {
-        assert_eq!(host, "sidecar.test");
-        let found = self.addresses.lock().unwrap().clone();
+        assert!(["sidecar.test", "gone.test"].contains(&host), "{host}");
+        let found = self.addresses.lock().unwrap().clone().filter(|_| host == "sidecar.test");
         Box::pin(async move { found.ok_or_else(|| io::Error::other("no such name")) })
     }
 }
@@ -95,9 +95,13 @@ struct Balanced {
 
 impl Balanced {
     async fn start(names: &Names) -> Self {
+        Self::at("http://sidecar.test:50051", names).await
+    }
+
+    async fn at(sidecars: &str, names: &Names) -> Self {
         let application = Application::start().await;
         let options = Options {
-            sidecar_url: "http://sidecar.test:50051".into(),
+            sidecar_url: sidecars.into(),
             sidecar_resolve_interval: Duration::from_millis(20),
             sidecar_connect_timeout: Duration::from_millis(500),
             ..options(&application.url())
@@ -203,6 +207,23 @@ async fn addresses_stay_when_the_name_cannot_be_resolved() {
     balanced.until("resolutions fail", |balanced| balanced.metric(failed) > before + 1).await;
     balanced.deliver(5, "kept").await;
     assert_eq!(balanced.metric(ADDRESSES), 1);
+}
+
+#[tokio::test]
+async fn a_name_that_cannot_be_resolved_keeps_no_old_addresses_of_another() {
+    let (old, new) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    let names = Names::default();
+    names.set(Some(&[&old]));
+    let balanced = Balanced::at("http://sidecar.test:50051,http://gone.test:50051", &names).await;
+    balanced.until("one of the names is resolved", |balanced| balanced.metric(ADDRESSES) == 1).await;
+    balanced.deliver(3, "old").await;
+    names.set(Some(&[&new]));
+    let failed = "oncegate_gateway_sidecar_resolutions_failed_total";
+    let before = balanced.metric(failed);
+    balanced.until("it was resolved again", |balanced| balanced.metric(failed) > before + 1).await;
+    assert_eq!(balanced.metric(ADDRESSES), 1);
+    balanced.deliver(10, "new").await;
+    assert_eq!((old.claims(), new.claims()), (3, 10));
 }
 
 #[tokio::test]

@@ -268,6 +268,39 @@ async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_even
 }
 
 #[tokio::test]
+async fn g9_what_is_settled_in_the_background_stays_enforced_when_its_route_begins_to_observe() {
+    let harness = Harness::with(|options| Options {
+        gateway_answer_timeout: SECONDS(8),
+        sidecar_timeout: Duration::from_millis(300),
+        sidecar_connect_timeout: Duration::from_millis(100),
+        gateway_wait_duration: Duration::ZERO,
+        ..options
+    })
+    .await;
+    for _ in 0..10 {
+        harness.sidecar.claim(unknown());
+    }
+    // The provider's next try, on another gateway, completed it meanwhile.
+    harness.sidecar.claim(Scripted::Answer(decided(Decision::AlreadyCompleted, State::Completed, None)));
+    let answer = harness.deliver("evt_1");
+    let switched = async {
+        harness.sidecar.until(|calls| calls.len() >= 2).await;
+        harness.observe();
+    };
+    let (answer, ()) = tokio::join!(answer, switched);
+    assert_said(&answer, 503, "unavailable", Some("1"));
+    harness.sidecar.until(|calls| calls.len() == 11).await;
+    // The one that observes is seen only after it: the first has come to its end then.
+    harness.sidecar.claim(Scripted::Answer(decided(Decision::AlreadyCompleted, State::Completed, None)));
+    assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
+    harness.shutdown.cancel();
+    let (application, metric) = (harness.application.clone(), "oncegate_gateway_observed_total");
+    assert_eq!(harness.metric(metric), 1);
+    harness.ended().await.unwrap();
+    assert_eq!(application.deliveries().len(), 1, "sent away, it came again elsewhere");
+}
+
+#[tokio::test]
 async fn g9_a_lock_that_would_not_cover_the_delivery_is_extended_first() {
     let harness = Harness::start().await;
     // 240 s of time-out and the half of 15 s of margin do not fit.

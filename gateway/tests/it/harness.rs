@@ -20,6 +20,7 @@ pub(crate) struct Harness {
     pub(crate) address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
     metrics: oncegate_runtime::admin::Metrics,
+    control: oncegate_runtime::admin::Control,
     run: JoinHandle<Result<(), RunError>>,
 }
 
@@ -47,9 +48,10 @@ impl Harness {
         let settings = options.validate().unwrap();
         let service = Connection::over(IdempotencyServiceServer::new(sidecar.clone()));
         let gateway = Gateway::bind(settings, service).await.unwrap();
-        let (address, metrics, shutdown) = (gateway.local_addr(), gateway.metrics(), CancellationToken::new());
+        let (address, shutdown) = (gateway.local_addr(), CancellationToken::new());
+        let (metrics, control) = (gateway.metrics(), gateway.control());
         let run = tokio::spawn(gateway.run(shutdown.clone()));
-        Self { application, sidecar, address, shutdown, metrics, run }
+        Self { application, sidecar, address, shutdown, metrics, control, run }
     }
 
     /// Sends the signed webhook of an event.
@@ -60,6 +62,12 @@ impl Harness {
     /// Sends raw bytes.
     pub(crate) async fn send(&self, bytes: impl AsRef<[u8]>) -> Answer {
         client::send(self.address, bytes).await
+    }
+
+    /// Has all routes observe from now on.
+    pub(crate) fn observe(&self) {
+        let answer = (self.control)(&http::Method::PUT, &http::Uri::from_static("/enforcement?to=observe"));
+        assert_eq!(answer.map(|answer| answer.status().as_u16()), Some(200));
     }
 
     /// The value of a metric: the sum of all rows that have the labels.
