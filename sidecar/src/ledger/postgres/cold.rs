@@ -48,6 +48,10 @@ impl Statement for GrantAgain {
     type Item = Candidate;
     type Output = Vec<Applied>;
 
+    fn doubt(item: &mut Candidate) {
+        item.claim.past.uncertain = true;
+    }
+
     async fn run(
         &self,
         connection: &mut PgConnection,
@@ -201,6 +205,10 @@ impl Statement for ExtendLocks {
     type Item = Pending<Extend, Lock>;
     type Output = Vec<Applied>;
 
+    fn doubt(item: &mut Pending<Extend, Lock>) {
+        item.past.uncertain = true;
+    }
+
     async fn run(
         &self,
         connection: &mut PgConnection,
@@ -234,6 +242,10 @@ pub(super) struct ApplyResolutions;
 impl Statement for ApplyResolutions {
     type Item = Decided;
     type Output = Vec<Applied>;
+
+    fn doubt(item: &mut Decided) {
+        item.resolve.past.uncertain = true;
+    }
 
     async fn run(
         &self,

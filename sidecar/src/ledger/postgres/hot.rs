@@ -9,7 +9,7 @@ use sqlx::{PgConnection, Row as _, postgres::PgBindIterExt as _};
 use super::{row, statement::Statement};
 use crate::{
     event::{Claim, Claimed, Ending, Event, Key, Mark, Marked, Time},
-    ledger::queue::Reply,
+    ledger::{Error, queue::Reply},
 };
 
 /// A claim or a mark, with the caller that waits for its answer.
@@ -31,8 +31,26 @@ impl HotItem {
 pub(super) struct Pending<R, A> {
     pub(super) request: R,
     pub(super) reply: Reply<A>,
+    pub(super) past: Past,
+}
+
+/// What a request has been through.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Past {
     /// How often it found the event changed under its feet.
     pub(super) tries: u32,
+    /// A statement with it was out when the connection broke: it may have happened, whatever later statements meet.
+    pub(super) uncertain: bool,
+}
+
+impl Past {
+    /// What may be told of an error of a later statement: not that nothing has happened.
+    pub(super) fn told(self, error: Error) -> Error {
+        match error {
+            Error::Unavailable { .. } | Error::Overloaded { .. } if self.uncertain => Error::OutcomeUnknown,
+            error => error,
+        }
+    }
 }
 
 /// What the statement says about one item.
@@ -172,6 +190,13 @@ pub(super) struct Hot {
 impl Statement for Hot {
     type Item = HotItem;
     type Output = Vec<HotRow>;
+
+    fn doubt(item: &mut HotItem) {
+        match item {
+            HotItem::Claim(claim) => claim.past.uncertain = true,
+            HotItem::Mark(mark) => mark.past.uncertain = true,
+        }
+    }
 
     async fn run(
         &self,

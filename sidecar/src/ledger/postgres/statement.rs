@@ -29,6 +29,10 @@ pub(super) trait Statement: Sync {
     /// Whether it may run again when nobody knows if it took effect.
     const REPEATABLE: bool = true;
 
+    /// Notes on an item that the statement may have done what it asks for, and that nobody knows. Nothing to note for a
+    /// statement that only reads.
+    fn doubt(_item: &mut Self::Item) {}
+
     /// Runs it once over the items.
     fn run(
         &self,
@@ -153,6 +157,7 @@ impl Link {
                 Failure::Broken => {
                     self.discard();
                     impatient = false;
+                    items.iter_mut().for_each(S::doubt);
                     if S::REPEATABLE && tries + 1 < TRIES_MAX {
                         waiting.push(Waiting { items, tries: tries + 1, uncertain: true });
                     } else {

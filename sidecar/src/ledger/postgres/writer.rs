@@ -19,7 +19,7 @@ use super::{
         Tokened,
     },
     counts::Counts,
-    hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Pending},
+    hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Past, Pending},
     statement::{Link, Part},
 };
 use crate::{
@@ -42,10 +42,16 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// How often a writer without calls looks whether its connection is alive, or can be made.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An operation, and how often it found its event changed under its feet.
+/// An operation, and what it has been through.
 struct Queued {
     op: Box<Op>,
-    tries: u32,
+    past: Past,
+}
+
+impl Queued {
+    fn new(op: Box<Op>) -> Queued {
+        Queued { op, past: Past::default() }
+    }
 }
 
 /// The events that a batch has dealt with, as they stand: what further callers of the same keys are judged against.
@@ -89,7 +95,7 @@ impl Writer {
             if self.deferred.is_empty() {
                 tokio::select! {
                     op = self.ops.recv() => match op {
-                        Some(op) => self.deferred.push_back(Queued { op, tries: 0 }),
+                        Some(op) => self.deferred.push_back(Queued::new(op)),
                         None => break,
                     },
                     _ = look.tick() => {
@@ -116,7 +122,7 @@ impl Writer {
                 // What was queued before the close is answered first.
                 self.ops.close();
                 while let Ok(op) = self.ops.try_recv() {
-                    self.deferred.push_back(Queued { op, tries: 0 });
+                    self.deferred.push_back(Queued::new(op));
                 }
                 if self.deferred.is_empty() {
                     break;
@@ -143,7 +149,7 @@ impl Writer {
                 self.deferred.pop_front()
             } else if places[1] > 0 {
                 places[1] -= 1;
-                self.ops.try_recv().ok().map(|op| Queued { op, tries: 0 })
+                self.ops.try_recv().ok().map(Queued::new)
             } else {
                 None
             };
@@ -179,16 +185,16 @@ impl Writer {
         let mut hot = Vec::new();
         let mut extends = Vec::new();
         let mut resolves = Vec::new();
-        for Queued { op, tries } in leaders {
-            if tries >= TRIES_MAX {
-                op.refuse(Error::Unavailable { retry_after: Duration::from_millis(100) });
+        for Queued { op, past } in leaders {
+            if past.tries >= TRIES_MAX {
+                op.refuse(past.told(Error::Unavailable { retry_after: Duration::from_millis(100) }));
                 continue;
             }
             match *op {
-                Op::Claim(request, reply) => hot.push(HotItem::Claim(Pending { request, reply, tries })),
-                Op::Mark(request, reply) => hot.push(HotItem::Mark(Pending { request, reply, tries })),
-                Op::Extend(request, reply) => extends.push(Pending { request, reply, tries }),
-                Op::Resolve(request, reply) => resolves.push(Pending { request, reply, tries }),
+                Op::Claim(request, reply) => hot.push(HotItem::Claim(Pending { request, reply, past })),
+                Op::Mark(request, reply) => hot.push(HotItem::Mark(Pending { request, reply, past })),
+                Op::Extend(request, reply) => extends.push(Pending { request, reply, past }),
+                Op::Resolve(request, reply) => resolves.push(Pending { request, reply, past }),
                 Op::Flush | Op::Close(_) => {}
             }
         }
@@ -334,7 +340,7 @@ impl Writer {
                             // One candidate an event: the statements below take each row once. The next batch sees
                             // what has become of it; that another caller was first is no failed try of this one.
                             ClaimStep::Grant | ClaimStep::Bury if !candidates.insert(event.row) => {
-                                self.defer(Op::Claim(claim.request, claim.reply), claim.tries);
+                                self.defer(Op::Claim(claim.request, claim.reply), claim.past);
                             }
                             ClaimStep::Grant => grants.push(Candidate { event, claim }),
                             ClaimStep::Bury => burials.push(Candidate { event, claim }),
@@ -547,12 +553,14 @@ impl Writer {
 
     /// Puts a request back whose event changed between two statements.
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
-        let Pending { request, reply, tries } = pending;
-        self.deferred.push_back(Queued { op: Box::new(op(request, reply)), tries: tries + 1 });
+        let Pending { request, reply, past } = pending;
+        let past = Past { tries: past.tries + 1, ..past };
+        self.deferred.push_back(Queued { op: Box::new(op(request, reply)), past });
     }
 }
 
 fn send<R, A>(pending: Pending<R, A>, answer: Result<A, Error>) {
+    let answer = answer.map_err(|error| pending.past.told(error));
     // A caller that has gone away does not want the answer.
     drop(pending.reply.send(answer));
 }

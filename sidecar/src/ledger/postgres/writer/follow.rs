@@ -14,7 +14,7 @@ use crate::{
     },
     ledger::{
         Error,
-        postgres::hot::{HotItem, Pending},
+        postgres::hot::{HotItem, Past, Pending},
         queue::Op,
     },
     metrics::Bound,
@@ -37,14 +37,14 @@ impl Writer {
         // By key and claim id: two copies of one call ask one after the other.
         let mut asking: BTreeMap<(Key, String), HotItem> = BTreeMap::new();
         let mut late: Vec<Pending<Mark, Marked>> = Vec::new();
-        for Queued { op, tries } in followers {
+        for Queued { op, past } in followers {
             let left = match *op {
                 op if op.key().is_some_and(|key| held.contains(key)) => Some(op),
                 Op::Claim(request, reply) => {
-                    self.follow_claim(Pending { request, reply, tries }, dealt, &mut asking).map(Op::from)
+                    self.follow_claim(Pending { request, reply, past }, dealt, &mut asking).map(Op::from)
                 }
                 Op::Mark(request, reply) => {
-                    follow_mark(Pending { request, reply, tries }, dealt, &mut late).map(Op::from)
+                    follow_mark(Pending { request, reply, past }, dealt, &mut late).map(Op::from)
                 }
                 op => Some(op),
             };
@@ -52,7 +52,7 @@ impl Writer {
                 if let Some(key) = op.key() {
                     held.insert(key.clone());
                 }
-                self.defer(op, tries);
+                self.defer(op, past);
             }
         }
         // Sorted by key, as the statement wants them.
@@ -74,7 +74,7 @@ impl Writer {
                     place.insert(HotItem::Claim(claim));
                 }
                 // It holds up nobody else.
-                Entry::Occupied(_) => self.defer(Op::Claim(claim.request, claim.reply), claim.tries),
+                Entry::Occupied(_) => self.defer(Op::Claim(claim.request, claim.reply), claim.past),
             }
             return None;
         }
@@ -89,12 +89,12 @@ impl Writer {
     /// Puts an operation off to the next batch. As many as the queue takes wait here; what is beyond it has not happened, and
     /// is refused as it would be in front of the queue. Never a mark: it may be the only record of an effect, and there is
     /// one of a key and token that would change anything.
-    pub(super) fn defer(&mut self, op: Op, tries: u32) {
+    pub(super) fn defer(&mut self, op: Op, past: Past) {
         if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
-            self.deferred.push_back(Queued { op: Box::new(op), tries });
+            self.deferred.push_back(Queued { op: Box::new(op), past });
         } else {
             self.link.metrics.overloaded.add(Bound::Queue);
-            op.refuse(Error::Overloaded { retry_after: Duration::from_millis(250) });
+            op.refuse(past.told(Error::Overloaded { retry_after: Duration::from_millis(250) }));
         }
     }
 }
