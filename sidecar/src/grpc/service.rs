@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -70,21 +71,21 @@ const ALL_TENANTS: &str = "*";
 /// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
 const PAGE_BYTES_MAX: usize = 3 << 20;
 
-/// A page that is not too large for a message; what is left out begins the next one.
-fn shortened(mut page: Page) -> Page {
-    let mut bytes = 0;
-    let fitting = page.events.iter().position(|event| {
-        let result = event.result.as_ref().map_or(0, |result| result.body.len());
-        let metadata = event.metadata.as_ref().map_or(0, String::len);
-        let added = event.completion_metadata.as_ref().map_or(0, String::len);
-        bytes += 1_024 + result + metadata + added;
-        bytes > PAGE_BYTES_MAX
-    });
-    if let Some(count) = fitting {
-        page.events.truncate(count.max(1));
-        page.next = page.events.last().map(Cursor::of);
+/// As much of a page as is not too large for a message, and where the next one begins. Measured as it is sent: metadata takes
+/// several times its text.
+fn fitting(page: Page) -> (Vec<v1::EventHistory>, Option<Cursor>) {
+    let (mut events, mut bytes, mut last) = (Vec::with_capacity(page.events.len()), 0, None);
+    for event in page.events {
+        let cursor = Cursor::of(&event);
+        let event = convert::listed(event);
+        bytes += event.encoded_len();
+        if bytes > PAGE_BYTES_MAX && !events.is_empty() {
+            return (events, last);
+        }
+        events.push(event);
+        last = Some(cursor);
     }
-    page
+    (events, page.next)
 }
 
 #[tonic::async_trait]
@@ -175,12 +176,9 @@ impl IdempotencyService for Api {
             }
             validate::History::Page(filter) => {
                 self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
-                let page = shortened(self.coordinator.history(filter.clone()).await?);
-                let next_page_token = page.next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
-                Ok(Response::new(v1::HistoryResponse {
-                    events: page.events.into_iter().map(convert::listed).collect(),
-                    next_page_token,
-                }))
+                let (events, next) = fitting(self.coordinator.history(filter.clone()).await?);
+                let next_page_token = next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
+                Ok(Response::new(v1::HistoryResponse { events, next_page_token }))
             }
         }
     }
@@ -267,5 +265,43 @@ fn cleanup_response(progress: &CleanupProgress) -> v1::CleanupResponse {
         deleted_count: providers.iter().map(|provider| provider.deleted_count).sum(),
         providers,
         done: progress.done,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{Claim, Event, Key, Micros, Time};
+
+    /// With 8 KiB of metadata, which are 45 in a message.
+    fn event(row: i64) -> Event {
+        let claim = Claim {
+            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: format!("evt_{row}") },
+            event_type: "payment_intent.succeeded".into(),
+            claim_id: "claim".into(),
+            holder: String::new(),
+            lock_duration: Micros(1),
+            fingerprint: None,
+            metadata: Some(format!("{{\"numbers\":[{}]}}", ["1"; 4_000].join(","))),
+            payload_digest: None,
+            delivery_id: None,
+            attempts_max: 0,
+            waiting: false,
+        };
+        Event::inserted(&claim, row, row, Time(row))
+    }
+
+    #[test]
+    fn a_page_fits_in_a_message_and_the_next_begins_where_it_ended() {
+        let events: Vec<_> = (0..200).rev().map(event).collect();
+        let (fitting, next) = fitting(Page { events: events.clone(), next: None });
+        let count = fitting.len();
+        assert!(count > 50, "{count}");
+        let message = v1::HistoryResponse { events: fitting, next_page_token: "x".repeat(200) };
+        // What clients take unless they are told otherwise.
+        assert!(message.encoded_len() < 4 << 20, "{}", message.encoded_len());
+        assert_eq!(next, Some(Cursor::of(&events[count - 1])));
+        let whole = super::fitting(Page { events: events[..count].to_vec(), next: None });
+        assert_eq!((whole.0.len(), whole.1), (count, None));
     }
 }
