@@ -87,7 +87,7 @@ pub trait Ledger: Send + Sync + 'static {
     fn durability(&self) -> Option<Durability> {
         None
     }
-    /// Why it is down, where that is known.
+    /// Why it is down, where that is known, as of the last [`Ledger::check`].
     fn trouble(&self) -> Option<&'static str> {
         None
     }
@@ -112,7 +112,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn maintain(&self) -> Result<(), Error> {
         Ok(())
     }
-    /// Whether the ledger answers. Used by readiness; bounded by the ledger's own time-outs.
+    /// Whether the ledger answers, for `grpc.health.v1` and never for readiness (W23); bounded by the ledger's own time-outs.
     async fn check(&self) -> Result<(), Error>;
     /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.
     async fn close(&self);

@@ -1,4 +1,4 @@
-//! What runs beside the calls: Cleanup, the sweep that keeps queries quick, and the watch on the ledger that readiness and health tell of.
+//! What runs beside the calls: Cleanup, the sweep that keeps queries quick, and the watch on the ledger that health tells of.
 
 pub mod cleanup;
 pub(crate) mod count;

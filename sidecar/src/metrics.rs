@@ -291,7 +291,7 @@ labels! {
     }
 }
 
-/// What a handler tells of its answer, beside the answer: an extension of the response, seen by the layer that counts.
+/// What a handler tells of its answer, beside the answer, to the layer that counts (`grpc::observe`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Claimed(Claimed),
@@ -440,8 +440,8 @@ impl Metrics {
 
     /// The events were counted.
     pub(crate) fn counted(&self, report: &StatsReport) {
-        for (index, gauge) in self.events.iter().enumerate() {
-            gauge.set(report.counts.values().map(|counts| counts.states[index]).sum());
+        for (gauge, state) in self.events.iter().zip(State::ALL) {
+            gauge.set(report.counts.values().map(|counts| counts[state]).sum());
         }
         self.stuck.set(report.counts.values().map(|counts| counts.stuck).sum());
         self.counted.set(now());
@@ -507,7 +507,7 @@ impl Metrics {
         page.single(&BREAKER, standing.breaker_open);
         let mut events = page.family(&EVENTS);
         for (state, count) in State::ALL.iter().zip(&self.events) {
-            events.row(&[&state.as_str().to_lowercase()], count);
+            events.row(&[state.as_str()], count);
         }
         page.single(&STUCK, &self.stuck);
         page.single(&COUNTED, &self.counted);

@@ -21,7 +21,7 @@ pub enum State {
 }
 
 impl State {
-    /// Every state, in the order of the API.
+    /// Every state, in the order of the API, which is that of the declaration.
     pub const ALL: [State; 6] =
         [State::Pending, State::Processing, State::Completed, State::Failed, State::Unknown, State::Dead];
 

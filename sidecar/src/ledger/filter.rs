@@ -1,6 +1,9 @@
 //! What History, Stats and Cleanup are asked and answered with, between the API and the ledgers.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::{Index, IndexMut},
+};
 
 use super::timings::Timings;
 use crate::event::{Event, Micros, State, Time};
@@ -108,6 +111,20 @@ pub struct Counts {
     pub stuck: i64,
 }
 
+impl Index<State> for Counts {
+    type Output = i64;
+
+    fn index(&self, state: State) -> &i64 {
+        &self.states[state as usize]
+    }
+}
+
+impl IndexMut<State> for Counts {
+    fn index_mut(&mut self, state: State) -> &mut i64 {
+        &mut self.states[state as usize]
+    }
+}
+
 impl Counts {
     /// All events.
     pub fn total(&self) -> i64 {
@@ -198,6 +215,15 @@ mod tests {
             start_time: start.map(hours).map(Time),
             end_time: end.map(hours).map(Time),
             bucket: bucket.map(hours).map(Micros),
+        }
+    }
+
+    #[test]
+    fn each_state_has_the_count_at_its_place() {
+        for (place, state) in State::ALL.into_iter().enumerate() {
+            let mut counts = Counts::default();
+            counts[state] += 1;
+            assert_eq!((counts.states[place], counts[state], counts.total()), (1, 1, 1), "{state:?}");
         }
     }
 

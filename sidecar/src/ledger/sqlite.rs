@@ -56,7 +56,7 @@ use crate::{
 /// committed transactions.
 const LIBRARY_VERSION_MIN: i32 = 3_051_003;
 
-/// The longest that readiness waits for an answer.
+/// The longest that a check waits for an answer.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Counts that are kept in memory are written as often (L2).

@@ -1,4 +1,4 @@
-//! Watches whether the ledger answers, for readiness and `grpc.health.v1`.
+//! Watches whether the ledger answers, for `grpc.health.v1`.
 //!
 //! The service stays ready while Postgres is down: it answers, with UNAVAILABLE, and taking every pod out of the
 //! load balancer at once would only replace a clear answer by a refused connection (W23). Health tells the truth to those

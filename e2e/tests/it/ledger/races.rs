@@ -102,7 +102,7 @@ async fn many_events_are_claimed_by_many_in_opposite_orders(fixture: &Fixture) {
     winners.sort_unstable();
     assert_eq!(winners, (0..EVENTS).collect::<Vec<_>>(), "each event has one winner");
     let counts = total(&assert_equal_a_recount(fixture, &everything()).await);
-    assert_eq!((counts.total(), counts.states[2], counts.retries), (200, 200, 0));
+    assert_eq!((counts.total(), counts[State::Completed], counts.retries), (200, 200, 0));
 }
 
 /// Eight writers, 32 events, locks of a millisecond that nobody gives back.
@@ -271,7 +271,7 @@ async fn cancelled_claims_hold_nothing_that_their_claim_id_does_not_get(fixture:
         fixture.mark(completion(&key, &lock)).await;
     }
     let counts = total(&assert_equal_a_recount(fixture, &everything()).await);
-    assert_eq!((counts.total(), counts.states[2]), (300, 300));
+    assert_eq!((counts.total(), counts[State::Completed]), (300, 300));
 }
 
 async fn a_mark_goes_on_without_its_caller(fixture: &Fixture) {

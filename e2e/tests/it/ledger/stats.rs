@@ -41,8 +41,7 @@ pub(crate) async fn recount(fixture: &Fixture, filter: &StatsFilter, now: Time) 
 }
 
 fn add(counts: &mut Counts, event: &Event, now: Time) {
-    let place = State::ALL.iter().position(|state| *state == event.state).unwrap();
-    counts.states[place] += 1;
+    counts[event.state] += 1;
     counts.duplicates += event.duplicate_count;
     counts.retries += i64::from(event.attempt_count - 1).max(0);
     let expired = event.latest.as_ref().is_some_and(|latest| latest.lock_expire_time <= now);

@@ -103,8 +103,8 @@ fn counted(row: &PgRow) -> Result<(Place, Counts), sqlx::Error> {
     let hour: Time = row.try_get("hour")?;
     let mut counts =
         Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
-    for (count, state) in counts.states.iter_mut().zip(State::ALL) {
-        *count = row.try_get(state.as_str())?;
+    for state in State::ALL {
+        counts[state] = row.try_get(state.as_str())?;
     }
     Ok(((row.try_get("tenant")?, row.try_get("provider")?, hour), counts))
 }

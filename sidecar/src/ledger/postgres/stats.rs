@@ -81,11 +81,11 @@ async fn snapshot(
         let provider: String = row.try_get("provider")?;
         let mut found =
             Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
-        for (count, state) in found.states.iter_mut().zip(State::ALL) {
-            *count = row.try_get(state.as_str())?;
+        for state in State::ALL {
+            found[state] = row.try_get(state.as_str())?;
         }
-        if found.states[1] > 0 {
-            *processing.entry(hour).or_default() += found.states[1];
+        if found[State::Processing] > 0 {
+            *processing.entry(hour).or_default() += found[State::Processing];
         }
         counts.entry((filter.bucket_of(hour), provider)).or_default().add(&found);
     }

@@ -87,8 +87,8 @@ fn counted(conn: &Connection, sql: &str) -> rusqlite::Result<BTreeMap<Place, Cou
 fn place(row: &Row<'_>) -> rusqlite::Result<(Place, Counts)> {
     let hour: Time = row.get(2)?;
     let mut counts = Counts { duplicates: row.get(9)?, retries: row.get(10)?, ..Counts::default() };
-    for (column, count) in (3..3 + State::ALL.len()).zip(&mut counts.states) {
-        *count = row.get(column)?;
+    for (column, state) in (3..).zip(State::ALL) {
+        counts[state] = row.get(column)?;
     }
     Ok(((row.get(0)?, row.get(1)?, hour), counts))
 }

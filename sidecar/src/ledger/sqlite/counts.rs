@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use rusqlite::{Connection, params};
 
 use crate::{
-    event::{Event, State, Time},
+    event::{Event, Time},
     ledger::{
         filter::Counts,
         timings::{Timings, processing_time},
@@ -46,10 +46,10 @@ impl Deltas {
     pub(super) fn changed(&mut self, before: Option<&Event>, after: &Event) {
         let counts = self.at(&after.key.tenant, &after.key.provider, after.create_time);
         if let Some(before) = before {
-            counts.states[index(before.state)] -= 1;
+            counts[before.state] -= 1;
             counts.retries += retries(after.attempt_count) - retries(before.attempt_count);
         }
-        counts.states[index(after.state)] += 1;
+        counts[after.state] += 1;
     }
 
     /// Whether there is anything to write.
@@ -99,11 +99,6 @@ impl Deltas {
 
 fn place(tenant: &str, provider: &str, create_time: Time) -> Place {
     Place { tenant: tenant.to_owned(), provider: provider.to_owned(), hour: create_time.hour() }
-}
-
-/// Where a state stands in [`Counts::states`].
-pub(super) fn index(state: State) -> usize {
-    State::ALL.iter().position(|other| *other == state).expect("ALL has every state")
 }
 
 /// The attempts of an event beyond the first.

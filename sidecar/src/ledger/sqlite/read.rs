@@ -12,7 +12,6 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{
     clock::Clock,
-    counts::index,
     error::{Fault, unavailable},
     rows,
 };
@@ -204,7 +203,7 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
     while let Some(row) = rows.next()? {
         let mut found = Counts { duplicates: row.get(8)?, retries: row.get(9)?, ..Counts::default() };
         for (column, state) in (2..).zip(State::ALL) {
-            found.states[index(state)] = row.get(column)?;
+            found[state] = row.get(column)?;
         }
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
     }

@@ -7,7 +7,7 @@ use crate::{
     event::{State, Time},
     ledger::{
         filter::{CleanupProgress, CleanupScope, Cursor},
-        sqlite::counts::{index, retries},
+        sqlite::counts::retries,
     },
 };
 
@@ -42,12 +42,8 @@ impl Candidate {
     }
 
     fn is_in(&self, scope: &CleanupScope) -> bool {
-        let ended = match self.state {
-            // Never, whatever the scope says: somebody is at work on them, or an operator wants somebody to be.
-            State::Pending | State::Processing => false,
-            State::Completed | State::Failed | State::Unknown | State::Dead => true,
-        };
-        ended
+        // Whatever the scope says.
+        self.state.is_deletable()
             && scope.states.contains(&self.state)
             && self.end_time < scope.before
             && scope.tenant.as_ref().is_none_or(|tenant| *tenant == self.tenant)
@@ -98,7 +94,7 @@ impl Transaction<'_> {
         }
         self.prepare(include_str!("../cleanup_event.sql"))?.execute(params![candidate.row])?;
         let counts = self.deltas.at(&candidate.tenant, &candidate.provider, candidate.create_time);
-        counts.states[index(candidate.state)] -= 1;
+        counts[candidate.state] -= 1;
         counts.duplicates -= candidate.duplicate_count;
         counts.retries -= retries(candidate.attempt_count);
         Ok(())
