@@ -11,6 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::{
     config::{ConfigFile, FileNow},
     metrics::Metrics,
+    providers::{BadSecret, Provider, paystack::one_mode},
     route::{Route, Secrets},
     signing::Signer,
 };
@@ -20,8 +21,10 @@ use crate::{
 /// or is blank, leaves the old secrets in place and is reported once until it is mended.
 pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metrics) -> Infallible {
     let mut files: Vec<Watched> = Vec::new();
-    for route in routes {
-        files.extend(Watched::new(&route.secrets, Holder::Provider(route.clone())));
+    // What each route has, or would have by what stands in its file.
+    let mut wanted: Vec<Vec<Secret>> = routes.iter().map(|route| route.secrets.read.clone()).collect();
+    for (place, route) in routes.iter().enumerate() {
+        files.extend(Watched::new(&route.secrets, Holder::Provider(place, route.clone())));
         if let (Some(signer), Some(secrets)) = (&route.target.signer, &route.target.signer_secrets) {
             // Routes may share the signer of the settings.
             let known = |file: &Watched| matches!(&file.holder, Holder::Signer(known) if known.is(signer));
@@ -37,14 +40,39 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        for file in &mut files {
+        let mut reads = Vec::with_capacity(files.len());
+        for file in &files {
             let source = file.source.clone();
-            // A hanging network file system must not hold up requests.
-            if let Ok(read) = tokio::task::spawn_blocking(move || source.read_list()).await {
-                file.update(read, metrics);
+            // A hanging network file system must not hold up requests. An error would be a panic that has been reported.
+            let read = tokio::task::spawn_blocking(move || source.read_list()).await.ok();
+            if let Holder::Provider(place, _) = file.holder {
+                let now = read.as_ref().and_then(|read| read.as_ref().ok()).unwrap_or(&file.current);
+                wanted[place].clone_from(now);
             }
+            reads.push(read);
+        }
+        for (file, read) in files.iter_mut().zip(reads) {
+            let Some(read) = read else { continue };
+            let fits = match &file.holder {
+                Holder::Provider(place, _) => paystack_modes(routes, &wanted, *place),
+                Holder::Signer(_) => Ok(()),
+            };
+            file.update(read, fits, metrics);
         }
     }
+}
+
+/// Whether the keys of Paystack that the routes of one tenant will have are of one mode, as at the start
+/// ([`crate::route::check`]). Judged by what all files say now: where two are changed over to the other mode one after the
+/// other, the first waits for the second.
+fn paystack_modes(routes: &[Arc<Route>], wanted: &[Vec<Secret>], place: usize) -> Result<(), BadSecret> {
+    let is_paystack = |route: &Route| matches!(route.provider, Provider::Paystack(_));
+    if !is_paystack(&routes[place]) {
+        return Ok(());
+    }
+    let of_tenant =
+        routes.iter().zip(wanted).filter(|(route, _)| is_paystack(route) && route.tenant == routes[place].tenant);
+    one_mode(of_tenant.flat_map(|(_, secrets)| secrets))
 }
 
 /// Looks at the listener's certificate every `pause`, for ever.
@@ -128,14 +156,15 @@ pub(crate) async fn watch_config(
 
 /// Whose secrets stand in a file.
 enum Holder {
-    Provider(Arc<Route>),
+    /// Of the route at this place.
+    Provider(usize, Arc<Route>),
     Signer(Signer),
 }
 
 impl Holder {
     fn replace(&self, secrets: &[Secret]) -> Result<(), Box<dyn StdError>> {
         match self {
-            Self::Provider(route) => Ok(route.provider.replace_secrets(secrets)?),
+            Self::Provider(_, route) => Ok(route.provider.replace_secrets(secrets)?),
             Self::Signer(signer) => Ok(signer.replace(secrets)?),
         }
     }
@@ -155,14 +184,17 @@ impl Watched {
         Some(Self { source: secrets.source.clone(), holder, current: secrets.read.clone(), reported: false })
     }
 
-    fn update(&mut self, read: Result<Vec<Secret>, ReadError>, metrics: &Metrics) {
+    fn update(&mut self, read: Result<Vec<Secret>, ReadError>, fits: Result<(), BadSecret>, metrics: &Metrics) {
         let file = self.source.path().map(|path| path.display().to_string()).unwrap_or_default();
         let replaced = match read {
             Ok(secrets) if self.current == secrets => {
                 self.reported = false;
                 return;
             }
-            Ok(secrets) => self.holder.replace(&secrets).map(|()| self.current = secrets),
+            Ok(secrets) => match fits {
+                Ok(()) => self.holder.replace(&secrets).map(|()| self.current = secrets),
+                Err(error) => Err(error.into()),
+            },
             Err(error) => Err(error.into()),
         };
         match replaced {

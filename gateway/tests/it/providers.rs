@@ -341,6 +341,50 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
 }
 
 #[tokio::test]
+async fn w5_a_reload_mixes_no_modes_of_paystack_between_routes_of_a_tenant() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second, config] = ["first", "second", "routes.toml"].map(|name| directory.path().join(name));
+    swap(&first, "sk_test_1");
+    swap(&second, "sk_test_2");
+    swap(&config, "[[route]]\nname = \"second\"\nprovider = \"paystack\"\nsecrets_file = \"second\"\n");
+    let harness = Harness::with(|options| Options {
+        config: Some(config),
+        paystack_webhook_secret_file: Some(first.clone()),
+        gateway_secret_reload: Duration::from_millis(5),
+        ..options
+    })
+    .await;
+    let status = async |secret: &str| {
+        let body = r#"{"event":"charge.success","data":{"reference":"order-1","status":"success"}}"#;
+        let mut mac = Hmac::<Sha512>::new_from_slice(secret.as_bytes()).unwrap();
+        mac.update(body.as_bytes());
+        let signature = hex::encode(mac.finalize().into_bytes());
+        let headers = [("x-paystack-signature", signature.as_str())];
+        harness.send(request("POST", "/webhooks/payments/paystack", &headers, body)).await.status
+    };
+    let until = async |result: &str, count: u64| {
+        let name = format!("oncegate_gateway_secret_reloads_total{{result=\"{result}\"}}");
+        let met = async {
+            while harness.metric(&name) < count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, met).await.unwrap();
+    };
+    swap(&first, "sk_live_1");
+    until("failed", 1).await;
+    assert_eq!(
+        [status("sk_test_1").await, status("sk_live_1").await],
+        [200, 401],
+        "test mode is still in the second one"
+    );
+    // The change-over is complete: both are taken.
+    swap(&second, "sk_live_2");
+    until("replaced", 2).await;
+    assert_eq!([status("sk_test_1").await, status("sk_live_1").await], [401, 200]);
+}
+
+#[tokio::test]
 async fn w5_what_signs_the_hop_to_the_application_is_read_again_too() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("upstream");

@@ -330,7 +330,22 @@ fn metadata_of(ending: &Ending) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Claims, Met, Outlook};
+    use std::time::Duration;
+
+    use super::{Claims, Error, Met, Outlook, Past};
+
+    #[test]
+    fn what_may_have_happened_is_never_told_as_nothing() {
+        let nothing = || Error::Unavailable { retry_after: Duration::from_secs(1) };
+        let full = || Error::Overloaded { retry_after: Duration::from_secs(1) };
+        assert!(matches!(Past::default().told(nothing()), Error::Unavailable { .. }));
+        let past = Past { uncertain: true, ..Past::default() };
+        for error in [nothing(), full()] {
+            assert!(matches!(past.told(error), Error::OutcomeUnknown));
+        }
+        // Whose reason is worth more.
+        assert!(matches!(past.told(Error::Internal("sqlstate 42601".into())), Error::Internal(_)));
+    }
 
     #[test]
     fn new_events_are_expected_until_known_ones_come_and_again_when_they_are_gone() {
