@@ -96,13 +96,9 @@ pub trait Ledger: Send + Sync + 'static {
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
     fn announcements(&self) -> broadcast::Receiver<Heard>;
-    /// The replays of completed events that other processes can have made: those that were committed since what `after` was
-    /// given with, or all of them. From the node that `standing` tells, or not at all (C7).
-    async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
-        let (_, _) = (standing, after);
-        // Nobody else is at work on it.
-        Ok(Replayed { now: self.now().await?, events: Vec::new(), floor: 0, bookmark: None })
-    }
+    /// The replays of completed events, whoever made them: those that were committed since what `after` was given with, or all
+    /// that something cached under `standing` can be older than. From the node that it tells, or not at all (C7).
+    async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error>;
     /// How long the writer's batches take; None where Cleanup need not know, because its steps take turns with them.
     fn load(&self) -> Option<Arc<load::Load>> {
         None

@@ -41,7 +41,7 @@ use self::{
     writer::{CleanupStep, Writer},
 };
 use super::{
-    Announcement, Error, EventHistory, Heard, Ledger, Standing,
+    Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
@@ -69,6 +69,9 @@ const CHECKPOINT_PAGES: i32 = 4_096;
 /// The most that a connection keeps of the database in memory. The index of keys is read at random places.
 const CACHE_KIB: i32 = 32 * 1_024;
 
+/// Connections for signals. Each is needed for a moment, and they take turns.
+const SIGNALS_CONNECTIONS: usize = 1;
+
 /// There are some thirty statements, and none is to be prepared twice.
 const STATEMENTS_MAX: usize = 64;
 
@@ -81,7 +84,7 @@ pub struct SqliteSettings {
     pub queue_max: usize,
     /// Calls in one transaction.
     pub batch_max: usize,
-    /// Queries at once.
+    /// Listings and counts at once.
     pub readers_max: usize,
     /// How long to wait for another program that has locked the file: a backup, somebody's shell.
     pub busy_timeout: Duration,
@@ -189,8 +192,13 @@ pub enum OpenError {
 pub struct SqliteLedger {
     queue: Queue,
     cleanups: mpsc::Sender<CleanupStep>,
-    readers: Arc<Readers>,
+    /// For what people and cron jobs ask: History, Stats.
+    lists: Arc<Readers>,
+    /// For what the service itself has to know meanwhile, and no listing may stand before: what was replayed (C7).
+    signals: Arc<Readers>,
     clock: Arc<Clock>,
+    /// The last token that was given out when the file was opened.
+    token_at_opening: i64,
     writer: JoinHandle<()>,
     tally: Tally,
     standing: watch::Sender<Option<Standing>>,
@@ -216,16 +224,18 @@ impl SqliteLedger {
             durability(&database.conn).map_err(|source| OpenError::Open { path: database.path.clone(), source })?;
         durability.warn();
         let clock = Arc::new(Clock::from(database.clock_time));
-        let readers = Arc::new(Readers::new(database.path.clone(), settings.busy_timeout, settings.readers_max));
+        let readers = |connections| Readers::new(database.path.clone(), settings.busy_timeout, connections);
+        let (lists, signals) = (Arc::new(readers(settings.readers_max)), Arc::new(readers(SIGNALS_CONNECTIONS)));
         let (queue, ops) = Queue::bounded(settings.queue_max.max(1), settings.metrics.clone());
         let tally = Tally::default();
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
+        // S2: a file that was brought back from a backup has an older counter than what it issued since, and nothing
+        // tells. No ledger issues a million tokens a second for long, so that now is ahead of all it ever did.
+        let token_at_opening = database.fencing_token.max(clock.now().0);
         let writer = Writer {
             clock: Arc::clone(&clock),
-            // S2: a file that was brought back from a backup has an older counter than what it issued since, and nothing
-            // tells. No ledger issues a million tokens a second for long, so that now is ahead of all it ever did.
-            token: database.fencing_token.max(clock.now().0),
+            token: token_at_opening,
             conn: database.conn,
             tally: tally.clone(),
             metrics: settings.metrics.clone(),
@@ -249,8 +259,10 @@ impl SqliteLedger {
         Ok(SqliteLedger {
             queue,
             cleanups,
-            readers,
+            lists,
+            signals,
             clock,
+            token_at_opening,
             writer,
             tally,
             standing: watch::Sender::new(Some(standing)),
@@ -298,24 +310,24 @@ impl Ledger for SqliteLedger {
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
-        self.readers.read(|conn| read::peek(conn, keys)).await
+        self.lists.read(|conn| read::peek(conn, keys)).await
     }
 
     async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
-        self.readers.read(move |conn| read::history_of(conn, &key)).await
+        self.lists.read(move |conn| read::history_of(conn, &key)).await
     }
 
     async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.readers.read(move |conn| read::history(conn, &filter)).await
+        self.lists.read(move |conn| read::history(conn, &filter)).await
     }
 
     async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
         let clock = Arc::clone(&self.clock);
-        self.readers.read(move |conn| read::stats(conn, &filter, &clock)).await
+        self.lists.read(move |conn| read::stats(conn, &filter, &clock)).await
     }
 
     async fn now(&self) -> Result<Time, Error> {
-        if self.readers.is_closed() { Err(unavailable()) } else { Ok(self.clock.now()) }
+        if self.lists.is_closed() { Err(unavailable()) } else { Ok(self.clock.now()) }
     }
 
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
@@ -349,17 +361,25 @@ impl Ledger for SqliteLedger {
         self.announcements.subscribe()
     }
 
+    async fn replays(&self, _: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
+        // Whatever is cached is of this opening, so that older replays void nothing.
+        let after = after.and_then(|after| after.parse().ok()).unwrap_or(self.token_at_opening);
+        let clock = Arc::clone(&self.clock);
+        self.signals.read(move |conn| read::replays(conn, after, &clock)).await
+    }
+
     async fn check(&self) -> Result<(), Error> {
         if self.writer.is_finished() {
             return Err(unavailable());
         }
-        timeout(CHECK_TIME_MAX, self.readers.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
+        timeout(CHECK_TIME_MAX, self.lists.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
     }
 
     async fn close(&self) {
         self.queue.close().await;
         self.standing.send_replace(None);
-        self.readers.close();
+        self.lists.close();
+        self.signals.close();
     }
 }
 

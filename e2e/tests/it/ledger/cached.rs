@@ -19,7 +19,7 @@ use oncegate_sidecar::{
     coordinator::{Answer, Coordinator, Limits},
     event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
     ledger::{
-        Announcement, Error, EventHistory, Heard, Ledger, Standing,
+        Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
         postgres::{PostgresLedger, PostgresSettings},
     },
@@ -244,6 +244,10 @@ impl Ledger for Cached {
 
     fn announcements(&self) -> broadcast::Receiver<Heard> {
         self.ledger.announcements()
+    }
+
+    async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
+        self.ledger.replays(standing, after).await
     }
 
     async fn check(&self) -> Result<(), Error> {

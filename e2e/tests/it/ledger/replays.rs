@@ -1,13 +1,20 @@
-//! What the Postgres ledger tells of replays: each once, whatever the order of the commits, and from its own node only (C7).
+//! What the Postgres ledger tells of replays: each once, whatever the order of the commits, and from its own node only (C7). And
+//! what the embedded store's cache knows of a replay whose operator was not told.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use oncegate_e2e::postgres::Database;
+use oncegate_e2e::{eventually, postgres::Database};
 use oncegate_sidecar::{
-    event::{Decision, FailureKind, Key, KeyDigest, Resolve, Resolved},
+    cache::{BEHIND_MAX, Cache, CacheSettings},
+    coordinator::{Answer, Coordinator, Limits},
+    event::{Decision, FailureKind, Key, KeyDigest, Resolve, Resolved, State},
     ledger::{
         Error, Ledger, REPLAYS_MAX, Replayed, Standing,
         postgres::{PostgresLedger, PostgresSettings},
+        sqlite::{SqliteLedger, SqliteSettings},
     },
 };
 use sqlx::AssertSqlSafe;
@@ -132,4 +139,53 @@ async fn beyond_what_is_known_one_by_one_a_token_stands_for_the_oldest_replays()
     assert_eq!(all.events.last(), Some(&(digest, all.floor)));
     assert_eq!(all.floor, 6);
     replays.ledger.close().await;
+}
+
+/// Somebody holds the file for longer than a call waits: the operator is told that nobody knows, and the writer does it afterwards.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_of_unknown_outcome_is_known_to_the_embedded_stores_cache_within_two_seconds() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("oncegate.db");
+    let settings = SqliteSettings { migrate: true, busy_timeout: Duration::from_secs(20), ..SqliteSettings::default() };
+    let ledger = Arc::new(SqliteLedger::open(&path, &settings).unwrap());
+    let cache = Cache::new(&CacheSettings::default(), ledger.standing()).unwrap();
+    let coordinator = Coordinator::new(ledger.clone(), cache, Limits::default());
+    let key = key("evt_1");
+    let Decision::Acquired(lock) = ledger.claim(claim(&key, "first")).await.unwrap().decision else { panic!("held") };
+    coordinator.mark(completion(&key, &lock)).await.unwrap();
+    eventually("the cache answers", async || {
+        let answer = coordinator.claim(claim(&key, "again"), Duration::ZERO).await.unwrap();
+        matches!(answer, Answer::Completed(..)).then_some(())
+    })
+    .await;
+
+    let backup = rusqlite::Connection::open(&path).unwrap();
+    backup.execute_batch("begin immediate").unwrap();
+    let replay = Resolve { force: true, ..resolution(&key, Resolved::Pending) };
+    let answer = coordinator.resolve(replay, |_| {}).await;
+    assert!(matches!(answer, Err(Error::OutcomeUnknown)), "{answer:?}");
+    backup.execute_batch("rollback").unwrap();
+    eventually("it happens all the same", async || {
+        let history = ledger.history_of(key.clone()).await.unwrap().unwrap();
+        (history.event.state == State::Pending).then_some(())
+    })
+    .await;
+    let happened = Instant::now();
+    let lock = eventually("the replayed event is granted", async || {
+        let invoked = Instant::now();
+        match coordinator.claim(claim(&key, "replay"), Duration::ZERO).await.unwrap() {
+            Answer::Decided(claimed) => match claimed.decision {
+                Decision::Acquired(lock) => Some(lock),
+                other => panic!("neither completed nor granted: {other:?}"),
+            },
+            Answer::Completed(..) => {
+                let behind = invoked.saturating_duration_since(happened);
+                assert!(behind < BEHIND_MAX, "called completed {behind:?} after its replay");
+                None
+            }
+        }
+    })
+    .await;
+    assert_eq!(lock.attempt, 2);
+    coordinator.close().await;
 }

@@ -13,6 +13,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../../../../migrations/sqlite/0002_stats.sql"),
     include_str!("../../../../migrations/sqlite/0003_compatible_from.sql"),
     include_str!("../../../../migrations/sqlite/0004_timing_days.sql"),
+    include_str!("../../../../migrations/sqlite/0005_replays.sql"),
 ];
 
 /// Tells a database of oncegate from another application's file.

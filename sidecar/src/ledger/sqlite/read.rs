@@ -16,9 +16,9 @@ use super::{
     rows,
 };
 use crate::{
-    event::{Key, State, Time},
+    event::{Key, KeyDigest, State, Time},
     ledger::{
-        Error, EventHistory,
+        Error, EventHistory, Replayed,
         filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
         spans::{Span, of_hours},
         timings::Timings,
@@ -122,6 +122,20 @@ pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(K
         }
     }
     Ok(found)
+}
+
+/// What was replayed by force since an earlier read, which ended with this token (C7).
+pub(super) fn replays(conn: &Connection, after: i64, clock: &Clock) -> rusqlite::Result<Replayed> {
+    let mut statement = conn.prepare_cached(include_str!("replays.sql"))?;
+    let mut rows = statement.query(params![after])?;
+    let mut events = Vec::new();
+    let mut last = after;
+    while let Some(row) = rows.next()? {
+        last = row.get(0)?;
+        let key = Key { tenant: row.get(1)?, provider: row.get(2)?, event_id: row.get(3)? };
+        events.push((KeyDigest::of(&key), last));
+    }
+    Ok(Replayed { now: clock.now(), events, floor: 0, bookmark: Some(last.to_string().into()) })
 }
 
 /// One event with all that was done on it.

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    event::{Decision, Ending, Micros},
+    event::{Decision, Ending, FailureKind, KeyDigest, Micros, Resolved},
     ledger::queue::Reply,
 };
 
@@ -56,6 +56,26 @@ async fn acquire(ledger: &SqliteLedger, event_id: &str) -> Lock {
     match ledger.claim(claim(event_id, "claim")).await.unwrap().decision {
         Decision::Acquired(lock) => lock,
         other => panic!("{other:?}"),
+    }
+}
+
+/// Completes an event and replays it; as caches are told of it.
+async fn replay(ledger: &SqliteLedger, event_id: &str) -> (KeyDigest, i64) {
+    let lock = acquire(ledger, event_id).await;
+    ledger.mark(completion(event_id, lock.fencing_token)).await.unwrap();
+    let event = ledger.resolve(resolution(event_id, true)).await.unwrap();
+    (KeyDigest::of(&event.key), event.fencing_token)
+}
+
+fn resolution(event_id: &str, force: bool) -> Resolve {
+    Resolve {
+        key: key(event_id),
+        fencing_token: None,
+        to: Resolved::Pending,
+        force,
+        reason: "checked by hand".into(),
+        actor: "amara".into(),
+        result: None,
     }
 }
 
@@ -246,6 +266,7 @@ fn times_from_before_there_were_days_are_summed_by_the_migration() {
         .execute_batch(
             "drop trigger payment_webhook_timings_added; drop trigger payment_webhook_timings_changed;
             drop trigger payment_webhook_timings_removed; drop table payment_webhook_timing_days;
+            drop index payment_webhook_resolutions_replays;
             pragma user_version = 3;
             insert into payment_webhook_timings values
                 ('default', 'stripe', 1728000000000000 - 3600000000, 3, 1), ('default', 'stripe', 1728000000000000, 3, 20),
@@ -462,4 +483,39 @@ async fn abandoned_claims_are_dropped_and_abandoned_marks_are_done() {
     let batch = writer.batch(first);
     assert!(matches!(batch.calls[..], [Op::Mark(..)]), "{:?}", batch.calls);
     assert!(batch.flush && batch.close.is_none());
+}
+
+// === reading beside the writer ===
+
+// C7
+#[tokio::test]
+async fn replays_are_told_once_each_and_those_before_the_opening_not_at_all() {
+    let (_directory, path) = file();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    replay(&ledger, "evt_before").await;
+    ledger.close().await;
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    let standing = ledger.standing().borrow().clone().unwrap();
+    let read = async |after: Option<&Replayed>| {
+        let after = after.map(|earlier| earlier.bookmark.clone().unwrap());
+        ledger.replays(&standing, after).await.unwrap()
+    };
+    // What is cached begins with the opening.
+    let none = read(None).await;
+    assert_eq!((none.events.as_slice(), none.floor), (&[][..], 0));
+    let first = replay(&ledger, "evt_1").await;
+    // Another decision is none: what it is about was not completed.
+    let lock = acquire(&ledger, "evt_failed").await;
+    let ending = Ending::Failed { kind: FailureKind::Terminal, error: None, retry_after: None };
+    ledger.mark(Mark { ending, ..completion("evt_failed", lock.fencing_token) }).await.unwrap();
+    ledger.resolve(resolution("evt_failed", false)).await.unwrap();
+    let some = read(Some(&none)).await;
+    assert_eq!(some.events, [first]);
+    let (second, third) = (replay(&ledger, "evt_2").await, replay(&ledger, "evt_3").await);
+    let more = read(Some(&some)).await;
+    assert_eq!(more.events, [second, third]);
+    assert!(read(Some(&more)).await.events.is_empty());
+    assert!(none.now < some.now && some.now < more.now, "{none:?} {some:?} {more:?}");
+    assert_eq!(read(None).await.events, [first, second, third]);
+    ledger.close().await;
 }
