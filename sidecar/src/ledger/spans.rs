@@ -1,8 +1,16 @@
 //! Which stretches of time a listing has to walk. The counts tell which hours have any event of the state, tenant and
 //! provider that are wanted, so that a rare one is found without reading what lies between (L5).
 
+use std::time::Duration;
+
 use super::filter::Cursor;
 use crate::event::{Micros, Time};
+
+/// Rows that one statement of a listing looks at: some milliseconds' worth.
+pub(crate) const LOOK_MAX: i64 = 20_000;
+/// A page that is not full by then ends where the walk has come to, and the next one goes on: what is rare among millions of
+/// events is found over some pages, none of which takes long.
+pub(crate) const PAGE_TIME_MAX: Duration = Duration::from_millis(500);
 
 const HOUR: Micros = Micros(3_600_000_000);
 

@@ -45,6 +45,7 @@ use super::{
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
+    spans::PAGE_TIME_MAX,
     tally::Tally,
 };
 use crate::{
@@ -194,7 +195,8 @@ pub struct SqliteLedger {
     cleanups: mpsc::Sender<CleanupStep>,
     /// For what people and cron jobs ask: History, Stats.
     lists: Arc<Readers>,
-    /// For what the service itself has to know meanwhile, and no listing may stand before: what was replayed (C7).
+    /// For what the service itself has to know meanwhile, and no listing may stand before: whether the file can be read, what
+    /// waiters wait for, what was replayed.
     signals: Arc<Readers>,
     clock: Arc<Clock>,
     /// The last token that was given out when the file was opened.
@@ -310,7 +312,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
-        self.lists.read(|conn| read::peek(conn, keys)).await
+        self.signals.read(|conn| read::peek(conn, keys)).await
     }
 
     async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
@@ -318,7 +320,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.lists.read(move |conn| read::history(conn, &filter)).await
+        self.lists.read(move |conn| read::history(conn, &filter, PAGE_TIME_MAX)).await
     }
 
     async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
@@ -372,7 +374,7 @@ impl Ledger for SqliteLedger {
         if self.writer.is_finished() {
             return Err(unavailable());
         }
-        timeout(CHECK_TIME_MAX, self.lists.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
+        timeout(CHECK_TIME_MAX, self.signals.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
     }
 
     async fn close(&self) {

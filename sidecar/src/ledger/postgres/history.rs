@@ -1,6 +1,6 @@
 //! History: one event, and pages of them in bounded time whatever the filters are.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sqlx::{PgConnection, Row as _};
 
@@ -10,15 +10,9 @@ use crate::{
     ledger::{
         Error, EventHistory,
         filter::{Cursor, EARLIEST, HistoryFilter, LATEST, Page},
-        spans::{Span, of_hours},
+        spans::{LOOK_MAX, PAGE_TIME_MAX, Span, of_hours},
     },
 };
-
-/// Rows that one statement looks at: some milliseconds' worth.
-const LOOK_MAX: i64 = 20_000;
-/// A page that is not full by then ends where the walk has come to, and the next one goes on: what is rare among millions of
-/// events is found over some pages, none of which takes long.
-const PAGE_TIME_MAX: Duration = Duration::from_millis(500);
 
 impl Reader {
     pub(super) async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {

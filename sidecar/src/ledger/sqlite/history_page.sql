@@ -1,8 +1,9 @@
--- A page of events, newest first, by key set: nothing is skipped or repeated when events come and go.
+-- A part of a page of events, newest first, by key set: nothing is skipped or repeated when events come and go.
 --
--- In:  where the last page ended (time, row), the earliest creation, filters (null: all; states as a JSON array), and
---      the most rows. Every filter is applied along the walk, so a page of a rare type looks at more rows than it returns;
---      hours without the tenant, provider or states are left out before (history_hours.sql).
+-- In:  where the last part ended (time, row), the place that this one ends with (history_boundary.sql), filters (null: all;
+--      states as a JSON array), and the most rows. Every filter is applied along the walk, so that a rare type looks at more
+--      rows than it returns: at those down to that place. Hours without the tenant, provider or states are left out before
+--      (history_hours.sql).
 -- Index: payment_webhook_events_create_time, backwards.
 select
     id, tenant, provider, event_id, event_type, state, attempt_count, attempts_forgiven, duplicate_count, mismatch_count,
@@ -11,10 +12,10 @@ select
     metadata, completion_metadata
 from payment_webhook_events
 where (create_time, id) < (?1, ?2)
-    and create_time >= ?3
-    and (?4 is null or tenant = ?4)
-    and (?5 is null or provider = ?5)
-    and (?6 is null or event_type = ?6)
-    and (?7 is null or state in (select value from json_each(?7)))
+    and (create_time, id) >= (?3, ?4)
+    and (?5 is null or tenant = ?5)
+    and (?6 is null or provider = ?6)
+    and (?7 is null or event_type = ?7)
+    and (?8 is null or state in (select value from json_each(?8)))
 order by create_time desc, id desc
-limit ?8
+limit ?9

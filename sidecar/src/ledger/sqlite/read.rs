@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
@@ -19,8 +19,8 @@ use crate::{
     event::{Key, KeyDigest, State, Time},
     ledger::{
         Error, EventHistory, Replayed,
-        filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
-        spans::{Span, of_hours},
+        filter::{Counts, Cursor, EARLIEST, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
+        spans::{LOOK_MAX, Span, of_hours},
         timings::Timings,
     },
 };
@@ -158,54 +158,78 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
     Ok(Some(EventHistory { event, attempts, resolutions }))
 }
 
-/// Events, newest first.
-pub(super) fn history(conn: &Connection, filter: &HistoryFilter) -> rusqlite::Result<Page> {
-    let end = Cursor { create_time: filter.end_time.unwrap_or(Time(i64::MAX)), row: 0 };
+/// Events, newest first. A page whose time is over ends where it has come to.
+///
+/// The walk of `postgres/history.rs`, but for the order: the end of a part is looked up first, because SQLite would copy whole
+/// rows, with their large bodies, out of a subquery that bounds it.
+pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Duration) -> rusqlite::Result<Page> {
+    let begun = Instant::now();
+    // The end is exclusive: a place before every row that was created at it.
+    let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
     let end = filter.after.map_or(end, |after| after.min(end));
-    let start = filter.start_time.unwrap_or(Time(i64::MIN));
+    let start = filter.start_time.unwrap_or(EARLIEST);
     let states = (!filter.states.is_empty())
         .then(|| serde_json::Value::from_iter(filter.states.iter().map(|state| state.as_str())).to_string());
     let spans = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
         vec![Span { start, end }]
     } else {
         let mut statement = conn.prepare_cached(include_str!("history_hours.sql"))?;
-        let from = Time(start.0.max(0)).hour();
         let hours = statement
-            .query_map(params![filter.tenant, filter.provider, states, from, end.create_time], |row| {
+            .query_map(params![filter.tenant, filter.provider, states, start.hour(), end.create_time], |row| {
                 row.get::<_, Time>(0)
             })?;
         of_hours(hours.collect::<Result<Vec<_>, _>>()?, start, end)
     };
     let page_size = filter.page_size.max(1);
-    let mut statement = conn.prepare_cached(include_str!("history_page.sql"))?;
+    let mut boundary = conn.prepare_cached(include_str!("history_boundary.sql"))?;
+    let mut part = conn.prepare_cached(include_str!("history_page.sql"))?;
     let mut events = Vec::new();
-    for span in spans {
-        // One more tells whether there is another page.
-        let wanted = page_size.saturating_add(1) - events.len();
-        let rows = statement.query_map(
-            params![
-                span.end.create_time,
-                span.end.row,
-                span.start,
-                filter.tenant,
-                filter.provider,
-                filter.event_type,
-                states,
-                i64::try_from(wanted).unwrap_or(i64::MAX),
-            ],
-            rows::event,
-        )?;
-        for row in rows {
-            events.push(row?);
-        }
-        if events.len() > page_size {
-            break;
+    let mut spans = spans.into_iter();
+    while let Some(span) = spans.next() {
+        let mut place = span.end;
+        loop {
+            // One more than the page has: whether there is a next one.
+            let wanted = i64::try_from(page_size.saturating_add(1) - events.len()).unwrap_or(i64::MAX);
+            let last = boundary
+                .query_row(params![place.create_time, place.row, span.start, LOOK_MAX.max(wanted)], |row| {
+                    Ok(Cursor { create_time: row.get(0)?, row: row.get(1)? })
+                })
+                .optional()?;
+            let until = last.unwrap_or(Cursor { create_time: span.start, row: 0 });
+            let rows = part.query_map(
+                params![
+                    place.create_time,
+                    place.row,
+                    until.create_time,
+                    until.row,
+                    filter.tenant,
+                    filter.provider,
+                    filter.event_type,
+                    states,
+                    wanted,
+                ],
+                rows::event,
+            )?;
+            for row in rows {
+                events.push(row?);
+            }
+            if events.len() > page_size {
+                events.truncate(page_size);
+                let next = events.last().map(Cursor::of);
+                return Ok(Page { events, next });
+            }
+            let is_left = last.is_some() || spans.len() > 0;
+            if is_left && begun.elapsed() >= time_max {
+                return Ok(Page { events, next: Some(until) });
+            }
+            match last {
+                Some(last) => place = last,
+                // The stretch is walked to its end.
+                None => break,
+            }
         }
     }
-    let more = events.len() > page_size;
-    events.truncate(page_size);
-    let next = events.last().filter(|_| more).map(Cursor::of);
-    Ok(Page { events, next })
+    Ok(Page { events, next: None })
 }
 
 /// Counts, and what is stuck.

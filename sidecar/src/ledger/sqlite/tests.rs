@@ -519,3 +519,93 @@ async fn replays_are_told_once_each_and_those_before_the_opening_not_at_all() {
     assert_eq!(read(None).await.events, [first, second, third]);
     ledger.close().await;
 }
+
+#[tokio::test]
+async fn listings_hold_up_neither_health_nor_what_waiters_and_caches_have_to_know() {
+    let (_directory, path) = file();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    let (digest, token) = replay(&ledger, "evt_1").await;
+    let (mut listings, mut ends) = (Vec::new(), Vec::new());
+    for _ in 0..settings().readers_max {
+        let (begin, begun) = oneshot::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let readers = Arc::clone(&ledger.lists);
+        listings.push(tokio::spawn(async move {
+            let listing = move |_: &Connection| {
+                begin.send(()).unwrap();
+                let _let_go = ended.recv();
+                Ok(())
+            };
+            readers.read(listing).await
+        }));
+        begun.await.unwrap();
+        ends.push(end);
+    }
+    ledger.check().await.unwrap();
+    assert_eq!(ledger.peek(vec![key("evt_1")]).await.unwrap(), [(key("evt_1"), State::Pending, token)]);
+    let standing = ledger.standing().borrow().clone().unwrap();
+    assert_eq!(ledger.replays(&standing, None).await.unwrap().events, [(digest, token)]);
+    drop(ends);
+    for listing in listings {
+        listing.await.unwrap().unwrap();
+    }
+    ledger.close().await;
+}
+
+/// Fills a file with 50,000 events, one each ten seconds. Every 4,000th is of a rare type; some hours have none of stripe's.
+fn many(path: &Path) {
+    SqliteLedger::migrate(path).unwrap();
+    shell(path)
+        .execute_batch(
+            "insert into payment_webhook_events (
+                id, fencing_token, tenant, provider, event_id, event_type, state, attempt_count, create_time, update_time
+            )
+            with recursive events (n) as (select 1 union all select n + 1 from events where n < 50000)
+            select n, n, 'default', case when n between 20001 and 25000 then 'paypal' else 'stripe' end, 'evt_' || n,
+                case when n % 4000 = 2001 then 'rare' else 'paid' end, 'pending', 0, n * 10000000, n * 10000000
+            from events;
+            insert into payment_webhook_counts (tenant, provider, hour, pending)
+            select tenant, provider, create_time / 3600000000 * 3600000000, count(*)
+            from payment_webhook_events group by 1, 2, 3;",
+        )
+        .unwrap();
+}
+
+/// All pages of a listing, each of which ends after the first part that it has looked at.
+fn hurried(conn: &Connection, mut filter: HistoryFilter) -> Vec<Vec<Event>> {
+    let mut pages = Vec::new();
+    loop {
+        let page = read::history(conn, &filter, Duration::ZERO).unwrap();
+        pages.push(page.events);
+        filter.after = page.next;
+        if page.next.is_none() {
+            return pages;
+        }
+    }
+}
+
+#[test]
+fn a_page_whose_time_is_over_ends_where_it_has_come_to_and_the_next_one_goes_on() {
+    let (_directory, path) = file();
+    many(&path);
+    let conn = shell(&path);
+    let rare: Vec<i64> = (0..12).rev().map(|number| number * 4_000 + 2_001).collect();
+    let of_stripe: Vec<i64> = rare.iter().copied().filter(|row| !(20_001..=25_000).contains(row)).collect();
+    for (provider, rows) in [(None, rare), (Some("stripe".to_owned()), of_stripe)] {
+        let filter =
+            HistoryFilter { provider, event_type: Some("rare".into()), page_size: 100, ..HistoryFilter::default() };
+        let whole = read::history(&conn, &filter, Duration::MAX).unwrap();
+        assert_eq!(whole.events.iter().map(|event| event.row).collect::<Vec<_>>(), rows);
+        assert_eq!(whole.next, None);
+        let pages = hurried(&conn, filter.clone());
+        // A statement looks at 20,000 rows, and some of those that it ends with are among them.
+        assert!((3..=5).contains(&pages.len()) && pages.iter().all(|page| page.len() <= 6), "{pages:?}");
+        assert_eq!(pages.concat(), whole.events, "neither gaps nor repeats");
+        let pages = hurried(&conn, HistoryFilter { page_size: 2, ..filter.clone() });
+        assert!(pages.iter().any(|page| page.len() == 2) && pages.iter().all(|page| page.len() <= 2), "{pages:?}");
+        assert_eq!(pages.concat(), whole.events, "nor where some are full");
+    }
+    let nothing = HistoryFilter { event_type: Some("absent".into()), page_size: 100, ..HistoryFilter::default() };
+    let pages = hurried(&conn, nothing);
+    assert_eq!((pages.len(), pages.concat().len()), (3, 0));
+}
