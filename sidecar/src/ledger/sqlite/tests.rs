@@ -485,6 +485,37 @@ async fn abandoned_claims_are_dropped_and_abandoned_marks_are_done() {
     assert!(batch.flush && batch.close.is_none());
 }
 
+/// As a provider that repeats days of events makes them, which the cache answers.
+#[tokio::test]
+async fn however_many_events_have_duplicates_their_counts_are_written_by_one_flush_and_at_the_end() {
+    let (_directory, path) = file();
+    many(&path);
+    let (queue, writer) = writer(&path);
+    let tally = writer.tally.clone();
+    let count = |events: std::ops::RangeInclusive<i32>| {
+        for number in events {
+            let provider = if (20_001..=25_000).contains(&number) { "paypal" } else { "stripe" };
+            tally.duplicate(&Key { provider: provider.into(), ..key(&format!("evt_{number}")) });
+        }
+    };
+    let written = || -> i64 {
+        shell(&path).query_row("select sum(duplicate_count) from payment_webhook_events", [], |row| row.get(0)).unwrap()
+    };
+    count(1..=20_000);
+    let writer = thread::spawn(move || writer.run());
+    queue.flush();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while tally.is_full() {
+        assert!(std::time::Instant::now() < deadline, "{} keys are left", tally.len());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Nobody asks for these to be written.
+    count(20_001..=50_000);
+    queue.close().await;
+    writer.join().unwrap();
+    assert_eq!((written(), tally.len()), (50_000, 0));
+}
+
 // === reading beside the writer ===
 
 // C7

@@ -7,7 +7,10 @@
 use std::{fs::File, sync::Arc};
 
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 
 use super::{
     clock::Clock,
@@ -69,19 +72,22 @@ impl Writer {
     /// Works until it is told to close, or nobody can ask any more.
     pub(super) fn run(mut self) {
         let mut closing = None;
+        // The last flush has left enough for another: it does not wait for the next second, and no call waits for all of them.
+        let mut goes_on = false;
         while closing.is_none() {
-            let Some(first) = self.ops.blocking_recv() else { break };
-            let batch = self.batch(first);
+            let Some(batch) = self.next(goes_on) else { break };
             closing = batch.close;
             self.calls(batch.calls);
-            if batch.flush || self.tally.is_full() {
-                self.flush();
-            }
+            goes_on = (batch.flush || self.tally.is_full()) && self.flush() && self.tally.is_full();
             if let Ok(step) = self.cleanups.try_recv() {
                 self.cleanup(step);
             }
         }
-        self.flush();
+        // All that was counted until now. With what comes meanwhile there might be no end.
+        let mut due = self.tally.len();
+        while due > 0 && self.flush() {
+            due = due.saturating_sub(Tally::KEYS_MAX);
+        }
         // Whoever asks from here on, or is asking, is told; then the file is free, and only then is it said to be.
         self.ops.close();
         while let Ok(op) = self.ops.try_recv() {
@@ -92,6 +98,20 @@ impl Writer {
             // A caller that has gone away does not want to know.
             let _ = closed.send(());
         }
+    }
+
+    /// What is to be done next: waits for a call, unless there is something to go on with. None when nobody can ask any more.
+    fn next(&mut self, goes_on: bool) -> Option<Batch> {
+        let first = if goes_on {
+            match self.ops.try_recv() {
+                Ok(first) => first,
+                Err(TryRecvError::Empty) => return Some(Batch::default()),
+                Err(TryRecvError::Disconnected) => return None,
+            }
+        } else {
+            self.ops.blocking_recv()?
+        };
+        Some(self.batch(first))
     }
 
     /// The first call and those that came in while the last batch was under way, up to the bound.
@@ -199,23 +219,24 @@ impl Writer {
         }
     }
 
-    /// Writes the counts that are kept in memory.
-    pub(super) fn flush(&mut self) {
+    /// Writes the counts that are kept in memory, as many as one transaction is to have; whether it could.
+    pub(super) fn flush(&mut self) -> bool {
         if self.tally.is_empty() {
-            return;
+            return true;
         }
         let counts = self.tally.take(Tally::KEYS_MAX);
         let written =
             self.within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
-        match written {
+        match &written {
             Ok(()) => {}
             // Whether they were written is unknown. Counted once too little rather than twice.
-            Err(fault @ Fault::Commit(_)) => report(&fault, counts.len()),
+            Err(fault @ Fault::Commit(_)) => report(fault, counts.len()),
             Err(fault) => {
-                report(&fault, counts.len());
+                report(fault, counts.len());
                 self.tally.restore(counts);
             }
         }
+        written.is_ok()
     }
 
     fn cleanup(&mut self, step: CleanupStep) {
