@@ -285,13 +285,15 @@ impl Cache {
             return;
         }
         let Some(entry) = Entry::completed(event) else { return };
+        let life = Micros(self.entry_life.0.saturating_sub(now.since(entry.end_time).0));
+        if life.0 <= 0 {
+            // Cleanup may soon delete the event. The process's own layer asks for no age when it answers: its entries live for a
+            // minute, and the margin is an hour.
+            return;
+        }
         let digest = ticket.digest;
         if let Some(redis) = &self.redis {
-            let age = now.since(event.end_time.unwrap_or(event.update_time));
-            let life = Micros(self.entry_life.0.saturating_sub(age.0));
-            if life.0 > 0 {
-                redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
-            }
+            redis.put(epoch.codec.name(digest), epoch.codec.encode(digest, &entry), life);
         }
         self.keep(epoch, digest, &entry);
     }
@@ -363,6 +365,78 @@ impl Cache {
     pub async fn close(&self) {
         if let Some(redis) = &self.redis {
             redis.close().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    const NOW: Time = Time(1_700_000_000_000_000);
+    const HOUR: Micros = RETENTION_MARGIN;
+
+    fn claim(event_id: &str, claim_id: &str) -> Claim {
+        Claim {
+            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() },
+            event_type: "paid".into(),
+            claim_id: claim_id.into(),
+            holder: String::new(),
+            lock_duration: HOUR,
+            fingerprint: None,
+            metadata: None,
+            payload_digest: None,
+            delivery_id: None,
+            attempts_max: 0,
+            waiting: false,
+        }
+    }
+
+    /// An event that was completed so long ago, as the ledger answers a duplicate of it.
+    fn completed(event_id: &str, age: Micros) -> Claimed {
+        let end_time = NOW.minus(age);
+        let event = Event {
+            state: State::Completed,
+            end_time: Some(end_time),
+            ..Event::inserted(&claim(event_id, "first"), 1, 1, end_time)
+        };
+        Claimed { decision: Decision::AlreadyCompleted, granted: false, event, payload_changed: false, now: NOW }
+    }
+
+    /// A cache that has read what was replayed, and will not for long.
+    fn cache(retention_min: Duration) -> Cache {
+        let standing = Standing { identity: "here".into(), generation: 1, cache_key: [7].as_slice().into() };
+        let (_, standing) = watch::channel(Some(standing));
+        let cache = Cache::new(&CacheSettings { retention_min, ..CacheSettings::default() }, standing).unwrap();
+        let reading = cache.reading().unwrap();
+        cache.read(&reading, Replayed { now: NOW, events: Vec::new(), floor: 0, bookmark: None });
+        cache
+    }
+
+    /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has deleted.
+    #[test]
+    fn an_event_that_cleanup_may_delete_soon_is_not_kept_in_memory() {
+        let day = Micros::DAY;
+        for (event_id, age, is_kept) in [
+            ("new", Micros(0), true),
+            ("of_an_hour", HOUR, true),
+            ("almost", Micros(6 * day.0 - HOUR.0 - 1), true),
+            ("at_the_margin", Micros(6 * day.0 - HOUR.0), false),
+            ("at_the_end", Micros(6 * day.0), false),
+            ("old", Micros(30 * day.0), false),
+        ] {
+            let cache = cache(Duration::from_secs(6 * 86_400));
+            let look_up = |claim_id| {
+                let claim = claim(event_id, claim_id);
+                let (found, ticket) = cache.look_up(&claim).now_or_never().expect("nobody else is asked");
+                (found.is_some(), ticket)
+            };
+            let (found, ticket) = look_up("second");
+            assert!(!found, "{event_id}");
+            cache.told(&ticket, &completed(event_id, age));
+            assert_eq!(look_up("third").0, is_kept, "{event_id}");
         }
     }
 }
