@@ -100,10 +100,14 @@ impl Seat {
         self.changed.clone().notified_owned()
     }
 
-    /// Tells what the caller knows of the event.
+    /// Tells what the caller knows of the event. Where others know something else, it has changed since one of them asked: all are
+    /// woken here and ask once more, for the net compares with what was seen last and would find nothing to tell them.
     pub(super) fn saw(&self, event: &Event) {
         if let Some(waited) = self.waiters.lock().by_digest.get_mut(&self.digest) {
-            waited.seen = Some((event.state, event.fencing_token));
+            let seen = (event.state, event.fencing_token);
+            if waited.seen.replace(seen).is_some_and(|before| before != seen) {
+                waited.changed.notify_waiters();
+            }
         }
     }
 }
@@ -118,5 +122,51 @@ impl Drop for Seat {
                 events.by_digest.remove(&self.digest);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::event::{Claim, Micros, Time};
+
+    /// An event that is held under a token.
+    fn held(fencing_token: i64) -> Event {
+        let claim = Claim {
+            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() },
+            event_type: "paid".into(),
+            claim_id: "claim".into(),
+            holder: String::new(),
+            lock_duration: Micros(1),
+            fingerprint: None,
+            metadata: None,
+            payload_digest: None,
+            delivery_id: None,
+            attempts_max: 0,
+            waiting: true,
+        };
+        Event::inserted(&claim, 1, fencing_token, Time(1))
+    }
+
+    #[test]
+    fn what_one_waiter_sees_hides_no_change_from_another() {
+        let waiters = Arc::new(Waiters::new(2));
+        let (before, after) = (held(1), held(2));
+        let (first, second) = (waiters.enter(&before.key).unwrap(), waiters.enter(&before.key).unwrap());
+        let woken = first.woken();
+        first.saw(&before);
+        second.saw(&before);
+        assert!(woken.now_or_never().is_none(), "both have seen the same");
+        // Taken over by another process, whose notification is lost: the second asks again and finds it so.
+        let woken = first.woken();
+        second.saw(&after);
+        assert!(woken.now_or_never().is_some());
+        // The net has nothing more to tell, and neither do they when they ask again.
+        let woken = first.woken();
+        first.saw(&after);
+        waiters.compare(&KeyDigest::of(&after.key), after.state, after.fencing_token);
+        assert!(woken.now_or_never().is_none(), "it is known to all");
     }
 }
