@@ -8,6 +8,7 @@ mod framing;
 mod listener;
 mod scan;
 mod shares;
+mod unstalled;
 mod watched;
 
 use std::{
@@ -43,6 +44,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use unstalled::Unstalled;
 use watched::{Seen, Watched};
 
 use crate::{
@@ -366,6 +368,7 @@ impl<M> Worker<M> {
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(peer = %address, %error, "cannot set TCP_NODELAY");
                 }
+                let stream = Unstalled::new(stream, self.options.write_timeout);
                 let mut peer = Peer { address: Some(address), certificate: None };
                 let Some(tls) = self.options.tls.clone() else { return self.speak(stream, peer, place).await };
                 let handshake = tokio::select! {
@@ -381,6 +384,7 @@ impl<M> Worker<M> {
                 }
             }
             Accepted::Unix(stream) => {
+                let stream = Unstalled::new(stream, self.options.write_timeout);
                 let peer = Peer { address: None, certificate: None };
                 self.speak(Box::new(stream) as Box<dyn Stream>, peer, place).await;
             }
@@ -403,7 +407,7 @@ impl<M> Worker<M> {
         let service = service(&peer);
         match &options.protocol {
             Protocol::Http1(limits) => {
-                let io = TokioIo::new(Watched::http1(stream, seen.clone(), options.write_timeout));
+                let io = TokioIo::new(Watched::http1(stream, seen.clone()));
                 let service = Framed::new(service, seen.clone());
                 let connection = http1::Builder::new()
                     // Without a timer the time-out is skipped silently.
@@ -417,7 +421,7 @@ impl<M> Worker<M> {
                 watch.drive(connection, &peer, &shutdown, &cut).await;
             }
             Protocol::Http2(limits) => {
-                let io = TokioIo::new(Watched::http2(stream, seen.clone(), options.write_timeout));
+                let io = TokioIo::new(Watched::http2(stream, seen.clone()));
                 let clock = Clock::new();
                 let connection = http2::Builder::new(TokioExecutor::new())
                     .timer(clock.clone())

@@ -101,7 +101,7 @@ mod tests {
         });
         let seen = Arc::new(Seen::default());
         let pieces = Pieces(pieces.filter(|piece| !piece.is_empty()).map(<[u8]>::to_vec).collect());
-        let stream = Watched::http1(pieces, seen.clone(), Duration::from_secs(10));
+        let stream = Watched::http1(pieces, seen.clone());
         let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), Framed::new(service, seen));
         tokio::time::timeout(Duration::from_secs(10), connection).await.expect("the last request closes").unwrap();
         let found = found.lock().unwrap();

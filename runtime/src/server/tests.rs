@@ -3,6 +3,7 @@ use std::{convert::Infallible, net::Ipv4Addr, num::NonZeroUsize};
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
@@ -12,7 +13,10 @@ use tokio::{
 };
 
 use super::*;
-use crate::written::Written;
+use crate::{
+    tls::{ClientTls, ClientTlsFiles, ServerTlsFiles},
+    written::Written,
+};
 
 /// No wait in these tests should take longer; a failure then says so instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -359,4 +363,62 @@ async fn a_peer_that_never_reads_is_cut() {
     drop(next);
     shutdown.cancel();
     timeout(PATIENCE, served).await.unwrap().unwrap();
+}
+
+/// A listener's TLS, and that of a client who believes it.
+fn tls() -> (ServerTls, ClientTls) {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        path
+    };
+    let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (certificate, key) = (write("cert", own.cert.pem()), write("key", own.signing_key.serialize_pem()));
+    let client = ClientTls::read(&ClientTlsFiles { ca: Some(certificate.clone()), identity: None }, &[]).unwrap();
+    (ServerTls::read(&ServerTlsFiles { certificate, key, client_ca: None }, &[]).unwrap(), client)
+}
+
+/// TLS takes up to 64 KiB from hyper before it waits for the peer, in a flush or at the end of the connection: answers that fit
+/// into that, and no longer into the buffers of the kernels.
+#[tokio::test]
+async fn w15_a_peer_that_never_reads_is_cut_with_tls_as_well() {
+    const REQUESTS: usize = 15;
+    let (tls, client) = tls();
+    let name = ServerName::try_from("localhost").unwrap();
+    for last in [GET, "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"] {
+        let socket = TcpSocket::new_v4().unwrap();
+        // Those of the connections. With that of the client, some 12 KiB of answers are under way.
+        socket.set_send_buffer_size(4 << 10).unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(16).unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = service_fn(async |_: Request<Incoming>| {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(&[0; 4 << 10]))))
+        });
+        let options = Options {
+            write_timeout: Duration::from_millis(200),
+            connections_max: 1,
+            tls: Some(tls.clone()),
+            ..Options::http1(Duration::from_secs(1))
+        };
+        let shutdown = CancellationToken::new();
+        let served = tokio::spawn(serve(listener, service, options, shutdown.clone()));
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        let mut deaf = client.connect(name.clone(), socket.connect(address).await.unwrap()).await.unwrap();
+        deaf.write_all(format!("{}{last}", GET.repeat(REQUESTS - 1)).as_bytes()).await.unwrap();
+        deaf.flush().await.unwrap();
+        // There is one place, and it comes free.
+        let next = TcpStream::connect(address).await.unwrap();
+        let served_next = async {
+            let mut next = client.connect(name.clone(), next).await.unwrap();
+            next.write_all(GET.as_bytes()).await.unwrap();
+            next.read_u8().await.unwrap();
+        };
+        timeout(PATIENCE, served_next).await.expect("the place comes free");
+        drop(deaf);
+        shutdown.cancel();
+        timeout(PATIENCE, served).await.unwrap().unwrap();
+    }
 }

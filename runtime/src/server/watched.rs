@@ -1,23 +1,17 @@
-//! A stream that is watched: as it is read, whether anything came, and which heads went by; as it is written, whether the
-//! peer takes anything.
+//! A stream that is watched as it is read: whether anything came, and which heads went by.
 
 use std::{
     collections::VecDeque,
-    future::Future as _,
     io,
     pin::Pin,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
-    time::Duration,
+    task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Sleep, sleep},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Framing, Scan};
 
@@ -50,32 +44,17 @@ pub(super) struct Watched<T> {
     stream: T,
     seen: std::sync::Arc<Seen>,
     scan: Option<Scan>,
-    write_timeout: Duration,
-    /// Runs while a write waits for the peer.
-    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 impl<T> Watched<T> {
     /// Counts bytes and looks at heads.
-    pub(super) fn http1(stream: T, seen: std::sync::Arc<Seen>, write_timeout: Duration) -> Self {
-        Self { stream, seen, scan: Some(Scan::default()), write_timeout, stalled: None }
+    pub(super) fn http1(stream: T, seen: std::sync::Arc<Seen>) -> Self {
+        Self { stream, seen, scan: Some(Scan::default()) }
     }
 
     /// Counts bytes. In HTTP/2 lengths are framed and headers are not lines.
-    pub(super) fn http2(stream: T, seen: std::sync::Arc<Seen>, write_timeout: Duration) -> Self {
-        Self { stream, seen, scan: None, write_timeout, stalled: None }
-    }
-
-    /// What came of a write, unless the peer has taken nothing for too long: then an error, which ends the connection.
-    fn unless_stalled<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let limit = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(limit)));
-        ready!(stalled.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    pub(super) fn http2(stream: T, seen: std::sync::Arc<Seen>) -> Self {
+        Self { stream, seen, scan: None }
     }
 }
 
@@ -97,13 +76,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
-        this.unless_stalled(cx, written)
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Of a socket it does nothing, so that it says nothing about the peer.
         Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
@@ -116,9 +92,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        let written = Pin::new(&mut this.stream).poll_write_vectored(cx, bufs);
-        this.unless_stalled(cx, written)
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -10,7 +10,7 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
@@ -112,11 +112,14 @@ impl ServerTls {
     /// # Errors
     ///
     /// A client that takes too long, speaks no TLS, or shows no certificate that will do.
-    pub async fn accept(
+    pub async fn accept<T>(
         &self,
-        stream: TcpStream,
+        stream: T,
         limit: Duration,
-    ) -> Result<(TlsStream<TcpStream>, Option<ClientCertificate>), HandshakeError> {
+    ) -> Result<(TlsStream<T>, Option<ClientCertificate>), HandshakeError>
+    where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
         let deadline = Instant::now() + limit;
         let turn = timeout_at(deadline, self.handshakes.acquire()).await;
         let _turn = turn.map_err(|_| HandshakeError::TimedOut)?;
