@@ -106,6 +106,46 @@ async fn a_client_that_says_nothing_is_sent_away_in_time() {
     assert!(matches!(ended, Err(HandshakeError::TimedOut)));
 }
 
+/// Whoever connects and says nothing costs others nothing (W15), however many they are.
+#[tokio::test]
+async fn w15_silent_peers_keep_nobody_from_a_handshake() {
+    const SILENT: usize = 200;
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("spiffe://test/server");
+    let files = ServerTlsFiles {
+        certificate: write(directory.path(), "cert", &certificate),
+        key: write(directory.path(), "key", &key),
+        client_ca: None,
+    };
+    let server = ServerTls::read(&files, &[]).unwrap();
+    let ca = write(directory.path(), "ca", &authority.pem);
+    let client = ClientTls::read(&ClientTlsFiles { ca: Some(ca), identity: None }, &[]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..SILENT {
+        let peer = TcpStream::connect(address).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let server = server.clone();
+        silent.push((peer, tokio::spawn(async move { server.accept(stream, PATIENCE * 100).await.is_ok() })));
+    }
+    // Each of them has been waited for once.
+    tokio::task::yield_now().await;
+    let calling = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        client.connect(ServerName::try_from("localhost").unwrap(), stream).await
+    };
+    let answering = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        server.accept(stream, PATIENCE).await
+    };
+    let (called, answered) = tokio::join!(calling, answering);
+    answered.expect("its own handshake in its own time");
+    called.unwrap();
+    assert!(silent.iter().all(|(_, waiting)| !waiting.is_finished()), "the others still have theirs");
+}
+
 #[test]
 fn t52_what_cannot_work_is_said_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
