@@ -1,8 +1,14 @@
-//! Reading bodies of strangers: bounded in bytes each, in bytes all together, and in time (W11, W12).
+//! Reading bodies of strangers: bounded in bytes each, in bytes all together and by source, and in time (W11, W12, W15).
 //!
-//! hyper bounds neither size nor time of a body.
+//! hyper bounds neither size nor time of a body. A body that never ends costs its sender nothing: it fails no signature (W14),
+//! and holds its bytes until a time-out. So of what is not verified yet nobody holds more than a share.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
@@ -12,7 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::config::BodyLimits;
+use crate::{config::BodyLimits, failures::Source};
 
 /// What the budget counts in: a semaphore holds at most 2^61 permits, and a permit a byte would be pedantic.
 const KIB: usize = 1024;
@@ -22,11 +28,17 @@ const KIB: usize = 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     kib: Arc<Semaphore>,
+    /// None: sources cannot be told apart.
+    unverified: Option<Arc<Unverified>>,
 }
 
 impl Budget {
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self { kib: Arc::new(Semaphore::new(bytes / KIB)) }
+    pub(crate) fn new(limits: &BodyLimits) -> Self {
+        let unverified = |bytes: usize| Arc::new(Unverified { kib_max: bytes.div_ceil(KIB), kib: Mutex::default() });
+        Self {
+            kib: Arc::new(Semaphore::new(limits.budget_bytes / KIB)),
+            unverified: limits.bytes_per_source.map(unverified),
+        }
     }
 
     /// What is left, in KiB.
@@ -34,46 +46,112 @@ impl Budget {
         self.kib.available_permits()
     }
 
-    fn reserve(&self) -> Reservation {
-        Reservation { budget: self.kib.clone(), held: None }
+    fn reserve(&self, source: Option<Source>) -> Reservation {
+        let share = |(unverified, source): (&Arc<Unverified>, Source)| Share::of(unverified.clone(), source);
+        Reservation { budget: self.kib.clone(), held: None, share: self.unverified.as_ref().zip(source).map(share) }
     }
 }
 
-/// A share of the budget, given back when dropped.
+/// What each source holds of bodies that are not verified yet.
+#[derive(Debug)]
+struct Unverified {
+    kib_max: usize,
+    /// As many entries as there are such bodies, at most.
+    kib: Mutex<HashMap<Source, usize>>,
+}
+
+impl Unverified {
+    fn kib(&self) -> MutexGuard<'_, HashMap<Source, usize>> {
+        // A count is changed in one step.
+        self.kib.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body's part of its source's share. Given back when dropped.
+#[derive(Debug)]
+struct Share {
+    unverified: Arc<Unverified>,
+    source: Source,
+    kib: usize,
+}
+
+impl Share {
+    fn of(unverified: Arc<Unverified>, source: Source) -> Self {
+        Self { unverified, source, kib: 0 }
+    }
+
+    /// So much more; false when that is over the share.
+    fn take(&mut self, kib: usize) -> bool {
+        let mut held = self.unverified.kib();
+        let all = held.get(&self.source).copied().unwrap_or(0).saturating_add(kib);
+        if all > self.unverified.kib_max {
+            return false;
+        }
+        held.insert(self.source, all);
+        drop(held);
+        self.kib += kib;
+        true
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if self.kib == 0 {
+            return;
+        }
+        let mut held = self.unverified.kib();
+        if let Some(all) = held.get_mut(&self.source) {
+            *all -= self.kib;
+            if *all == 0 {
+                held.remove(&self.source);
+            }
+        }
+    }
+}
+
+/// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<Semaphore>,
     held: Option<OwnedSemaphorePermit>,
+    /// None: of nobody's.
+    share: Option<Share>,
 }
 
 impl Reservation {
-    /// Covers `bytes` in all; false when the budget does not.
-    fn cover(&mut self, bytes: usize) -> bool {
+    /// Covers `bytes` in all, unless the source or the budget does not have them.
+    fn cover(&mut self, bytes: usize) -> Result<(), Stopped> {
         let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let missing = bytes.div_ceil(KIB).saturating_sub(held);
         if missing == 0 {
-            return true;
+            return Ok(());
         }
-        let Ok(missing) = u32::try_from(missing) else { return false };
-        match self.budget.clone().try_acquire_many_owned(missing) {
-            Ok(more) => {
-                match &mut self.held {
-                    Some(held) => held.merge(more),
-                    None => self.held = Some(more),
-                }
-                true
-            }
-            Err(_) => false,
+        let permits = u32::try_from(missing).map_err(|_| Stopped::OverBudget)?;
+        if self.share.as_mut().is_some_and(|share| !share.take(missing)) {
+            return Err(Stopped::OverShare);
         }
+        let more = self.budget.clone().try_acquire_many_owned(permits).map_err(|_| Stopped::OverBudget)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
     }
 }
 
-/// A body in memory, with its share of the budget.
+/// A body in memory, with its part of the budget.
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
     /// Held for as long as the bytes are.
-    _reservation: Reservation,
+    reservation: Reservation,
+}
+
+impl Received {
+    /// It is genuine: no longer of its source's share. A provider may have one address, and the application its time.
+    pub(crate) fn verified(&mut self) {
+        self.reservation.share = None;
+    }
 }
 
 /// Why a body was not read to its end.
@@ -83,19 +161,26 @@ pub(crate) enum Stopped {
     TooLarge,
     /// The budget is used up.
     OverBudget,
+    /// Its source holds as much as it may.
+    OverShare,
     /// Too slow.
     TimedOut,
     /// The sender went away, or its framing is broken.
     Broken,
 }
 
-/// Reads `body` as a whole. One that arrives in one piece is not copied. Cancel-safe in so far as nothing is lost but
-/// what was read.
-pub(crate) async fn read<B>(body: &mut B, limits: &BodyLimits, budget: &Budget) -> Result<Received, Stopped>
+/// Reads `body` as a whole, on the share of `source`, where there is one. One that arrives in one piece is not copied.
+/// Cancel-safe in so far as nothing is lost but what was read.
+pub(crate) async fn read<B>(
+    body: &mut B,
+    limits: &BodyLimits,
+    budget: &Budget,
+    source: Option<Source>,
+) -> Result<Received, Stopped>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut reservation = budget.reserve();
+    let mut reservation = budget.reserve(source);
     let started = Instant::now();
     let whole = started + limits.timeout;
     let mut deadline = whole.min(started + limits.first_byte_timeout);
@@ -115,9 +200,7 @@ where
         if length > limits.bytes_max {
             return Err(Stopped::TooLarge);
         }
-        if !reservation.cover(length) {
-            return Err(Stopped::OverBudget);
-        }
+        reservation.cover(length)?;
         match &mut joined {
             Some(joined) => joined.extend_from_slice(&data),
             None if first.is_empty() => first = data,
@@ -131,7 +214,7 @@ where
         }
     }
     let bytes = joined.map_or(first, BytesMut::freeze);
-    Ok(Received { bytes, _reservation: reservation })
+    Ok(Received { bytes, reservation })
 }
 
 /// Reads and forgets what a refused request still sends, up to `bytes_max` and for at most `limit`. Closing a connection
@@ -191,59 +274,100 @@ mod tests {
     const LIMITS: BodyLimits = BodyLimits {
         bytes_max: 4 * KIB,
         budget_bytes: 8 * KIB,
+        bytes_per_source: None,
         timeout: Duration::from_secs(5),
         first_byte_timeout: Duration::from_secs(2),
     };
 
     #[tokio::test]
     async fn one_piece_is_not_copied_and_several_are_joined() {
-        let budget = Budget::new(LIMITS.budget_bytes);
+        let budget = Budget::new(&LIMITS);
         let whole = Bytes::from_static(b"hello");
-        let received = read(&mut Full::new(whole.clone()), &LIMITS, &budget).await.unwrap();
+        let received = read(&mut Full::new(whole.clone()), &LIMITS, &budget, None).await.unwrap();
         assert_eq!(received.bytes.as_ptr(), whole.as_ptr());
         let (sender, mut body) = pieces(&[b"he", b"", b"ll", b"o"]);
         drop(sender);
-        assert_eq!(read(&mut body, &LIMITS, &budget).await.unwrap().bytes, "hello");
-        assert!(read(&mut Full::new(Bytes::new()), &LIMITS, &budget).await.unwrap().bytes.is_empty());
+        assert_eq!(read(&mut body, &LIMITS, &budget, None).await.unwrap().bytes, "hello");
+        assert!(read(&mut Full::new(Bytes::new()), &LIMITS, &budget, None).await.unwrap().bytes.is_empty());
     }
 
     #[tokio::test]
     async fn the_limit_is_exact_however_the_body_is_cut() {
-        let budget = Budget::new(LIMITS.budget_bytes);
+        let budget = Budget::new(&LIMITS);
         static EXACT: [u8; 4 * KIB] = [7; 4 * KIB];
-        assert_eq!(read(&mut Full::from(&EXACT[..]), &LIMITS, &budget).await.unwrap().bytes.len(), 4 * KIB);
+        assert_eq!(read(&mut Full::from(&EXACT[..]), &LIMITS, &budget, None).await.unwrap().bytes.len(), 4 * KIB);
         let (sender, mut body) = pieces(&[&EXACT, b"x"]);
-        assert_eq!(read(&mut body, &LIMITS, &budget).await.unwrap_err(), Stopped::TooLarge);
+        assert_eq!(read(&mut body, &LIMITS, &budget, None).await.unwrap_err(), Stopped::TooLarge);
         drop(sender);
         assert_eq!(budget.left_kib(), 8, "all given back");
     }
 
     #[tokio::test]
     async fn the_budget_counts_what_is_held_and_gets_it_back() {
-        let budget = Budget::new(LIMITS.budget_bytes);
+        let budget = Budget::new(&LIMITS);
         static PIECE: [u8; 3 * KIB] = [7; 3 * KIB];
-        let first = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget).await.unwrap();
-        let second = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget).await.unwrap();
+        let first = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, None).await.unwrap();
+        let second = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, None).await.unwrap();
         assert_eq!(budget.left_kib(), 2);
-        let over = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget).await.unwrap_err();
+        let over = read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, None).await.unwrap_err();
         assert_eq!(over, Stopped::OverBudget);
         drop(first);
-        assert!(read(&mut Full::from(&PIECE[..]), &LIMITS, &budget).await.is_ok());
+        assert!(read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, None).await.is_ok());
         drop(second);
         assert_eq!(budget.left_kib(), 8);
+    }
+
+    #[tokio::test]
+    async fn w15_of_what_is_not_verified_a_source_holds_its_share() {
+        static PIECE: [u8; 2 * KIB] = [7; 2 * KIB];
+        let budget = Budget::new(&BodyLimits { bytes_per_source: Some(4 * KIB), budget_bytes: 64 * KIB, ..LIMITS });
+        let source = |last: u8| Some(Source::of([192, 0, 2, last].into()));
+        let read = async |source| read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, source).await;
+        let first = read(source(1)).await.unwrap();
+        let mut second = read(source(1)).await.unwrap();
+        assert_eq!(read(source(1)).await.unwrap_err(), Stopped::OverShare);
+        let other = read(source(2)).await.expect("somebody else's share is untouched");
+        let nobodys: Vec<_> = vec![read(None).await.unwrap(), read(None).await.unwrap(), read(None).await.unwrap()];
+        assert_eq!(budget.left_kib(), 64 - 12, "what was refused is given back");
+        drop(first);
+        let third = read(source(1)).await.expect("one has gone");
+        assert_eq!(read(source(1)).await.unwrap_err(), Stopped::OverShare);
+        second.verified();
+        let fourth = read(source(1)).await.expect("one is genuine");
+        assert_eq!(read(source(1)).await.unwrap_err(), Stopped::OverShare);
+        assert_eq!(budget.left_kib(), 64 - 14, "which still takes room");
+        drop((second, third, fourth, other, nobodys));
+        assert_eq!(budget.left_kib(), 64);
+        assert!(budget.unverified.unwrap().kib().is_empty(), "nothing is kept of who has gone");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn w15_a_body_that_never_ends_gives_its_part_of_a_share_back() {
+        let budget = Budget::new(&BodyLimits { bytes_per_source: Some(4 * KIB), ..LIMITS });
+        let source = Some(Source::of([192, 0, 2, 1].into()));
+        static PIECE: [u8; 3 * KIB] = [7; 3 * KIB];
+        for _ in 0..3 {
+            let (_stalled, mut body) = pieces(&[&PIECE]);
+            assert_eq!(read(&mut body, &LIMITS, &budget, source).await.unwrap_err(), Stopped::TimedOut);
+        }
+        // Where the budget is what is missing, a part of the share was taken already.
+        let room = budget.kib.clone().try_acquire_many_owned(6).unwrap();
+        assert_eq!(read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, source).await.unwrap_err(), Stopped::OverBudget);
+        drop(room);
+        assert!(budget.unverified.unwrap().kib().is_empty());
     }
 
     // T35
     #[tokio::test(start_paused = true)]
     async fn slow_bodies_are_given_up() {
-        let budget = Budget::new(LIMITS.budget_bytes);
+        let budget = Budget::new(&LIMITS);
         let begun = Instant::now();
         let (_silent, mut body) = pieces(&[]);
-        assert_eq!(read(&mut body, &LIMITS, &budget).await.unwrap_err(), Stopped::TimedOut);
+        assert_eq!(read(&mut body, &LIMITS, &budget, None).await.unwrap_err(), Stopped::TimedOut);
         assert_eq!(begun.elapsed().as_secs(), 2, "the first byte has its own deadline");
         let begun = Instant::now();
         let (_stalled, mut body) = pieces(&[b"x"]);
-        assert_eq!(read(&mut body, &LIMITS, &budget).await.unwrap_err(), Stopped::TimedOut);
+        assert_eq!(read(&mut body, &LIMITS, &budget, None).await.unwrap_err(), Stopped::TimedOut);
         assert_eq!(begun.elapsed().as_secs(), 5);
     }
 }

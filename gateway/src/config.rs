@@ -293,7 +293,8 @@ pub struct Options {
 
     /// The bytes of all bodies held at once; beyond it requests get 503
     ///
-    /// The pod's memory limit has to be larger.
+    /// The pod's memory limit has to be larger. Of bodies that are not verified yet one source has a quarter at most, and the
+    /// largest body at least, wherever sources are told apart (GATEWAY_TRUSTED_HOPS, GATEWAY_CONNECTIONS_PER_ADDRESS).
     #[arg(long, env = "GATEWAY_BODY_BUDGET", value_name = "SIZE", default_value = "64MiB", value_parser = byte_size)]
     pub gateway_body_budget: u64,
 
@@ -324,7 +325,8 @@ pub struct Options {
     ///
     /// An IPv4 address, or the first 64 bits of an IPv6 address. By default there is no limit behind proxies of your own
     /// (GATEWAY_TRUSTED_HOPS), whose address everybody has, and never one for this machine. 0 where a balancer without
-    /// X-Forwarded-For hides who connects.
+    /// X-Forwarded-For hides who connects: there, without GATEWAY_TRUSTED_HOPS, no source is held to a quarter of
+    /// GATEWAY_BODY_BUDGET either.
     #[arg(long, env = "GATEWAY_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER")]
     pub gateway_connections_per_address: Option<usize>,
 
@@ -501,6 +503,8 @@ pub(crate) struct HttpLimits {
 pub(crate) struct BodyLimits {
     pub(crate) bytes_max: usize,
     pub(crate) budget_bytes: usize,
+    /// Of what is not verified yet; None: sources cannot be told apart.
+    pub(crate) bytes_per_source: Option<usize>,
     pub(crate) timeout: Duration,
     pub(crate) first_byte_timeout: Duration,
 }

@@ -4,8 +4,11 @@
 //! (a NAT, a proxy in front of us). So nothing is ever refused for what others did before: a request is verified, and only
 //! one that failed is held to the limit. Beyond it the answer is 429, nothing more is read of the request, its connection
 //! is closed and no line is logged.
+//!
+//! What others do at this moment is another matter: room for bodies is bounded by source as well ([`crate::body`]).
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
@@ -39,6 +42,29 @@ impl Source {
     }
 }
 
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Who sent a request, as far as that can be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// None: a Unix socket.
+    pub(crate) source: Option<Source>,
+    /// Whether it may be everybody: a process of this machine, which a proxy may be, or one of our own proxies that did not
+    /// say what it saw.
+    pub(crate) shared: bool,
+}
+
+impl Origin {
+    /// The source, unless it may be everybody.
+    pub(crate) fn alone(self) -> Option<Source> {
+        self.source.filter(|_| !self.shared)
+    }
+}
+
 /// A route, as long as the gateway lives, and a source, unless it is not known (a Unix socket).
 type Key = (usize, Option<Source>);
 
@@ -56,12 +82,12 @@ impl Failures {
 
     /// Counts a failure; when it is one too many, how long until the next may fail.
     pub(crate) fn add(&self, route: &Arc<Route>, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Duration> {
-        self.add_at(Arc::as_ptr(route).addr(), self.source(headers, peer))
+        self.add_at(Arc::as_ptr(route).addr(), self.origin(headers, peer).source)
     }
 
-    /// Who sent a request, as far as that can be told.
-    pub(crate) fn source(&self, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Source> {
-        source(headers, peer, self.trusted_hops)
+    /// Who sent a request.
+    pub(crate) fn origin(&self, headers: &HeaderMap, peer: Option<SocketAddr>) -> Origin {
+        origin(headers, peer, self.trusted_hops)
     }
 
     fn add_at(&self, route: usize, source: Option<Source>) -> Option<Duration> {
@@ -71,15 +97,18 @@ impl Failures {
 
 /// Who sent a request: the socket's peer, or what the outermost proxy of our own saw. What stands before that in the header
 /// was written by strangers.
-fn source(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) -> Option<Source> {
+fn origin(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) -> Origin {
     let forwarded = || {
         let values = headers.get_all("x-forwarded-for");
         let all: Vec<&str> =
             values.iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',')).collect();
         address(all.get(all.len().checked_sub(trusted_hops)?)?.trim())
     };
-    let address = if trusted_hops == 0 { None } else { forwarded() };
-    address.or(peer.map(|peer| peer.ip())).map(Source::of)
+    let forwarded = if trusted_hops == 0 { None } else { forwarded() };
+    let proxied = trusted_hops > 0 && forwarded.is_none();
+    let address = forwarded.or(peer.map(|peer| peer.ip()));
+    let shared = proxied || address.is_some_and(|address| address.to_canonical().is_loopback());
+    Origin { source: address.map(Source::of), shared }
 }
 
 /// An address, with or without a port.
@@ -91,13 +120,16 @@ fn address(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
-    fn seen(forwarded: &[&'static str], hops: usize) -> String {
+    fn seen_from(peer: [u8; 4], forwarded: &[&'static str], hops: usize) -> Origin {
         let mut headers = HeaderMap::new();
         for value in forwarded {
             headers.append("x-forwarded-for", http::HeaderValue::from_static(value));
         }
-        let peer = Some(([10, 0, 0, 9], 1234).into());
-        source(&headers, peer, hops).unwrap().0.to_string()
+        origin(&headers, Some((peer, 1234).into()), hops)
+    }
+
+    fn seen(forwarded: &[&'static str], hops: usize) -> String {
+        seen_from([10, 0, 0, 9], forwarded, hops).source.unwrap().to_string()
     }
 
     #[test]
@@ -113,6 +145,24 @@ mod tests {
         assert_eq!(seen(&["1.1.1.1"], 2), "10.0.0.9");
         assert_eq!(seen(&["unknown"], 1), "10.0.0.9");
         assert_eq!(seen(&[], 1), "10.0.0.9");
+    }
+
+    #[test]
+    fn w15_a_source_that_may_be_everybody_is_told_from_one_that_is_alone() {
+        let alone = |peer, forwarded: &[&'static str], hops| seen_from(peer, forwarded, hops).alone().is_some();
+        assert!(alone([192, 0, 2, 1], &[], 0), "as connections are counted");
+        assert!(alone([10, 0, 0, 9], &["6.6.6.6, 192.0.2.1"], 1));
+        assert!(alone([127, 0, 0, 1], &["192.0.2.1"], 1), "a proxy on this machine says who it is");
+        // Our own proxy, which stands for everybody, with no word, too few or rubbish of what it saw.
+        assert!(!alone([10, 0, 0, 9], &[], 1));
+        assert!(!alone([10, 0, 0, 9], &["192.0.2.1"], 2));
+        assert!(!alone([10, 0, 0, 9], &["unknown"], 1));
+        // This machine.
+        assert!(!alone([127, 0, 0, 2], &[], 0));
+        for own in ["127.0.0.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(!alone([10, 0, 0, 9], &[own], 1), "{own}");
+        }
+        assert_eq!(origin(&HeaderMap::new(), None, 0).alone(), None, "a Unix socket");
     }
 
     #[test]

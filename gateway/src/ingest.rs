@@ -17,7 +17,7 @@ use crate::{
     body::{self, Budget, Stopped},
     config::BodyLimits,
     delivery::Event,
-    failures::{FailureLimits, Failures},
+    failures::{FailureLimits, Failures, Origin},
     metrics::Metrics,
     providers::Refusal,
     route::Route,
@@ -34,6 +34,7 @@ pub(crate) struct Ingest {
     budget: Budget,
     metrics: Arc<Metrics>,
     refusals: Throttle,
+    shares: Throttle,
     failures: Failures,
 }
 
@@ -41,9 +42,10 @@ impl Ingest {
     pub(crate) fn new(limits: BodyLimits, failures: FailureLimits, metrics: Arc<Metrics>) -> Self {
         Self {
             limits,
-            budget: Budget::new(limits.budget_bytes),
+            budget: Budget::new(&limits),
             metrics,
             refusals: Throttle::default(),
+            shares: Throttle::default(),
             failures: Failures::new(failures),
         }
     }
@@ -104,18 +106,25 @@ impl Ingest {
             .provider
             .begin(&parts.headers)
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, early))?;
-        let received = body::read(body, &self.limits, &self.budget).await.map_err(|stopped| match stopped {
+        let origin = self.failures.origin(&parts.headers, peer);
+        let read = body::read(body, &self.limits, &self.budget, origin.alone()).await;
+        let mut received = read.map_err(|stopped| match stopped {
             Stopped::TooLarge => (Answer::TooLarge, Unread::Rest),
             Stopped::OverBudget => (Answer::Overloaded, Unread::Rest),
+            Stopped::OverShare => {
+                self.report_share(origin);
+                (Answer::Overloaded, Unread::Rest)
+            }
             Stopped::TimedOut => (Answer::TooSlow, Unread::Nothing),
             Stopped::Broken => (Answer::MalformedRequest, Unread::Nothing),
         })?;
         let signed = verification
-            .sent_by(self.failures.source(&parts.headers, peer))
+            .sent_by(origin.source)
             .finish(&received.bytes, now)
             .await
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;
         self.metrics.verified(&route.provider, signed.secret);
+        received.verified();
         let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
         let identity = route.provider.identify(&signed, &received.bytes, &digest).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
@@ -125,6 +134,12 @@ impl Ingest {
         self.metrics.admitted(&route.provider);
         let delivery_id = signed.delivery_id.unwrap_or_default();
         Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received, digest })
+    }
+
+    /// The budget has room, and who looks at it has to hear why a webhook was sent away. Strangers choose how often.
+    fn report_share(&self, origin: Origin) {
+        let (Some(source), Some(unreported)) = (origin.source, self.shares.pass()) else { return };
+        tracing::warn!(%source, unreported, "a source has its share of the budget for bodies, webhook refused");
     }
 
     fn refuse(

@@ -61,6 +61,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
         body: BodyLimits {
             bytes_max: bytes(options.gateway_body_bytes_max),
             budget_bytes: bytes(options.gateway_body_budget),
+            bytes_per_source: per_source(&options).map(bytes),
             timeout: options.gateway_body_timeout,
             first_byte_timeout: options.gateway_body_first_byte_timeout,
         },
@@ -93,6 +94,14 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
 fn per_address(options: &Options) -> Option<NonZeroUsize> {
     let quarter = || if options.gateway_trusted_hops == 0 { options.gateway_connections_max.div_ceil(4) } else { 0 };
     NonZeroUsize::new(options.gateway_connections_per_address.unwrap_or_else(quarter))
+}
+
+/// What one source may have of the budget for bodies before they are verified (W15): a quarter, and the largest body at least,
+/// or that would never fit. Behind proxies of our own a source is what they saw. Without them it is the address of the connection,
+/// and stands for everybody where that is said of connections.
+fn per_source(options: &Options) -> Option<u64> {
+    let told_apart = options.gateway_trusted_hops > 0 || per_address(options).is_some();
+    told_apart.then(|| options.gateway_body_budget.div_ceil(4).max(options.gateway_body_bytes_max))
 }
 
 /// The order of the time and size budgets.

@@ -466,3 +466,25 @@ fn w15_an_address_has_a_quarter_of_the_connections_unless_it_is_that_of_a_proxy_
     assert_eq!([per_address(4_096, 1, None), per_address(4_096, 2, None)], [None, None]);
     assert_eq!([per_address(4_096, 0, Some(0)), per_address(4_096, 1, Some(9))], [None, Some(9)]);
 }
+
+#[test]
+fn w15_a_source_has_a_quarter_of_the_budget_for_bodies_unless_its_address_is_everybodys() {
+    let per_source = |body, budget, hops, connections| {
+        let options = Options {
+            gateway_body_bytes_max: body,
+            gateway_body_budget: budget,
+            gateway_trusted_hops: hops,
+            gateway_connections_per_address: connections,
+            ..usable()
+        };
+        options.validate().unwrap().body.bytes_per_source
+    };
+    let (body, budget) = (256 << 10, 64 << 20);
+    assert_eq!(per_source(body, budget, 0, None), Some(16 << 20));
+    assert_eq!(per_source(body, 512 << 10, 0, None), Some(256 << 10), "the largest body fits");
+    // Behind a proxy of ours a source is what that saw, whatever holds for its connections.
+    assert_eq!([per_source(body, budget, 1, None), per_source(body, budget, 1, Some(0))], [Some(16 << 20); 2]);
+    // Something hides who connects.
+    assert_eq!(per_source(body, budget, 0, Some(0)), None);
+    assert_eq!(per_source(body, budget, 0, Some(4_096)), Some(16 << 20));
+}

@@ -223,6 +223,83 @@ async fn a_used_up_byte_budget_refuses_before_the_lock_and_recovers() {
     assert_eq!(harness.send(webhook(&body("evt_2"))).await.status, 200);
 }
 
+/// A gateway behind a proxy of ours, with room for eight of the largest bodies: its quarter is two.
+async fn with_room_for_eight_bodies() -> Harness {
+    Harness::with(|options| Options {
+        gateway_trusted_hops: 1,
+        gateway_body_bytes_max: BODY_BYTES as u64,
+        gateway_body_budget: 8 * BODY_BYTES as u64,
+        // Nothing here ends by itself.
+        gateway_body_timeout: 3 * PATIENCE,
+        ..options
+    })
+    .await
+}
+
+const BODY_BYTES: usize = 8 * 1024;
+
+/// A webhook as the proxy passes it on.
+fn from(source: &str, body: &str) -> String {
+    let signed = signature(SECRET, body);
+    request("POST", STRIPE, &[("stripe-signature", &signed), ("x-forwarded-for", source)], body)
+}
+
+async fn until(holds: impl Fn() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("in time");
+}
+
+#[tokio::test]
+async fn w15_a_source_that_never_ends_its_bodies_keeps_nobody_else_out() {
+    let harness = with_room_for_eight_bodies().await;
+    let held = || 64 - harness.metric("oncegate_gateway_body_budget_left_bytes") / 1_024;
+    let refused = || harness.metric("oncegate_gateway_answers_total{answer=\"overloaded\"}");
+    // Well formed, as far as can be told without its last byte.
+    let stalled = from("192.0.2.1", &"y".repeat(BODY_BYTES));
+    let mut stalling = Vec::new();
+    for number in 1..=8 {
+        let mut stream = TcpStream::connect(harness.address).await.unwrap();
+        stream.write_all(&stalled.as_bytes()[..stalled.len() - 1]).await.unwrap();
+        stalling.push(stream);
+        // Each of them is held, or refused.
+        until(|| held() / 8 + refused() == number).await;
+    }
+    let deliver = async |source, id| harness.send(from(source, &event(id))).await;
+    assert_eq!(deliver("198.51.100.1", "evt_1").await.said(), (200, r#"{"status":"processed"}"#));
+    assert_eq!((held(), refused()), (16, 6));
+    // That source alone is told.
+    let told = deliver("192.0.2.1", "evt_2").await;
+    assert_eq!(told.said(), (503, r#"{"status":"overloaded"}"#));
+    assert_eq!(told.header("retry-after"), Some("1"));
+    // The proxy itself is nobody's source.
+    assert_eq!(harness.send(webhook(&event("evt_3"))).await.status, 200);
+    drop(stalling);
+    until(|| held() == 0).await;
+    assert_eq!(deliver("192.0.2.1", "evt_2").await.status, 200);
+}
+
+#[tokio::test]
+async fn w15_what_is_verified_is_of_no_sources_share() {
+    let harness = with_room_for_eight_bodies().await;
+    // A provider may have one address, and the application its time.
+    let mut held = Vec::new();
+    for number in 1..=6 {
+        harness.application.reply(Reply::Held);
+        let body = format!(r#"{{"id":"evt_{number}","x":"{}"}}"#, "y".repeat(BODY_BYTES - 1_024));
+        let (address, webhook) = (harness.address, from("192.0.2.1", &body));
+        held.push(tokio::spawn(async move { crate::client::send(address, webhook).await }));
+        harness.application.arrived(number).await;
+    }
+    for held in held {
+        harness.application.release();
+        assert_eq!(held.await.unwrap().status, 200);
+    }
+}
+
 #[tokio::test]
 async fn too_many_deliveries_are_refused_before_the_lock() {
     let harness = Harness::with(|options| Options { gateway_deliveries_max: 1, ..options }).await;
