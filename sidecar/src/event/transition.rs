@@ -25,6 +25,28 @@ pub enum ClaimStep {
     Refuse(Refusal),
 }
 
+/// What an answer to CheckAndLock adds to the counts of its event (L2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tallied {
+    /// A call that was answered with anything but the lock.
+    pub duplicate: bool,
+    /// A call that came with another payload than the event is known by.
+    pub mismatch: bool,
+}
+
+/// What `answer` adds. `payload_changed` tells whether the call's payload digest is another than that of the latest attempt.
+pub fn tallied(request: &Claim, answer: Result<&Decision, &Refusal>, payload_changed: bool) -> Tallied {
+    match answer {
+        // Whoever waits on asks again, and is counted by its last answer.
+        Ok(Decision::InProgress { .. }) if request.waiting => Tallied::default(),
+        Ok(decision) => Tallied { duplicate: !matches!(decision, Decision::Acquired(_)), mismatch: payload_changed },
+        Err(refusal) => {
+            let mismatch = matches!(refusal, Refusal::FingerprintMismatch | Refusal::DeliveryMismatch);
+            Tallied { duplicate: true, mismatch }
+        }
+    }
+}
+
 /// CheckAndLock on `event`, at `now` of the database's clock. `claim_ended` tells whether the archive has an attempt
 /// with this claim id.
 pub fn claim(event: Option<&Event>, claim_ended: bool, request: &Claim, now: Time) -> ClaimStep {

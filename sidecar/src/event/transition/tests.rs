@@ -215,6 +215,31 @@ const BELOW_THE_CAP: [(i32, i32); 5] = [(0, 0), (ATTEMPTS + 1, 0), (ATTEMPTS, 1)
 const AT_THE_CAP: [(i32, i32); 4] = [(ATTEMPTS, 0), (1, 0), (1, ATTEMPTS - 1), (ATTEMPTS - 1, 1)];
 
 #[test]
+fn answers_are_counted_by_the_table() {
+    let event = ProcessingLive.event();
+    let acquired = Decision::Acquired(lock_of(&event, event.latest.as_ref().unwrap(), NOW));
+    let in_progress = Decision::InProgress { retry_after: MINUTE };
+    // The answer; does the caller wait; is the payload another; a duplicate, a mismatch.
+    for (answer, waiting, changed, duplicate, mismatch) in [
+        (Ok(&acquired), false, false, false, false),
+        (Ok(&acquired), false, true, false, true),
+        (Ok(&acquired), true, true, false, true),
+        (Ok(&in_progress), false, false, true, false),
+        (Ok(&in_progress), false, true, true, true),
+        (Ok(&in_progress), true, true, false, false),
+        (Ok(&Decision::AlreadyCompleted), true, false, true, false),
+        (Ok(&Decision::AlreadyCompleted), false, true, true, true),
+        (Ok(&Decision::Refused), false, false, true, false),
+        (Err(&Refusal::ClaimEnded), false, false, true, false),
+        (Err(&Refusal::FingerprintMismatch), true, false, true, true),
+        (Err(&Refusal::DeliveryMismatch), false, false, true, true),
+    ] {
+        let claim = Claim { waiting, ..claim_by("claim") };
+        assert_eq!(tallied(&claim, answer, changed), Tallied { duplicate, mismatch }, "{answer:?} {waiting} {changed}");
+    }
+}
+
+#[test]
 fn claims_of_an_absent_event_insert_it() {
     for claim_ended in [false, true] {
         for fingerprint in FINGERPRINTS {

@@ -24,8 +24,8 @@ use super::{
 };
 use crate::{
     event::{
-        Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Micros, Refusal, Resolve, Time,
-        transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
+        Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolve, Time,
+        transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::{
         Delivery, Error,
@@ -269,11 +269,10 @@ impl Writer {
         }
         // Counted on the event that the claim names, if there is one.
         for (claim, found) in self.classify(forged).await {
-            if let Some(found) = found {
-                self.counts.tally.duplicate(&claim.request.key);
-                self.counts.tally.mismatch(&claim.request.key, found.now);
+            match found {
+                Some(found) => self.refuse(claim, Refusal::DeliveryMismatch, found.now),
+                None => send(claim, Err(Refusal::DeliveryMismatch.into())),
             }
-            send(claim, Err(Refusal::DeliveryMismatch.into()));
         }
         admitted
     }
@@ -332,7 +331,7 @@ impl Writer {
                         met.new += 1;
                         let event = Event::inserted(&claim.request, row, fencing_token, now);
                         keep(dealt, &event, now);
-                        acquired(claim, event, now, false);
+                        self.granted(claim, event, now, false);
                     }
                     (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
                         met.known += 1;
@@ -377,11 +376,8 @@ impl Writer {
         for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
             self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
                 let changed = candidate.event.payload_differs(&candidate.claim.request);
-                if changed {
-                    writer.counts.tally.mismatch(&event.key, now);
-                }
                 dealt.insert(event.key.clone(), (event.clone(), now));
-                acquired(candidate.claim, event, now, changed);
+                writer.granted(candidate.claim, event, now, changed);
             });
         }
     }
@@ -531,24 +527,36 @@ impl Writer {
     /// Answers a claim that changed nothing.
     fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
         let payload_changed = event.payload_differs(&claim.request);
-        // A waiting caller asks again, and is counted then.
-        let last = !(claim.request.waiting && matches!(decision, Decision::InProgress { .. }));
-        if payload_changed && last {
-            self.counts.tally.mismatch(&event.key, now);
-        }
-        if !matches!(decision, Decision::Acquired(_)) && last {
-            self.counts.tally.duplicate(&event.key);
-        }
+        self.count(&claim.request, Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: false, event, payload_changed, now }));
     }
 
     /// Refuses a claim of an event that exists.
     fn refuse(&mut self, claim: Pending<Claim, Claimed>, refusal: Refusal, now: Time) {
-        self.counts.tally.duplicate(&claim.request.key);
-        if refusal == Refusal::FingerprintMismatch {
-            self.counts.tally.mismatch(&claim.request.key, now);
-        }
+        self.count(&claim.request, Err(&refusal), false, now);
         send(claim, Err(refusal.into()));
+    }
+
+    /// Answers a claim that was granted.
+    fn granted(&mut self, claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_changed: bool) {
+        let Some(latest) = &event.latest else {
+            // A CHECK constraint.
+            tracing::error!(row = event.row, "the ledger granted an attempt that is not on its row");
+            return send(claim, Err(Error::Internal("granted without an attempt".into())));
+        };
+        let decision = Decision::Acquired(transition::lock_of(&event, latest, now));
+        self.count(&claim.request, Ok(&decision), payload_changed, now);
+        send(claim, Ok(Claimed { decision, granted: true, event, payload_changed, now }));
+    }
+
+    fn count(&self, claim: &Claim, answer: Result<&Decision, &Refusal>, payload_changed: bool, now: Time) {
+        let Tallied { duplicate, mismatch } = transition::tallied(claim, answer, payload_changed);
+        if duplicate {
+            self.counts.tally.duplicate(&claim.key);
+        }
+        if mismatch {
+            self.counts.tally.mismatch(&claim.key, now);
+        }
     }
 
     /// Puts a request back whose event changed between two statements.
@@ -563,14 +571,4 @@ fn send<R, A>(pending: Pending<R, A>, answer: Result<A, Error>) {
     let answer = answer.map_err(|error| pending.past.told(error));
     // A caller that has gone away does not want the answer.
     drop(pending.reply.send(answer));
-}
-
-fn acquired(claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_changed: bool) {
-    let decision = match &event.latest {
-        Some(latest) => Decision::Acquired(transition::lock_of(&event, latest, now)),
-        // A granted event has its attempt on the row: a CHECK constraint.
-        None => Decision::InProgress { retry_after: Micros::ZERO },
-    };
-    let granted = matches!(decision, Decision::Acquired(_));
-    send(claim, Ok(Claimed { decision, granted, event, payload_changed, now }));
 }

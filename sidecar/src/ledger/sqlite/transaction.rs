@@ -10,7 +10,7 @@ use crate::{
     event::{
         Attempt, Claim, Claimed, Decision, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution,
         Resolve, Time, apply,
-        transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
+        transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::Delivery,
 };
@@ -21,10 +21,9 @@ type Judged<T> = Result<Result<T, Refusal>, Fault>;
 /// What a claim is answered with and how it is counted.
 pub(super) struct ClaimOutcome {
     pub(super) answer: Result<Claimed, Refusal>,
-    /// It was answered with anything but the lock, and the event exists.
-    pub(super) duplicate: bool,
-    /// It came with another fingerprint or payload digest, and the event exists.
-    pub(super) mismatch: Option<Time>,
+    /// Of an event that exists.
+    pub(super) tallied: Tallied,
+    pub(super) now: Time,
 }
 
 /// A transaction under way.
@@ -100,12 +99,10 @@ impl<'a> Transaction<'a> {
         if let Some(delivery) = Delivery::of(claim)
             && !self.admits(&delivery, now)?
         {
-            let known = before.is_some();
-            return Ok(ClaimOutcome {
-                answer: Err(Refusal::DeliveryMismatch),
-                duplicate: known,
-                mismatch: known.then_some(now),
-            });
+            let refusal = Refusal::DeliveryMismatch;
+            // Counted on the event that the claim names, if there is one.
+            let tallied = before.map(|_| transition::tallied(claim, Err(&refusal), true)).unwrap_or_default();
+            return Ok(ClaimOutcome { answer: Err(refusal), tallied, now });
         }
         let claim_ended = match &before {
             Some(event) if event.archived_count() > 0 => self.was_claimed(event.row, &claim.claim_id)?,
@@ -135,20 +132,15 @@ impl<'a> Transaction<'a> {
             }
             (ClaimStep::Keep(decision), Some(before)) => (decision, before),
             (ClaimStep::Refuse(refusal), _) => {
-                let mismatch = (refusal == Refusal::FingerprintMismatch).then_some(now);
-                return Ok(ClaimOutcome { answer: Err(refusal), duplicate: true, mismatch });
+                let tallied = transition::tallied(claim, Err(&refusal), payload_changed);
+                return Ok(ClaimOutcome { answer: Err(refusal), tallied, now });
             }
             (ClaimStep::Insert, Some(_)) | (ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Keep(_), None) => {
                 return Err(Fault::Defect("the rules answered for an event that is not there, or that is"));
             }
         };
-        // One who waits on asks again, and is counted by its last answer.
-        let last = !(claim.waiting && matches!(decision, Decision::InProgress { .. }));
-        Ok(ClaimOutcome {
-            duplicate: last && !matches!(decision, Decision::Acquired(_)),
-            mismatch: (last && payload_changed).then_some(now),
-            answer: Ok(Claimed { decision, granted, event, payload_changed, now }),
-        })
+        let tallied = transition::tallied(claim, Ok(&decision), payload_changed);
+        Ok(ClaimOutcome { answer: Ok(Claimed { decision, granted, event, payload_changed, now }), tallied, now })
     }
 
     /// MarkCompleted and MarkFailed.

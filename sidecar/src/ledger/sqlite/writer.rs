@@ -204,11 +204,11 @@ impl Writer {
         // A caller that has gone away does not want the answer.
         match (call, outcome) {
             (Op::Claim(claim, reply), Outcome::Claim(outcome)) => {
-                if outcome.duplicate {
+                if outcome.tallied.duplicate {
                     self.tally.duplicate(&claim.key);
                 }
-                if let Some(time) = outcome.mismatch {
-                    self.tally.mismatch(&claim.key, time);
+                if outcome.tallied.mismatch {
+                    self.tally.mismatch(&claim.key, outcome.now);
                 }
                 drop(reply.send(outcome.answer.map_err(Error::from)));
             }
