@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 pub use file::FileError;
 use jiff::Timestamp;
+use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use oncegate_runtime::{
     reload::{Files, FilesError},
     tls::ClientCertificate,
@@ -61,14 +62,14 @@ impl Method {
             return Method::Unknown;
         };
         match (service, method) {
-            (crate::grpc::SERVICE_NAME, "CheckAndLock") => Method::CheckAndLock,
-            (crate::grpc::SERVICE_NAME, "ExtendLock") => Method::ExtendLock,
-            (crate::grpc::SERVICE_NAME, "MarkCompleted") => Method::MarkCompleted,
-            (crate::grpc::SERVICE_NAME, "MarkFailed") => Method::MarkFailed,
-            (crate::grpc::SERVICE_NAME, "History") => Method::History,
-            (crate::grpc::SERVICE_NAME, "Resolve") => Method::Resolve,
-            (crate::grpc::SERVICE_NAME, "Stats") => Method::Stats,
-            (crate::grpc::SERVICE_NAME, "Cleanup") => Method::Cleanup,
+            (SERVICE_NAME, "CheckAndLock") => Method::CheckAndLock,
+            (SERVICE_NAME, "ExtendLock") => Method::ExtendLock,
+            (SERVICE_NAME, "MarkCompleted") => Method::MarkCompleted,
+            (SERVICE_NAME, "MarkFailed") => Method::MarkFailed,
+            (SERVICE_NAME, "History") => Method::History,
+            (SERVICE_NAME, "Resolve") => Method::Resolve,
+            (SERVICE_NAME, "Stats") => Method::Stats,
+            (SERVICE_NAME, "Cleanup") => Method::Cleanup,
             ("grpc.health.v1.Health", _) => Method::Health,
             ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
                 Method::Reflection

@@ -20,7 +20,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
+use oncegate_api::{
+    FILE_DESCRIPTOR_SET,
+    v1::idempotency_service_server::{IdempotencyServiceServer, SERVICE_NAME},
+};
 use oncegate_runtime::server::Peer;
 use tonic::{
     body::Body,
@@ -39,9 +42,6 @@ use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
 
 /// The largest message that is accepted.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
-
-/// The name that health checks ask for; the empty one means the whole server.
-pub const SERVICE_NAME: &str = "oncegate.v1.IdempotencyService";
 
 /// All of the sidecar's gRPC services as one tower service. It is cloned for each call; clones share everything.
 #[derive(Clone)]

@@ -21,7 +21,6 @@ use crate::{
     cache::stats::CacheStats,
     event::{Event, Outcome, State},
     ledger::filter::StatsReport,
-    maintenance::cleanup::Update,
 };
 
 /// Calls: a duplicate from the cache takes some ten microseconds, a grant a commit.
@@ -447,20 +446,18 @@ impl Metrics {
         self.counted.set(now());
     }
 
-    /// What a Cleanup told; `deleted` is what it had told before.
-    pub(crate) fn cleaned(&self, update: &Update<'_>, deleted: &mut i64) {
-        match update {
-            Update::Progress(progress) => {
-                let total: i64 = progress.providers.values().map(|totals| totals.deleted).sum();
-                self.cleaned.add_many(u64::try_from(total - *deleted).unwrap_or(0));
-                *deleted = total;
-                if progress.done {
-                    self.cleanups.add(CleanupEnd::Done);
-                    self.cleanup_time.set(now());
-                }
-            }
-            Update::Failed(_) => self.cleanups.add(CleanupEnd::Failed),
+    /// A Cleanup has deleted so many more events, and is done or goes on.
+    pub(crate) fn cleaned(&self, deleted: i64, done: bool) {
+        self.cleaned.add_many(u64::try_from(deleted).unwrap_or(0));
+        if done {
+            self.cleanups.add(CleanupEnd::Done);
+            self.cleanup_time.set(now());
         }
+    }
+
+    /// A Cleanup ended early.
+    pub(crate) fn cleanup_failed(&self) {
+        self.cleanups.add(CleanupEnd::Failed);
     }
 
     /// Everything that is counted.

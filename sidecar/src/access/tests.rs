@@ -125,7 +125,7 @@ fn every_method_of_the_contract_is_known() {
         contract.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split('(').next()).collect();
     assert_eq!(methods.len(), 8);
     for method in methods {
-        let path = format!("/{}/{method}", crate::grpc::SERVICE_NAME);
+        let path = format!("/{}/{method}", SERVICE_NAME);
         assert_ne!(Method::of(&path), Method::Unknown, "{path}");
         assert_eq!(format!("{:?}", Method::of(&path)), method);
     }

@@ -231,13 +231,19 @@ impl IdempotencyService for Api {
         let coordinator = self.coordinator.clone();
         let (metrics, dry_run, mut deleted) = (self.metrics.clone(), scope.dry_run, 0);
         let tell = move |update: cleanup::Update<'_>| {
-            if !dry_run {
-                metrics.cleaned(&update, &mut deleted);
-            }
             let message = match update {
                 cleanup::Update::Progress(totals) => Ok(cleanup_response(totals)),
                 cleanup::Update::Failed(error) => Err(Status::from(error)),
             };
+            if !dry_run {
+                match &message {
+                    Ok(totals) => {
+                        metrics.cleaned(totals.deleted_count - deleted, totals.done);
+                        deleted = totals.deleted_count;
+                    }
+                    Err(_) => metrics.cleanup_failed(),
+                }
+            }
             let progress = progress.clone();
             async move { progress.send(message).await.is_ok() }
         };

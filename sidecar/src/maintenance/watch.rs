@@ -6,10 +6,11 @@
 
 use std::{sync::Arc, time::Duration};
 
+use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{coordinator::Coordinator, grpc::SERVICE_NAME};
+use crate::coordinator::Coordinator;
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
@@ -44,6 +45,7 @@ pub async fn run(coordinator: Arc<Coordinator>, health: HealthReporter, shutdown
     health.clear_service_status(SERVICE_NAME).await;
 }
 
+/// Sets what is answered to whoever asks for the API, and to whoever asks for the whole server, which is the empty name.
 async fn set(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     health.set_service_status("", status).await;
