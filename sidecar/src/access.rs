@@ -8,13 +8,14 @@ use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 pub use file::FileError;
 use jiff::Timestamp;
-use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use oncegate_runtime::{
     reload::{Files, FilesError},
     tls::ClientCertificate,
 };
 use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
+
+use crate::method::{Called, Method};
 
 /// The rights of a kind of caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
@@ -28,81 +29,28 @@ pub enum Role {
     Cleanup,
 }
 
-/// What is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// An event is to be processed.
-    CheckAndLock,
-    /// A lock is to last longer.
-    ExtendLock,
-    /// An attempt succeeded.
-    MarkCompleted,
-    /// An attempt failed.
-    MarkFailed,
-    /// What happened.
-    History,
-    /// A person decides.
-    Resolve,
-    /// How many.
-    Stats,
-    /// Old events are to be deleted.
-    Cleanup,
-    /// `grpc.health.v1`.
-    Health,
-    /// What the service consists of.
-    Reflection,
-    /// Nothing that is known here.
-    Unknown,
-}
-
-impl Method {
-    /// The method of a request's path.
-    pub fn of(path: &str) -> Method {
-        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
-            return Method::Unknown;
-        };
-        match (service, method) {
-            (SERVICE_NAME, "CheckAndLock") => Method::CheckAndLock,
-            (SERVICE_NAME, "ExtendLock") => Method::ExtendLock,
-            (SERVICE_NAME, "MarkCompleted") => Method::MarkCompleted,
-            (SERVICE_NAME, "MarkFailed") => Method::MarkFailed,
-            (SERVICE_NAME, "History") => Method::History,
-            (SERVICE_NAME, "Resolve") => Method::Resolve,
-            (SERVICE_NAME, "Stats") => Method::Stats,
-            (SERVICE_NAME, "Cleanup") => Method::Cleanup,
-            ("grpc.health.v1.Health", _) => Method::Health,
-            ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
-                Method::Reflection
-            }
-            _ => Method::Unknown,
-        }
-    }
-}
-
 impl Role {
-    /// Whether the role may call the method at all. Its tenants are another question.
-    pub fn permits(self, method: Method) -> bool {
+    /// Whether the role may call it at all. Its tenants are another question.
+    pub fn permits(self, called: Called) -> bool {
         match self {
             Role::Caller => matches!(
-                method,
-                Method::CheckAndLock
-                    | Method::ExtendLock
-                    | Method::MarkCompleted
-                    | Method::MarkFailed
-                    | Method::History
-                    | Method::Stats
-                    | Method::Health
+                called,
+                Called::Api(
+                    Method::CheckAndLock
+                        | Method::ExtendLock
+                        | Method::MarkCompleted
+                        | Method::MarkFailed
+                        | Method::History
+                        | Method::Stats
+                ) | Called::Health
             ),
             Role::Operator => matches!(
-                method,
-                Method::History
-                    | Method::Stats
-                    | Method::Resolve
-                    | Method::Cleanup
-                    | Method::Reflection
-                    | Method::Health
+                called,
+                Called::Api(Method::History | Method::Stats | Method::Resolve | Method::Cleanup)
+                    | Called::Reflection
+                    | Called::Health
             ),
-            Role::Cleanup => matches!(method, Method::Cleanup | Method::Health),
+            Role::Cleanup => matches!(called, Called::Api(Method::Cleanup) | Called::Health),
         }
     }
 }

@@ -20,10 +20,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use oncegate_api::{
-    FILE_DESCRIPTOR_SET,
-    v1::idempotency_service_server::{IdempotencyServiceServer, SERVICE_NAME},
-};
+use oncegate_api::{FILE_DESCRIPTOR_SET, v1::idempotency_service_server::IdempotencyServiceServer};
 use oncegate_runtime::server::Peer;
 use tonic::{
     body::Body,
@@ -38,7 +35,7 @@ use self::{
     service::Api,
 };
 pub use self::{local::Local, observe::Observed};
-use crate::{config::Policy, coordinator::Coordinator, metrics::Metrics};
+use crate::{config::Policy, coordinator::Coordinator, method::Called, metrics::Metrics};
 
 /// The largest message that is accepted.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
@@ -65,18 +62,16 @@ struct Services {
 
 impl Services {
     /// Over any body: one more box around that of the connection would be asked through for each of its frames.
-    fn call<B>(&self, request: http::Request<B>) -> Answer
+    fn call<B>(&self, called: Called, request: http::Request<B>) -> Answer
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
     {
-        let path = request.uri().path();
-        let service = path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
         // Both are always ready.
-        if service == Some(SERVICE_NAME) {
-            self.api.clone().call(request)
-        } else {
-            Box::pin(self.others.clone().call(request))
+        match called {
+            Called::Api(_) => self.api.clone().call(request),
+            // Of what is unknown they say so.
+            Called::Health | Called::Reflection | Called::Unknown => Box::pin(self.others.clone().call(request)),
         }
     }
 }
@@ -144,8 +139,9 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let Parts { services, guard, metrics, .. } = &*self.0;
-        Observed::new(request, metrics, |request| {
-            layer::answer(guard.as_ref(), request, |request| services.call(request))
+        let called = Called::of(request.uri().path());
+        Observed::new(called, request, metrics, |request| {
+            layer::answer(called, guard.as_ref(), request, |request| services.call(called, request))
         })
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! Inside, arrows point one way: `grpc → maintenance → coordinator → cache → ledger → event`. `event` is the domain and knows
 //! no I/O; `ledger` decides (S1); nothing above it grants anything, and the cache only repeats what it said. `access` is
-//! asked by `grpc` and knows none of them. `metrics` takes what is counted as values (of `event`, `cache::stats` and
-//! `ledger::filter`) and asks nobody; `metrics/ledger.rs` is what the ledger itself counts, and knows nothing of the ledger.
+//! asked by `grpc` and knows none of them; of what it is asked, `method` says. `metrics` takes what is counted as values (of
+//! `event`, `cache::stats` and `ledger::filter`) and asks nobody; `metrics/ledger.rs` is what the ledger itself counts, and
+//! knows nothing of the ledger.
 
 pub mod access;
 pub mod cache;
@@ -15,6 +16,7 @@ pub mod fuzzing;
 pub mod grpc;
 pub mod ledger;
 pub mod maintenance;
+pub mod method;
 pub mod metrics;
 mod step;
 

@@ -1,5 +1,6 @@
-//! The sidecar's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
-//! holds both against each other. No label comes from a request: neither tenant nor provider, which are the callers' words.
+//! The sidecar's metrics. Every name, label, unit and bucket stands here, but for the methods of the API (`method`);
+//! `docs/metrics.md` says what they mean, and a test holds both against each other. No label comes from a request: neither
+//! tenant nor provider, which are the callers' words.
 
 mod ledger;
 
@@ -21,6 +22,7 @@ use crate::{
     cache::stats::CacheStats,
     event::{Event, Outcome, State},
     ledger::filter::StatsReport,
+    method::{Called, Method},
 };
 
 /// Calls: a duplicate from the cache takes some ten microseconds, a grant a commit.
@@ -176,22 +178,6 @@ pub const FAMILIES: &[&[&Family]] = &[
 ];
 
 labels! {
-    /// The methods of the API.
-    pub(crate) enum Method {
-        CheckAndLock => "CheckAndLock",
-        ExtendLock => "ExtendLock",
-        MarkCompleted => "MarkCompleted",
-        MarkFailed => "MarkFailed",
-        History => "History",
-        Resolve => "Resolve",
-        Stats => "Stats",
-        Cleanup => "Cleanup",
-        /// Health, reflection, and what does not exist.
-        Other => "other",
-    }
-}
-
-labels! {
     /// gRPC's codes, in their order.
     pub(crate) enum CodeLabel {
         Ok => "OK",
@@ -307,7 +293,7 @@ impl Told {
     }
 
     /// What a call of a method came to whose handler told nothing: an error.
-    pub(crate) fn of_error(method: Method, code: Code) -> Option<Self> {
+    pub(crate) fn of_error(called: Called, code: Code) -> Option<Self> {
         let rejected = matches!(
             code,
             Code::FailedPrecondition
@@ -316,12 +302,15 @@ impl Told {
                 | Code::PermissionDenied
                 | Code::Unauthenticated
         );
-        match method {
-            Method::CheckAndLock if rejected => Some(Self::Claimed(Claimed::Rejected)),
-            Method::CheckAndLock => Some(Self::Claimed(Claimed::Failed)),
-            Method::MarkCompleted | Method::MarkFailed if code == Code::Aborted => Some(Self::Marked(Marked::LockLost)),
-            Method::MarkCompleted | Method::MarkFailed if rejected => Some(Self::Marked(Marked::Rejected)),
-            Method::MarkCompleted | Method::MarkFailed => Some(Self::Marked(Marked::Failed)),
+        match called {
+            Called::Api(Method::CheckAndLock) => {
+                Some(Self::Claimed(if rejected { Claimed::Rejected } else { Claimed::Failed }))
+            }
+            Called::Api(Method::MarkCompleted | Method::MarkFailed) => Some(Self::Marked(match code {
+                Code::Aborted => Marked::LockLost,
+                _ if rejected => Marked::Rejected,
+                _ => Marked::Failed,
+            })),
             _ => None,
         }
     }
@@ -330,7 +319,7 @@ impl Told {
 /// What the sidecar counts.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    rpcs: Counters<(Method, CodeLabel)>,
+    rpcs: Counters<(Called, CodeLabel)>,
     rpc_seconds: Box<[Histogram]>,
     claims: Counters<Claimed>,
     attempts: Counters<AttemptLabel>,
@@ -400,9 +389,11 @@ pub(crate) struct Standing {
 
 impl Metrics {
     /// A call was answered, or given up by its caller.
-    pub(crate) fn answered(&self, method: Method, code: Code, told: Option<Told>, took: Duration) {
-        self.rpcs.add((method, code.into()));
-        self.rpc_seconds[method as usize].observe(took);
+    pub(crate) fn answered(&self, called: Called, code: Code, told: Option<Told>, took: Duration) {
+        self.rpcs.add((called, code.into()));
+        if let Called::Api(method) = called {
+            self.rpc_seconds[method as usize].observe(took);
+        }
         match told {
             Some(Told::Claimed(claimed)) => self.claims.add(claimed),
             Some(Told::Marked(marked)) => self.marks.add(marked),
@@ -465,7 +456,7 @@ impl Metrics {
         let mut page = Page::new();
         page.counters(&RPCS, &self.rpcs);
         let mut seconds = page.family(&RPC_SECONDS);
-        for method in Method::ALL.iter().filter(|method| **method != Method::Other) {
+        for method in Method::ALL {
             seconds.histogram(&[method.name()], &self.rpc_seconds[*method as usize]);
         }
         page.counters(&CLAIMS, &self.claims);
@@ -540,10 +531,10 @@ mod tests {
 
     #[test]
     fn i11_every_claim_has_one_decision() {
-        let metrics = Metrics::default();
+        let (metrics, called) = (Metrics::default(), Called::Api(Method::CheckAndLock));
         for code in 0..17 {
             let code = Code::from(code);
-            metrics.answered(Method::CheckAndLock, code, Told::of_error(Method::CheckAndLock, code), Duration::ZERO);
+            metrics.answered(called, code, Told::of_error(called, code), Duration::ZERO);
         }
         let decided: u64 = Claimed::ALL.iter().map(|claimed| metrics.claims.get(*claimed)).sum();
         assert_eq!(decided, 17);

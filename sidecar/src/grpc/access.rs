@@ -11,7 +11,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::audit;
 use crate::{
-    access::{Directory, Identity, Method, Tenants, Unknown},
+    access::{Directory, Identity, Tenants, Unknown},
+    method::{Called, Method},
     metrics::Metrics,
 };
 
@@ -48,13 +49,12 @@ impl Guard {
     }
 
     /// Lets a request in, with its caller as an extension, or says why not.
-    pub(super) fn admit<B>(&self, request: &mut http::Request<B>) -> Result<(), Status> {
-        let path = request.uri().path();
-        let method = Method::of(path);
+    pub(super) fn admit<B>(&self, called: Called, request: &mut http::Request<B>) -> Result<(), Status> {
         // Asked by probes and load balancers, which have no credentials, and tells nothing of events.
-        if method == Method::Health {
+        if called == Called::Health {
             return Ok(());
         }
+        let path = request.uri().path();
         let mut authorizations = request.headers().get_all(http::header::AUTHORIZATION).iter();
         let authorization = authorizations.next().map(http::HeaderValue::as_bytes);
         // Two of them: whichever is meant, somebody would be wrong (W7).
@@ -65,11 +65,11 @@ impl Guard {
             Err(unknown) => return Err(self.stranger(path, &unknown)),
         };
         let caller = Caller { identity, peer: self.peer.clone(), metrics: self.door.metrics.clone() };
-        if !caller.identity.role.permits(method) {
+        if !caller.identity.role.permits(called) {
             let why = format!("the role {} does not permit it", caller.identity.role);
             return Err(caller.denied(path, None, &why));
         }
-        if matches!(method, Method::Resolve | Method::Cleanup) {
+        if matches!(called, Called::Api(Method::Resolve | Method::Cleanup)) {
             // What is done by hand, or deletes, is known to have begun also if this process does not live to tell its end (W20).
             tracing::info!(caller = caller.identity.name, method = path, peer = %self.peer, "an operator calls");
         }
@@ -141,17 +141,17 @@ impl Caller {
     }
 
     /// Whether the tenant is one of the caller's (W21).
-    fn of_tenant(&self, method: &str, tenant: &str) -> Result<(), Status> {
+    fn of_tenant(&self, method: Method, tenant: &str) -> Result<(), Status> {
         // As the contract has it for keys.
         let tenant = if tenant.is_empty() { "default" } else { tenant };
         if self.identity.tenants.include(tenant) {
             return Ok(());
         }
-        Err(self.denied(method, Some(tenant), "the event belongs to a tenant of somebody else"))
+        Err(self.denied(method.name(), Some(tenant), "the event belongs to a tenant of somebody else"))
     }
 
     /// The tenant of a listing: whoever is bound to one tenant gets that one's without naming it.
-    fn of_listing(&self, method: &str, tenant: &mut String) -> Result<(), Status> {
+    fn of_listing(&self, method: Method, tenant: &mut String) -> Result<(), Status> {
         match &self.identity.tenants {
             Tenants::All => Ok(()),
             Tenants::Only(tenants) if tenant.is_empty() => match (tenants.first(), tenants.len()) {
@@ -159,7 +159,7 @@ impl Caller {
                     tenant.clone_from(only);
                     Ok(())
                 }
-                _ => Err(self.denied(method, None, "the tenants of everybody were asked for: name one")),
+                _ => Err(self.denied(method.name(), None, "the tenants of everybody were asked for: name one")),
             },
             Tenants::Only(_) => self.of_tenant(method, tenant),
         }
@@ -170,7 +170,7 @@ impl Caller {
 /// that.
 pub(super) fn event<T>(
     request: &tonic::Request<T>,
-    method: &'static str,
+    method: Method,
     key: impl FnOnce(&T) -> Option<&v1::EventKey>,
 ) -> Result<(), Status> {
     let Some(caller) = request.extensions().get::<Caller>() else { return Ok(()) };
@@ -183,7 +183,7 @@ pub(super) fn event<T>(
 /// The same for what lists, counts or deletes by tenant.
 pub(super) fn listing<T>(
     request: &mut tonic::Request<T>,
-    method: &'static str,
+    method: Method,
     tenant: impl FnOnce(&mut T) -> &mut String,
 ) -> Result<(), Status> {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else { return Ok(()) };

@@ -20,6 +20,7 @@ use crate::{
         filter::{CleanupProgress, CleanupScope},
     },
     maintenance::cleanup::End,
+    method::Method,
 };
 
 /// The target of these lines.
@@ -131,17 +132,17 @@ pub(super) fn cleanup(who: &Who, scope: &CleanupScope, progress: &CleanupProgres
 }
 
 /// Decisions and Cleanups that nobody can mean. Their fields are not told: they may be anything.
-pub(super) fn refused(who: &Who, method: &'static str, status: &Status) {
+pub(super) fn refused(who: &Who, method: Method, status: &Status) {
     let (name, peer) = (who.name(), who.peer().map(tracing::field::display));
     tracing::warn!(
         target: TARGET,
         caller = name,
         peer,
-        method,
+        method = method.name(),
         outcome = reason::INVALID_FIELD,
         reason = status.message(),
         "a {} was refused",
-        if method == "Cleanup" { "cleanup" } else { "decision by hand" }
+        if method == Method::Cleanup { "cleanup" } else { "decision by hand" }
     );
 }
 

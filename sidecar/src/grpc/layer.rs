@@ -19,6 +19,7 @@ use super::{
     access::Guard,
     status::{retryable, status},
 };
+use crate::method::Called;
 
 /// Says how a message may be compressed, where it was refused for that (gRPC's "Compression").
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
@@ -59,13 +60,14 @@ impl Future for Within {
 
 /// Lets a call pass to its service.
 pub(super) fn answer<B>(
+    called: Called,
     guard: Option<&Guard>,
     mut request: http::Request<B>,
     service: impl FnOnce(http::Request<B>) -> Answer,
 ) -> Answering {
     let refused = |status: Status| Answering::Refused(Some(Box::new(status.into_http())));
     // First of all: a stranger learns nothing of what a call would have come to.
-    if let Some(Err(stranger)) = guard.map(|guard| guard.admit(&mut request)) {
+    if let Some(Err(stranger)) = guard.map(|guard| guard.admit(called, &mut request)) {
         return refused(stranger);
     }
     let deadline = match request.headers().get("grpc-timeout").map(parse_timeout) {
@@ -183,7 +185,7 @@ mod tests {
         }
         let body = http_body_util::Full::new(Bytes::from_static(&[0; 5]));
         let request = request.body(body).expect("a request");
-        let answer = answer(None, request, |request| Box::pin(routes.clone().call(request)));
+        let answer = answer(Called::of(path), None, request, |request| Box::pin(routes.clone().call(request)));
         let response = answer.await.expect("an answer");
         let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();

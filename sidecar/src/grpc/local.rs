@@ -11,7 +11,10 @@ use super::{
     observe::{Call, call_span, listening},
     service::Api,
 };
-use crate::metrics::{Method, Metrics};
+use crate::{
+    method::{Called, Method},
+    metrics::Metrics,
+};
 
 /// See the module. Clones share everything.
 #[derive(Clone)]
@@ -31,8 +34,9 @@ impl Local {
         method: Method,
         answer: impl Future<Output = Result<Response<R>, Status>>,
     ) -> Result<Response<R>, Status> {
-        let span = call_span(Span::current().id(), method);
-        let mut call = Call::begin(method, span.clone(), &self.metrics);
+        let called = Called::Api(method);
+        let span = call_span(Span::current().id(), called);
+        let mut call = Call::begin(called, span.clone(), &self.metrics);
         let (answer, told) = listening(answer.instrument(span)).await;
         let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
         call.answered(code, told);

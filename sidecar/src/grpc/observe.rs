@@ -11,6 +11,7 @@ use std::{
     time::Instant,
 };
 
+use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use oncegate_runtime::telemetry;
 use tonic::{
     Code,
@@ -19,8 +20,11 @@ use tonic::{
 };
 use tracing::Span;
 
-use super::{SERVICE_NAME, layer::Answering};
-use crate::metrics::{CodeLabel, Method, Metrics, Told};
+use super::layer::Answering;
+use crate::{
+    method::Called,
+    metrics::{CodeLabel, Metrics, Told},
+};
 
 tokio::task_local! {
     /// What a handler says that its call came to. Not an extension of the answer: those are a map on the heap, made for this
@@ -48,12 +52,12 @@ pub struct Observed {
 impl Observed {
     /// The call of a request, answered by what `answer` makes of it.
     pub(super) fn new<B>(
+        called: Called,
         request: Request<B>,
         metrics: &Arc<Metrics>,
         answer: impl FnOnce(Request<B>) -> Answering,
     ) -> Self {
-        let method = method(request.uri().path());
-        let call = Call::begin(method, span(method, &request), metrics);
+        let call = Call::begin(called, span(called, &request), metrics);
         Self { answer: answer(request), call }
     }
 }
@@ -81,7 +85,7 @@ impl Future for Observed {
 
 /// A call that is counted, logged and in a span.
 pub(super) struct Call {
-    method: Method,
+    called: Called,
     started: Instant,
     pub(super) span: Span,
     metrics: Arc<Metrics>,
@@ -89,20 +93,20 @@ pub(super) struct Call {
 }
 
 impl Call {
-    pub(super) fn begin(method: Method, span: Span, metrics: &Arc<Metrics>) -> Self {
-        Self { method, started: Instant::now(), span, metrics: metrics.clone(), answered: false }
+    pub(super) fn begin(called: Called, span: Span, metrics: &Arc<Metrics>) -> Self {
+        Self { called, started: Instant::now(), span, metrics: metrics.clone(), answered: false }
     }
 
     pub(super) fn answered(&mut self, code: Code, told: Option<Told>) {
         self.answered = true;
         let took = self.started.elapsed();
-        let told = told.or_else(|| Told::of_error(self.method, code));
-        self.metrics.answered(self.method, code, told, took);
+        let told = told.or_else(|| Told::of_error(self.called, code));
+        self.metrics.answered(self.called, code, told, took);
         let _entered = self.span.enter();
         let (code, outcome) = (CodeLabel::from(code), told.map(Told::name));
         tracing::info!(
             target: "oncegate_sidecar::access",
-            method = self.method.name(),
+            method = self.called.name(),
             code = code.name(),
             outcome,
             duration_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -137,25 +141,19 @@ impl Drop for Call {
     }
 }
 
-fn method(path: &str) -> Method {
-    let name = path.strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)?.strip_prefix('/'));
-    let known = name.and_then(|name| Method::ALL.iter().find(|method| method.name() == name));
-    known.copied().unwrap_or(Method::Other)
-}
-
 /// Continues the caller's trace: callers are within.
-fn span<B>(method: Method, request: &Request<B>) -> Span {
-    let span = call_span(None, method);
+fn span<B>(called: Called, request: &Request<B>) -> Span {
+    let span = call_span(None, called);
     telemetry::continues(&span, request.headers());
     span
 }
 
 /// The span of a call, within `parent`.
-pub(super) fn call_span(parent: Option<tracing::Id>, method: Method) -> Span {
-    if method == Method::Other {
+pub(super) fn call_span(parent: Option<tracing::Id>, called: Called) -> Span {
+    let Called::Api(method) = called else {
         // Health is asked for every few seconds.
         return Span::none();
-    }
+    };
     tracing::info_span!(
         parent: parent,
         "rpc",
@@ -168,17 +166,4 @@ pub(super) fn call_span(parent: Option<tracing::Id>, method: Method) -> Span {
         rpc.grpc.status_code = tracing::field::Empty,
         oncegate.outcome = tracing::field::Empty,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_methods_of_the_contract_are_told_apart() {
-        assert_eq!(method("/oncegate.v1.IdempotencyService/MarkFailed"), Method::MarkFailed);
-        for other in ["/grpc.health.v1.Health/Check", "/oncegate.v1.IdempotencyService/Nothing", "/", "", "/other"] {
-            assert_eq!(method(other), Method::Other, "{other}");
-        }
-    }
 }

@@ -27,6 +27,7 @@ use crate::{
         filter::{CleanupProgress, CleanupScope, Cursor, Page},
     },
     maintenance::cleanup,
+    method::Method,
     metrics::{Claimed, Metrics, Told},
 };
 
@@ -94,7 +95,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
-        access::event(&request, "CheckAndLock", |request| request.key.as_ref())?;
+        access::event(&request, Method::CheckAndLock, |request| request.key.as_ref())?;
         let (claim, wait) = validate::check_and_lock(request.into_inner(), &self.policy)?;
         self.within_quota(&claim.key.tenant)?;
         let claimed = match self.coordinator.claim(claim, wait).await? {
@@ -129,7 +130,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::ExtendLockRequest>,
     ) -> Result<Response<v1::ExtendLockResponse>, Status> {
-        access::event(&request, "ExtendLock", |request| request.key.as_ref())?;
+        access::event(&request, Method::ExtendLock, |request| request.key.as_ref())?;
         let extend = validate::extend_lock(request.into_inner(), &self.policy)?;
         let lock = self.coordinator.extend(extend).await?;
         Ok(Response::new(v1::ExtendLockResponse { lock: Some(convert::lock(lock)) }))
@@ -139,7 +140,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::MarkCompletedRequest>,
     ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
-        access::event(&request, "MarkCompleted", |request| request.key.as_ref())?;
+        access::event(&request, Method::MarkCompleted, |request| request.key.as_ref())?;
         let (mark, left_out) = validate::mark_completed(request.into_inner(), &self.policy)?;
         self.left_out(left_out);
         let marked = self.coordinator.mark(mark).await?;
@@ -152,7 +153,7 @@ impl IdempotencyService for Api {
         &self,
         request: Request<v1::MarkFailedRequest>,
     ) -> Result<Response<v1::MarkFailedResponse>, Status> {
-        access::event(&request, "MarkFailed", |request| request.key.as_ref())?;
+        access::event(&request, Method::MarkFailed, |request| request.key.as_ref())?;
         let mark = validate::mark_failed(request.into_inner(), &self.policy)?;
         let marked = self.coordinator.mark(mark).await?;
         tell(self.metrics.marked(&marked.event, marked.repeated));
@@ -162,8 +163,8 @@ impl IdempotencyService for Api {
 
     async fn history(&self, mut request: Request<v1::HistoryRequest>) -> Result<Response<v1::HistoryResponse>, Status> {
         match &request.get_ref().key {
-            Some(_) => access::event(&request, "History", |request| request.key.as_ref())?,
-            None => access::listing(&mut request, "History", |request| &mut request.tenant)?,
+            Some(_) => access::event(&request, Method::History, |request| request.key.as_ref())?,
+            None => access::listing(&mut request, Method::History, |request| &mut request.tenant)?,
         }
         match validate::history(request.into_inner())? {
             validate::History::Event(key) => {
@@ -184,10 +185,10 @@ impl IdempotencyService for Api {
     }
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::ResolveResponse>, Status> {
-        access::event(&request, "Resolve", |request| request.key.as_ref())?;
+        access::event(&request, Method::Resolve, |request| request.key.as_ref())?;
         let who = Who::of(&request);
-        let resolve =
-            validate::resolve(request.into_inner()).inspect_err(|status| audit::refused(&who, "Resolve", status))?;
+        let resolve = validate::resolve(request.into_inner())
+            .inspect_err(|status| audit::refused(&who, Method::Resolve, status))?;
         let (to, decision) = (resolve.to, audit::Decision::new(who, &resolve));
         let span = Span::current();
         let event = self.coordinator.resolve(resolve, move |answer| span.in_scope(|| decision.ended(answer))).await?;
@@ -196,7 +197,7 @@ impl IdempotencyService for Api {
     }
 
     async fn stats(&self, mut request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        access::listing(&mut request, "Stats", |request| &mut request.tenant)?;
+        access::listing(&mut request, Method::Stats, |request| &mut request.tenant)?;
         let filter = validate::stats(request.into_inner())?;
         self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
         let bucket = filter.bucket;
@@ -212,11 +213,11 @@ impl IdempotencyService for Api {
     type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;
 
     async fn cleanup(&self, mut request: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
-        access::listing(&mut request, "Cleanup", |request| &mut request.tenant)?;
+        access::listing(&mut request, Method::Cleanup, |request| &mut request.tenant)?;
         let who = Who::of(&request);
         let wanted = validate::cleanup(request.into_inner(), &self.policy)
             // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
-            .inspect_err(|status| audit::refused(&who, "Cleanup", status))?;
+            .inspect_err(|status| audit::refused(&who, Method::Cleanup, status))?;
         let now = self.coordinator.now().await?;
         let scope = CleanupScope {
             tenant: wanted.tenant,
