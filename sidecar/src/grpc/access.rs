@@ -1,15 +1,14 @@
 //! At the door: who calls, and whether that is permitted. What a request says about its tenant is looked at once it has
 //! been decoded, by [`Caller`].
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use oncegate_api::{reason, v1};
 use oncegate_runtime::{reload::Files, server::Peer, throttle::Throttle};
 use tonic::{Code, Status, codegen::http};
-use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::audit;
+use super::{audit, status::status};
 use crate::{
     access::{Directory, Identity, Tenants, Unknown},
     method::{Called, Method},
@@ -101,7 +100,7 @@ impl Guard {
                 "a call was denied"
             );
         }
-        refused(Code::Unauthenticated, reason::UNAUTHENTICATED, why)
+        status(Code::Unauthenticated, reason::UNAUTHENTICATED, why)
     }
 }
 
@@ -137,7 +136,7 @@ impl Caller {
             outcome = reason::PERMISSION_DENIED,
             "a call was denied"
         );
-        refused(Code::PermissionDenied, reason::PERMISSION_DENIED, why)
+        status(Code::PermissionDenied, reason::PERMISSION_DENIED, why)
     }
 
     /// Whether the tenant is one of the caller's (W21).
@@ -188,8 +187,4 @@ pub(super) fn listing<T>(
 ) -> Result<(), Status> {
     let Some(caller) = request.extensions().get::<Caller>().cloned() else { return Ok(()) };
     caller.of_listing(method, tenant(request.get_mut()))
-}
-
-fn refused(code: Code, reason: &str, message: &str) -> Status {
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, reason::DOMAIN, HashMap::new()))
 }

@@ -10,9 +10,8 @@ use oncegate_api::reason;
 use oncegate_runtime::server::Peer;
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
-use tonic_types::StatusExt as _;
 
-use super::access::Caller;
+use super::{access::Caller, status::reason_of};
 use crate::{
     event::{Event, Key, Resolve, State},
     ledger::{
@@ -94,7 +93,7 @@ impl Decision {
                 event,
                 to,
                 force,
-                outcome = why(error),
+                outcome = reason_of(error),
                 "an event was not resolved by hand"
             ),
         }
@@ -111,9 +110,9 @@ pub(super) fn cleanup(who: &Who, scope: &CleanupScope, progress: &CleanupProgres
     let (matched, deleted) =
         totals.fold((0, 0), |(matched, deleted), totals| (matched + totals.matched, deleted + totals.deleted));
     let outcome = match end {
-        End::Done => DONE.to_owned(),
-        End::CallerGone => "caller gone".to_owned(),
-        End::Failed(error) => why(error),
+        End::Done => DONE,
+        End::CallerGone => "caller gone",
+        End::Failed(error) => reason_of(error),
     };
     tracing::info!(
         target: TARGET,
@@ -144,11 +143,6 @@ pub(super) fn refused(who: &Who, method: Method, status: &Status) {
         "a {} was refused",
         if method == Method::Cleanup { "cleanup" } else { "decision by hand" }
     );
-}
-
-/// The reason that the caller is told.
-fn why(error: &Error) -> String {
-    Status::from(error.clone()).get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
 /// An event as the gateway's log has it.

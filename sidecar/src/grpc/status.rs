@@ -35,42 +35,47 @@ pub(super) fn invalid(violations: Vec<FieldViolation>) -> Status {
     Status::with_error_details(Code::InvalidArgument, message, details)
 }
 
-impl From<Error> for Status {
-    fn from(error: Error) -> Status {
-        let message = error.to_string();
-        match error {
-            Error::Refused(refusal) => refused(&refusal),
-            Error::Unavailable { retry_after } => {
-                retryable(Code::Unavailable, reason::STORE_UNAVAILABLE, message, retry_after)
-            }
-            Error::Overloaded { retry_after } => retryable(Code::Unavailable, reason::OVERLOADED, message, retry_after),
-            Error::OutcomeUnknown => {
-                retryable(Code::Unavailable, reason::OUTCOME_UNKNOWN, message, Duration::from_secs(1))
-            }
-            Error::Internal(_) => status(Code::Internal, reason::INTERNAL, message),
-        }
+/// The table: the code of an error, and its reason.
+fn row(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::Refused(refusal) => match refusal {
+            Refusal::FingerprintMismatch => (Code::FailedPrecondition, reason::FINGERPRINT_MISMATCH),
+            Refusal::DeliveryMismatch => (Code::FailedPrecondition, reason::DELIVERY_MISMATCH),
+            Refusal::ClaimEnded => (Code::FailedPrecondition, reason::CLAIM_ENDED),
+            Refusal::OutcomeConflict { .. } => (Code::FailedPrecondition, reason::OUTCOME_CONFLICT),
+            Refusal::StateConflict { .. } => (Code::FailedPrecondition, reason::STATE_CONFLICT),
+            Refusal::LockLost { .. } => (Code::Aborted, reason::LOCK_LOST),
+            Refusal::NotFound => (Code::NotFound, reason::EVENT_NOT_FOUND),
+        },
+        Error::Unavailable { .. } => (Code::Unavailable, reason::STORE_UNAVAILABLE),
+        Error::Overloaded { .. } => (Code::Unavailable, reason::OVERLOADED),
+        Error::OutcomeUnknown => (Code::Unavailable, reason::OUTCOME_UNKNOWN),
+        Error::Internal(_) => (Code::Internal, reason::INTERNAL),
     }
 }
 
-fn refused(refusal: &Refusal) -> Status {
-    let message = refusal.to_string();
-    match refusal {
-        Refusal::FingerprintMismatch => status(Code::FailedPrecondition, reason::FINGERPRINT_MISMATCH, message),
-        Refusal::DeliveryMismatch => status(Code::FailedPrecondition, reason::DELIVERY_MISMATCH, message),
-        Refusal::ClaimEnded => status(Code::FailedPrecondition, reason::CLAIM_ENDED, message),
-        Refusal::OutcomeConflict { .. } => status(Code::FailedPrecondition, reason::OUTCOME_CONFLICT, message),
-        Refusal::StateConflict { .. } => status(Code::FailedPrecondition, reason::STATE_CONFLICT, message),
-        Refusal::NotFound => status(Code::NotFound, reason::EVENT_NOT_FOUND, message),
-        Refusal::LockLost { state, fencing_token } => {
-            let metadata = HashMap::from([
-                ("state".to_owned(), super::convert::state(*state).as_str_name().to_owned()),
-                ("fencing_token".to_owned(), fencing_token.to_string()),
-            ]);
-            Status::with_error_details(
-                Code::Aborted,
-                message,
-                ErrorDetails::with_error_info(reason::LOCK_LOST, reason::DOMAIN, metadata),
-            )
+/// The reason that the caller is told.
+pub(super) fn reason_of(error: &Error) -> &'static str {
+    row(error).1
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Status {
+        let ((code, reason), message) = (row(&error), error.to_string());
+        match error {
+            Error::Refused(Refusal::LockLost { state, fencing_token }) => {
+                let metadata = HashMap::from([
+                    ("state".to_owned(), super::convert::state(state).as_str_name().to_owned()),
+                    ("fencing_token".to_owned(), fencing_token.to_string()),
+                ]);
+                let details = ErrorDetails::with_error_info(reason, reason::DOMAIN, metadata);
+                Status::with_error_details(code, message, details)
+            }
+            Error::Unavailable { retry_after } | Error::Overloaded { retry_after } => {
+                retryable(code, reason, message, retry_after)
+            }
+            Error::OutcomeUnknown => retryable(code, reason, message, Duration::from_secs(1)),
+            Error::Refused(_) | Error::Internal(_) => status(code, reason, message),
         }
     }
 }
