@@ -6,18 +6,13 @@
 
 use std::{borrow::Cow, fmt};
 
+use oncegate_api::limits::{EVENT_ID_BYTES_MAX, EVENT_TYPE_BYTES_MAX};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 /// Levels of nesting in a body (W13): as many as serde_json permits where it recurses.
 pub const DEPTH_MAX: usize = 128;
-
-/// Bytes of an event id, by the contract.
-const EVENT_ID_BYTES_MAX: usize = 255;
-
-/// Bytes of an event type, by the contract.
-const EVENT_TYPE_BYTES_MAX: usize = 128;
 
 /// The type of an event that names none.
 const TYPE_UNKNOWN: &str = "unknown";
@@ -48,9 +43,9 @@ impl<const N: usize> Members<N> {
 /// What an event is called in the ledger, and what its provider calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// 1 to 255 bytes of 0x21 to 0x7E.
+    /// 1 to [`EVENT_ID_BYTES_MAX`] bytes of 0x21 to 0x7E.
     pub event_id: String,
-    /// 1 to 128 bytes of 0x21 to 0x7E.
+    /// 1 to [`EVENT_TYPE_BYTES_MAX`] bytes of 0x21 to 0x7E.
     pub event_type: String,
     /// The event's id exactly as the provider sent it, where it sends one.
     pub sent_id: Option<String>,

@@ -5,6 +5,7 @@ mod access;
 use std::{collections::BTreeMap, error::Error as _, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
+use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration, scheme},
     secret::{SecretText, Source, file},
@@ -279,11 +280,7 @@ impl Options {
         let access = access::access(&self, &mut checks);
         self.without_redis(&mut checks);
         let store = checks.take(self.store.validate());
-        checks.within(
-            "LOCK_DURATION",
-            Span(self.lock_duration),
-            Span(Duration::from_secs(1))..=Span(Duration::from_secs(86_400)),
-        );
+        checks.within("LOCK_DURATION", Span(self.lock_duration), Span(LOCK_DURATION_MIN)..=Span(LOCK_DURATION_MAX));
         let certificates = checks.take(redis_certificates(
             self.redis_ca_file,
             self.redis_client_cert_file,

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use oncegate_api::limits::{HOLDER_BYTES_MAX, LOCK_DURATION_MAX, LOCK_DURATION_MIN, WAIT_DURATION_MAX};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Size, Span},
     tls::{ServerTls, ServerTlsFiles},
@@ -156,8 +157,8 @@ fn limits(options: &Options, checks: &mut Checks) {
     // W3: a wider window is a wider window for whoever recorded a request.
     spans("STRIPE_TOLERANCE", options.stripe_tolerance, SECOND..=routes::TOLERANCE_MAX);
     // The contract's limits.
-    spans("GATEWAY_LOCK_DURATION", options.gateway_lock_duration, SECOND..=DAY);
-    spans("GATEWAY_WAIT_DURATION", options.gateway_wait_duration, Duration::ZERO..=30 * SECOND);
+    spans("GATEWAY_LOCK_DURATION", options.gateway_lock_duration, LOCK_DURATION_MIN..=LOCK_DURATION_MAX);
+    spans("GATEWAY_WAIT_DURATION", options.gateway_wait_duration, Duration::ZERO..=WAIT_DURATION_MAX);
     for (setting, value) in [
         ("UPSTREAM_TIMEOUT", options.upstream_timeout),
         ("UPSTREAM_CONNECT_TIMEOUT", options.upstream_connect_timeout),
@@ -190,10 +191,10 @@ fn limits(options: &Options, checks: &mut Checks) {
 
 /// The contract's limits of a holder.
 fn holder(name: &str) -> Result<String, Problem> {
-    if name.is_empty() || name.len() > 128 || name.chars().any(char::is_control) {
+    if name.is_empty() || name.len() > HOLDER_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(Problem::new(
             "HOSTNAME",
-            format!("{name:?} given, permitted are 1 to 128 bytes without control characters"),
+            format!("{name:?} given, permitted are 1 to {HOLDER_BYTES_MAX} bytes without control characters"),
         ));
     }
     Ok(name.to_owned())

@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::ValueEnum;
+use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, duration},
     secret::Source,
@@ -323,7 +324,7 @@ impl Reader<'_> {
         }
         let lock = self.duration("lock_duration");
         if let Some(found) = &lock {
-            self.within(found, Span(Duration::from_secs(1))..=Span(Duration::from_secs(24 * 60 * 60)));
+            self.within(found, Span(LOCK_DURATION_MIN)..=Span(LOCK_DURATION_MAX));
         }
         let lock_name = lock.as_ref().map_or("GATEWAY_LOCK_DURATION", |_| "lock_duration");
         let lock_value = lock.as_ref().map_or(options.gateway_lock_duration, |found| found.value);

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
 
 use http::Uri;
+use oncegate_api::limits::TENANT_BYTES_MAX;
 use oncegate_runtime::{
     config::{Checks, Problem, Span},
     secret::{Secret, Source},
@@ -296,10 +297,12 @@ pub(super) fn outlasts(
 /// The contract's limits of a tenant.
 pub(super) fn tenant(setting: impl Into<Cow<'static, str>>, name: &str) -> Result<String, Problem> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if name.is_empty() || name.len() > 64 || !name.bytes().all(permitted) {
+    if name.is_empty() || name.len() > TENANT_BYTES_MAX || !name.bytes().all(permitted) {
         return Err(Problem::new(
             setting,
-            format!("{name:?} given, permitted are 1 to 64 letters, digits, dots, underscores and hyphens"),
+            format!(
+                "{name:?} given, permitted are 1 to {TENANT_BYTES_MAX} letters, digits, dots, underscores and hyphens"
+            ),
         ));
     }
     Ok(name.to_owned())

@@ -17,6 +17,7 @@ use base64::{
 };
 use hmac::{Hmac, KeyInit as _};
 use http::{HeaderMap, HeaderName};
+use oncegate_api::limits::EVENT_ID_BYTES_MAX;
 use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
 
@@ -39,9 +40,6 @@ pub(crate) static SIGNATURE_HEADERS: [HeaderName; 6] = [ID, TIMESTAMP, SIGNATURE
 
 /// Entries looked at in one header: the cap bounds the work that a stranger can cause (providers.md 12.4).
 const SIGNATURES_MAX: usize = 16;
-
-/// Bytes of an id, by the contract of the ledger.
-const ID_BYTES_MAX: usize = 255;
 
 /// How old, or how far in the future, a signature may be by default: what the specification's libraries use.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
@@ -96,7 +94,7 @@ impl StandardWebhooks {
         // With a full stop in it, an old message could be read as a new one with another id and time under the same
         // signature.
         let permitted = |byte: &u8| (0x21..=0x7E).contains(byte) && *byte != b'.';
-        if !(1..=ID_BYTES_MAX).contains(&id.len()) || !id.iter().all(permitted) {
+        if !(1..=EVENT_ID_BYTES_MAX).contains(&id.len()) || !id.iter().all(permitted) {
             return Err(Refusal::MalformedHeader);
         }
         let timestamp = credentials::unix_seconds(timestamp_text).ok_or(Refusal::MalformedHeader)?;

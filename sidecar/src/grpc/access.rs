@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use oncegate_api::{reason, v1};
+use oncegate_api::{limits::TENANT_BYTES_MAX, reason, v1};
 use oncegate_runtime::{reload::Files, server::Peer, throttle::Throttle};
 use tonic::{Code, Status, codegen::http};
 
@@ -18,9 +18,6 @@ use crate::{
 /// Refusals of strangers that are logged one by one in a second; of further ones, the number. Whoever is known is never
 /// left out.
 const STRANGERS_LOGGED: u32 = 100;
-
-/// Letters of a tenant that are logged of a call that was denied for it; no tenant has more.
-const TENANT_LOGGED: usize = 64;
 
 /// What keeps the door, for all connections.
 pub(crate) struct Door {
@@ -129,8 +126,8 @@ impl Caller {
             target: audit::TARGET,
             caller = self.identity.name,
             ?method,
-            // The caller's own text, of any length.
-            tenant = tenant.map(|tenant| tenant.chars().take(TENANT_LOGGED).collect::<String>()),
+            // The caller's own text, of any length. No tenant has more letters.
+            tenant = tenant.map(|tenant| tenant.chars().take(TENANT_BYTES_MAX).collect::<String>()),
             peer = %self.peer,
             why,
             outcome = reason::PERMISSION_DENIED,

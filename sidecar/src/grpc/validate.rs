@@ -1,13 +1,21 @@
-//! From the API's messages to the domain, with every limit of the contract checked here and nowhere else. All violations
-//! of a request are reported at once, each naming the field, the limit, and what was given (never a whole value: it may
-//! be large or private).
+//! From the API's messages to the domain, with every limit of the contract (`oncegate_api::limits`) checked here and
+//! nowhere else. All violations of a request are reported at once, each naming the field, the limit, and what was given
+//! (never a whole value: it may be large or private).
 
 mod fields;
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use oncegate_api::v1;
+use oncegate_api::{
+    limits::{
+        ACTOR_BYTES_MAX, BATCH_SIZE_MAX, BUCKETS_MAX, CLAIM_ID_BYTES_MAX, CONTENT_TYPE_BYTES_MAX,
+        DELIVERY_ID_BYTES_MAX, ERROR_BYTES_MAX, EVENT_ID_BYTES_MAX, EVENT_TYPE_BYTES_MAX, HOLDER_BYTES_MAX,
+        LOCK_DURATION_MAX, LOCK_DURATION_MIN, PAGE_SIZE_MAX, PROVIDER_BYTES_MAX, REASON_BYTES_MAX,
+        RESULT_BODY_BYTES_MAX, RETRY_AFTER_MAX, TENANT_BYTES_MAX, WAIT_DURATION_MAX,
+    },
+    v1,
+};
 use oncegate_runtime::config::Span;
 use tonic::Status;
 
@@ -19,16 +27,8 @@ use crate::{
     ledger::filter::{HistoryFilter, StatsFilter},
 };
 
-const LOCK_DURATION_MIN: Duration = Duration::from_secs(1);
-const LOCK_DURATION_MAX: Duration = Duration::from_secs(24 * 3_600);
-const WAIT_DURATION_MAX: Duration = Duration::from_secs(30);
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
-const RESULT_BODY_BYTES_MAX: usize = 64 * 1_024;
 const PAGE_SIZE_DEFAULT: usize = 50;
-const PAGE_SIZE_MAX: usize = 500;
-const BUCKETS_MAX: i64 = 1_000;
 const BATCH_SIZE_DEFAULT: usize = 1_000;
-const BATCH_SIZE_MAX: i32 = 10_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 const CLEANUP_AGE_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3_600);
@@ -45,9 +45,9 @@ fn key(fields: &mut Fields, given: Option<v1::EventKey>) -> Key {
         fields.violation("key", "is required");
         return no_key();
     };
-    fields.text("key.tenant", &given.tenant, 0..=64, Charset::Name);
-    fields.text("key.provider", &given.provider, 1..=64, Charset::LowerName);
-    fields.text("key.event_id", &given.event_id, 1..=255, Charset::Visible);
+    fields.text("key.tenant", &given.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
+    fields.text("key.provider", &given.provider, 1..=PROVIDER_BYTES_MAX, Charset::LowerName);
+    fields.text("key.event_id", &given.event_id, 1..=EVENT_ID_BYTES_MAX, Charset::Visible);
     let tenant = if given.tenant.is_empty() { "default".to_owned() } else { given.tenant };
     Key { tenant, provider: given.provider, event_id: given.event_id }
 }
@@ -57,7 +57,7 @@ fn optional_text(text: String) -> Option<String> {
 }
 
 fn claim_id(fields: &mut Fields, given: String) -> Option<String> {
-    fields.text("claim_id", &given, 0..=64, Charset::Visible);
+    fields.text("claim_id", &given, 0..=CLAIM_ID_BYTES_MAX, Charset::Visible);
     optional_text(given)
 }
 
@@ -73,7 +73,7 @@ fn fencing_token(fields: &mut Fields, given: i64) -> i64 {
 fn result(fields: &mut Fields, given: Option<v1::Result>) -> Option<StoredResult> {
     let given = given?;
     fields.bytes_max("result.body", given.body.len(), RESULT_BODY_BYTES_MAX);
-    fields.text("result.content_type", &given.content_type, 0..=128, Charset::Printable);
+    fields.text("result.content_type", &given.content_type, 0..=CONTENT_TYPE_BYTES_MAX, Charset::Printable);
     Some(StoredResult { code: given.code, body: given.body, content_type: given.content_type })
 }
 
@@ -90,15 +90,15 @@ fn lock_duration(fields: &mut Fields, given: Option<prost_types::Duration>, poli
 pub fn check_and_lock(request: v1::CheckAndLockRequest, policy: &Policy) -> Result<(Claim, Duration), Status> {
     let mut fields = Fields::default();
     let key = key(&mut fields, request.key);
-    fields.text("event_type", &request.event_type, 1..=128, Charset::Visible);
+    fields.text("event_type", &request.event_type, 1..=EVENT_TYPE_BYTES_MAX, Charset::Visible);
     let claim_id = claim_id(&mut fields, request.claim_id);
-    fields.text("holder", &request.holder, 0..=128, Charset::Printable);
+    fields.text("holder", &request.holder, 0..=HOLDER_BYTES_MAX, Charset::Printable);
     let lock_duration = lock_duration(&mut fields, request.lock_duration, policy);
     let fingerprint = fields.digest("fingerprint", &request.fingerprint);
     let metadata = fields.metadata("metadata", request.metadata);
     let wait = fields.duration("wait_duration", request.wait_duration, Duration::ZERO..=WAIT_DURATION_MAX);
     let payload_digest = fields.digest("payload_digest", &request.payload_digest);
-    fields.text("delivery_id", &request.delivery_id, 0..=128, Charset::Visible);
+    fields.text("delivery_id", &request.delivery_id, 0..=DELIVERY_ID_BYTES_MAX, Charset::Visible);
     fields.finish()?;
     let attempts_max = policy.attempts_max(&key.provider);
     let claim = Claim {
@@ -166,7 +166,7 @@ pub(crate) fn mark_failed(request: v1::MarkFailedRequest, policy: &Policy) -> Re
             FailureKind::Retryable
         }
     };
-    fields.text("error", &request.error, 0..=2_048, Charset::Printable);
+    fields.text("error", &request.error, 0..=ERROR_BYTES_MAX, Charset::Printable);
     let retry_after = fields.duration("retry_after", request.retry_after, Duration::ZERO..=RETRY_AFTER_MAX);
     let result = result(&mut fields, request.result);
     let claim_id = claim_id(&mut fields, request.claim_id);
@@ -213,8 +213,8 @@ pub(crate) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
             Resolved::Pending
         }
     };
-    fields.text("reason", &request.reason, 1..=512, Charset::Printable);
-    fields.text("actor", &request.actor, 1..=128, Charset::Printable);
+    fields.text("reason", &request.reason, 1..=REASON_BYTES_MAX, Charset::Printable);
+    fields.text("actor", &request.actor, 1..=ACTOR_BYTES_MAX, Charset::Printable);
     let result = result(&mut fields, request.result);
     fields.finish()?;
     Ok(Resolve {
@@ -257,9 +257,9 @@ pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
         fields.finish()?;
         return Ok(History::Event(key));
     }
-    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
-    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
-    fields.text("event_type", &request.event_type, 0..=128, Charset::Visible);
+    fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
+    fields.text("provider", &request.provider, 0..=PROVIDER_BYTES_MAX, Charset::LowerName);
+    fields.text("event_type", &request.event_type, 0..=EVENT_TYPE_BYTES_MAX, Charset::Visible);
     let states = states(&mut fields, &request.states);
     let start_time = fields.time("start_time", request.start_time);
     let end_time = fields.time("end_time", request.end_time);
@@ -329,8 +329,8 @@ fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>
 /// Stats. Buckets over an open range are counted when the answer is known, by [`buckets_within_limit`].
 pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let mut fields = Fields::default();
-    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
-    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
+    fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
+    fields.text("provider", &request.provider, 0..=PROVIDER_BYTES_MAX, Charset::LowerName);
     let start_time = fields.time("start_time", request.start_time);
     let end_time = fields.time("end_time", request.end_time);
     ordered(&mut fields, start_time, end_time);
@@ -384,8 +384,8 @@ pub(crate) struct Cleanup {
 /// Cleanup.
 pub(crate) fn cleanup(request: v1::CleanupRequest, policy: &Policy) -> Result<Cleanup, Status> {
     let mut fields = Fields::default();
-    fields.text("tenant", &request.tenant, 0..=64, Charset::Name);
-    fields.text("provider", &request.provider, 0..=64, Charset::LowerName);
+    fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
+    fields.text("provider", &request.provider, 0..=PROVIDER_BYTES_MAX, Charset::LowerName);
     let older_than = fields.duration("older_than", request.older_than, policy.retention_min..=CLEANUP_AGE_MAX);
     let mut wanted = states(&mut fields, &request.states);
     for state in &wanted {
