@@ -9,6 +9,7 @@ mod claims;
 mod claims_refused;
 mod cleanup;
 mod concurrent;
+mod counts;
 mod extend;
 mod growth;
 mod history;

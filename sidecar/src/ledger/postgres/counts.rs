@@ -5,7 +5,10 @@
 //! for each other's counts.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -34,6 +37,8 @@ pub(super) struct Counts {
     timings: Arc<Mutex<PendingTimings>>,
     /// Some of it has been written, or could not be.
     tried: Arc<Notify>,
+    /// Of what was tried last nothing could be written, and nobody knows when the next will be.
+    halted: Arc<AtomicBool>,
 }
 
 impl Counts {
@@ -48,8 +53,9 @@ impl Counts {
     }
 
     /// Waits a little while there are more counts than are soon written: what came beyond the room for them would be lost.
+    /// Not while none can be written: each batch would wait for as long as that lasts, and win nothing by it (L2).
     pub(super) async fn keep_up(&self) {
-        if self.tally.is_behind() {
+        if self.tally.is_behind() && !self.halted.load(Ordering::Relaxed) {
             // It is about time, not about the counts: whoever could not write them has put them back.
             let _slow = tokio::time::timeout(KEEP_UP_TIME_MAX, self.tried.notified()).await;
         }
@@ -113,6 +119,7 @@ impl Flusher {
             let kept;
             (written, kept) = self.write(&Flush, counts).await;
             unwritten.extend(kept);
+            self.counts.halted.store(!written, Ordering::Relaxed);
             self.counts.tried.notify_waiters();
         }
         self.counts.tally.restore(unwritten);
@@ -218,6 +225,9 @@ mod tests {
         assert!(waits.now_or_never().is_some());
         // or, if nobody does, until a call cannot wait longer.
         counts.keep_up().await;
+        // None waits for what cannot be written.
+        counts.halted.store(true, Ordering::Relaxed);
+        assert!(counts.keep_up().now_or_never().is_some());
     }
 
     #[tokio::test]

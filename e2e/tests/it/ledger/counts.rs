@@ -1,0 +1,74 @@
+//! What is counted in memory and written each second, when its connection is in trouble: grants do not wait for it, and
+//! counts are kept (L2).
+
+use std::time::{Duration, Instant};
+
+use oncegate_e2e::{
+    eventually,
+    postgres::{Cluster, Database, Options},
+    proxy::{Link, Proxy},
+};
+use oncegate_sidecar::{
+    event::Decision,
+    ledger::{
+        Ledger,
+        postgres::{PostgresLedger, PostgresSettings},
+    },
+};
+
+use super::{claim, key};
+
+/// A ledger that reaches its database through a proxy.
+struct Reached {
+    ledger: PostgresLedger,
+    proxy: Proxy,
+    database: Database,
+    _cluster: Cluster,
+}
+
+async fn through_a_proxy() -> Reached {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let proxy = Proxy::start(cluster.address()).await.unwrap();
+    let url = format!("postgres://postgres@{}/{}", proxy.address(), database.name());
+    let ledger = PostgresLedger::connect(&url, &PostgresSettings::default()).await.unwrap();
+    Reached { ledger, proxy, database, _cluster: cluster }
+}
+
+/// Waits until so many duplicates have been written.
+async fn written(database: &Database, duplicates: i64) {
+    let sum = "(select sum(duplicate_count) from payment_webhook_events)";
+    eventually(&format!("{duplicates} duplicates are written"), async || {
+        (database.query(sum).await.unwrap() == duplicates.to_string()).then_some(())
+    })
+    .await;
+}
+
+// L2
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_grant_waits_for_counts_that_cannot_be_written() {
+    let Reached { ledger, proxy, database, _cluster } = through_a_proxy().await;
+    let known = key("evt_0");
+    ledger.claim(claim(&known, "a")).await.unwrap();
+    // The writer's connection stands. That of the counts is made when there are some, and cannot be.
+    proxy.set(Link::Refuse);
+    // So many that calls would wait for those who write.
+    for number in 0..40_000 {
+        ledger.count_duplicate(&key(&format!("evt_{number}")));
+    }
+    let (mut number, grants) = (0, 20);
+    eventually("grants follow each other without a wait", async || {
+        let begun = Instant::now();
+        for _ in 0..grants {
+            number += 1;
+            let claimed = ledger.claim(claim(&key(&format!("new_{number}")), "a")).await.unwrap();
+            assert!(matches!(claimed.decision, Decision::Acquired(_)), "{:?}", claimed.decision);
+        }
+        // Half of what they would take if each waited.
+        (begun.elapsed() < grants * Duration::from_millis(25)).then_some(())
+    })
+    .await;
+    proxy.set(Link::Up);
+    written(&database, 1).await;
+    ledger.close().await;
+}
