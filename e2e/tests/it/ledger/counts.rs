@@ -16,7 +16,7 @@ use oncegate_sidecar::{
     },
 };
 
-use super::{claim, key};
+use super::{claim, completion, key};
 
 /// A ledger that reaches its database through a proxy.
 struct Reached {
@@ -71,4 +71,23 @@ async fn no_grant_waits_for_counts_that_cannot_be_written() {
     proxy.set(Link::Up);
     written(&database, 1).await;
     ledger.close().await;
+}
+
+// L2: times and counts are in tables of their own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn times_that_cannot_be_written_hold_up_no_counts() {
+    let database = Database::create().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let mut outsider = database.connect().await.unwrap();
+    sqlx::raw_sql("begin; lock table payment_webhook_timings in share mode").execute(&mut outsider).await.unwrap();
+    let known = key("evt_1");
+    let Decision::Acquired(lock) = ledger.claim(claim(&known, "a")).await.unwrap().decision else { panic!("held") };
+    ledger.mark(completion(&known, &lock)).await.unwrap();
+    assert_eq!(ledger.claim(claim(&known, "b")).await.unwrap().decision, Decision::AlreadyCompleted);
+    written(&database, 1).await;
+    // What could not be written was kept.
+    sqlx::raw_sql("rollback").execute(&mut outsider).await.unwrap();
+    ledger.close().await;
+    let times = "(select sum(count) from payment_webhook_timings cross join lateral unnest(counts) count)";
+    assert_eq!(database.query(times).await.unwrap(), "1");
 }

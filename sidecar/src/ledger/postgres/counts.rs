@@ -104,13 +104,14 @@ impl Flusher {
         }
     }
 
-    /// Writes what there is when it begins; whether any of it could be written. What comes meanwhile is for the next time, or it
-    /// would never end.
+    /// Writes what there is when it begins; whether the last of the counts could be written. What comes meanwhile is for the
+    /// next time, or it would never end.
     async fn flush(&mut self) -> bool {
         let timings = self.counts.timings().take();
-        let (mut written, kept) = self.write(&FlushTimings, timings).await;
+        // Whatever comes of it: times are in a table of their own, and trouble there is none of the counts'.
+        let (_, kept) = self.write(&FlushTimings, timings).await;
         self.counts.timings().restore(kept);
-        let mut due = self.counts.tally.len();
+        let (mut written, mut due) = (true, self.counts.tally.len());
         // Put back at the end: a row that somebody holds must not be waited for with every part of the others.
         let mut unwritten = Vec::new();
         while written && due > 0 {
