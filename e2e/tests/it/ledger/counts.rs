@@ -44,6 +44,12 @@ async fn written(database: &Database, duplicates: i64) {
     .await;
 }
 
+async fn sessions(database: &Database) -> String {
+    let sessions = "(select count(*) from pg_stat_activity
+        where datname = current_database() and application_name = 'oncegate-counts')";
+    database.query(sessions).await.unwrap()
+}
+
 // L2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_grant_waits_for_counts_that_cannot_be_written() {
@@ -90,4 +96,20 @@ async fn times_that_cannot_be_written_hold_up_no_counts() {
     ledger.close().await;
     let times = "(select sum(count) from payment_webhook_timings cross join lateral unnest(counts) count)";
     assert_eq!(database.query(times).await.unwrap(), "1");
+}
+
+// L2: whatever stands between forgets connections that are silent, and tells nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_survive_a_connection_that_died_while_there_was_nothing_to_write() {
+    let Reached { ledger, proxy, database, _cluster } = through_a_proxy().await;
+    let known = key("evt_1");
+    ledger.claim(claim(&known, "a")).await.unwrap();
+    for round in 1..=3 {
+        ledger.count_duplicate(&known);
+        written(&database, round).await;
+        proxy.reset();
+        // Nor is it made anew before there is something to write.
+        eventually("its session has ended", async || (sessions(&database).await == "0").then_some(())).await;
+    }
+    ledger.close().await;
 }

@@ -89,6 +89,8 @@ impl Flusher {
                 () = self.counts.tally.filled(), if written => None,
                 close = self.closes.recv() => Some(close),
             };
+            // What is added is not added again: on a connection that died while nobody used it, it would be lost.
+            self.link.ask().await;
             written = self.flush().await;
             while written && self.counts.tally.is_full() {
                 written = self.flush().await;

@@ -218,7 +218,7 @@ impl Link {
         done
     }
 
-    /// Asks whether the connection is alive, and gives it up if not: without calls nobody else would find out.
+    /// Asks whether the connection is alive, and gives it up if not: without calls nobody else would find out. Makes none.
     pub(super) async fn ask(&mut self) {
         let Some((connection, _)) = &mut self.open else { return };
         let alive = sqlx::query("select 1").execute(connection);
