@@ -15,9 +15,9 @@ use oncegate_sidecar::{
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::Connection as _;
+use sqlx::{AssertSqlSafe, Connection as _};
 
-use super::{Fixture, key};
+use super::{Fixture, key, postgres_only::UNTIL_ONE_WAITS_FOR_US};
 
 const ROWS: i64 = 60_000;
 
@@ -112,6 +112,73 @@ async fn what_is_rare_is_found_without_reading_what_lies_between() {
     let (report, read) = grown.reads(async |ledger| ledger.stats(everything).await.unwrap()).await;
     let stuck: i64 = report.counts.values().map(|counts| counts.stuck).sum();
     assert!(stuck > 0 && read <= 4 * stuck + 4, "{read} rows were read to count {stuck} that are stuck");
+}
+
+/// A part of a page and the place where it ended are of one moment: the next part begins right behind it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_repeats_and_skips_nothing_that_comes_and_goes_while_it_is_read() {
+    let fixture = Fixture::postgres().await;
+    // More than one statement looks at, by their place from the newest on. The last one that it looks at is wanted; so is one
+    // with a result that has to be fetched from elsewhere, where it can be held up.
+    fixture
+        .tamper(
+            "insert into payment_webhook_events (
+                fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state,
+                outcome, tenant, provider, event_id, event_type, claim_id, holder, result_body
+            )
+            select n, t.at, t.at, t.at, t.at, t.at, 1, 'completed', 'completed', 'default', 'stripe', 'evt_' || n,
+                case when n in (2, 20000) then 'wanted' else 'other' end, 'a', 'pod-1',
+                case when n = 2 then (
+                    select decode(string_agg(md5(random()::text), ''), 'hex') from generate_series(1, 300)
+                ) end
+            from generate_series(1, 20100) n
+            cross join lateral (select now() - interval '1 hour' - n * interval '1 millisecond' as at) t",
+        )
+        .await;
+    let mut outsider = fixture.connect().await;
+    let elsewhere: String = sqlx::query_scalar(
+        "select reltoastrelid::regclass::text from pg_class where oid = 'payment_webhook_events'::regclass",
+    )
+    .fetch_one(&mut outsider)
+    .await
+    .unwrap();
+    let mut pages = Vec::new();
+    for meanwhile in [
+        "insert into payment_webhook_events (
+            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state,
+            outcome, tenant, provider, event_id, event_type, claim_id, holder
+        )
+        select fencing_token, now(), now(), now(), start_time, lock_expire_time, 1, state,
+            outcome, tenant, provider, 'new_' || event_id, 'other', claim_id, holder
+        from payment_webhook_events where fencing_token between 11 and 15",
+        "delete from payment_webhook_events where fencing_token between 11 and 15",
+    ] {
+        let mut held = outsider.begin().await.unwrap();
+        // Locks the index of what is elsewhere until the end.
+        let hold_up = format!("reindex table {elsewhere}");
+        sqlx::raw_sql(AssertSqlSafe(hold_up)).execute(&mut *held).await.unwrap();
+        let walk = async {
+            let mut filter = HistoryFilter { event_type: Some("wanted".into()), ..listing() };
+            let mut found = Vec::new();
+            loop {
+                let page = fixture.ledger.history(filter.clone()).await.unwrap();
+                found.extend(page.events.into_iter().map(|event| event.key.event_id));
+                filter.after = page.next;
+                if page.next.is_none() {
+                    break found;
+                }
+            }
+        };
+        let change = async {
+            sqlx::raw_sql(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+            sqlx::raw_sql(meanwhile).execute(&mut *held).await.unwrap();
+            held.commit().await.unwrap();
+        };
+        let (found, ()) = tokio::join!(walk, change);
+        pages.push(found);
+    }
+    assert_eq!(pages, [["evt_2", "evt_20000"]; 2], "while events came, and while they went");
+    fixture.close().await;
 }
 
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.

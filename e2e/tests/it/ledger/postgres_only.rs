@@ -93,7 +93,7 @@ async fn a_row_locked_elsewhere_holds_up_its_own_call_only() {
     ledger.close().await;
 }
 
-const UNTIL_ONE_WAITS_FOR_US: &str = "do $$ begin loop
+pub(super) const UNTIL_ONE_WAITS_FOR_US: &str = "do $$ begin loop
         perform pg_stat_clear_snapshot();
         exit when exists (
             select from pg_stat_activity

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::{read::Reader, row};
 use crate::{
@@ -13,6 +13,9 @@ use crate::{
         spans::{LOOK_MAX, PAGE_TIME_MAX, Span, of_hours},
     },
 };
+
+/// Begins what one page is read from. Vacuum waits for its end: for [`PAGE_TIME_MAX`], and a statement's time more.
+const SNAPSHOT: &str = "begin isolation level repeatable read read only";
 
 impl Reader {
     pub(super) async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
@@ -60,7 +63,16 @@ impl Reader {
     }
 }
 
+/// Reads a page from one snapshot. What a statement found and how far it looked are two queries: from two snapshots, as many
+/// events as came in between would be looked at twice, and as many as went would be passed over.
 async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<Page, sqlx::Error> {
+    let mut snapshot = connection.begin_with(SNAPSHOT).await?;
+    let page = walk(&mut snapshot, filter).await?;
+    snapshot.commit().await?;
+    Ok(page)
+}
+
+async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Page, sqlx::Error> {
     let begun = Instant::now();
     // The end is exclusive: a place before every row that was created at it.
     let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
@@ -77,7 +89,7 @@ async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<P
             .bind(&states)
             .bind(start.hour())
             .bind(end.create_time)
-            .fetch_all(&mut *connection)
+            .fetch_all(&mut *snapshot)
             .await?;
         of_hours(hours, start, end)
     };
@@ -97,7 +109,7 @@ async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<P
                 .bind(&states)
                 .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
                 .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
-                .fetch_all(&mut *connection)
+                .fetch_all(&mut *snapshot)
                 .await?;
             for row in &rows {
                 events.push(row::event(row, 0)?);
@@ -112,7 +124,7 @@ async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<P
                 .bind(place.row)
                 .bind(span.start)
                 .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
-                .fetch_optional(&mut *connection)
+                .fetch_optional(&mut *snapshot)
                 .await?;
             match boundary {
                 Some(boundary) => place = Cursor { create_time: boundary.try_get(0)?, row: boundary.try_get(1)? },

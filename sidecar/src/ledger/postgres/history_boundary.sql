@@ -1,4 +1,4 @@
--- The last row that history_page.sql looked at, if there may be more behind it.
+-- The last row that history_page.sql looked at in the same snapshot, if there may be more behind it.
 --
 -- In:  where it began, the earliest creation, and the most rows that it looked at.
 -- Out: the place of the last of them; no row: there were fewer. Index: payment_webhook_events_create_time, alone.

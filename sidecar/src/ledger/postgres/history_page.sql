@@ -2,7 +2,8 @@
 --
 -- In:  where the last part ended and the earliest creation; filters (null: all); the most rows to find, and the most to
 --      look at.
--- Out: those rows. Fewer than the most: all that were looked at; history_boundary.sql tells how far that was.
+-- Out: those rows. Fewer than the most: all that were looked at; history_boundary.sql tells how far that was, if it reads the
+--      same snapshot.
 -- Index: payment_webhook_events_create_time, backwards. The inner LIMIT bounds the work whatever the filters are, keeps the
 --      planner from another index for them, and is walked only as far as the outer one needs.
 select
