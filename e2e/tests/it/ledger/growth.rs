@@ -326,3 +326,89 @@ async fn counts_that_others_are_changing_are_folded_by_the_next_run() {
     assert!(slots().await.is_empty());
     fixture.close().await;
 }
+
+/// After a long time without a Cleanup there is much to fold, and no statement may take long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_and_times_of_many_hours_are_folded_in_bounded_steps() {
+    let fixture = Fixture::postgres().await;
+    // The hours of three days in three slots each, and times of the older half, which has nothing completed any more.
+    fixture
+        .tamper(
+            "insert into payment_webhook_counts (slot, tenant, provider, hour, completed, dead)
+            select slot, 'default', 'stripe', date_trunc('hour', now(), 'UTC') - hours * interval '1 hour',
+                case when hours <= 36 then 1 else 0 end, case when hours <= 54 then 1 else 0 end
+            from generate_series(7, 9) slot, generate_series(1, 72) hours;
+            insert into payment_webhook_timings (slot, tenant, provider, hour, buckets, counts)
+            select 107, tenant, provider, hour, '{3}', '{1}' from payment_webhook_counts where slot = 7",
+        )
+        .await;
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: fixture.now().await,
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 10,
+    };
+    let mut admin = fixture.connect().await;
+    let mut rows = async || -> (i64, i64, i64) {
+        let sql = "select (select count(*) from payment_webhook_counts where slot <> 0),
+            (select count(*) from payment_webhook_counts where slot = 0), (select count(*) from payment_webhook_timings)";
+        sqlx::query_as(sql).fetch_one(&mut admin).await.unwrap()
+    };
+    let mut progress = CleanupProgress::default();
+    let (mut unfolded, mut folded, mut times) = rows().await;
+    while !progress.done {
+        fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+        let (of_slots, of_cleanup, of_times) = rows().await;
+        // So many, and the rest of their last hour.
+        assert!(unfolded - of_slots <= 12 && times - of_times <= 4, "{unfolded} {of_slots}, {times} {of_times}");
+        (unfolded, folded, times) = (of_slots, of_cleanup, of_times);
+    }
+    assert_eq!((unfolded, folded, times), (0, 54, 36), "each hour has a row, if it says anything");
+    let sums = "select sum(completed)::bigint, sum(dead)::bigint, max(dead)::bigint from payment_webhook_counts";
+    let sums: (i64, i64, i64) = sqlx::query_as(sums).fetch_one(&mut fixture.connect().await).await.unwrap();
+    assert_eq!(sums, (3 * 36, 3 * 54, 3));
+    fixture.close().await;
+}
+
+/// Folding only tidies: hours that cannot be folded now fail no Cleanup, and keep no others from being folded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hours_that_take_too_long_to_fold_are_left_to_the_next_run() {
+    let fixture = Fixture::postgres().await;
+    fixture
+        .tamper(
+            "insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+            select 7, 'default', 'stripe', date_trunc('hour', now(), 'UTC') - hours * interval '1 hour', hours
+            from generate_series(1, 9) hours;
+            create function take_too_long() returns trigger language plpgsql as $$ begin
+                -- As the server's statement time-out does.
+                if old.completed = 5 then raise exception 'too slow' using errcode = 'query_canceled'; end if;
+                return old;
+            end $$;
+            create trigger take_too_long before delete on payment_webhook_counts
+            for each row execute function take_too_long()",
+        )
+        .await;
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: fixture.now().await,
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 3,
+    };
+    let run = async || {
+        let mut progress = CleanupProgress::default();
+        while !progress.done {
+            fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+        }
+        let sql = "select array_agg(completed order by completed) from payment_webhook_counts where slot <> 0";
+        let left: Option<Vec<i64>> = sqlx::query_scalar(sql).fetch_one(&mut fixture.connect().await).await.unwrap();
+        left.unwrap_or_default()
+    };
+    assert_eq!(run().await, [4, 5, 6], "those of the step that was cut off");
+    fixture.tamper("drop function take_too_long() cascade").await;
+    assert!(run().await.is_empty());
+    fixture.close().await;
+}

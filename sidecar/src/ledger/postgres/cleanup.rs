@@ -58,30 +58,50 @@ impl Reader {
                 };
             }
         }
-        // Past the last event come the delivery ids, as many a step: each step has its report, and its pause.
+        // Past the last event come the delivery ids, and then the counts, as many a step: each step has its report, and its
+        // pause.
         let past_events = looked_at < i64::from(limit);
         progress.done = past_events && (scope.dry_run || !self.forget_deliveries(scope, limit).await?);
         if progress.done && !scope.dry_run {
-            self.fold_counts(scope.before).await?;
+            let (from, before) = (progress.folded_until.unwrap_or(EARLIEST), scope.before.hour());
+            let until = self.fold_hours(from, before, limit).await?;
+            progress.folded_until = Some(until);
+            progress.done = until >= before;
         }
         Ok(())
     }
 
-    /// Folds the counts of what a Cleanup has passed, and forgets the processing times of hours that have nothing completed
-    /// any more. Only tidies: where another Cleanup is at the same counts, the next run finds what this one left.
-    async fn fold_counts(&self, before: Time) -> Result<(), Error> {
+    /// Folds the counts of some hours that a Cleanup has passed, and forgets the processing times of those that have nothing
+    /// completed any more. Gives the hour to go on from. Only tidies: where another Cleanup is at the same counts, or the
+    /// server has no time for them, the next run finds what this one left.
+    async fn fold_hours(&self, from: Time, before: Time, limit: i32) -> Result<Time, Error> {
         self.run(move |connection| {
             Box::pin(async move {
-                match fold(connection, before).await {
-                    Err(error) if failure::classify(&error) == Failure::Contended => {
+                let until: Option<Time> = sqlx::query_scalar(include_str!("cleanup_hours.sql"))
+                    .bind(from)
+                    .bind(before)
+                    .bind(limit)
+                    .fetch_optional(&mut *connection)
+                    .await?;
+                let until = until.unwrap_or(before);
+                let Err(error) = fold(connection, from, until).await else { return Ok(until) };
+                match failure::classify(&error) {
+                    Failure::Contended => {
                         tracing::debug!(
                             error = &error as &dyn std::error::Error,
                             "counts are left for the next cleanup"
                         );
-                        Ok(())
                     }
-                    folded => folded,
+                    // Unlike what somebody else has in hand, it may be so again each night.
+                    Failure::TooSlow => {
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "counts take too long to fold, and are left for the next cleanup"
+                        );
+                    }
+                    _ => return Err(error),
                 }
+                Ok(until)
             })
         })
         .await
@@ -108,12 +128,13 @@ impl Reader {
     }
 }
 
-async fn fold(connection: &mut PgConnection, before: Time) -> Result<(), sqlx::Error> {
+async fn fold(connection: &mut PgConnection, from: Time, until: Time) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
     // While it waits for another Cleanup's step it holds what writers may want: not for long.
     transaction.execute("set local lock_timeout = '100ms'").await?;
     let folded = sqlx::query(include_str!("cleanup_counts.sql"))
-        .bind(before.hour())
+        .bind(from)
+        .bind(until)
         .bind(CLEANUP_SLOT)
         .execute(&mut *transaction)
         .await;
@@ -124,7 +145,7 @@ async fn fold(connection: &mut PgConnection, before: Time) -> Result<(), sqlx::E
     }
     transaction.commit().await?;
     for statement in [include_str!("cleanup_zeros.sql"), include_str!("cleanup_timings.sql")] {
-        sqlx::query(statement).bind(before.hour()).execute(&mut *connection).await?;
+        sqlx::query(statement).bind(from).bind(until).execute(&mut *connection).await?;
     }
     Ok(())
 }

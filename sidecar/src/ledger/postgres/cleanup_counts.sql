@@ -1,7 +1,7 @@
--- Folds the counts of hours that a Cleanup has passed into one row each: without it every slot that ever wrote would leave a
--- row per hour for good.
+-- Folds the counts of some hours that a Cleanup has passed into one row each: without it every slot that ever wrote would leave
+-- a row per hour for good.
 --
--- In:  the moment up to which hours are folded, and the slot to fold into.
+-- In:  the hours (half open; cleanup_hours.sql bounds them), and the slot to fold into.
 -- Why it is safe: the deletion takes each row as it stands when it is locked, and the insertion adds what was taken, in one
 --      statement; a writer that waits for a deleted row inserts it anew. The sums over the slots never change.
 --      Rows that a writer is changing right now are left for the next run, so that nobody is waited for with rows in hand;
@@ -10,7 +10,7 @@
 -- Index: payment_webhook_counts_hour.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_counts
-    where hour < $1::timestamptz and slot <> $2::integer
+    where hour >= $1::timestamptz and hour < $2::timestamptz and slot <> $3::integer
     for update skip locked
 ),
 taken as (
@@ -22,7 +22,7 @@ taken as (
 insert into payment_webhook_counts as c (
     slot, tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
 )
-select $2::integer, tenant, provider, hour, sum(pending), sum(processing), sum(completed), sum(failed), sum(unknown),
+select $3::integer, tenant, provider, hour, sum(pending), sum(processing), sum(completed), sum(failed), sum(unknown),
     sum(dead), sum(duplicates), sum(retries)
 from taken
 group by tenant, provider, hour

@@ -1,12 +1,12 @@
--- Removes the processing times of hours that a Cleanup has passed and left without a completed event.
+-- Removes the processing times of some hours that a Cleanup has passed and left without a completed event.
 --
--- In:  the moment up to which hours are looked at.
+-- In:  the hours (half open; cleanup_hours.sql bounds them).
 -- Why it is safe: an hour that long ago gets no new events; one that is completed late puts its time into a new row. Rows
 --      that somebody is changing are left for the next run.
 -- Index: payment_webhook_timings_hour, payment_webhook_counts_hour.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_timings t
-    where t.hour < $1::timestamptz
+    where t.hour >= $1::timestamptz and t.hour < $2::timestamptz
         and not exists (
             select from payment_webhook_counts c
             where c.hour = t.hour and c.tenant = t.tenant and c.provider = t.provider

@@ -1,12 +1,12 @@
--- Drops the counts of hours that a Cleanup has passed and that say nothing any more.
+-- Drops the counts of some hours that a Cleanup has passed where they say nothing any more.
 --
--- In:  the moment up to which hours are looked at.
+-- In:  the hours (half open; cleanup_hours.sql bounds them).
 -- Why it is safe: a row is looked at again when it is locked; one that somebody is changing is passed over, and one who waits
 --      for a deleted row inserts it anew.
 -- Index: payment_webhook_counts_hour.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_counts
-    where hour < $1::timestamptz
+    where hour >= $1::timestamptz and hour < $2::timestamptz
         and (pending, processing, completed, failed, unknown, dead, duplicates, retries) = (0, 0, 0, 0, 0, 0, 0, 0)
     for update skip locked
 )
