@@ -17,7 +17,11 @@ use oncegate_sidecar::{
 };
 use sqlx::{AssertSqlSafe, Connection as _};
 
-use super::{Fixture, key, postgres_only::UNTIL_ONE_WAITS_FOR_US};
+use super::{
+    Fixture, key,
+    postgres_only::UNTIL_ONE_WAITS_FOR_US,
+    stats::{everything, total},
+};
 
 const ROWS: i64 = 60_000;
 
@@ -178,6 +182,47 @@ async fn a_page_repeats_and_skips_nothing_that_comes_and_goes_while_it_is_read()
         pages.push(found);
     }
     assert_eq!(pages, [["evt_2", "evt_20000"]; 2], "while events came, and while they went");
+    fixture.close().await;
+}
+
+/// The statistics, and whatever was made of them, are those of quiet days when a consumer goes away (L4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stats_answer_when_very_much_is_open_that_was_not_before() {
+    let fixture = Fixture::postgres().await;
+    fixture.expired(&key("evt_1"), "a").await;
+    // Nobody but the test analyzes.
+    fixture
+        .tamper(
+            "alter table payment_webhook_events set (autovacuum_enabled = off);
+            alter table payment_webhook_open set (autovacuum_enabled = off);
+            alter table payment_webhook_counts set (autovacuum_enabled = off);
+            insert into payment_webhook_open (event_row) select id from payment_webhook_events;
+            update payment_webhook_sweep set swept_until = clock_timestamp();
+            analyze payment_webhook_events, payment_webhook_open, payment_webhook_counts, payment_webhook_sweep",
+        )
+        .await;
+    // On each of its connections more often than it takes to keep a plan.
+    for _ in 0..40 {
+        assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 1);
+    }
+    fixture
+        .tamper(
+            "insert into payment_webhook_events (
+                fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
+                tenant, provider, event_id, event_type, claim_id, holder
+            )
+            select n, now(), now(), now(), now(), 1, 'processing', 'running', 'default', 'stripe', 'open_' || n, 'paid',
+                'a', 'pod-1'
+            from generate_series(1, 100000) n;
+            insert into payment_webhook_open (event_row)
+            select id from payment_webhook_events where event_id like 'open%' order by id;
+            insert into payment_webhook_counts (slot, tenant, provider, hour, processing)
+            select 0, 'default', 'stripe', date_trunc('hour', now(), 'UTC'), 100000;
+            update payment_webhook_sweep set swept_until = clock_timestamp()",
+        )
+        .await;
+    let stats = fixture.ledger.stats(everything()).await.unwrap();
+    assert_eq!(total(&stats).stuck, 100_001);
     fixture.close().await;
 }
 
