@@ -193,7 +193,8 @@ impl Coordinator {
                 }
             };
             seat.saw(&claimed.event);
-            // The lock's expiry and the end of a pause are known times; an outcome wakes us.
+            // The lock's expiry and the end of a pause are known times; an outcome wakes us. Place and answer took their time.
+            let left = until.saturating_duration_since(Instant::now());
             let pause = retry_after.to_std().clamp(Duration::from_millis(1), left.max(Duration::from_millis(1)));
             tokio::select! {
                 () = woken => {}

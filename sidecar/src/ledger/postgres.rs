@@ -58,6 +58,9 @@ use crate::{
     metrics::LedgerMetrics,
 };
 
+/// How long the end waits for the last counts. Part of the time that a pod is given to end.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// Connections for lists and counts. Few: they are people's and cron jobs', and may take seconds each.
 const LISTS_CONNECTIONS_MAX: u32 = 4;
 /// Connections for signals, the one that listens among them. Each is needed for a moment.
@@ -319,8 +322,10 @@ impl Ledger for PostgresLedger {
         // After the writer, which counts too.
         let (done, closed) = oneshot::channel();
         if self.closes.send(done).await.is_ok() {
-            // An error means that it ended by itself.
-            drop(closed.await);
+            // An error means that it ended by itself, or has no end: somebody holds what it would write.
+            if tokio::time::timeout(FLUSH_TIME_MAX, closed).await.is_err() {
+                tracing::warn!("counts and processing times of the last second could not be written in time");
+            }
         }
         self.notifier.close();
         self.lists.close().await;

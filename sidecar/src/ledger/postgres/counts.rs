@@ -109,10 +109,16 @@ impl Flusher {
     /// Writes what there is when it begins; whether the last of the counts could be written. What comes meanwhile is for the
     /// next time, or it would never end.
     async fn flush(&mut self) -> bool {
+        let written = self.flush_counts().await;
+        // Behind the counts, whatever comes of it: times are in a table of their own, and whoever holds that is waited for with
+        // each of its rows.
         let timings = self.counts.timings().take();
-        // Whatever comes of it: times are in a table of their own, and trouble there is none of the counts'.
         let (_, kept) = self.write(&FlushTimings, timings).await;
         self.counts.timings().restore(kept);
+        written
+    }
+
+    async fn flush_counts(&mut self) -> bool {
         let (mut written, mut due) = (true, self.counts.tally.len());
         // Put back at the end: a row that somebody holds must not be waited for with every part of the others.
         let mut unwritten = Vec::new();

@@ -74,11 +74,17 @@ impl Writer {
         let mut closing = None;
         // The last flush has left enough for another: it does not wait for the next second, and no call waits for all of them.
         let mut goes_on = false;
+        // Not between the seconds while nothing can be written: each batch would wait for another try, and win nothing (L2).
+        let mut written = true;
         while closing.is_none() {
             let Some(batch) = self.next(goes_on) else { break };
             closing = batch.close;
             self.calls(batch.calls);
-            goes_on = (batch.flush || self.tally.is_full()) && self.flush() && self.tally.is_full();
+            let is_due = batch.flush || (written && self.tally.is_full());
+            if is_due {
+                written = self.flush();
+            }
+            goes_on = is_due && written && self.tally.is_full();
             if let Ok(step) = self.cleanups.try_recv() {
                 self.cleanup(step);
             }
