@@ -46,7 +46,11 @@ impl All {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let (sidecar, gateway) = both(self.sidecar.validate(), self.gateway.validate())?;
         let service = Service::begin(&self.admin).await?;
-        let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
+        let Some(sidecar) = service.start(oncegate_sidecar::Sidecar::start(sidecar)).await else {
+            service.end().await;
+            return Ok(());
+        };
+        let sidecar = sidecar?;
         let gateway = oncegate_gateway::Gateway::bind(gateway, Connection::within(sidecar.api())).await?;
         log_sidecar(&sidecar);
         service.tell(sidecar.facts());

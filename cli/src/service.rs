@@ -48,7 +48,6 @@ pub(crate) struct Service {
 impl Service {
     /// Listens for signals and, where asked to, for probes: these are answered while everything else still starts.
     pub(crate) async fn begin(options: &AdminOptions) -> Result<Self, Failure> {
-        permit_files();
         let shutdown = shutdown::on_signals().context("cannot listen for signals")?;
         let readiness = Readiness::new();
         let started = readiness.condition("start");
@@ -80,6 +79,18 @@ impl Service {
             }
         };
         Ok(Self { shutdown, readiness, started, metrics, control, facts, admin })
+    }
+
+    /// Waits for a part to start, which may take as long as a migration; None when the first signal comes before that.
+    pub(crate) async fn start<T>(&self, part: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            started = part => Some(started),
+            () = self.shutdown.cancelled() => {
+                tracing::info!("told to end before the start was over");
+                None
+            }
+        }
     }
 
     /// What /metrics shows from here on: the metrics of each part of the process, and when certificates end.
@@ -138,7 +149,7 @@ impl Service {
 /// Raises the number of files, and so of connections, that the process may have open to what it is permitted. The usual
 /// soft limit of 1,024 is for programs that call `select`; the bound on connections is above it, and a listener that
 /// runs out of files first takes nobody.
-fn permit_files() {
+pub(crate) fn permit_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let limit = getrlimit(Resource::Nofile);

@@ -40,7 +40,11 @@ impl Sidecar {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let settings = self.sidecar.validate()?;
         let service = Service::begin(&self.admin).await?;
-        let sidecar = oncegate_sidecar::Sidecar::start(settings).await?;
+        let Some(sidecar) = service.start(oncegate_sidecar::Sidecar::start(settings)).await else {
+            service.end().await;
+            return Ok(());
+        };
+        let sidecar = sidecar?;
         log_sidecar(&sidecar);
         service.show([sidecar.metrics()], [sidecar.certificates()]);
         service.tell(sidecar.facts());

@@ -2,10 +2,10 @@
 //! does not fit is a refusal to start (L8). A newer schema fits if its migrations say so: they write the number of the
 //! oldest migration that a program has to know into `oncegate_meta`.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, time::Duration};
 
 use sqlx::{
-    Connection as _, PgConnection, SqlSafeStr as _,
+    Connection as _, Executor as _, PgConnection, SqlSafeStr as _,
     migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator},
     postgres::PgConnectOptions,
 };
@@ -13,6 +13,7 @@ use sqlx::{
 use super::{
     OpenError,
     connect::{CONNECT_TIME_MAX, ConnectError},
+    failure::{self, Failure},
 };
 
 /// Every migration, oldest first. Never edited after a release; numbers never reused.
@@ -93,21 +94,42 @@ const TABLE: &str = "oncegate_migrations";
 const COMPATIBLE_FROM: &str = "schema_compatible_from";
 
 /// Applies what is missing; on a newer schema that fits, nothing. Safe when several do it at once: a session lock lets one
-/// do it.
+/// do it, and the others find what it did. Waits for whoever holds a table, and lets those behind it go on meanwhile; dropping
+/// the future ends that.
 ///
 /// # Errors
 /// When the database cannot be reached, its schema is newer and does not fit, or a migration fails; a failed one is rolled
 /// back.
 pub async fn run(url: &str) -> Result<Migrated, OpenError> {
     let mut connection = connect(&super::options(url)?).await?;
-    let from = version(&mut connection).await?;
-    if from > needed() {
-        fits(&mut connection, from).await?;
-    }
-    migrator().run_direct(None, &mut connection, false).await.map_err(SchemaError::Migrate)?;
-    let to = version(&mut connection).await?;
+    let migrated = loop {
+        match apply(&mut connection).await {
+            Err(SchemaError::Migrate(error)) if is_locked(&error) => {
+                tracing::warn!("a migration waits for a lock that somebody else holds, and is tried again");
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            applied => break applied?,
+        }
+    };
     drop(connection.close().await);
-    Ok(Migrated { from, to })
+    Ok(migrated)
+}
+
+async fn apply(connection: &mut PgConnection) -> Result<Migrated, SchemaError> {
+    // Before anything is read, so that who waited finds what was done. The session's, and held until its end.
+    connection.lock().await.map_err(SchemaError::Migrate)?;
+    let from = version(connection).await?;
+    if from > needed() {
+        fits(connection, from).await?;
+    }
+    migrator().run_direct(None, connection, false).await.map_err(SchemaError::Migrate)?;
+    Ok(Migrated { from, to: version(connection).await? })
+}
+
+/// Whether somebody else holds what a migration needs.
+fn is_locked(error: &MigrateError) -> bool {
+    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else { return false };
+    failure::classify(error) == Failure::Contended
 }
 
 /// Checks that this version can work on the schema.
@@ -141,9 +163,23 @@ async fn fits(connection: &mut PgConnection, found: i64) -> Result<(), SchemaErr
     }
 }
 
-/// A plain session: migrations take as long as they take.
+/// Migrations take as long as they take, whatever the role or the database is set to. They wait for a table not so long that
+/// those who want it behind them time out, as they would behind a dump that runs for an hour.
+const SESSION: &str = "
+    set statement_timeout = 0;
+    set idle_in_transaction_session_timeout = 0;
+    set lock_timeout = '300ms';
+";
+/// Between two tries to get a lock: those who waited behind the first have their turn.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
-    tokio::time::timeout(CONNECT_TIME_MAX, PgConnection::connect_with(options))
+    let connected = async {
+        let mut connection = PgConnection::connect_with(options).await?;
+        connection.execute(SESSION).await?;
+        Ok(connection)
+    };
+    tokio::time::timeout(CONNECT_TIME_MAX, connected)
         .await
         .map_err(|_| ConnectError::TimedOut)?
         .map_err(ConnectError::Refused)
