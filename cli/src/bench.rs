@@ -25,7 +25,7 @@ use oncegate_runtime::{
 use self::{
     grpc::Sidecar,
     http::{Gateway, Shared},
-    load::{CALLERS_MAX, KEYS_FROM, Limits, Progress, Run, Workload},
+    load::{AnotherFailed, CALLERS_MAX, KEYS_FROM, Limits, Progress, Run, Workload},
     message::Messages,
     report::{About, Report},
     tally::Tally,
@@ -200,9 +200,11 @@ impl Bench {
         let threads = self.threads.min(self.concurrency);
         let connections = match self.target {
             TargetName::Http => self.concurrency,
+            // Each thread has one of its own at least.
             TargetName::Grpc => self
                 .connections
-                .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX)),
+                .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX))
+                .max(threads),
         };
         let (route, url) = self.route()?;
         route.try_to_connect(&url).await?;
@@ -411,7 +413,7 @@ fn load_thread(
         match route {
             Route::Grpc { reach, messages, timeout } => {
                 let mut channels = Vec::new();
-                for _ in 0..(connections / threads).max(1) {
+                for _ in 0..connections / threads + u32::from(thread < connections % threads) {
                     let connected = reach.connect().await.map_err(anyhow::Error::from_boxed);
                     channels.push(connected.context("cannot connect")?);
                 }
@@ -447,15 +449,20 @@ async fn stop_on_interrupt(run: Arc<Run>) {
 /// What all threads counted, and for how long they measured.
 async fn join(tasks: Vec<tokio::task::JoinHandle<Result<(Tally, Duration)>>>) -> Result<(Tally, Duration)> {
     let mut all = (Tally::default(), Duration::ZERO);
-    let mut failed = None;
+    let mut failed: Option<anyhow::Error> = None;
     for task in tasks {
         match task.await.context("a thread of the load panicked").and_then(|loaded| loaded) {
             Ok((tally, measured)) => {
                 all.0.add(tally);
                 all.1 = all.1.max(measured);
             }
-            // The first one is the cause; those that waited for it come after, or before: they say so.
-            Err(error) => failed = Some(failed.unwrap_or(error)),
+            // Those that waited for it come after, or before: the cause is what has to be said.
+            Err(error) => {
+                failed = Some(match failed {
+                    Some(known) if !known.is::<AnotherFailed>() => known,
+                    Some(_) | None => error,
+                });
+            }
         }
     }
     match failed {

@@ -31,10 +31,15 @@ mod stats;
 mod threads;
 mod verify;
 
-use std::{env, ffi::OsString, num::NonZero, process::ExitCode};
+use std::{
+    env,
+    ffi::{OsStr, OsString},
+    num::NonZero,
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
-use clap::{CommandFactory as _, FromArgMatches as _, parser::ValueSource};
+use clap::{CommandFactory as _, FromArgMatches as _, builder::Resettable, parser::ValueSource};
 use oncegate_runtime::{
     config::Problems,
     logging, metrics, shutdown,
@@ -134,15 +139,15 @@ fn main() -> ExitCode {
     // that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let arguments: Vec<OsString> = env::args_os().collect();
-    let matches = match command_line().try_get_matches_from(&arguments) {
+    let matches = match without_values(command_line()).try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => match environment::problems(&error, command_line(), &arguments) {
             Some(problems) => return Failure::from(problems).report(),
             None => error.exit(),
         },
     };
-    if print_config::print(&command_line(), &matches) {
-        return ExitCode::SUCCESS;
+    if print_config::print(command_line(), &matches) {
+        return written(Ok(()));
     }
     let mut oncegate = match Oncegate::from_arg_matches(&matches) {
         Ok(oncegate) => oncegate,
@@ -152,10 +157,22 @@ fn main() -> ExitCode {
         // What they have to say is on standard output; a log among it, when all is well, only hides it.
         oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
     }
-    match start(oncegate) {
+    written(start(oncegate))
+}
+
+/// How the command ended; not well, if what it had to show could not be written.
+fn written(ended: Result<(), Failure>) -> ExitCode {
+    let shown = output::finish().map_err(|error| anyhow::Error::from(error).context("cannot write the output").into());
+    match ended.and(shown) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// The command line whose manual shows which variables there are, and not what is in them: part of a URL may be a secret.
+/// `--print-config` shows what may be shown of them.
+fn without_values(command: clap::Command) -> clap::Command {
+    command.mut_args(|argument| argument.hide_env_values(true)).mut_subcommands(without_values)
 }
 
 /// The command line, with the exit codes at the end of every command's manual.
@@ -167,7 +184,20 @@ fn command_line() -> clap::Command {
         };
         command.after_long_help(text).mut_subcommands(with_exit_codes)
     }
-    let mut command = with_exit_codes(Oncegate::command());
+    // To OpenTelemetry a variable that is empty is one that is not set.
+    fn without_blank(command: clap::Command) -> clap::Command {
+        let is_blank = |name: &OsStr| {
+            name.to_str().is_some_and(|name| name.starts_with("OTEL_"))
+                && env::var_os(name).is_some_and(|text| text.is_empty())
+        };
+        command
+            .mut_args(|argument| match argument.get_env().is_some_and(is_blank) {
+                true => argument.env(Resettable::Reset),
+                false => argument,
+            })
+            .mut_subcommands(without_blank)
+    }
+    let mut command = without_blank(with_exit_codes(Oncegate::command()));
     for serves in ["all", "sidecar", "gateway"] {
         command = command.mut_subcommand(serves, print_config::add);
     }
@@ -187,6 +217,7 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
     };
     logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;
     metrics::process::start();
+    service::permit_files();
     let runtime = threads::runtime(threads).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
     // Everything that matters has been waited for; what is left must not hold up the end.

@@ -253,12 +253,17 @@ pub(crate) fn count(counts: &v1::Counts, state: State) -> i64 {
 
 /// The completed ones among those that came to something; `None` as long as none has.
 pub(crate) fn success_rate(counts: &v1::Counts) -> Option<f64> {
+    // Rounded only beyond 2^53 events.
+    #[allow(clippy::cast_precision_loss)]
+    succeeded(counts).map(|(completed, all)| completed as f64 / all as f64)
+}
+
+/// How many completed, and among how many that came to something; `None` as long as none has.
+pub(crate) fn succeeded(counts: &v1::Counts) -> Option<(i64, i64)> {
     let completed = count(counts, State::Completed);
     let others: i64 = [State::Failed, State::Unknown, State::Dead].map(|state| count(counts, state)).iter().sum();
     let all = completed + others;
-    // Rounded only beyond 2^53 events.
-    #[allow(clippy::cast_precision_loss)]
-    (all > 0).then(|| completed as f64 / all as f64)
+    (all > 0).then_some((completed, all))
 }
 
 /// A state in a word.

@@ -7,6 +7,7 @@ use std::{
     borrow::Cow,
     fmt::Display,
     io::{self, IsTerminal as _, Write as _},
+    sync::{Mutex, PoisonError},
 };
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle};
@@ -18,15 +19,43 @@ pub(crate) fn line(text: impl Display) {
     let _ = try_line(text);
 }
 
-/// Shows a line. An error means that nobody reads any more: a command that would go on can end.
+/// Shows a line. An error means that nobody reads any more, or that nothing more can be written, which [`finish`] tells: a
+/// command that would go on can end.
 pub(crate) fn try_line(text: impl Display) -> io::Result<()> {
     let text = text.to_string();
-    writeln!(io::stdout(), "{}", printable(&text, true))
+    noted(writeln!(io::stdout(), "{}", printable(&text, true)))
 }
 
-/// Puts a text in place of the one before, where a terminal shows it, or below it. An error means that nobody reads any
-/// more.
+/// The first error of standard output, but for a reader that has gone away: `... | head` is none.
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
+
+fn noted(written: io::Result<()>) -> io::Result<()> {
+    written.map_err(|error| {
+        let kind = error.kind();
+        if kind != io::ErrorKind::BrokenPipe {
+            FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+        kind.into()
+    })
+}
+
+/// Writes what is left of the output, at the end.
+///
+/// # Errors
+///
+/// Why some of it could not be written, as on a disk that is full.
+pub(crate) fn finish() -> io::Result<()> {
+    let _ = noted(io::stdout().flush());
+    FAILED.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
+}
+
+/// Puts a text in place of the one before, where a terminal shows it, or below it. An error means what one of [`try_line`]
+/// does.
 pub(crate) fn redraw(text: &str) -> io::Result<()> {
+    noted(try_redraw(text))
+}
+
+fn try_redraw(text: &str) -> io::Result<()> {
     /// To the top left corner; and clear to the end of the line, and of the screen.
     const HOME: &str = "\x1b[H";
     const TO_END_OF_LINE: &str = "\x1b[K";
@@ -49,7 +78,7 @@ pub(crate) fn redraw(text: &str) -> io::Result<()> {
 
 /// Writes what the program itself made, byte for byte.
 pub(crate) fn raw(bytes: &[u8]) {
-    let _ = io::stdout().write_all(bytes);
+    let _ = noted(io::stdout().write_all(bytes));
 }
 
 /// Shows something beside the result: it does not end up in a pipe.
@@ -90,7 +119,7 @@ pub(crate) fn json(value: &impl Serialize) {
     }
 }
 
-/// Shows a value to a program, in one line. An error means that nobody reads any more.
+/// Shows a value to a program, in one line. An error means what one of [`try_line`] does.
 pub(crate) fn json_line(value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(value)?;
     try_line(escape_json(&text))

@@ -19,14 +19,17 @@ pub(crate) fn add(command: Command) -> Command {
 }
 
 /// Shows the settings if that was asked for; whether it was.
-pub(crate) fn print(commands: &Command, matches: &ArgMatches) -> bool {
+pub(crate) fn print(mut commands: Command, matches: &ArgMatches) -> bool {
     let Some((name, matches)) = matches.subcommand() else { return false };
     // Other commands do not have the option.
     if !matches.try_get_one::<bool>(FLAG).ok().flatten().is_some_and(|asked| *asked) {
         return false;
     }
+    // Those of all commands become each one's own only now.
+    commands.build();
     let Some(command) = commands.find_subcommand(name) else { return false };
-    let rows = command.get_arguments().filter(|argument| argument.get_id() != FLAG).filter_map(|argument| {
+    let is_setting = |argument: &&Arg| argument.get_id() != FLAG && argument.get_id() != "help";
+    let rows = command.get_arguments().filter(is_setting).filter_map(|argument| {
         let id = argument.get_id().as_str();
         let setting = match argument.get_env() {
             Some(variable) => variable.to_string_lossy().into_owned(),

@@ -227,13 +227,14 @@ fn counts(of: &v1::ProviderCounts) -> Counts {
 fn cells(counts: &Counts) -> impl Iterator<Item = String> {
     let states = STATES.map(|state| message::count(counts, state));
     let numbers = [counts.stuck, counts.duplicates, counts.retries];
-    let success = message::success_rate(counts).map_or_else(|| "-".into(), percent);
+    let success = message::succeeded(counts).map_or_else(|| "-".into(), |(completed, all)| percent(completed, all));
     [counts.total].into_iter().chain(states).chain(numbers).map(|count| count.to_string()).chain([success])
 }
 
-/// Rounded down: 100 % means that nothing has failed.
-fn percent(rate: f64) -> String {
-    format!("{:.2} %", (rate * 10_000.0).floor() / 100.0)
+/// Rounded down: 100 % means that nothing has failed. In whole numbers, for 57 of 100 are a little less in binary ones.
+fn percent(completed: i64, all: i64) -> String {
+    let hundredths = i128::from(completed) * 10_000 / i128::from(all);
+    format!("{}.{:02} %", hundredths / 100, hundredths % 100)
 }
 
 #[cfg(test)]
@@ -292,7 +293,15 @@ mod tests {
 
     #[test]
     fn nothing_is_rounded_up_to_success() {
-        assert_eq!(percent(1.0), "100.00 %");
-        assert_eq!(percent(0.999_999), "99.99 %");
+        for (completed, all, shown) in [
+            (7, 7, "100.00 %"),
+            (999_999, 1_000_000, "99.99 %"),
+            (57, 100, "57.00 %"),
+            (43, 125, "34.40 %"),
+            (0, 9, "0.00 %"),
+            (1, 10_000, "0.01 %"),
+        ] {
+            assert_eq!(percent(completed, all), shown);
+        }
     }
 }

@@ -314,7 +314,11 @@ async fn read(stream: impl AsyncRead + Unpin, output: Arc<Output>, which: Stream
 }
 
 /// The program next to the tests: `target/<profile>/oncegate`, where the tests are in `target/<profile>/deps`.
-fn find_program() -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// It was not built, or not since its sources changed.
+pub fn find_program() -> Result<PathBuf> {
     static PROGRAM: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     PROGRAM.get_or_init(|| locate_program().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }

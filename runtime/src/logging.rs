@@ -32,7 +32,7 @@ pub struct Options {
 
     /// What to log: a level (error, warn, info, debug, trace), or levels by module, for example
     /// `info,oncegate_gateway=debug`
-    #[arg(long, env = "ONCEGATE_LOG", value_name = "FILTER", default_value = "info", global = true)]
+    #[arg(long, env = "ONCEGATE_LOG", value_name = "FILTER", default_value = DEFAULT, global = true)]
     pub log_level: Filter,
 }
 
@@ -44,6 +44,8 @@ pub enum Format {
     /// A JSON object a line.
     Json,
 }
+
+const DEFAULT: &str = "info";
 
 /// A level, or levels by target, separated by commas: checked when it is parsed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +72,10 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
+        // As elsewhere, a blank setting is none; silence is called off.
+        if parts(text).next().is_none() {
+            return Ok(Self(DEFAULT.to_owned()));
+        }
         targets(text)?;
         for word in parts(text).filter(|part| !part.contains('=')) {
             let of_a_library = || QUIET.split(',').any(|known| known.split('=').next() == Some(word));
@@ -263,13 +269,15 @@ mod tests {
             "warn,oncegate_gateway=debug",
             " info , sqlx=off,",
             "off",
-            "",
             "oncegate_sidecar",
             "warn,oncegate_gateway::access",
             "h2",
             "verbose=debug",
         ] {
             assert!(text.parse::<Filter>().is_ok(), "{text}");
+        }
+        for blank in ["", " ", ","] {
+            assert_eq!(blank.parse::<Filter>().unwrap(), Filter(DEFAULT.to_owned()), "{blank:?}");
         }
         for text in ["oncegate=loud", "a=b=c"] {
             assert!(text.parse::<Filter>().is_err(), "{text}");

@@ -171,15 +171,21 @@ fn verdict(status: StatusCode, body: &[u8]) -> Result<Verdict, Fault> {
     match (status.as_u16(), word.as_str()) {
         (200, "processed") => Ok(Verdict::Granted),
         (200, "already_processed") => Ok(Verdict::Completed),
-        (409, "in_progress") => Ok(Verdict::InProgress),
-        (200, "held" | "in_progress") | (422, _) => Ok(Verdict::Refused),
+        // 200 where GATEWAY_IN_PROGRESS_STATUS says so.
+        (200 | 409, "in_progress") => Ok(Verdict::InProgress),
+        (200, "held") | (422, _) => Ok(Verdict::Refused),
         (status, word) => Err(Fault { code: format!("{status} {word}") }),
     }
 }
 
 fn lost(what: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     tracing::debug!(error, "{what}");
-    Fault { code: what.to_owned() }
+    // What is behind all of it is what helps, and there are few of these: too many open files, connection refused.
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    Fault { code: format!("{what}: {cause}") }
 }
 
 #[cfg(test)]
@@ -203,7 +209,9 @@ mod tests {
         };
         assert_eq!(verdict(200, r#"{"status":"processed"}"#), Ok(Verdict::Granted));
         assert_eq!(verdict(200, r#"{ "status": "already_processed" }"#), Ok(Verdict::Completed));
-        assert_eq!(verdict(409, r#"{"status":"in_progress"}"#), Ok(Verdict::InProgress));
+        for status in [200, 409] {
+            assert_eq!(verdict(status, r#"{"status":"in_progress"}"#), Ok(Verdict::InProgress));
+        }
         assert_eq!(verdict(200, "ok"), Err("200 without a word".to_owned()));
         assert_eq!(verdict(503, r#"{"status":"overloaded"}"#), Err("503 overloaded".to_owned()));
     }

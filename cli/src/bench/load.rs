@@ -1,6 +1,7 @@
 //! The closed loop: every caller asks, waits for the answer, and asks again.
 
 use std::{
+    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -94,6 +95,18 @@ pub(super) struct Progress {
     pub(super) checked: AtomicU64,
 }
 
+/// Another thread could not begin, and says why.
+#[derive(Debug)]
+pub(super) struct AnotherFailed;
+
+impl fmt::Display for AnotherFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another thread of the load could not begin")
+    }
+}
+
+impl std::error::Error for AnotherFailed {}
+
 /// The limits of a run.
 pub(super) struct Limits {
     pub(super) concurrency: u32,
@@ -135,8 +148,12 @@ impl Run {
         matches!(self.workload, Workload::Duplicates | Workload::Mixed(_))
     }
 
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
     fn is_over(&self, window: Window) -> bool {
-        self.stop.load(Ordering::Relaxed) || Instant::now() >= window.until
+        self.is_stopped() || Instant::now() >= window.until
     }
 }
 
@@ -168,7 +185,7 @@ pub(super) async fn run(
     }
     tokio::select! {
         _ = run.start.wait() => {}
-        () = run.failed.cancelled() => anyhow::bail!("another thread could not begin"),
+        () = run.failed.cancelled() => return Err(AnotherFailed.into()),
     }
     let window = *run.window.get_or_init(|| {
         let from = Instant::now() + run.warm_up;
@@ -230,12 +247,12 @@ impl Worker {
     /// Completes its part of the events that duplicates are of.
     async fn prepare(&mut self) -> Result<()> {
         let mut key = u64::from(self.number);
-        while key < self.run.keys {
+        while key < self.run.keys && !self.run.is_stopped() {
             let mut tries = 0;
             let answer = loop {
                 match self.caller.process(KEYS_FROM + key, self.number).await {
                     Ok(answer) => break answer,
-                    Err(fault) if tries == TRIES => anyhow::bail!("{}", fault.code),
+                    Err(fault) if tries == TRIES || self.run.is_stopped() => anyhow::bail!("{}", fault.code),
                     Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
                 }
                 tries += 1;
@@ -378,19 +395,33 @@ impl Worker {
 
     /// Asks again for what was acknowledged: all of it has to be there.
     async fn check(&mut self) {
+        // One that cannot be asked for in all that time says enough of the others. Nothing is known of them then, which is
+        // not that they are there.
+        let mut given_up = None;
         for event in std::mem::take(&mut self.acknowledged) {
-            for tried in 0..TRIES {
-                let verdict = self.caller.ask(event, CHECK + self.number).await;
-                let Ok(verdict) = verdict else {
-                    // Not an answer, so nothing is known. What stays unknown is not among the checked.
-                    tokio::time::sleep(PAUSE * (1 << tried)).await;
-                    continue;
-                };
-                let correctness = &mut self.tally.lock().correctness;
-                correctness.checked += 1;
-                correctness.lost += u64::from(verdict != Verdict::Completed);
-                correctness.double_grants += u64::from(verdict == Verdict::Granted);
-                break;
+            let mut tries = 0;
+            while given_up.is_none() {
+                match self.caller.ask(event, CHECK + self.number).await {
+                    Ok(verdict) => {
+                        let correctness = &mut self.tally.lock().correctness;
+                        correctness.checked += 1;
+                        correctness.lost += u64::from(verdict != Verdict::Completed);
+                        correctness.double_grants += u64::from(verdict == Verdict::Granted);
+                        break;
+                    }
+                    Err(fault) if tries == TRIES || self.run.is_stopped() => {
+                        given_up = Some(format!("not asked for again: {}", fault.code));
+                    }
+                    Err(_) => {
+                        tokio::time::sleep(PAUSE * (1 << tries)).await;
+                        tries += 1;
+                    }
+                }
+            }
+            if let Some(code) = &given_up {
+                let mut tally = self.tally.lock();
+                tally.error(code);
+                tally.correctness.unchecked += 1;
             }
             self.progress.checked.fetch_add(1, Ordering::Relaxed);
         }

@@ -53,6 +53,7 @@ struct Findings {
     ok: bool,
     completions_acknowledged: u64,
     completions_checked: u64,
+    completions_not_checked: u64,
     lost: u64,
     double_grants: u64,
     unexpected_answers: u64,
@@ -126,6 +127,7 @@ impl Report {
             ok,
             completions_acknowledged,
             completions_checked,
+            completions_not_checked,
             lost,
             double_grants,
             unexpected_answers,
@@ -133,8 +135,8 @@ impl Report {
             storms_without_winner,
         } = &self.correctness;
         output::line(format_args!(
-            "{}: {completions_acknowledged} completions acknowledged, {completions_checked} asked for again, {lost} lost, \
-             {double_grants} granted twice, {unexpected_answers} answered wrongly",
+            "{}: {completions_acknowledged} completions acknowledged, {completions_checked} asked for again, \
+             {completions_not_checked} not to be asked for, {lost} lost, {double_grants} granted twice, {unexpected_answers} answered wrongly",
             if *ok { "correct" } else { "NOT CORRECT" }
         ));
         if *storms > 0 {
@@ -170,6 +172,7 @@ impl Findings {
             ok: correctness.holds(),
             completions_acknowledged: correctness.acknowledged,
             completions_checked: correctness.checked,
+            completions_not_checked: correctness.unchecked,
             lost: correctness.lost,
             double_grants: correctness.double_grants,
             unexpected_answers: correctness.unexpected,

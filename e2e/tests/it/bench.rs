@@ -142,6 +142,23 @@ async fn a_completion_that_is_lost_is_found() -> Result<()> {
 }
 
 #[tokio::test]
+async fn what_cannot_be_asked_for_again_is_not_called_correct() -> Result<()> {
+    let gone = serve(Wrong::GoesAway).await?;
+    let finished = bench(&gone, &["--workload", "cycle"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    let report = report(&finished)?;
+    let correctness = &report["correctness"];
+    assert_eq!(correctness["completions_not_checked"], correctness["completions_acknowledged"], "{correctness}");
+    assert!(
+        correctness["completions_acknowledged"].as_u64() > Some(16),
+        "one caller's tries stand for the rest of its own"
+    );
+    assert_eq!((&correctness["ok"], &correctness["lost"]), (&false.into(), &0.into()), "{correctness}");
+    assert!(report["errors"]["not asked for again: Unavailable, no reason given"].as_u64() > Some(0), "{report}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_cannot_be_measured_has_exit_codes_of_its_own() -> Result<()> {
     let finished = bench("http://127.0.0.1:1", &[]).await?;
     assert_eq!(finished.code, Some(3), "{finished}");
@@ -160,6 +177,8 @@ enum Wrong {
     GrantsTwice,
     /// It grants each event once, and says of completed ones that they are being processed.
     ForgetsCompletions,
+    /// It does all that it is asked to, until it is asked for what it has done.
+    GoesAway,
 }
 
 /// A service of the same contract that does not keep it.
@@ -200,6 +219,8 @@ impl IdempotencyService for Service {
             response.set_decision(Decision::Acquired);
             let fencing_token = self.token.fetch_add(1, Ordering::Relaxed);
             response.lock = Some(v1::Lock { fencing_token, attempt: 1, ..v1::Lock::default() });
+        } else if self.wrong == Wrong::GoesAway {
+            return Err(Status::unavailable("gone"));
         } else {
             response.set_decision(Decision::InProgress);
         }

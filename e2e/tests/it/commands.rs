@@ -7,6 +7,8 @@ use oncegate_e2e::{
     stripe,
 };
 
+use sqlx::Connection as _;
+
 use crate::setup::{Everything, Ledger, on_each_ledger, word};
 
 on_each_ledger!(health_tells_what_answers, cleanup_counts_and_is_refused_below_the_minimum);
@@ -130,6 +132,94 @@ async fn migrate_makes_an_empty_database_usable() -> Result<()> {
     sidecar.address("sidecar").await?;
     let finished = sidecar.stop().await?;
     assert_eq!(finished.code, Some(0), "{finished}");
+    Ok(())
+}
+
+/// As a dump holds tables, for an hour perhaps: who wants them behind the migration must not wait as long.
+#[tokio::test]
+async fn a_migration_waits_for_a_table_and_holds_up_nobody_behind_it() -> Result<()> {
+    let database = Database::create().await?;
+    let (mut dump, mut behind) = (database.connect().await?, database.connect().await?);
+    let mut dump = dump.begin().await?;
+    sqlx::query("lock table oncegate_migrations in access exclusive mode").execute(&mut *dump).await?;
+    let directory = tempfile::tempdir()?;
+    let mut migrating = Oncegate::new(directory.path(), ["migrate"])?.env("DATABASE_URL", database.url()).start()?;
+    migrating.line_where("it waits", |line| line.contains("waits for a lock")).await?;
+    // Its own lock is held meanwhile, and nothing else is.
+    sqlx::query("select count(*) from payment_webhook_resolutions").execute(&mut behind).await?;
+    dump.commit().await?;
+    let finished = migrating.finish(std::time::Duration::from_secs(30)).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sidecar_that_waits_for_a_migration_ends_when_it_is_told_to() -> Result<()> {
+    let database = Database::create().await?;
+    let mut dump = database.connect().await?;
+    let mut dump = dump.begin().await?;
+    sqlx::query("lock table oncegate_migrations in access exclusive mode").execute(&mut *dump).await?;
+    let directory = tempfile::tempdir()?;
+    let mut sidecar = Oncegate::new(directory.path(), ["sidecar"])?
+        .env("DATABASE_URL", database.url())
+        .env("ONCEGATE_MIGRATE", "true")
+        .env("SIDECAR_LISTEN", "127.0.0.1:0")
+        .start()?;
+    sidecar.line_where("it waits", |line| line.contains("waits for a lock")).await?;
+    let finished = sidecar.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    Ok(())
+}
+
+/// A nightly export on a full disk is no export.
+#[test]
+fn what_cannot_be_written_is_a_failure_and_a_reader_that_leaves_is_none() -> Result<()> {
+    let program = oncegate_e2e::program::find_program()?;
+    let completions = || {
+        let mut command = std::process::Command::new(&program);
+        command.args(["completions", "bash"]).stderr(std::process::Stdio::piped());
+        command
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full")?;
+    let finished = completions().stdout(full).output()?;
+    let said = String::from_utf8_lossy(&finished.stderr);
+    assert_eq!(finished.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write the output: No space left on device"), "{said}");
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let finished = completions().stdout(writer).output()?;
+    assert_eq!((finished.status.code(), finished.stderr.len()), (Some(0), 0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_manual_shows_no_value_of_a_variable() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let finished = Oncegate::new(directory.path(), ["all", "--help"])?
+        .env("UPSTREAM_URL", "http://app/hook?key=hunter2")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hunter2@h:4318")
+        .run()
+        .await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(finished.stdout.contains("[env: UPSTREAM_URL]"), "{}", finished.stdout);
+    assert!(!finished.stdout.contains("hunter2"), "{}", finished.stdout);
+    Ok(())
+}
+
+/// As a composed environment has them.
+#[tokio::test]
+async fn blank_settings_of_log_and_traces_are_none() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let mut sidecar = Oncegate::new(directory.path(), ["sidecar"])?
+        .env("SIDECAR_LISTEN", "127.0.0.1:0")
+        .env("ONCEGATE_LOG", "")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+        .env("OTEL_TRACES_SAMPLER", "")
+        .start()?;
+    sidecar.address("sidecar").await?;
+    let finished = sidecar.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    assert!(finished.stderr.contains("ended"), "{finished}");
     Ok(())
 }
 
@@ -322,6 +412,9 @@ async fn print_config_shows_every_setting_and_no_secret() -> Result<()> {
             assert!(finished.stdout.contains("DATABASE_URL"), "{}", finished.stdout);
         }
         assert!(finished.stdout.contains("http://***@collector:4318"), "{}", finished.stdout);
+        for of_all in ["ONCEGATE_LOG ", "ONCEGATE_LOG_FORMAT "] {
+            assert!(finished.stdout.contains(of_all), "{of_all}: {}", finished.stdout);
+        }
         assert!(finished.stdout.contains("http://collector:4318/v1/traces?***"), "{}", finished.stdout);
         if command != "sidecar" {
             assert!(finished.stdout.contains("STRIPE_WEBHOOK_SECRET"), "{}", finished.stdout);
