@@ -22,4 +22,4 @@ pub mod supervised;
 pub mod upstream;
 pub mod wire;
 
-pub use eventually::{DEADLINE, eventually};
+pub use eventually::{DEADLINE, eventually, within};

@@ -1,6 +1,7 @@
 //! A TCP proxy between any two parts, which does to their connections what networks do, while they are in use.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -65,6 +66,8 @@ struct Shared {
     target: Mutex<SocketAddr>,
     link: watch::Sender<Link>,
     severed: watch::Sender<End>,
+    /// By the ports that the far side sees.
+    silenced: watch::Sender<BTreeSet<u16>>,
     connections: AtomicU64,
     requested: AtomicU64,
 }
@@ -86,6 +89,7 @@ impl Proxy {
             target: Mutex::new(target),
             link: watch::Sender::new(Link::Up),
             severed: watch::Sender::new(End::Orderly),
+            silenced: watch::Sender::default(),
             connections: AtomicU64::new(0),
             requested: AtomicU64::new(0),
         });
@@ -119,6 +123,12 @@ impl Proxy {
         self.shared.severed.send_replace(End::Orderly);
     }
 
+    /// Makes the connection that the far side sees as coming from this port silent for good, as what stands between does when
+    /// it forgets a connection and drops what still comes on it. Neither side is told, and no other connection is touched.
+    pub fn silence(&self, port: u16) {
+        self.shared.silenced.send_if_modified(|ports| ports.insert(port));
+    }
+
     /// How many connections were made so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Relaxed)
@@ -149,7 +159,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
-    let mut severed = shared.severed.subscribe();
+    let (mut severed, mut silenced) = (shared.severed.subscribe(), shared.silenced.subscribe());
     let link = shared.link.subscribe();
     let target = *shared.target.lock().unwrap_or_else(PoisonError::into_inner);
     let refused = *link.borrow() == Link::Refuse;
@@ -159,6 +169,7 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
         let _ = near.set_zero_linger();
         return;
     };
+    let port = far.local_addr().map_or(0, |address| address.port());
     for stream in [&near, &far] {
         let _ = stream.set_nodelay(true);
     }
@@ -169,15 +180,27 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
         let request = pump(near_read, far_write, link.clone(), Direction::Request, &shared.requested);
         let reply = pump(far_read, near_write, link, Direction::Reply, &uncounted);
         let both = async { tokio::try_join!(request, reply) };
+        let silent = async { drop(silenced.wait_for(|ports| ports.contains(&port)).await) };
+        let mut cut = std::pin::pin!(async {
+            match severed.changed().await {
+                Ok(()) => *severed.borrow(),
+                Err(_) => End::Orderly,
+            }
+        });
         tokio::select! {
+            // In this order, so that nothing passes that was sent afterwards.
+            biased;
+            end = &mut cut => end,
+            // Open, and nobody reads or writes.
+            () = silent => {
+                let end = cut.await;
+                shared.silenced.send_if_modified(|ports| ports.remove(&port));
+                end
+            }
             // Both have finished, or one was cut.
             ended = both => match ended {
                 Ok(_) => End::Orderly,
                 Err(_) => End::Reset,
-            },
-            changed = severed.changed() => match changed {
-                Ok(()) => *severed.borrow(),
-                Err(_) => End::Orderly,
             },
         }
     };

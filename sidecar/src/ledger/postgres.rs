@@ -63,8 +63,8 @@ const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Connections for lists and counts. Few: they are people's and cron jobs', and may take seconds each.
 const LISTS_CONNECTIONS_MAX: u32 = 4;
-/// Connections for signals, the one that listens among them. Each is needed for a moment.
-const SIGNALS_CONNECTIONS_MAX: u32 = 3;
+/// Connections for signals. Each is needed for a moment; the one that listens is kept, and is none of them.
+const SIGNALS_CONNECTIONS_MAX: u32 = 2;
 
 /// How the ledger works.
 #[derive(Clone, Debug)]
@@ -146,8 +146,8 @@ impl PostgresLedger {
         tokio::spawn(Flusher::new(link, counts.clone(), closing).run());
         let replays = Reader::new(options.clone(), 1);
         let signals = Reader::new(options.clone(), SIGNALS_CONNECTIONS_MAX);
-        let lists = Reader::new(options, LISTS_CONNECTIONS_MAX);
-        let notifier = Notifier::start(signals.clone());
+        let lists = Reader::new(options.clone(), LISTS_CONNECTIONS_MAX);
+        let notifier = Notifier::start(signals.clone(), options);
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
         Ok(PostgresLedger {
@@ -327,7 +327,7 @@ impl Ledger for PostgresLedger {
                 tracing::warn!("counts and processing times of the last second could not be written in time");
             }
         }
-        self.notifier.close();
+        self.notifier.close().await;
         self.lists.close().await;
         self.signals.close().await;
         self.replays.close().await;

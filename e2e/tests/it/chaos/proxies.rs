@@ -70,6 +70,34 @@ async fn a_proxy_delays_stalls_throttles_and_recovers() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_proxy_silences_the_connection_that_is_named_and_no_other() -> Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let proxy = Proxy::start(listener.local_addr()?).await?;
+    let connect = async || -> Result<_> {
+        let near = TcpStream::connect(proxy.address()).await?;
+        let (far, seen) = listener.accept().await?;
+        Ok((near, far, seen.port()))
+    };
+    let (mut near, mut far, port) = connect().await?;
+    let (mut other_near, mut other_far, _) = connect().await?;
+    let mut buffer = [0];
+    near.write_all(b"x").await?;
+    far.read_exact(&mut buffer).await?;
+
+    proxy.silence(port);
+    near.write_all(b"x").await?;
+    far.write_all(b"x").await?;
+    assert!(timeout(SHORT, far.read(&mut buffer)).await.is_err(), "no request");
+    assert!(timeout(SHORT, near.read(&mut buffer)).await.is_err(), "no reply, and no end");
+    other_near.write_all(b"x").await?;
+    other_far.read_exact(&mut buffer).await?;
+    let (mut near, mut far, _) = connect().await?;
+    far.write_all(b"x").await?;
+    near.read_exact(&mut buffer).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_proxy_cuts_resets_refuses_and_half_closes() -> Result<()> {
     let proxy = Proxy::start(echo().await?).await?;
     let reset = |result: std::io::Result<usize>| {

@@ -19,14 +19,14 @@ use oncegate_sidecar::{
 use super::{claim, completion, key};
 
 /// A ledger that reaches its database through a proxy.
-struct Reached {
-    ledger: PostgresLedger,
-    proxy: Proxy,
-    database: Database,
-    _cluster: Cluster,
+pub(super) struct Reached {
+    pub(super) ledger: PostgresLedger,
+    pub(super) proxy: Proxy,
+    pub(super) database: Database,
+    pub(super) _cluster: Cluster,
 }
 
-async fn through_a_proxy() -> Reached {
+pub(super) async fn through_a_proxy() -> Reached {
     let cluster = Cluster::start(Options::default()).await.unwrap();
     let database = cluster.database().await.unwrap();
     let proxy = Proxy::start(cluster.address()).await.unwrap();

@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
-use oncegate_e2e::{eventually, postgres::Database};
+use oncegate_e2e::{DEADLINE, eventually, postgres::Database, within};
 use oncegate_sidecar::{
     event::{Claim, Decision, FailureKind, KeyDigest, Micros, Refusal},
     ledger::{
-        Announcement, Error, Ledger,
+        Announcement, Error, Heard, Ledger,
         postgres::{PostgresLedger, PostgresSettings},
     },
 };
 use sqlx::postgres::PgListener;
 
-use super::{claim, completion, failure, key, postgres_only::hold};
+use super::{
+    claim, completion,
+    counts::{Reached, through_a_proxy},
+    failure, key,
+    postgres_only::hold,
+};
 
 fn announcement(event_id: &str, resolved: bool) -> Announcement {
     Announcement { digest: KeyDigest::of(&key(event_id)), fencing_token: 1, resolved }
@@ -58,6 +63,65 @@ async fn a_sidecar_announces_its_completions_only_while_another_is_there() {
     .await;
     other.close().await;
     ledger.close().await;
+}
+
+/// The port from which somebody listens who has not been asked since whether they are alive.
+async fn listens(database: &Database, known: &[u16]) -> Option<u16> {
+    let known = known.iter().map(u16::to_string).collect::<Vec<_>>().join(", ");
+    let port = format!(
+        "(select min(client_port) from pg_stat_activity where datname = current_database() and state = 'idle'
+            and query = 'LISTEN \"oncegate_events\"' and client_port not in ({known}))"
+    );
+    database.query(&port).await.unwrap().parse().ok()
+}
+
+// I12: what stands between has forgotten the connection, or the server has vanished: nobody is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listeners_that_are_lost_without_a_word_are_replaced_and_keep_no_place_of_those_who_ask() {
+    let Reached { ledger, proxy, database, _cluster } = through_a_proxy().await;
+    let mut heard = ledger.announcements();
+    let mut known = vec![0];
+    let mut listening = eventually("it listens", async || listens(&database, &known).await).await;
+    known.push(listening);
+    let other = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    known.push(eventually("the other listens", async || listens(&database, &known).await).await);
+    for round in 1..=3 {
+        proxy.silence(listening);
+        // A quiet connection is asked after a while whether it is alive.
+        listening = within(2 * DEADLINE, async || listens(&database, &known).await).await.expect("it listens anew");
+        known.push(listening);
+        let told = Announcement { fencing_token: round, ..announcement("resolved", true) };
+        eventually("what the other tells is heard again", async || {
+            other.announce(told);
+            while let Ok(next) = tokio::time::timeout(Duration::from_millis(100), heard.recv()).await {
+                if next.unwrap() == Heard::Changed(told) {
+                    return Some(());
+                }
+            }
+            None
+        })
+        .await;
+        eventually("whoever asks is answered", async || {
+            ledger.check().await.ok()?;
+            ledger.peek(vec![key("evt")]).await.ok()?;
+            ledger.now().await.ok().map(drop)
+        })
+        .await;
+    }
+    other.close().await;
+    ledger.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_is_closed_listens_no_more() {
+    let database = Database::create().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    eventually("it listens", async || listens(&database, &[0]).await).await;
+    ledger.close().await;
+    let sessions = "(select count(*) from pg_stat_activity
+        where datname = current_database() and application_name like 'oncegate%')";
+    eventually("its sessions have ended", async || (database.query(sessions).await.unwrap() == "0").then_some(()))
+        .await;
 }
 
 // S3: the first result stands. The state does not change when the holder of what an expiry made dead says how it ended.

@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgConnectOptions, PgListener};
 use tokio::sync::{broadcast, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{connect::Slots, read::Reader};
 use crate::{
@@ -30,7 +30,7 @@ const QUEUE_MAX: usize = 4_096;
 const HEARD_MAX: usize = 1_024;
 /// After so long without a notification the listening connection is asked whether it is alive.
 const QUIET_MAX: Duration = Duration::from_secs(10);
-/// And has to answer within this.
+/// And has to answer within this, as it has when it begins to listen.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long to wait before trying again what failed.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -42,10 +42,12 @@ pub(super) struct Notifier {
     heard: broadcast::Sender<Heard>,
     peers: Arc<AtomicBool>,
     closing: CancellationToken,
+    listening: TaskTracker,
 }
 
 impl Notifier {
-    pub(super) fn start(reader: Reader) -> Notifier {
+    /// Sends and asks by the reader's connections, and listens on one of its own to what `options` name.
+    pub(super) fn start(reader: Reader, options: PgConnectOptions) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
         let (heard, _) = broadcast::channel(HEARD_MAX);
         let peers = Arc::new(AtomicBool::new(false));
@@ -53,9 +55,11 @@ impl Notifier {
         // Names this process among the senders: what it announced itself it need not hear.
         let sender = uuid::Uuid::new_v4().simple().to_string();
         tokio::spawn(closing.clone().run_until_cancelled_owned(send(reader.clone(), queue, sender.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader.clone(), peers.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(listen(reader, heard.clone(), sender)));
-        Notifier { announcements, heard, peers, closing }
+        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader, peers.clone())));
+        let listening = TaskTracker::new();
+        listening.spawn(listen(options, heard.clone(), sender, closing.clone()));
+        listening.close();
+        Notifier { announcements, heard, peers, closing, listening }
     }
 
     pub(super) fn announce(&self, announcement: Announcement) {
@@ -70,8 +74,10 @@ impl Notifier {
         self.heard.subscribe()
     }
 
-    pub(super) fn close(&self) {
+    /// Ends everything, and waits until the listening connection is let go of, which takes a moment at most.
+    pub(super) async fn close(&self) {
         self.closing.cancel();
+        self.listening.wait().await;
     }
 }
 
@@ -145,21 +151,34 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
     }
 }
 
-async fn listen(reader: Reader, heard: broadcast::Sender<Heard>, sender: String) {
-    loop {
-        if let Err(error) = hear(&reader, &heard, &sender).await {
+/// Each time with a pool anew, of one connection. A listener that is dropped gives its connection back: sqlx first tells the
+/// server to stop notifying and then pings it, both without a time-out. When the server has vanished without a word that is
+/// for as long as TCP still hopes, a quarter of an hour or more: meanwhile it would keep its place from whoever shares the
+/// pool, the next listener among them.
+async fn listen(
+    options: PgConnectOptions,
+    heard: broadcast::Sender<Heard>,
+    sender: String,
+    closing: CancellationToken,
+) {
+    while !closing.is_cancelled() {
+        let own = Reader::new(options.clone(), 1);
+        if let Some(Err(error)) = closing.run_until_cancelled(hear(&own, &heard, &sender)).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "notifications are not heard");
         }
-        tokio::time::sleep(RETRY_INTERVAL).await;
+        // A connection that is well is closed here. Whatever is not done in time ends by itself.
+        own.close().await;
+        closing.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
     }
 }
 
-async fn hear(reader: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> Result<(), sqlx::Error> {
+async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> Result<(), sqlx::Error> {
     let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
-    let mut listener = PgListener::connect_with(&reader.pool()).await?;
+    // The pool bounds how long the making of its connection takes.
+    let mut listener = PgListener::connect_with(&own.pool()).await?;
     // A reconnection within would be a gap that nobody hears of.
     listener.eager_reconnect(false);
-    listener.listen(CHANNEL).await?;
+    tokio::time::timeout(ANSWER_MAX, listener.listen(CHANNEL)).await.map_err(|_| late())??;
     // What was sent before is lost. Nobody may be listening here.
     let _nobody = heard.send(Heard::Missed);
     loop {
