@@ -47,6 +47,7 @@ pub struct Redis {
     program: PathBuf,
     port: u16,
     tls: Option<Box<Tls>>,
+    cluster: bool,
     server: Option<Supervised>,
     // Last, so that it is removed after the server has ended.
     directory: Directory,
@@ -66,7 +67,7 @@ impl Redis {
     pub async fn start() -> Result<Self> {
         let program = find_program()?;
         let directory = Directory::new("oncegate-redis-")?;
-        let mut redis = Self { program, port: 0, tls: None, server: None, directory };
+        let mut redis = Self { program, port: 0, tls: None, cluster: false, server: None, directory };
         redis.restart().await?;
         Ok(redis)
     }
@@ -100,6 +101,15 @@ impl Redis {
         }
     }
 
+    /// The same, as a Cluster of one node that has all slots.
+    pub async fn restart_as_cluster(&mut self) -> Result<()> {
+        self.cluster = true;
+        self.restart().await?;
+        ensure!(self.command("CLUSTER ADDSLOTSRANGE 0 16383").await? == "+OK", "no CLUSTER ADDSLOTSRANGE");
+        let served = within(DEADLINE, async || (self.command("GET nothing").await.ok()? == "$-1").then_some(())).await;
+        served.context("the cluster does not serve its slots")
+    }
+
     async fn try_start(&mut self) -> Result<()> {
         ensure!(self.server.is_none(), "the server is running");
         let directory = self.directory.path();
@@ -130,6 +140,15 @@ impl Redis {
                 ("--tls-auth-clients", "yes".to_owned()),
             ] {
                 command.extend([name.to_owned(), value]);
+            }
+        }
+        if self.cluster {
+            // The bus's own port: the usual one, ten thousand above, may be none.
+            let (bus, host) = (free_port()?.to_string(), Ipv4Addr::LOCALHOST.to_string());
+            for (name, value) in
+                [("--cluster-enabled", "yes"), ("--cluster-port", &bus), ("--cluster-announce-ip", &host)]
+            {
+                command.extend([name.to_owned(), value.to_owned()]);
             }
         }
         let mut server = Supervised::start(&command, &self.directory, &log, "KILL", None)?;

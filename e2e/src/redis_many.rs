@@ -186,6 +186,35 @@ impl RedisCluster {
         self.settled(6).await
     }
 
+    /// Begins to move the slot of some key from the first primary to the second, that key first, and returns the slot.
+    ///
+    /// # Errors
+    ///
+    /// The first one has no key, or they do not do it.
+    pub async fn begin_to_move_a_slot(&self) -> Result<u16> {
+        let (from, to) = (&self.primaries[0], &self.primaries[1]);
+        let key = from.ask("RANDOMKEY").await?;
+        let slot = line_from(from.port, &format!("CLUSTER KEYSLOT {key}")).await?;
+        let slot = slot.trim_start_matches(':').parse()?;
+        to.ok(&format!("CLUSTER SETSLOT {slot} IMPORTING {}", from.ask("CLUSTER MYID").await?)).await?;
+        from.ok(&format!("CLUSTER SETSLOT {slot} MIGRATING {}", to.ask("CLUSTER MYID").await?)).await?;
+        from.ok(&format!("MIGRATE {} {} {key} 0 5000", Ipv4Addr::LOCALHOST, to.port)).await?;
+        Ok(slot)
+    }
+
+    /// Ends what [`begin_to_move_a_slot`](Self::begin_to_move_a_slot) began.
+    ///
+    /// # Errors
+    ///
+    /// They do not do it.
+    pub async fn end_the_move(&self, slot: u16) -> Result<()> {
+        let owner = self.primaries[1].ask("CLUSTER MYID").await?;
+        for node in [&self.primaries[1], &self.primaries[0]] {
+            node.ok(&format!("CLUSTER SETSLOT {slot} NODE {owner}")).await?;
+        }
+        Ok(())
+    }
+
     /// Keys over all living primaries.
     ///
     /// # Errors

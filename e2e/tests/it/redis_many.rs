@@ -27,7 +27,7 @@ const FOUND_AGAIN: Duration = Duration::from_secs(60);
 struct Sidecars {
     clients: [Client; 2],
     admins: [SocketAddr; 2],
-    _programs: [Running; 2],
+    programs: [Running; 2],
     _database: Database,
     _directory: TempDir,
 }
@@ -54,7 +54,7 @@ impl Sidecars {
         Ok(Self {
             clients: [client, other],
             admins: [admin, other_admin],
-            _programs: [first, second],
+            programs: [first, second],
             _database: database,
             _directory: directory,
         })
@@ -75,6 +75,11 @@ impl Sidecars {
     /// Waits until a duplicate of each event is answered by Redis: what was lost is asked of Postgres once, and
     /// written again.
     async fn until_all_hit(&self, events: &[String]) -> Result<()> {
+        self.until_hit(events, events.len()).await
+    }
+
+    /// The same, until so many of them are.
+    async fn until_hit(&self, events: &[String], wanted: usize) -> Result<()> {
         within(FOUND_AGAIN, async || {
             let before = self.hits().await.ok()?;
             for event in events {
@@ -82,10 +87,10 @@ impl Sidecars {
                 assert_eq!(answer.decision(), Decision::AlreadyCompleted, "{event}");
             }
             let hits = self.hits().await.ok()? - before;
-            (hits == u64::try_from(events.len()).ok()?).then_some(())
+            (hits == u64::try_from(wanted).ok()?).then_some(())
         })
         .await
-        .context("Redis does not answer for all events")
+        .with_context(|| format!("Redis does not answer for {wanted} events"))
     }
 }
 
@@ -160,6 +165,31 @@ async fn a_cluster_that_loses_a_primary_under_load_makes_no_answer_wrong_and_is_
     redis.fail_over(1).await?;
     finish(stop, workers).await?;
     sidecars.until_all_hit(&events).await
+}
+
+/// ASK, as it happens: whoever is not told where a key is now has it from Postgres, and Redis is in use all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_on_its_way_to_another_node_costs_the_look_ups_of_what_it_holds_and_no_others() -> Result<()> {
+    let redis = RedisCluster::start().await?;
+    let mut sidecars = Sidecars::start(&redis.url()).await?;
+    let events = events();
+    for event in &events {
+        once(&sidecars.clients, event).await?;
+    }
+    sidecars.until_all_hit(&events).await?;
+
+    let slot = redis.begin_to_move_a_slot().await?;
+    // More than once: what is found away must not take the connection with it.
+    for _ in 0..3 {
+        sidecars.until_hit(&events, events.len() - 1).await?;
+    }
+    redis.end_the_move(slot).await?;
+    sidecars.until_all_hit(&events).await?;
+    for program in &mut sidecars.programs {
+        let log = program.stop().await?.stderr;
+        assert!(!log.contains("was given up"), "{log}");
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,14 +5,13 @@
 //! longer than its budget is a miss (C4). After a few failures in a row Redis is not asked at all until a probe in the
 //! background has found it again: its trouble must not become every caller's 50 ms.
 
+mod breaker;
+
 use std::{
     collections::HashMap,
     fmt,
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,8 +23,8 @@ use fred::{
     types::{
         Builder, Value,
         config::{
-            Config, ConnectionConfig, PerformanceConfig, ReconnectError, ReconnectPolicy, ServerConfig, TcpConfig,
-            UnresponsiveConfig,
+            Config, ConnectionConfig, PerformanceConfig, ReconnectError, ReconnectPolicy, Server, ServerConfig,
+            TcpConfig, UnresponsiveConfig,
         },
     },
 };
@@ -35,9 +34,10 @@ use oncegate_runtime::{
     tls::{ClientTls, ClientTlsFiles},
 };
 use rustls::ClientConfig;
-use tokio::sync::{mpsc, oneshot};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+use self::breaker::{Breaker, FAILURES_MAX, Reason};
 use super::stats::CacheStats;
 use crate::{event::Micros, step::Step};
 
@@ -45,8 +45,6 @@ use crate::{event::Micros, step::Step};
 const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
 /// The longest that a resolution waits for its tombstone.
 const WRITE_TIME_MAX: Duration = Duration::from_millis(200);
-/// Failures in a row after which Redis is left alone.
-const FAILURES_MAX: u32 = 5;
 /// How often it is probed then.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Names in one look-up, entries in one write.
@@ -194,79 +192,6 @@ pub(super) struct Redis {
     closing: CancellationToken,
 }
 
-/// Open: Redis is left alone.
-#[derive(Default)]
-struct Breaker {
-    open: AtomicBool,
-    failures: AtomicU32,
-    told: Mutex<Vec<&'static str>>,
-}
-
-/// Why Redis is left alone.
-#[derive(Clone, Copy, Debug)]
-enum Reason<'e> {
-    /// It does not answer in time, and nothing else is known.
-    Silent,
-    /// It, or the connection to it, says why.
-    Said(&'e fred::error::Error),
-}
-
-impl Reason<'_> {
-    /// What kind of trouble it is: the same trouble has many texts.
-    fn kind(self) -> &'static str {
-        match self {
-            Reason::Silent => "silent",
-            Reason::Said(error) => error.kind().to_str(),
-        }
-    }
-}
-
-impl fmt::Display for Reason<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Reason::Silent => write!(f, "no answer within {LOOK_UP_TIME_MAX:?}"),
-            Reason::Said(error) => error.fmt(f),
-        }
-    }
-}
-
-impl Breaker {
-    fn is_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    fn failed(&self, reason: Reason<'_>) {
-        if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX && !self.open.swap(true, Ordering::Relaxed)
-        {
-            self.tell(reason);
-        }
-    }
-
-    /// Says why Redis is left alone: each kind of reason once until it answers again, for they may take turns.
-    fn tell(&self, reason: Reason<'_>) {
-        if self.is_news(reason.kind()) {
-            tracing::warn!(%reason, "redis does not answer and is left alone; duplicates are answered by the ledger");
-        }
-    }
-
-    fn is_news(&self, kind: &'static str) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = !told.contains(&kind);
-        if news {
-            told.push(kind);
-        }
-        news
-    }
-
-    fn succeeded(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-        if self.open.swap(false, Ordering::Relaxed) {
-            self.told.lock().unwrap_or_else(PoisonError::into_inner).clear();
-            tracing::info!("redis answers");
-        }
-    }
-}
-
 impl Redis {
     /// Starts to connect in the background.
     pub(super) fn start(options: &RedisOptions, stats: Arc<CacheStats>) -> Result<Redis, RedisUrlError> {
@@ -283,6 +208,9 @@ impl Redis {
                 internal_command_timeout: Duration::from_millis(500),
                 // A command that is sent again after a broken connection arrives too late for its caller.
                 max_command_attempts: 1,
+                // The library sends a command that was redirected by ASK to where it came from, until its attempts are
+                // over, and then ends itself. A slot on its way to another node is a miss; MOVED has it found anyway.
+                max_redirections: 0,
                 max_command_buffer_len: QUEUE_MAX,
                 unresponsive: UnresponsiveConfig {
                     max_timeout: Some(Duration::from_millis(500)),
@@ -302,9 +230,8 @@ impl Redis {
         let client = builder.build().map_err(|_| RedisUrlError)?;
         let (gets, get_queue) = mpsc::channel(QUEUE_MAX);
         let (puts, put_queue) = mpsc::channel(QUEUE_MAX);
-        let breaker = Arc::new(Breaker::default());
         // Until the first probe has found it.
-        breaker.open.store(true, Ordering::Relaxed);
+        let breaker = Arc::new(Breaker::opened());
         let closing = CancellationToken::new();
         let clustered = client.is_clustered();
         tokio::spawn(connect_and_probe(client.clone(), breaker.clone(), closing.clone()));
@@ -373,12 +300,39 @@ impl Drop for Redis {
     }
 }
 
-/// Connects, for as long as it takes, and probes while Redis is left alone.
+/// Connects, and probes while Redis is left alone.
 async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: CancellationToken) {
     // Before it begins: the reason why it does not succeed is heard nowhere else.
-    let mut errors = client.error_rx();
-    // Reconnects by its policy, without end; ends when the client quits.
-    let connection = client.connect();
+    let errors = client.error_rx();
+    tokio::select! {
+        // First: what ends then was meant to.
+        biased;
+        () = closing.cancelled() => {}
+        () = stay_connected(&client, &breaker) => {}
+        () = probe(&client, &breaker, errors) => {}
+    }
+}
+
+/// Connects, for as long as it takes, and anew when the library has given up: it does so at an answer that it takes for a
+/// mistake of ours, and wherever it knows no further. Nobody would read what is sent after that.
+async fn stay_connected(client: &Client, breaker: &Breaker) {
+    loop {
+        // Reconnects by its policy, without end; ends when the client quits, or by itself.
+        let connection = AbortOnDropHandle::new(client.connect());
+        match connection.await {
+            Ok(Ok(())) => breaker.given_up(&"without a reason"),
+            Ok(Err(error)) => breaker.given_up(&error),
+            Err(panicked) => breaker.given_up(&panicked),
+        }
+        tokio::time::sleep(PROBE_INTERVAL).await;
+    }
+}
+
+async fn probe(
+    client: &Client,
+    breaker: &Breaker,
+    mut errors: broadcast::Receiver<(fred::error::Error, Option<Server>)>,
+) {
     let mut interval = tokio::time::interval(PROBE_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut disconnected, mut unanswered) = (None, 0);
@@ -392,7 +346,6 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
                 }
                 continue;
             }
-            () = closing.cancelled() => break,
         }
         if !breaker.is_open() {
             // It was mended by itself.
@@ -410,7 +363,6 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
             (Err(_), None) => breaker.tell(Reason::Silent),
         }
     }
-    connection.abort();
 }
 
 async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Arc<Breaker>, clustered: bool) {
@@ -549,22 +501,7 @@ mod tests {
         time::Instant,
     };
 
-    use super::{
-        Asker, Breaker, FAILURES_MAX, LOOK_UP_TIME_MAX, Reason, RedisOptions, RedisOptionsError, in_the_clear,
-        while_they_wait,
-    };
-
-    #[test]
-    fn each_kind_of_reason_is_told_once_until_it_answers() {
-        let breaker = Breaker::default();
-        (0..FAILURES_MAX).for_each(|_| breaker.failed(Reason::Silent));
-        assert!(!breaker.is_news(Reason::Silent.kind()), "told when it was left alone");
-        assert!(breaker.is_news("IO Error"));
-        // They may take turns.
-        assert!(!breaker.is_news(Reason::Silent.kind()) && !breaker.is_news("IO Error"));
-        breaker.succeeded();
-        assert!(breaker.is_news("IO Error"));
-    }
+    use super::{Asker, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, in_the_clear, while_they_wait};
 
     #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_budget_and_the_others_for_theirs() {

@@ -135,6 +135,30 @@ async fn a_redis_that_is_wrong_from_the_start_is_told_of_once_with_the_reason() 
     Ok(())
 }
 
+/// The library takes a Cluster that is none for a mistake in the configuration, and gives up: it is found all the same when it
+/// has become one.
+#[tokio::test]
+async fn redis_that_the_library_has_given_up_is_found_again() -> Result<()> {
+    let mut redis = Redis::start().await?;
+    let mut sidecar = sidecar(&redis.url().replace("redis://", "redis-cluster://")).await?;
+    let told = |line: &str| line.contains("is left alone") && line.contains("cluster support disabled");
+    sidecar.program.line_where("the reason is told", told).await?;
+    redis.kill()?;
+    redis.restart_as_cluster().await?;
+    let client = sidecar.client().await?;
+    complete(&sidecar, "evt_1").await?;
+    eventually("duplicates are answered by redis", async || {
+        ask(&client, claim("evt_1", "again")).await.ok()?;
+        let hits = metric(&sidecar, "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}").await.ok()?;
+        (hits > 0).then_some(())
+    })
+    .await;
+    // By now it has given up several times.
+    let lines = sidecar.program.stop().await?.stderr;
+    assert_eq!(lines.lines().filter(|line| line.contains("was given up")).count(), 1, "{lines}");
+    Ok(())
+}
+
 /// Callers at once.
 const CALLERS: usize = 32;
 
