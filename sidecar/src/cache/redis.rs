@@ -6,6 +6,7 @@
 //! background has found it again: its trouble must not become every caller's 50 ms.
 
 mod breaker;
+mod refusals;
 
 use std::{
     collections::HashMap,
@@ -37,7 +38,10 @@ use rustls::ClientConfig;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use self::breaker::{Breaker, FAILURES_MAX, Reason};
+use self::{
+    breaker::{Breaker, FAILURES_MAX, Reason},
+    refusals::Refusals,
+};
 use super::stats::CacheStats;
 use crate::{event::Micros, step::Step};
 
@@ -217,7 +221,8 @@ impl Redis {
                     interval: Duration::from_millis(200),
                 },
                 reconnect_on_auth_error: true,
-                // After a failover the old primary answers with these: go and find the new one.
+                // After a failover the old primary answers with these: go and find the new one. To a write they are no
+                // refusals either.
                 reconnect_errors: vec![
                     ReconnectError::ReadOnly,
                     ReconnectError::Loading,
@@ -450,6 +455,7 @@ async fn do_puts(
     clustered: bool,
 ) {
     let mut batch: Vec<Put> = Vec::with_capacity(BATCH_MAX);
+    let mut refusals = Refusals::default();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         if batch.len() < BATCH_MAX && !breaker.is_open() {
             tokio::time::sleep(WRITE_LINGER).await;
@@ -472,10 +478,16 @@ async fn do_puts(
         } else {
             write(&client, puts).await
         };
-        if let Err(error) = written {
-            tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
-            (0..entries).for_each(|_| stats.redis_writes_lost.add());
-            breaker.failed(Reason::Said(&error));
+        match written {
+            Ok(()) => refusals.taken(),
+            Err(error) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
+                (0..entries).for_each(|_| stats.redis_writes_lost.add());
+                // One that answers, and has no room for more, still has what it has: look-ups decide whether it is well.
+                if !refusals.tell(&error) {
+                    breaker.failed(Reason::Said(&error));
+                }
+            }
         }
     }
 }

@@ -159,6 +159,51 @@ async fn redis_that_the_library_has_given_up_is_found_again() -> Result<()> {
     Ok(())
 }
 
+/// A server that is full and evicts nothing still has what it has.
+#[tokio::test]
+async fn redis_that_takes_no_more_entries_is_asked_for_those_that_it_has() -> Result<()> {
+    let redis = Redis::start().await?;
+    let mut sidecar = sidecar(&redis.url()).await?;
+    let client = sidecar.client().await?;
+    let hits = "oncegate_cache_lookups_total{layer=\"redis\",result=\"hit\"}";
+    let skipped = "oncegate_cache_lookups_total{layer=\"redis\",result=\"skipped\"}";
+    let (lost, open) = ("oncegate_cache_writes_lost_total", "oncegate_cache_breaker_open");
+    let until_hit = async |event_id: &'static str| {
+        let before = metric(&sidecar, hits).await?;
+        eventually("a duplicate is answered by redis", async || {
+            ask(&client, claim(event_id, "again")).await.ok()?;
+            (metric(&sidecar, hits).await.ok()? > before).then_some(())
+        })
+        .await;
+        anyhow::Ok(())
+    };
+    complete(&sidecar, "evt_before").await?;
+    until_hit("evt_before").await?;
+    assert_eq!(redis.command("CONFIG SET maxmemory-policy noeviction").await?, "+OK");
+    assert_eq!(redis.command("CONFIG SET maxmemory 1").await?, "+OK");
+    let before = (metric(&sidecar, lost).await?, metric(&sidecar, skipped).await?);
+    // A run of new events: Redis is not asked for them, so that nothing but writes can be held against it.
+    let mut number = 0;
+    while metric(&sidecar, lost).await? < before.0 + 50 {
+        complete(&sidecar, &format!("evt_{number}")).await?;
+        assert_eq!(metric(&sidecar, open).await?, 0, "after {number} events");
+        number += 1;
+    }
+    until_hit("evt_before").await?;
+    assert_eq!(metric(&sidecar, skipped).await?, before.1, "look-ups were skipped");
+    assert_eq!(metric(&sidecar, open).await?, 0);
+    // It is written to again when there is room.
+    assert_eq!(redis.command("CONFIG SET maxmemory 0").await?, "+OK");
+    complete(&sidecar, "evt_after").await?;
+    until_hit("evt_after").await?;
+    let lines = sidecar.program.stop().await?.stderr;
+    let told = |text: &str| lines.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(told("redis refuses entries"), 1, "{lines}");
+    assert!(lines.contains("OOM"), "{lines}");
+    assert_eq!(told("redis answers"), 1, "found at the start, and never lost: {lines}");
+    Ok(())
+}
+
 /// Callers at once.
 const CALLERS: usize = 32;
 
