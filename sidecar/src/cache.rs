@@ -374,25 +374,10 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
+    use crate::event::fixture::claim;
 
     const NOW: Time = Time(1_700_000_000_000_000);
     const HOUR: Micros = RETENTION_MARGIN;
-
-    fn claim(event_id: &str, claim_id: &str) -> Claim {
-        Claim {
-            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() },
-            event_type: "paid".into(),
-            claim_id: claim_id.into(),
-            holder: String::new(),
-            lock_duration: HOUR,
-            fingerprint: None,
-            metadata: None,
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 0,
-            waiting: false,
-        }
-    }
 
     /// An event that was completed so long ago, as the ledger answers a duplicate of it.
     fn completed(event_id: &str, age: Micros) -> Claimed {

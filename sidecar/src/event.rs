@@ -2,6 +2,8 @@
 //! framework types: everything here can be tested as a table.
 
 pub mod apply;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod key_digest;
 pub mod metadata;
 mod text;

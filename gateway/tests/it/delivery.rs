@@ -242,9 +242,8 @@ async fn g9_a_claim_whose_outcome_is_unknown_is_repeated_with_the_same_id_and_de
     assert_ne!(harness.sidecar.claims()[5].claim_id, claims[0].claim_id);
 }
 
-// T45
-#[tokio::test]
-async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_event_is_delivered_when_it_is_known() {
+/// Of the first claim nobody hears, nor of nine that repeat it.
+async fn with_ten_unknown_claims() -> Harness {
     let harness = Harness::with(|options| Options {
         gateway_answer_timeout: SECONDS(8),
         sidecar_timeout: Duration::from_millis(300),
@@ -258,6 +257,13 @@ async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_even
     for _ in 0..10 {
         harness.sidecar.claim(unknown());
     }
+    harness
+}
+
+// T45
+#[tokio::test]
+async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_event_is_delivered_when_it_is_known() {
+    let harness = with_ten_unknown_claims().await;
     assert_said(&harness.deliver("evt_1").await, 503, "unavailable", Some("1"));
     assert_eq!(harness.application.deliveries().len(), 0);
     harness.sidecar.until(|calls| matches!(calls.last(), Some(Call::Completed(_)))).await;
@@ -269,17 +275,7 @@ async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_even
 
 #[tokio::test]
 async fn g9_what_is_settled_in_the_background_stays_enforced_when_its_route_begins_to_observe() {
-    let harness = Harness::with(|options| Options {
-        gateway_answer_timeout: SECONDS(8),
-        sidecar_timeout: Duration::from_millis(300),
-        sidecar_connect_timeout: Duration::from_millis(100),
-        gateway_wait_duration: Duration::ZERO,
-        ..options
-    })
-    .await;
-    for _ in 0..10 {
-        harness.sidecar.claim(unknown());
-    }
+    let harness = with_ten_unknown_claims().await;
     // The provider's next try, on another gateway, completed it meanwhile.
     harness.sidecar.claim(Scripted::Answer(decided(Decision::AlreadyCompleted, State::Completed, None)));
     let answer = harness.deliver("evt_1");

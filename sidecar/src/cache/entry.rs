@@ -274,7 +274,7 @@ fn take_short(rest: &mut &[u8]) -> Result<String, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Key;
+    use crate::event::{Key, fixture::claim};
 
     fn standing(identity: &str) -> Standing {
         Standing { identity: identity.into(), generation: 1, cache_key: vec![7; 32].into() }
@@ -359,19 +359,7 @@ mod tests {
 
     #[test]
     fn only_a_plain_duplicate_is_answered() {
-        let claim = Claim {
-            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() },
-            event_type: "t".into(),
-            claim_id: "claim-2".into(),
-            holder: String::new(),
-            lock_duration: Micros(1),
-            fingerprint: None,
-            metadata: None,
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 100,
-            waiting: false,
-        };
+        let claim = claim("evt_1", "claim-2");
         let entry = Entry { payload_digest: Some([3; 32]), ..entry() };
         assert!(entry.answer(&claim).is_some());
         assert!(entry.answer(&Claim { fingerprint: Some([1; 32]), ..claim.clone() }).is_some());

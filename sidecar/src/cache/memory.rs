@@ -245,22 +245,10 @@ impl Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Key, Micros};
+    use crate::event::{Key, fixture};
 
     fn claim() -> Claim {
-        Claim {
-            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() },
-            event_type: "t".into(),
-            claim_id: "claim-2".into(),
-            holder: String::new(),
-            lock_duration: Micros(1),
-            fingerprint: None,
-            metadata: None,
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 100,
-            waiting: false,
-        }
+        fixture::claim("evt_1", "claim-2")
     }
 
     fn entry(fencing_token: i64) -> Entry {

@@ -130,24 +130,11 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::event::{Claim, Micros, Time};
+    use crate::event::{Time, fixture::claim};
 
     /// An event that is held under a token.
     fn held(fencing_token: i64) -> Event {
-        let claim = Claim {
-            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() },
-            event_type: "paid".into(),
-            claim_id: "claim".into(),
-            holder: String::new(),
-            lock_duration: Micros(1),
-            fingerprint: None,
-            metadata: None,
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 0,
-            waiting: true,
-        };
-        Event::inserted(&claim, 1, fencing_token, Time(1))
+        Event::inserted(&claim("evt_1", "claim"), 1, fencing_token, Time(1))
     }
 
     #[test]

@@ -278,22 +278,13 @@ fn cleanup_response(progress: &CleanupProgress) -> v1::CleanupResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Claim, Event, Key, Micros, Time};
+    use crate::event::{Claim, Event, Time, fixture::claim};
 
     /// With 8 KiB of metadata, which are 45 in a message.
     fn event(row: i64) -> Event {
         let claim = Claim {
-            key: Key { tenant: "default".into(), provider: "stripe".into(), event_id: format!("evt_{row}") },
-            event_type: "payment_intent.succeeded".into(),
-            claim_id: "claim".into(),
-            holder: String::new(),
-            lock_duration: Micros(1),
-            fingerprint: None,
             metadata: Some(format!("{{\"numbers\":[{}]}}", ["1"; 4_000].join(","))),
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 0,
-            waiting: false,
+            ..claim(&format!("evt_{row}"), "claim")
         };
         Event::inserted(&claim, row, row, Time(row))
     }

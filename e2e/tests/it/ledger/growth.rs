@@ -280,14 +280,7 @@ async fn cleanups_at_once_and_cut_off_delete_each_event_once() {
 async fn a_cleanup_waits_for_the_counts_that_another_one_is_changing() {
     let fixture = Fixture::postgres().await;
     fixture.completed(&key("evt_1")).await;
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: fixture.now().await,
-        states: vec![State::Completed],
-        dry_run: false,
-        batch_size: 10,
-    };
+    let scope = everything_completed(&fixture, 10).await;
     // As a step of another one leaves it before its commit: the row of this hour, in the slot of Cleanups.
     let mut other = fixture.connect().await;
     sqlx::raw_sql(
@@ -320,18 +313,23 @@ async fn a_cleanup_waits_for_the_counts_that_another_one_is_changing() {
     fixture.close().await;
 }
 
-/// Folding counts holds nothing that others want while it waits for them, and what it cannot have it leaves to the next run.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn counts_that_others_are_changing_are_folded_by_the_next_run() {
-    let fixture = Fixture::postgres().await;
-    let scope = CleanupScope {
+/// All that was completed by now.
+async fn everything_completed(fixture: &Fixture, batch_size: usize) -> CleanupScope {
+    CleanupScope {
         tenant: None,
         provider: None,
         before: fixture.now().await,
         states: vec![State::Completed],
         dry_run: false,
-        batch_size: 10,
-    };
+        batch_size,
+    }
+}
+
+/// Folding counts holds nothing that others want while it waits for them, and what it cannot have it leaves to the next run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_that_others_are_changing_are_folded_by_the_next_run() {
+    let fixture = Fixture::postgres().await;
+    let scope = everything_completed(&fixture, 10).await;
     let cleanup = async || {
         let mut progress = CleanupProgress::default();
         fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
@@ -387,14 +385,7 @@ async fn counts_and_times_of_many_hours_are_folded_in_bounded_steps() {
             select 107, tenant, provider, hour, '{3}', '{1}' from payment_webhook_counts where slot = 7",
         )
         .await;
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: fixture.now().await,
-        states: vec![State::Completed],
-        dry_run: false,
-        batch_size: 10,
-    };
+    let scope = everything_completed(&fixture, 10).await;
     let mut admin = fixture.connect().await;
     let mut rows = async || -> (i64, i64, i64) {
         let sql = "select (select count(*) from payment_webhook_counts where slot <> 0),
@@ -435,14 +426,7 @@ async fn hours_that_take_too_long_to_fold_are_left_to_the_next_run() {
             for each row execute function take_too_long()",
         )
         .await;
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: fixture.now().await,
-        states: vec![State::Completed],
-        dry_run: false,
-        batch_size: 3,
-    };
+    let scope = everything_completed(&fixture, 3).await;
     let run = async || {
         let mut progress = CleanupProgress::default();
         while !progress.done {

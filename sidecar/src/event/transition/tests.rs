@@ -3,7 +3,7 @@
 mod document;
 
 use super::*;
-use crate::event::{Digest, Key, Latest, Resolved, StoredResult};
+use crate::event::{Digest, Key, Latest, Resolved, StoredResult, fixture};
 
 const NOW: Time = Time(1_700_000_000_000_000);
 const MINUTE: Micros = Micros(60_000_000);
@@ -127,23 +127,11 @@ impl Shape {
 }
 
 fn key() -> Key {
-    Key { tenant: "default".into(), provider: "stripe".into(), event_id: "evt_1".into() }
+    fixture::key("evt_1")
 }
 
 fn claim_by(claim_id: &str) -> Claim {
-    Claim {
-        key: key(),
-        event_type: "payment.succeeded".into(),
-        claim_id: claim_id.into(),
-        holder: "pod".into(),
-        lock_duration: MINUTE,
-        fingerprint: None,
-        metadata: None,
-        payload_digest: None,
-        delivery_id: None,
-        attempts_max: 0,
-        waiting: false,
-    }
+    fixture::claim("evt_1", claim_id)
 }
 
 #[test]

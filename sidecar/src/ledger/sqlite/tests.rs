@@ -7,7 +7,10 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    event::{Decision, Ending, FailureKind, KeyDigest, Micros, Resolved},
+    event::{
+        Decision, Ending, FailureKind, KeyDigest, Micros, Resolved,
+        fixture::{claim, key},
+    },
     ledger::queue::Reply,
 };
 
@@ -19,26 +22,6 @@ fn file() -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("oncegate.db");
     (directory, path)
-}
-
-fn key(event_id: &str) -> Key {
-    Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() }
-}
-
-fn claim(event_id: &str, claim_id: &str) -> Claim {
-    Claim {
-        key: key(event_id),
-        event_type: "paid".into(),
-        claim_id: claim_id.into(),
-        holder: "pod".into(),
-        lock_duration: Micros(60_000_000),
-        fingerprint: None,
-        metadata: None,
-        payload_digest: None,
-        delivery_id: None,
-        attempts_max: 0,
-        waiting: false,
-    }
 }
 
 fn completion(event_id: &str, fencing_token: i64) -> Mark {
