@@ -1,7 +1,7 @@
 //! `oncegate all`.
 
 use anyhow::Context as _;
-use oncegate_gateway::sidecar::Connection;
+use oncegate_gateway::sidecar::{Connection, Question};
 use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
 
 use crate::{
@@ -51,7 +51,7 @@ impl All {
             return Ok(());
         };
         let sidecar = sidecar?;
-        let gateway = oncegate_gateway::Gateway::bind(gateway, Connection::within(sidecar.api())).await?;
+        let gateway = oncegate_gateway::Gateway::bind(gateway, within(&sidecar)).await?;
         log_sidecar(&sidecar);
         service.tell(sidecar.facts());
         service.show([sidecar.metrics(), gateway.metrics()], [sidecar.certificates(), gateway.certificates()]);
@@ -62,6 +62,14 @@ impl All {
         service.end().await;
         Ok(())
     }
+}
+
+/// The way from a gateway to a sidecar in the same process.
+pub(crate) fn within(sidecar: &oncegate_sidecar::Sidecar) -> Connection {
+    let (service, api) = (sidecar.api(), sidecar.api());
+    Connection::within(service, move |Question { tenant, provider, event_id, payload_digest }| {
+        api.is_duplicate(tenant, provider, event_id, payload_digest)
+    })
 }
 
 /// The settings of both, or the problems of both.

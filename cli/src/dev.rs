@@ -14,16 +14,13 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::builder::Resettable;
 use oncegate_api::v1::idempotency_service_client::IdempotencyServiceClient;
-use oncegate_gateway::{
-    config::{Environment, FlutterwaveVersion},
-    sidecar::Connection,
-};
+use oncegate_gateway::config::{Environment, FlutterwaveVersion};
 use oncegate_runtime::shutdown::{self, CancellationToken};
 use tokio::sync::mpsc;
 
 use self::{application::Delivery, file::DevFile};
 use crate::{
-    all::{both, serve_both},
+    all::{both, serve_both, within},
     failure::Failure,
     output, service,
 };
@@ -86,7 +83,7 @@ impl Dev {
         let gateway_options = self.gateway_options(application_address, &mut dev_file, files.path())?;
         let (sidecar, gateway) = both(self.sidecar_options().validate(), gateway_options.validate())?;
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
-        let gateway = oncegate_gateway::Gateway::bind(gateway, Connection::within(sidecar.api())).await?;
+        let gateway = oncegate_gateway::Gateway::bind(gateway, within(&sidecar)).await?;
         let gateway_url = format!("http://{}", gateway.local_addr());
         // In the process: no socket between, as for the gateway.
         let client = IdempotencyServiceClient::new(sidecar.service());

@@ -62,8 +62,8 @@ fn refused(argument: &Arg, arguments: &[OsString]) -> Option<(Arg, Problem)> {
 fn message(argument: &Arg, error: &clap::Error) -> String {
     let mut text = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) if value.is_empty() => "given and empty".to_owned(),
-        // The rest may be a password.
-        Some(ContextValue::String(value)) if !argument.is_hide_env_values_set() && !value.contains('@') => {
+        // What is before an @, or behind the path of a URL, may be a password.
+        Some(ContextValue::String(value)) if !argument.is_hide_env_values_set() && !value.contains(['@', '?', '#']) => {
             format!("{value:?} given")
         }
         _ => "cannot be used".to_owned(),

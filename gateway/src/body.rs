@@ -201,6 +201,8 @@ where
             return Err(Stopped::TooLarge);
         }
         reservation.cover(length)?;
+        // The bytes that were announced are here; there is nothing to wait for.
+        let ended = body.is_end_stream();
         match &mut joined {
             Some(joined) => joined.extend_from_slice(&data),
             None if first.is_empty() => first = data,
@@ -211,6 +213,9 @@ where
                 both.extend_from_slice(&data);
                 joined = Some(both);
             }
+        }
+        if ended {
+            break;
         }
     }
     let bytes = joined.map_or(first, BytesMut::freeze);

@@ -153,6 +153,12 @@ impl Courier {
     /// Handles an event and answers by `answer_by`. Dropping the future, or the deadline, ends only the waiting: the event
     /// goes on in the background (G8).
     pub(crate) async fn handle(self: &Arc<Self>, event: Event, answer_by: Instant) -> Answer {
+        // Most of what comes again: there is no lock to be had, and nothing that would have to outlive the request.
+        if event.route.enforcement.get() == Enforcement::Enforce && self.sidecar.is_duplicate(&event) {
+            let answer = Answer::AlreadyProcessed;
+            self.metrics.claimed(&event.route.provider, Claimed::of(&answer));
+            return answer;
+        }
         // Before the lock: an event that is refused here is as if it had never come.
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
             self.metrics.claimed(&event.route.provider, Claimed::Failed);

@@ -66,8 +66,10 @@ pub(crate) fn identify<const N: usize>(
     digest: &[u8; 32],
 ) -> Result<Identity, MalformedBody> {
     let body = std::str::from_utf8(body).map_err(|_| MalformedBody)?;
-    // serde_json skips what is not asked for without recursion, and so without a limit of its own.
-    if !depth_within(body.as_bytes(), DEPTH_MAX) {
+    // serde_json skips what is not asked for without recursion, and so without a limit of its own. Most bodies have fewer
+    // brackets than that, wherever they stand.
+    let may_be_deep = memchr::memchr2_iter(b'{', b'[', body.as_bytes()).nth(DEPTH_MAX).is_some();
+    if may_be_deep && !depth_within(body.as_bytes(), DEPTH_MAX) {
         return Err(MalformedBody);
     }
     let mut found: Found<'_, N> = [const { None }; N];

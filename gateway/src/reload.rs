@@ -21,8 +21,9 @@ use crate::{
 /// or is blank, leaves the old secrets in place and is reported once until it is mended.
 pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metrics) -> Infallible {
     let mut files: Vec<Watched> = Vec::new();
-    // What each route has, or would have by what stands in its file.
-    let mut wanted: Vec<Vec<Secret>> = routes.iter().map(|route| route.secrets.read.clone()).collect();
+    // What each route has, and what it would have by what stands in its file.
+    let mut holding: Vec<Vec<Secret>> = routes.iter().map(|route| route.secrets.read.clone()).collect();
+    let mut wanted = holding.clone();
     for (place, route) in routes.iter().enumerate() {
         files.extend(Watched::new(&route.secrets, Holder::Provider(place, route.clone())));
         if let (Some(signer), Some(secrets)) = (&route.target.signer, &route.target.signer_secrets) {
@@ -54,25 +55,38 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
         for (file, read) in files.iter_mut().zip(reads) {
             let Some(read) = read else { continue };
             let fits = match &file.holder {
-                Holder::Provider(place, _) => paystack_modes(routes, &wanted, *place),
+                Holder::Provider(place, _) => paystack_modes(routes, &wanted, &holding, *place),
                 Holder::Signer(_) => Ok(()),
             };
             file.update(read, fits, metrics);
+            if let Holder::Provider(place, _) = file.holder {
+                holding[place].clone_from(&file.current);
+            }
         }
     }
 }
 
 /// Whether the keys of Paystack that the routes of one tenant will have are of one mode, as at the start
-/// ([`crate::route::check`]). Judged by what all files say now: where two are changed over to the other mode one after the
-/// other, the first waits for the second.
-fn paystack_modes(routes: &[Arc<Route>], wanted: &[Vec<Secret>], place: usize) -> Result<(), BadSecret> {
+/// ([`crate::route::check`]), when that at `place` gets what it wants. Judged by what all files say now: where two are changed
+/// over to the other mode one after the other, the first waits for the second. Or by what the others hold: a file that
+/// somebody has spoiled keeps no other key from being replaced.
+fn paystack_modes(
+    routes: &[Arc<Route>],
+    wanted: &[Vec<Secret>],
+    holding: &[Vec<Secret>],
+    place: usize,
+) -> Result<(), BadSecret> {
     let is_paystack = |route: &Route| matches!(route.provider, Provider::Paystack(_));
     if !is_paystack(&routes[place]) {
         return Ok(());
     }
-    let of_tenant =
-        routes.iter().zip(wanted).filter(|(route, _)| is_paystack(route) && route.tenant == routes[place].tenant);
-    one_mode(of_tenant.flat_map(|(_, secrets)| secrets))
+    let beside = |others: &[Vec<Secret>]| {
+        let of_tenant =
+            routes.iter().enumerate().filter(|(_, route)| is_paystack(route) && route.tenant == routes[place].tenant);
+        let keys = of_tenant.map(|(other, _)| if other == place { &wanted[other] } else { &others[other] });
+        one_mode(keys.flatten())
+    };
+    beside(wanted).or_else(|_| beside(holding))
 }
 
 /// Looks at the listener's certificate every `pause`, for ever.

@@ -14,7 +14,7 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use connection::Calls;
-pub use connection::Connection;
+pub use connection::{Connection, Question};
 use oncegate_api::{reason, v1};
 pub use options::{Reach, ReachOptions};
 pub use pool::Pool;
@@ -121,6 +121,20 @@ pub(crate) enum Kind {
 impl Sidecar {
     pub(crate) fn new(connection: Connection, timeout: Duration, lock: &LockSettings) -> Self {
         Self { connection, timeout, holder: lock.holder.as_str().into() }
+    }
+
+    /// Whether the sidecar knows at once, in this process, that the event is completed, and nothing but a plain duplicate. Then
+    /// this was a CheckAndLock, and answered so. False says nothing.
+    pub(crate) fn is_duplicate(&self, event: &Event) -> bool {
+        let Event { route, identity, delivery_id, digest, .. } = event;
+        // Which delivery it is is compared by the ledger.
+        delivery_id.is_empty()
+            && self.calls().is_duplicate(Question {
+                tenant: &route.tenant,
+                provider: route.provider.name(),
+                event_id: &identity.event_id,
+                payload_digest: digest,
+            })
     }
 
     /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).

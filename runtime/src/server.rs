@@ -415,6 +415,8 @@ impl<M> Worker<M> {
                     .header_read_timeout(limits.header_read_timeout)
                     .max_header_size(limits.header_bytes_max)
                     .max_buf_size(limits.buffer_bytes_max)
+                    // Answers are small: copying one to behind its head costs less than a list of pieces.
+                    .writev(false)
                     .serve_connection(io, service);
                 let watch =
                     Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout, clock: None };

@@ -28,7 +28,10 @@ pub use self::{
     context::{Link, continues, here, inject, link, linked},
     export::Spans,
 };
-use crate::config::{Checks, Problem, Problems};
+use crate::{
+    config::{Checks, Problem, Problems},
+    secret::shown_url,
+};
 
 /// The name of the spans that belong to many traces by links and to none by parentage. They are made only where one of
 /// their calls is recorded, and are then always recorded, whatever the sampler says of other roots.
@@ -110,7 +113,10 @@ fn endpoint(setting: &'static str, given: &Uri) -> Result<(), Problem> {
             "may not hold a user name or password: give the collector's credentials in OTEL_EXPORTER_OTLP_HEADERS",
         )),
         Some(_) if matches!(given.scheme_str(), Some("http" | "https")) => Ok(()),
-        _ => Err(Problem::new(setting, format!("{given} given, has to be http://host:port or https://host:port"))),
+        _ => {
+            let shown = shown_url(&given.to_string());
+            Err(Problem::new(setting, format!("{shown} given, has to be http://host:port or https://host:port")))
+        }
     }
 }
 

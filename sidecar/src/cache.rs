@@ -207,19 +207,8 @@ impl Cache {
             return (None, ticket);
         };
         let digest = ticket.digest;
-        match self.memory.answer(digest, claim) {
-            Some(Some(completion)) if completion.fencing_token <= epoch.replays().replayed(digest) => {
-                self.stats.voided.add();
-                // Redis may have a later one.
-                self.memory.forget(digest);
-            }
-            Some(answer) => {
-                if answer.is_some() {
-                    self.stats.memory_hits.add();
-                }
-                return (answer, ticket);
-            }
-            None => {}
+        if let Some(answer) = self.in_memory(epoch, digest, claim) {
+            return (answer, ticket);
         }
         self.stats.memory_misses.add();
         let Some(redis) = &self.redis else { return (None, ticket) };
@@ -261,6 +250,29 @@ impl Cache {
         // The connection may have gone while Redis was asked.
         let answer = answer.filter(|_| self.still(epoch));
         (answer, ticket)
+    }
+
+    /// The same of the process's own layer alone, at once. What it does not know is not counted: it is looked up after this.
+    pub(crate) fn at_hand(&self, claim: &Claim) -> Option<Completion> {
+        let epoch = self.epoch().filter(|_| claim.delivery_id.is_none())?;
+        // C7, as above.
+        epoch.replays().now(Instant::now())?;
+        self.in_memory(&epoch, KeyDigest::of(&claim.key), claim)?
+    }
+
+    /// Whether the process's own layer knows the event, and the answer if the claim is a plain duplicate of it.
+    fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim) -> Option<Option<Completion>> {
+        let answer = self.memory.answer(digest, claim)?;
+        if let Some(completion) = &answer {
+            if completion.fencing_token <= epoch.replays().replayed(digest) {
+                self.stats.voided.add();
+                // Redis may have a later one.
+                self.memory.forget(digest);
+                return None;
+            }
+            self.stats.memory_hits.add();
+        }
+        Some(answer)
     }
 
     fn still(&self, epoch: &Epoch) -> bool {
@@ -390,14 +402,50 @@ mod tests {
         Claimed { decision: Decision::AlreadyCompleted, granted: false, event, payload_changed: false, now: NOW }
     }
 
-    /// A cache that has read what was replayed, and will not for long.
-    fn cache(retention_min: Duration) -> Cache {
+    /// A cache that has not read what was replayed.
+    fn unread(retention_min: Duration) -> Cache {
         let standing = Standing { identity: "here".into(), generation: 1, cache_key: [7].as_slice().into() };
         let (_, standing) = watch::channel(Some(standing));
-        let cache = Cache::new(&CacheSettings { retention_min, ..CacheSettings::default() }, standing).unwrap();
+        Cache::new(&CacheSettings { retention_min, ..CacheSettings::default() }, standing).unwrap()
+    }
+
+    /// A cache that has, and will not again for long.
+    fn cache(retention_min: Duration) -> Cache {
+        let cache = unread(retention_min);
         let reading = cache.reading().unwrap();
         cache.read(&reading, Replayed { now: NOW, events: Vec::new(), floor: 0, bookmark: None });
         cache
+    }
+
+    /// C7: it is the same question, without the layer that has to be waited for.
+    #[test]
+    fn what_is_at_hand_is_what_a_look_up_answers() {
+        let (first, second) = (claim("evt_1", "first"), claim("evt_1", "second"));
+        let filled = |cache: &Cache| {
+            let (_, ticket) = cache.look_up(&second).now_or_never().expect("nobody else is asked");
+            cache.told(&ticket, &completed("evt_1", Micros(0)));
+        };
+        let agree = |cache: &Cache, claim: &Claim, known: bool| {
+            // First: the look-up lets go of what is void.
+            let at_hand = cache.at_hand(claim);
+            let (looked_up, _) = cache.look_up(claim).now_or_never().expect("nobody else is asked");
+            assert_eq!((at_hand.is_some(), &at_hand), (known, &looked_up), "{claim:?}");
+        };
+        let cache = cache(Duration::from_secs(6 * 86_400));
+        agree(&cache, &second, false);
+        filled(&cache);
+        agree(&cache, &second, true);
+        agree(&cache, &first, false);
+        agree(&cache, &Claim { fingerprint: Some([9; 32]), ..second.clone() }, true);
+        agree(&cache, &Claim { delivery_id: Some("d".into()), ..second.clone() }, false);
+        agree(&cache, &claim("evt_2", "second"), false);
+        cache.void(KeyDigest::of(&second.key), 1);
+        filled(&cache);
+        agree(&cache, &second, false);
+        // Nothing is read of what was replayed.
+        let unread = unread(Duration::from_secs(6 * 86_400));
+        filled(&unread);
+        agree(&unread, &second, false);
     }
 
     /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has deleted.

@@ -376,6 +376,11 @@ async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret
         (&[("REDIS_URL", "https://u:hunter2@h")], "REDIS_URL: begins with https://, and is no URL of Redis: redis://"),
         (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318")], "OTEL_EXPORTER_OTLP_ENDPOINT: collector:4318 given"),
         (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hunter2@h:4318")], "OTEL_EXPORTER_OTLP_ENDPOINT: may not hold"),
+        (
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://h:4317/x?key=hunter2")],
+            "OTEL_EXPORTER_OTLP_ENDPOINT: grpc://h:4317/x?*** given",
+        ),
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "a h?key=hunter2")], "OTEL_EXPORTER_OTLP_ENDPOINT: cannot be used"),
         (&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "ftp://h")], "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: ftp://h"),
         (&[("OTEL_TRACES_SAMPLER_ARG", "2")], "OTEL_TRACES_SAMPLER_ARG: 2 given, permitted is 0 to 1"),
         (&[collector, ("OTEL_EXPORTER_OTLP_HEADERS", "a=b,hunter2")], "OTEL_EXPORTER_OTLP_HEADERS: header 2"),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use oncegate_api::v1::{Outcome, State};
+use oncegate_api::v1::{EventKey, Outcome, ResolveRequest, State};
 use oncegate_e2e::{eventually, http_client, stripe, upstream::Answer};
 
 use crate::setup::{Everything, Ledger, SECRET, on_each_ledger, send_signed, word};
@@ -16,6 +16,9 @@ on_each_ledger!(
     a_delivery_under_way_is_finished_before_the_end,
     what_is_completed_stays_completed_over_a_restart,
     a_changed_body_is_seen_in_history_and_a_retry_with_one_is_delivered,
+    a_duplicate_in_one_process_is_counted_and_logged_as_the_call_that_it_saves,
+    in_one_process_a_replay_is_delivered_and_not_answered_as_a_duplicate,
+    in_one_process_duplicates_are_of_their_tenants_quota,
 );
 
 async fn duplicates_are_answered_and_delivered_once(ledger: Ledger) -> Result<()> {
@@ -179,6 +182,67 @@ async fn a_changed_body_is_seen_in_history_and_a_retry_with_one_is_delivered(led
         assert!(history.mismatch_count <= 2, "{}", history.mismatch_count);
         assert!(history.attempts[0].payload_digest != history.attempts[1].payload_digest);
         (history.mismatch_count == 2 && history.last_mismatch_time.is_some()).then_some(())
+    })
+    .await;
+    Ok(())
+}
+
+async fn a_duplicate_in_one_process_is_counted_and_logged_as_the_call_that_it_saves(ledger: Ledger) -> Result<()> {
+    let mut everything = Everything::start_with(ledger, &[("ONCEGATE_LOG_FORMAT", "json")]).await?;
+    let id = stripe::event_id();
+    let body = stripe::event(&id, "charge.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    for _ in 0..5 {
+        assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+    }
+    let page = String::from_utf8(http_client::get(everything.admin, "/metrics").await?.body.to_vec())?;
+    for line in [
+        "oncegate_rpc_requests_total{method=\"CheckAndLock\",code=\"OK\"} 6",
+        "oncegate_claims_total{decision=\"acquired\"} 1",
+        "oncegate_claims_total{decision=\"duplicate\"} 5",
+        "oncegate_gateway_claims_total{provider=\"stripe\",decision=\"duplicate\"} 5",
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line} is not in {page}");
+    }
+    eventually("History has the duplicates", async || {
+        (everything.history(&id).await.ok()??.event?.duplicate_count == 5).then_some(())
+    })
+    .await;
+    let log = everything.program.stop().await?.stderr;
+    let calls = log.lines().filter(|line| line.contains("oncegate_sidecar::access") && line.contains("\"duplicate\""));
+    assert_eq!(calls.count(), 5, "{log}");
+    Ok(())
+}
+
+// C7
+async fn in_one_process_a_replay_is_delivered_and_not_answered_as_a_duplicate(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    let id = stripe::event_id();
+    let body = stripe::event(&id, "charge.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    for deliveries in 2..4 {
+        assert_eq!(word(&everything.send(&body).await?), "200 already_processed");
+        let replay = ResolveRequest {
+            key: Some(EventKey { provider: "stripe".into(), event_id: id.clone(), ..Default::default() }),
+            to: State::Pending.into(),
+            reason: "the booking was rolled back".into(),
+            actor: "a test".into(),
+            force: true,
+            ..Default::default()
+        };
+        everything.client().await?.resolve(replay).await?;
+        assert_eq!(word(&everything.send(&body).await?), "200 processed");
+        assert_eq!(everything.upstream.requests().len(), deliveries);
+    }
+    Ok(())
+}
+
+async fn in_one_process_duplicates_are_of_their_tenants_quota(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start_with(ledger, &[("SIDECAR_TENANT_CALLS_PER_SECOND", "1")]).await?;
+    let body = stripe::event(&stripe::event_id(), "charge.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    eventually("a duplicate is beyond the quota", async || {
+        (word(&everything.send(&body).await.ok()?) == "503 unavailable").then_some(())
     })
     .await;
     Ok(())

@@ -38,14 +38,33 @@ impl Connection {
         Self(Arc::new(Remote(IdempotencyServiceClient::new(Traced(BoxCloneSyncService::new(transport))))))
     }
 
-    /// The sidecar's service in this process: nothing is encoded, and nothing can be lost on the way.
-    pub fn within<S: IdempotencyService>(service: S) -> Self {
-        Self(Arc::new(Within(service)))
+    /// The sidecar's service in this process: nothing is encoded, and nothing can be lost on the way. `is_duplicate` says,
+    /// without a wait, whether CheckAndLock would be answered as a plain duplicate, and counts that as the call then: most
+    /// webhooks that come again need nothing else. Where it says no, the call is made.
+    pub fn within<S, D>(service: S, is_duplicate: D) -> Self
+    where
+        S: IdempotencyService,
+        D: Fn(Question<'_>) -> bool + Send + Sync + 'static,
+    {
+        Self(Arc::new(Within { service, is_duplicate }))
     }
 
     pub(super) fn calls(&self) -> &dyn Calls {
         &*self.0
     }
+}
+
+/// What came in, as far as it can tell a plain duplicate.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// Whose it is.
+    pub tenant: &'a str,
+    /// Who sent it.
+    pub provider: &'a str,
+    /// What it is called.
+    pub event_id: &'a str,
+    /// SHA-256 of the body.
+    pub payload_digest: &'a [u8; 32],
 }
 
 impl From<Pool> for Connection {
@@ -57,6 +76,9 @@ impl From<Pool> for Connection {
 /// What a gateway asks of a sidecar.
 #[tonic::async_trait]
 pub(super) trait Calls: Send + Sync {
+    /// Whether it is known at once to be a plain duplicate; then that was counted as the call.
+    fn is_duplicate(&self, question: Question<'_>) -> bool;
+
     async fn check_and_lock(
         &self,
         request: Request<v1::CheckAndLockRequest>,
@@ -92,10 +114,17 @@ type Transport =
 
 struct Remote(IdempotencyServiceClient<Traced<Transport>>);
 
-struct Within<S>(S);
+struct Within<S, D> {
+    service: S,
+    is_duplicate: D,
+}
 
 #[tonic::async_trait]
 impl Calls for Remote {
+    fn is_duplicate(&self, _: Question<'_>) -> bool {
+        false
+    }
+
     async fn check_and_lock(
         &self,
         request: Request<v1::CheckAndLockRequest>,
@@ -130,36 +159,44 @@ impl Calls for Remote {
 }
 
 #[tonic::async_trait]
-impl<S: IdempotencyService> Calls for Within<S> {
+impl<S, D> Calls for Within<S, D>
+where
+    S: IdempotencyService,
+    D: Fn(Question<'_>) -> bool + Send + Sync,
+{
+    fn is_duplicate(&self, question: Question<'_>) -> bool {
+        (self.is_duplicate)(question)
+    }
+
     async fn check_and_lock(
         &self,
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
-        self.0.check_and_lock(request).await
+        self.service.check_and_lock(request).await
     }
 
     async fn extend_lock(
         &self,
         request: Request<v1::ExtendLockRequest>,
     ) -> Result<Response<v1::ExtendLockResponse>, Status> {
-        self.0.extend_lock(request).await
+        self.service.extend_lock(request).await
     }
 
     async fn mark_completed(
         &self,
         request: Request<v1::MarkCompletedRequest>,
     ) -> Result<Response<v1::MarkCompletedResponse>, Status> {
-        self.0.mark_completed(request).await
+        self.service.mark_completed(request).await
     }
 
     async fn mark_failed(
         &self,
         request: Request<v1::MarkFailedRequest>,
     ) -> Result<Response<v1::MarkFailedResponse>, Status> {
-        self.0.mark_failed(request).await
+        self.service.mark_failed(request).await
     }
 
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        self.0.stats(request).await
+        self.service.stats(request).await
     }
 }

@@ -382,6 +382,12 @@ async fn w5_a_reload_mixes_no_modes_of_paystack_between_routes_of_a_tenant() {
     swap(&second, "sk_live_2");
     until("replaced", 2).await;
     assert_eq!([status("sk_test_1").await, status("sk_live_1").await], [401, 200]);
+    // A file that was spoiled keeps no other key from being replaced.
+    swap(&first, "sk_test_3");
+    until("failed", 2).await;
+    swap(&second, "sk_live_3");
+    until("replaced", 3).await;
+    assert_eq!([status("sk_test_3").await, status("sk_live_1").await], [401, 200]);
 }
 
 #[tokio::test]

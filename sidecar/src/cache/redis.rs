@@ -107,13 +107,13 @@ fn is_of_redis(scheme: &str) -> bool {
     SCHEMES.contains(&server)
 }
 
-/// The URL without its TLS, if it says that there is to be some.
-fn in_the_clear(url: &str) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
+/// The URL without its TLS, if its scheme says that there is to be some.
+fn in_the_clear(url: &str, scheme: &str) -> Option<String> {
+    let rest = &url[scheme.len()..];
     let scheme = scheme.to_ascii_lowercase();
     [("rediss", "redis"), ("valkeys", "valkey")]
         .iter()
-        .find_map(|(by_tls, plain)| Some(format!("{plain}{}://{rest}", scheme.strip_prefix(by_tls)?)))
+        .find_map(|(by_tls, plain)| Some(format!("{plain}{}{rest}", scheme.strip_prefix(by_tls)?)))
 }
 
 impl RedisOptions {
@@ -122,12 +122,14 @@ impl RedisOptions {
     /// # Errors
     /// When it is none, or TLS cannot be set up.
     pub fn from_url(url: &str, certificates: &ClientTlsFiles) -> Result<RedisOptions, RedisOptionsError> {
-        let scheme = scheme(url.trim()).ok_or(RedisUrlError)?;
+        // The library overlooks blanks around it. What is told from it here is whether there is to be TLS.
+        let url = url.trim();
+        let scheme = scheme(url).ok_or(RedisUrlError)?;
         if !is_of_redis(scheme) {
             return Err(RedisOptionsError::Scheme(scheme.to_owned()));
         }
         // The library's own way to TLS takes the system's roots alone, and fails if it does not like a single one.
-        let by_tls = in_the_clear(url);
+        let by_tls = in_the_clear(url, scheme);
         let mut config = Config::from_url(by_tls.as_deref().unwrap_or(url)).map_err(|_| RedisUrlError)?;
         // That one is about the first connection: Redis is not needed at start (C4).
         config.fail_fast = false;
@@ -384,16 +386,20 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
         let look_up = pin!(many(&client, names, clustered));
         match while_they_wait(&mut askers, look_up, || breaker.failed(Reason::Silent)).await {
-            Some(Ok(values)) => {
+            Some(Ok(found)) => {
                 breaker.succeeded();
                 let given_up = asked - askers.len();
                 let half = step.split(askers.len(), queue.len());
-                for (place, (asker, value)) in askers.zip(values.into_iter().skip(given_up)).enumerate() {
+                for (place, (asker, found)) in askers.zip(found.into_iter().skip(given_up)).enumerate() {
                     if half == Some(place) {
                         tokio::task::yield_now().await;
                     }
-                    // Its caller may have gone.
-                    drop(asker.reply.send(value));
+                    match found {
+                        // Its caller may have gone.
+                        Found::Answer(value) => drop(asker.reply.send(value)),
+                        // Who asked hears of it by the end of the channel.
+                        Found::Failed => drop(asker),
+                    }
                 }
             }
             Some(Err(error)) => {
@@ -423,19 +429,49 @@ async fn while_they_wait<T>(
     None
 }
 
-/// The values under names, in their order. A Cluster has names in many places: there one by one, all at once.
-async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Vec<Option<Bytes>>, fred::error::Error> {
+/// What came of the look-up of one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Found {
+    /// The value, if there is one.
+    Answer(Option<Bytes>),
+    /// Nobody knows: the others of its batch went to other servers.
+    Failed,
+}
+
+/// The values under names, in their order. A Cluster has names in many places: there one by one, all at once, and it fails
+/// when none of them was answered.
+async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Vec<Found>, fred::error::Error> {
     if clustered {
         let gets = names.into_iter().map(|name| client.get::<Value, _>(name));
-        return Ok(futures::future::try_join_all(gets).await?.into_iter().map(bytes).collect());
+        return each(futures::future::join_all(gets).await);
     }
     let asked = names.len();
     let values: Vec<Value> = client.mget(names).await?;
     // A reply of another length would put values under wrong names; they would not verify, but why try.
     if values.len() != asked {
-        return Ok(vec![None; asked]);
+        return Ok(vec![Found::Answer(None); asked]);
     }
-    Ok(values.into_iter().map(bytes).collect())
+    Ok(values.into_iter().map(|value| Found::Answer(bytes(value))).collect())
+}
+
+/// The answers of a Cluster's servers, unless each is an error.
+fn each(answers: Vec<Result<Value, fred::error::Error>>) -> Result<Vec<Found>, fred::error::Error> {
+    let answered = answers.iter().any(Result::is_ok);
+    let mut found = Vec::with_capacity(answers.len());
+    for answer in answers {
+        found.push(match answer {
+            Ok(value) => Found::Answer(bytes(value)),
+            Err(error) if is_redirection(&error) => Found::Answer(None),
+            Err(_) if answered => Found::Failed,
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(found)
+}
+
+/// ASK or MOVED: a Cluster's server that is well, and does not have this name now.
+fn is_redirection(error: &fred::error::Error) -> bool {
+    *error.kind() == ErrorKind::Routing
 }
 
 /// What a name holds, without a copy.
@@ -472,22 +508,28 @@ async fn do_puts(
             batch.drain(..).map(|put| (put.name, (put.value, put.life))).collect();
         let entries = latest.len();
         let puts = latest.into_iter().map(|(name, (value, life))| Put { name, value, life });
-        let written = if clustered {
-            let writes = puts.map(|put| write(&client, [put]));
-            futures::future::try_join_all(writes).await.map(drop)
+        // Of each write, how many entries it was of.
+        let written: Vec<(usize, Result<(), fred::error::Error>)> = if clustered {
+            let writes = futures::future::join_all(puts.map(|put| write(&client, [put]))).await;
+            writes.into_iter().map(|written| (1, written)).collect()
         } else {
-            write(&client, puts).await
+            vec![(entries, write(&client, puts).await)]
         };
-        match written {
-            Ok(()) => refusals.taken(),
-            Err(error) => {
-                tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
-                (0..entries).for_each(|_| stats.redis_writes_lost.add());
-                // One that answers, and has no room for more, still has what it has: look-ups decide whether it is well.
-                if !refusals.tell(&error) {
-                    breaker.failed(Reason::Said(&error));
-                }
+        let taken = written.iter().any(|(_, written)| written.is_ok());
+        let mut failed = None;
+        for (entries, written) in written {
+            let Err(error) = written else { continue };
+            tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
+            (0..entries).for_each(|_| stats.redis_writes_lost.add());
+            // One that answers, and has no room for more, still has what it has: look-ups decide whether it is well.
+            if !refusals.tell(&error) && !is_redirection(&error) {
+                failed = Some(error);
             }
+        }
+        match failed {
+            _ if taken => refusals.taken(),
+            Some(error) => breaker.failed(Reason::Said(&error)),
+            None => {}
         }
     }
 }
@@ -507,13 +549,19 @@ async fn write(client: &Client, puts: impl IntoIterator<Item = Put>) -> Result<(
 mod tests {
     use std::{future::pending, pin::pin, time::Duration};
 
+    use fred::{
+        error::{Error, ErrorKind},
+        types::Value,
+    };
     use oncegate_runtime::tls::ClientTlsFiles;
     use tokio::{
         sync::oneshot::{self, error::TryRecvError},
         time::Instant,
     };
 
-    use super::{Asker, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, in_the_clear, while_they_wait};
+    use super::{
+        Asker, Found, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, each, in_the_clear, scheme, while_they_wait,
+    };
 
     #[tokio::test(start_paused = true)]
     async fn each_waits_for_its_own_budget_and_the_others_for_theirs() {
@@ -546,6 +594,21 @@ mod tests {
         assert!(waited >= LOOK_UP_TIME_MAX && waited < LOOK_UP_TIME_MAX + 5 * MILLISECOND, "{waited:?}");
     }
 
+    // C4, C5
+    #[test]
+    fn a_cluster_fails_a_look_up_when_no_server_of_it_answers() {
+        let routed = || Err(Error::new(ErrorKind::Routing, "Too many redirections."));
+        let broken = || Err(Error::new(ErrorKind::IO, "Connection closed."));
+        let value = || Ok(Value::Bytes("x".into()));
+        let (found, nothing) = (Found::Answer(Some("x".into())), Found::Answer(None));
+        assert_eq!(each(vec![value(), Ok(Value::Null)]).unwrap(), [found.clone(), nothing.clone()]);
+        assert_eq!(each(vec![routed(), value()]).unwrap(), [nothing.clone(), found.clone()]);
+        assert_eq!(each(vec![broken(), value()]).unwrap(), [Found::Failed, found]);
+        // It is well, and has none of these now.
+        assert_eq!(each(vec![routed()]).unwrap(), [nothing]);
+        assert_eq!(each(vec![routed(), broken()]).unwrap_err().kind(), &ErrorKind::IO);
+    }
+
     #[test]
     fn tls_is_spoken_where_the_url_says_so() {
         for (url, plain) in [
@@ -559,12 +622,15 @@ mod tests {
             ),
             ("valkeys://localhost", Some("valkey://localhost")),
         ] {
-            assert_eq!(in_the_clear(url).as_deref(), plain, "{url}");
+            let scheme = scheme(url).expect("a URL");
+            assert_eq!(in_the_clear(url, scheme).as_deref(), plain, "{url}");
         }
         let missing = ClientTlsFiles { ca: Some("/nonexistent".into()), identity: None };
         assert!(RedisOptions::from_url("redis://localhost", &missing).is_ok_and(|options| options.tls().is_none()));
-        let by_tls = RedisOptions::from_url("rediss://localhost", &missing);
-        assert!(matches!(by_tls, Err(RedisOptionsError::Tls(_))), "{by_tls:?}");
+        for url in ["rediss://localhost", " rediss://:hunter2@localhost", "\trediss://localhost\n"] {
+            let by_tls = RedisOptions::from_url(url, &missing);
+            assert!(matches!(by_tls, Err(RedisOptionsError::Tls(_))), "{url:?}: {by_tls:?}");
+        }
         assert!(matches!(RedisOptions::from_url("http:", &missing), Err(RedisOptionsError::Url(_))));
     }
 

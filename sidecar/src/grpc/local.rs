@@ -1,6 +1,6 @@
 //! The API for callers in the same process: observed as any call, with nothing encoded and nobody at the door.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Instant};
 
 use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,8 +12,9 @@ use super::{
     service::Api,
 };
 use crate::{
+    event::Key,
     method::{Called, Method},
-    metrics::Metrics,
+    metrics::{Claimed, Metrics, Told},
 };
 
 /// See the module. Clones share everything.
@@ -26,6 +27,27 @@ pub struct Local {
 impl Local {
     pub(super) fn new(api: Arc<Api>, metrics: Arc<Metrics>) -> Self {
         Self { api, metrics }
+    }
+
+    /// Whether a CheckAndLock of the event would be answered as a plain duplicate, as far as this process knows without a wait:
+    /// the common one, for which making the call costs more than answering it. Then it was that call: counted, logged, and in
+    /// a span as any other. False says nothing of the event.
+    #[must_use]
+    pub fn is_duplicate(&self, tenant: &str, provider: &str, event_id: &str, payload_digest: &[u8; 32]) -> bool {
+        // What is not within its tenant's quota is told by the call.
+        if self.api.has_quotas() {
+            return false;
+        }
+        let started = Instant::now();
+        let key = Key { tenant: tenant.to_owned(), provider: provider.to_owned(), event_id: event_id.to_owned() };
+        if !self.api.is_duplicate(key, payload_digest) {
+            return false;
+        }
+        let called = Called::Api(Method::CheckAndLock);
+        let span = call_span(Span::current().id(), called);
+        let told = Told::Claimed(Claimed::Duplicate);
+        Call::begun(called, span, &self.metrics, started).answered(Code::Ok, Some(told));
+        true
     }
 
     /// Counts a call, logs it, and has it in a span of its caller's trace. Dropping the future counts it as cancelled.

@@ -94,7 +94,12 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn begin(called: Called, span: Span, metrics: &Arc<Metrics>) -> Self {
-        Self { called, started: Instant::now(), span, metrics: metrics.clone(), answered: false }
+        Self::begun(called, span, metrics, Instant::now())
+    }
+
+    /// One that has begun some time ago.
+    pub(super) fn begun(called: Called, span: Span, metrics: &Arc<Metrics>, started: Instant) -> Self {
+        Self { called, started, span, metrics: metrics.clone(), answered: false }
     }
 
     pub(super) fn answered(&mut self, code: Code, told: Option<Told>) {

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
-    event::{Decision, Event, Refusal},
+    event::{Claim, Decision, Digest, Event, Key, Refusal},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope, Cursor, Page},
@@ -50,6 +50,17 @@ impl Api {
             None => Ok(()),
             Some(quota) => quota.take(tenant).inspect_err(|_| self.metrics.quota_exceeded.add()),
         }
+    }
+
+    /// Whether there are quotas at all.
+    pub(super) fn has_quotas(&self) -> bool {
+        self.quota.is_some()
+    }
+
+    /// Whether a claim of the event that says nothing but its payload is a plain duplicate, as far as is known without a wait.
+    /// It is counted as one then.
+    pub(super) fn is_duplicate(&self, key: Key, payload_digest: &Digest) -> bool {
+        self.coordinator.at_hand(&Claim::asking(key, *payload_digest)).is_some()
     }
 
     /// An event for its holder; what the limit left out of its metadata is counted.
@@ -278,7 +289,7 @@ fn cleanup_response(progress: &CleanupProgress) -> v1::CleanupResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Claim, Event, Time, fixture::claim};
+    use crate::event::{Time, fixture::claim};
 
     /// With 8 KiB of metadata, which are 45 in a message.
     fn event(row: i64) -> Event {

@@ -3,13 +3,14 @@
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use oncegate_e2e::{
     eventually,
     postgres::{Cluster, Database, Options},
     proxy::{Link, Proxy},
 };
 use oncegate_sidecar::{
-    event::Decision,
+    event::{Decision, Key},
     ledger::{
         Ledger,
         postgres::{PostgresLedger, PostgresSettings},
@@ -86,16 +87,24 @@ async fn times_that_cannot_be_written_hold_up_no_counts() {
     let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
     let mut outsider = database.connect().await.unwrap();
     sqlx::raw_sql("begin; lock table payment_webhook_timings in share mode").execute(&mut outsider).await.unwrap();
-    let known = key("evt_1");
-    let Decision::Acquired(lock) = ledger.claim(claim(&known, "a")).await.unwrap().decision else { panic!("held") };
-    ledger.mark(completion(&known, &lock)).await.unwrap();
-    assert_eq!(ledger.claim(claim(&known, "b")).await.unwrap().decision, Decision::AlreadyCompleted);
-    written(&database, 1).await;
+    // Each has a time of its own: waited for one by one they take longer than anybody waits here.
+    let tenants = 300;
+    join_all((0..tenants).map(async |number| {
+        let key = Key { tenant: format!("tenant_{number}"), ..key("evt_1") };
+        let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+        ledger.mark(completion(&key, &lock)).await.unwrap();
+    }))
+    .await;
+    let known = Key { tenant: "tenant_0".into(), ..key("evt_1") };
+    for round in 1..=3 {
+        assert_eq!(ledger.claim(claim(&known, "b")).await.unwrap().decision, Decision::AlreadyCompleted);
+        written(&database, round).await;
+    }
     // What could not be written was kept.
     sqlx::raw_sql("rollback").execute(&mut outsider).await.unwrap();
     ledger.close().await;
     let times = "(select sum(count) from payment_webhook_timings cross join lateral unnest(counts) count)";
-    assert_eq!(database.query(times).await.unwrap(), "1");
+    assert_eq!(database.query(times).await.unwrap(), tenants.to_string());
 }
 
 // L2: whatever stands between forgets connections that are silent, and tells nobody.

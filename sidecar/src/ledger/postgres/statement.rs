@@ -28,6 +28,9 @@ pub(super) trait Statement: Sync {
     type Output: Send;
     /// Whether it may run again when nobody knows if it took effect.
     const REPEATABLE: bool = true;
+    /// Whether its items may be locked one by one by others. If not, who waits for one waits for all, and they are not tried
+    /// in parts.
+    const PARTS: bool = true;
 
     /// Notes on an item that the statement may have done what it asks for, and that nobody knows. Nothing to note for a
     /// statement that only reads.
@@ -169,6 +172,7 @@ impl Link {
                     impatient = false;
                     parts.push((items, Err(unavailable(1_000))));
                 }
+                Failure::Contended if !S::PARTS => parts.push((items, Err(unavailable(500)))),
                 Failure::Contended | Failure::BadItem | Failure::TooSlow if items.len() > 1 => {
                     // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
                     if failure == Failure::Contended && !impatient {
