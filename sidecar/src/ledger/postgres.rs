@@ -174,7 +174,9 @@ impl PostgresLedger {
 
 /// Parses a URL.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    Ok(PgConnectOptions::from_str(url).map_err(OpenError::Url)?.application_name("oncegate"))
+    let options = PgConnectOptions::from_str(url).map_err(OpenError::Url)?;
+    // All results are binary: how floats are written out makes no difference, and poolers refuse who asks for it.
+    Ok(options.application_name("oncegate").extra_float_digits(None))
 }
 
 /// The files that TLS to the database takes its certificates from, by the names that the URL has for them. None where the

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use futures::future::join_all;
 use oncegate_e2e::{
     eventually,
     grow::{Growth, fill},
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::State,
+    event::{Decision, Micros, State},
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, StatsFilter},
@@ -18,7 +19,7 @@ use oncegate_sidecar::{
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use super::{
-    Fixture, key,
+    Fixture, claim, completion, extension, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
     stats::{everything, total},
 };
@@ -224,6 +225,47 @@ async fn stats_answer_when_very_much_is_open_that_was_not_before() {
     let stats = fixture.ledger.stats(everything()).await.unwrap();
     assert_eq!(total(&stats).stuck, 100_001);
     fixture.close().await;
+}
+
+/// Statistics that tell of a handful of rows, as a Cleanup of nearly all leaves them: no statement of a call walks the table
+/// that fills again behind them (L4).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    for sql in [
+        "alter table payment_webhook_events set (autovacuum_enabled = off)",
+        // Over all of its pages, which stay.
+        "delete from payment_webhook_events where id % 6000 <> 0",
+        "vacuum analyze payment_webhook_events",
+        "insert into payment_webhook_events (
+            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state, outcome,
+            tenant, provider, event_id, event_type, claim_id, holder
+        )
+        select n, now(), now(), now(), now(), now(), 1, 'completed', 'completed', 'default', 'stripe', 'again_' || n, 'paid',
+            'a', 'pod-1'
+        from generate_series(1, 20000) n",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let calls = 64;
+    let ((), read) = grown
+        .reads(async |ledger| {
+            join_all((0..calls).map(async |number| {
+                let key = key(&format!("new_{number}"));
+                let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else {
+                    panic!("it is new")
+                };
+                ledger.extend(extension(&key, &lock, Micros(60_000_000))).await.unwrap();
+                ledger.mark(completion(&key, &lock)).await.unwrap();
+                let again = ledger.claim(claim(&key, "b")).await.unwrap();
+                assert_eq!(again.decision, Decision::AlreadyCompleted);
+            }))
+            .await;
+        })
+        .await;
+    assert!(read <= calls * 30, "{read} rows were read for {calls} events");
 }
 
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.

@@ -15,7 +15,9 @@ pub(super) const STATEMENT_TIME_MAX: Duration = Duration::from_millis(1_500);
 ///
 /// The planner's: a table that was never analyzed, or was analyzed in a quiet moment, must not lead a prepared statement
 /// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop, for any
-/// number of items: a plan made for a few would be made anew each time, should it look cheaper than the one for all.
+/// number of items: a plan made for a few would be made anew each time, should it look cheaper than the one for all. That a
+/// page costs nothing and a row much is for the same: where statistics tell of a handful of rows, left by a Cleanup or by a
+/// first analysis, reading all of the primary key looked as cheap as finding each in it.
 /// The time-outs are the server's own, because dropping a query does not cancel it (L6).
 const SESSION: &str = "
     set default_transaction_isolation = 'read committed';
@@ -23,6 +25,9 @@ const SESSION: &str = "
     set enable_hashjoin = off;
     set enable_mergejoin = off;
     set enable_bitmapscan = off;
+    set seq_page_cost = 0;
+    set random_page_cost = 0;
+    set cpu_tuple_cost = 1;
     set jit = off;
     set plan_cache_mode = force_generic_plan;
     set statement_timeout = '1s';

@@ -2,9 +2,13 @@
 //! completes at once (L3). Without new events and marks it writes nothing at all.
 //!
 //! It comes in several forms, made of the same parts: starting a plan costs about as much as a handful of items, so a batch of
-//! claims alone does not start what marks need, and where claims have met new events only, none what known ones need.
+//! claims alone does not start what marks need, and where claims have met new events only, none what known ones need. What
+//! comes alone, as most calls do where there is no storm, has forms of its own: one new claim, one completion.
 
-use sqlx::{PgConnection, Row as _, postgres::PgBindIterExt as _};
+use sqlx::{
+    PgConnection, Row as _,
+    postgres::{PgBindIterExt as _, PgRow},
+};
 
 use super::{row, statement::Statement};
 use crate::{
@@ -103,7 +107,7 @@ const MARKS: &str = concat!(
     part!("counts_begin"),
     part!("counts_marks"),
     part!("counts_end"),
-    part!("answer_marks"),
+    part!("answer_marks_alone"),
 );
 
 const CLAIMS_AND_MARKS: &str = concat!(
@@ -139,6 +143,12 @@ const NEW_AND_MARKS: &str = concat!(
     "union all\n",
     part!("answer_fresh"),
 );
+
+/// One claim of an event that is expected to be new.
+const CLAIM_ALONE: &str = part!("claim_alone");
+
+/// One completion of an event that is being processed.
+const COMPLETION_ALONE: &str = part!("completion_alone");
 
 /// What is known of the events that a statement's claims are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -204,6 +214,17 @@ impl Statement for Hot {
         slot: i32,
         items: &[HotItem],
     ) -> Result<Vec<HotRow>, sqlx::Error> {
+        let alone = match items {
+            [HotItem::Claim(claim)] if self.claims == Claims::New => {
+                // What is not new is the other form's, as in a batch.
+                Some(claim_alone(connection, slot, &claim.request).await?)
+            }
+            [HotItem::Mark(mark)] => completion_alone(connection, slot, &mark.request).await?,
+            _ => None,
+        };
+        if let Some(row) = alone {
+            return Ok(vec![row]);
+        }
         let placed_claims = || {
             items.iter().zip(0_i32..).filter_map(|(item, place)| match item {
                 HotItem::Claim(claim) => Some((&claim.request, place)),
@@ -255,35 +276,98 @@ impl Statement for Hot {
             .await?;
         let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
         for row in &rows {
-            let source: &str = row.try_get(0)?;
-            let now: Time = row.try_get(2)?;
-            let place = match source {
-                "fresh" => place_of(items, row)?,
-                _ => usize::try_from(row.try_get::<i32, _>(1)?).ok(),
-            };
-            let hot_row = match source {
-                "marked" => {
-                    let mut event = row::event(row, EVENT_COLUMN)?;
-                    if let Some(HotItem::Mark(mark)) = place.and_then(|place| items.get(place)) {
-                        event.result = mark.request.result.clone();
-                    }
-                    HotRow::Marked { event, now }
-                }
-                "fresh" => {
-                    HotRow::Fresh { row: row.try_get(EVENT_COLUMN)?, fencing_token: row.try_get("fencing_token")?, now }
-                }
-                _ => HotRow::Seen {
-                    claim_ended: row.try_get("claim_ended")?,
-                    event: row::event(row, EVENT_COLUMN)?,
-                    now,
-                },
-            };
+            let (place, answer) = if statement == MARKS { marked_row(items, row)? } else { mixed_row(items, row)? };
             if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
-                *slot = hot_row;
+                *slot = answer;
             }
         }
         Ok(found)
     }
+}
+
+/// A row of one of the statements that have claims among their items, and the place of the item that it answers.
+fn mixed_row(items: &[HotItem], row: &PgRow) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+    let now: Time = row.try_get(2)?;
+    let place = || row.try_get::<i32, _>(1).map(|place| usize::try_from(place).ok());
+    Ok(match row.try_get(0)? {
+        "fresh" => (
+            place_of(items, row)?,
+            HotRow::Fresh { row: row.try_get(EVENT_COLUMN)?, fencing_token: row.try_get("fencing_token")?, now },
+        ),
+        "marked" => marked(items, row, place()?, now, row::Marked::AmongAll(EVENT_COLUMN))?,
+        _ => (
+            place()?,
+            HotRow::Seen { claim_ended: row.try_get("claim_ended")?, event: row::event(row, EVENT_COLUMN)?, now },
+        ),
+    })
+}
+
+/// The same, of the statement that has none.
+fn marked_row(items: &[HotItem], row: &PgRow) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+    let place = usize::try_from(row.try_get::<i32, _>(0)?).ok();
+    marked(items, row, place, row.try_get(1)?, row::Marked::Alone(2))
+}
+
+fn marked(
+    items: &[HotItem],
+    row: &PgRow,
+    place: Option<usize>,
+    now: Time,
+    columns: row::Marked,
+) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+    Ok(match place.and_then(|place| items.get(place)) {
+        Some(HotItem::Mark(mark)) => (place, HotRow::Marked { event: columns.event(row, &mark.request, now)?, now }),
+        // A row of nobody's.
+        Some(HotItem::Claim(_)) | None => (None, HotRow::Nothing),
+    })
+}
+
+/// The claim of an event that is expected to be new, which is granted, if it is.
+async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) -> Result<HotRow, sqlx::Error> {
+    let row = sqlx::query(CLAIM_ALONE)
+        .bind(slot)
+        .bind(&claim.key.tenant)
+        .bind(&claim.key.provider)
+        .bind(&claim.key.event_id)
+        .bind(&claim.event_type)
+        .bind(&claim.claim_id)
+        .bind(&claim.holder)
+        .bind(claim.lock_duration.0)
+        .bind(claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice))
+        .bind(claim.metadata.as_deref())
+        .bind(claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice))
+        .fetch_optional(connection)
+        .await?;
+    Ok(match row {
+        Some(row) => HotRow::Fresh { row: row.try_get(0)?, fencing_token: row.try_get(1)?, now: row.try_get(2)? },
+        None => HotRow::Nothing,
+    })
+}
+
+/// A completion, if it is one and the event is being processed under its token.
+async fn completion_alone(
+    connection: &mut PgConnection,
+    slot: i32,
+    mark: &Mark,
+) -> Result<Option<HotRow>, sqlx::Error> {
+    let Ending::Completed { metadata } = &mark.ending else { return Ok(None) };
+    let result = mark.result.as_ref();
+    let row = sqlx::query(COMPLETION_ALONE)
+        .bind(slot)
+        .bind(&mark.key.tenant)
+        .bind(&mark.key.provider)
+        .bind(&mark.key.event_id)
+        .bind(mark.fencing_token)
+        .bind(mark.claim_id.as_deref())
+        .bind(result.map(|result| result.code))
+        .bind(result.map(|result| result.body.as_ref()))
+        .bind(result.map(|result| result.content_type.as_str()))
+        .bind(metadata.as_deref())
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else { return Ok(None) };
+    let now = row.try_get(0)?;
+    Ok(Some(HotRow::Marked { event: row::Marked::Alone(1).event(&row, mark, now)?, now }))
 }
 
 /// Where the event's columns begin.

@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 use sqlx::{
-    Decode, Encode, Postgres, Row as _, Type,
+    Column as _, Decode, Encode, Postgres, Row as _, Type,
     encode::IsNull,
     error::BoxDynError,
     postgres::{PgArgumentBuffer, PgHasArrayType, PgRow, PgTypeInfo, PgValueRef},
 };
 
-use crate::event::{Attempt, Digest, Event, Key, Latest, Outcome, Resolution, State, StoredResult, Time};
+use crate::event::{
+    Attempt, Digest, Ending, Event, Key, Latest, Mark, Outcome, Resolution, State, StoredResult, Time, transition,
+};
 
 /// `timestamptz` counts from 2000-01-01, in microseconds.
 const EPOCH_2000_MICROS: i64 = 946_684_800_000_000;
@@ -135,6 +137,93 @@ pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
         last_error: row.try_get(at(22))?,
         latest,
     })
+}
+
+/// The columns of an event that a mark was applied to, without those that whoever marked it knows: every column costs, for each
+/// row and each start of the statement.
+const MARKED: [&str; 18] = [
+    "id",
+    "event_type",
+    "state",
+    "attempt_count",
+    "attempts_forgiven",
+    "duplicate_count",
+    "mismatch_count",
+    "last_mismatch_time",
+    "create_time",
+    "fingerprint",
+    "metadata",
+    "completion_metadata",
+    "last_error",
+    "claim_id",
+    "holder",
+    "start_time",
+    "lock_expire_time",
+    "payload_digest",
+];
+
+/// Where the columns of a marked event stand in a row.
+#[derive(Clone, Copy)]
+pub(super) enum Marked {
+    /// One behind the other, from here on.
+    Alone(usize),
+    /// Among all those of an event, which begin here.
+    AmongAll(usize),
+}
+
+impl Marked {
+    fn place(self, column: usize) -> usize {
+        /// The place of each among those of an event.
+        const AMONG: [usize; MARKED.len()] = [0, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 18, 22, 23, 24, 25, 26, 28];
+        match self {
+            Self::Alone(first) => first + column,
+            Self::AmongAll(first) => first + AMONG[column],
+        }
+    }
+
+    /// The event as it stands after `mark` was applied to it at `now`.
+    pub(super) fn event(self, row: &PgRow, mark: &Mark, now: Time) -> Result<Event, sqlx::Error> {
+        let at = |column: usize| self.place(column);
+        debug_assert!(
+            MARKED.iter().enumerate().all(|(column, name)| row.column(at(column)).name() == *name),
+            "another order of columns: {:?}",
+            row.columns()
+        );
+        let state: &str = row.try_get(at(2))?;
+        let state = word("state", State::parse(state))?;
+        Ok(Event {
+            row: row.try_get(at(0))?,
+            key: mark.key.clone(),
+            event_type: row.try_get(at(1))?,
+            state,
+            attempt_count: row.try_get(at(3))?,
+            attempts_forgiven: row.try_get(at(4))?,
+            duplicate_count: row.try_get(at(5))?,
+            mismatch_count: row.try_get(at(6))?,
+            last_mismatch_time: row.try_get(at(7))?,
+            fencing_token: mark.fencing_token,
+            create_time: row.try_get(at(8))?,
+            update_time: now,
+            end_time: (state != State::Failed).then_some(now),
+            retry_time: match &mark.ending {
+                Ending::Completed { .. } => None,
+                Ending::Failed { retry_after, .. } => transition::retry_time(state, *retry_after, now),
+            },
+            fingerprint: digest(row.try_get(at(9))?),
+            metadata: row.try_get(at(10))?,
+            completion_metadata: row.try_get(at(11))?,
+            result: mark.result.clone(),
+            last_error: row.try_get(at(12))?,
+            latest: Some(Latest {
+                claim_id: row.try_get(at(13))?,
+                holder: row.try_get::<Option<String>, _>(at(14))?.unwrap_or_default(),
+                start_time: row.try_get(at(15))?,
+                lock_expire_time: row.try_get(at(16))?,
+                outcome: mark.ending.outcome(),
+                payload_digest: digest(row.try_get(at(17))?),
+            }),
+        })
+    }
 }
 
 fn result(code: Option<i32>, body: Option<&[u8]>, content_type: Option<String>) -> Option<StoredResult> {
