@@ -5,8 +5,10 @@
 
 use std::{
     collections::HashMap,
-    pin::pin,
+    future::poll_fn,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -181,21 +183,30 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut reservation = budget.reserve(source);
-    let started = Instant::now();
-    let whole = started + limits.timeout;
-    let mut deadline = whole.min(started + limits.first_byte_timeout);
+    // The clock is read when there is nothing to read: most bodies are there with their head.
+    let mut deadlines: Option<(Instant, Instant)> = None;
     let mut first = Bytes::new();
     let mut joined: Option<BytesMut> = None;
     let mut length = 0_usize;
-    // The last frame of a body may be there already: the clock is asked only while there is nothing to read.
-    while let Some(frame) = timeout_at(deadline, body.frame()).await.map_err(|_| Stopped::TimedOut)? {
+    loop {
+        let frame = match poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let (to_first, to_last) = *deadlines.get_or_insert_with(|| {
+                    let now = Instant::now();
+                    (now + limits.timeout.min(limits.first_byte_timeout), now + limits.timeout)
+                });
+                let deadline = if length == 0 { to_first } else { to_last };
+                timeout_at(deadline, body.frame()).await.map_err(|_| Stopped::TimedOut)?
+            }
+        };
+        let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Stopped::Broken)?;
         // Trailers mean nothing to us.
         let Ok(data) = frame.into_data() else { continue };
         if data.is_empty() {
             continue;
         }
-        deadline = whole;
         length = length.saturating_add(data.len());
         if length > limits.bytes_max {
             return Err(Stopped::TooLarge);
@@ -241,11 +252,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        convert::Infallible,
-        pin::Pin,
-        task::{Context, Poll},
-    };
+    use std::{convert::Infallible, task::Context};
 
     use http_body::Frame;
     use http_body_util::Full;

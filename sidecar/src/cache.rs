@@ -207,7 +207,7 @@ impl Cache {
             return (None, ticket);
         };
         let digest = ticket.digest;
-        if let Some(answer) = self.in_memory(epoch, digest, claim) {
+        if let Some(answer) = self.in_memory(epoch, digest, claim, began) {
             return (answer, ticket);
         }
         self.stats.memory_misses.add();
@@ -253,16 +253,16 @@ impl Cache {
     }
 
     /// The same of the process's own layer alone, at once. What it does not know is not counted: it is looked up after this.
-    pub(crate) fn at_hand(&self, claim: &Claim) -> Option<Completion> {
+    pub(crate) fn at_hand(&self, claim: &Claim, now: Instant) -> Option<Completion> {
         let epoch = self.epoch().filter(|_| claim.delivery_id.is_none())?;
         // C7, as above.
-        epoch.replays().now(Instant::now())?;
-        self.in_memory(&epoch, KeyDigest::of(&claim.key), claim)?
+        epoch.replays().now(now)?;
+        self.in_memory(&epoch, KeyDigest::of(&claim.key), claim, now)?
     }
 
     /// Whether the process's own layer knows the event, and the answer if the claim is a plain duplicate of it.
-    fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim) -> Option<Option<Completion>> {
-        let answer = self.memory.answer(digest, claim)?;
+    fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
+        let answer = self.memory.answer(digest, claim, now)?;
         if let Some(completion) = &answer {
             if completion.fencing_token <= epoch.replays().replayed(digest) {
                 self.stats.voided.add();
@@ -427,7 +427,7 @@ mod tests {
         };
         let agree = |cache: &Cache, claim: &Claim, known: bool| {
             // First: the look-up lets go of what is void.
-            let at_hand = cache.at_hand(claim);
+            let at_hand = cache.at_hand(claim, Instant::now());
             let (looked_up, _) = cache.look_up(claim).now_or_never().expect("nobody else is asked");
             assert_eq!((at_hand.is_some(), &at_hand), (known, &looked_up), "{claim:?}");
         };

@@ -195,21 +195,22 @@ impl Memory {
         Memory { entries, stripes: [const { Mutex::new(()) }; STRIPES], common: Common::new(), began: Instant::now() }
     }
 
-    fn now(&self) -> u32 {
+    /// A moment in seconds since the beginning.
+    fn seconds(&self, now: Instant) -> u32 {
         // 136 years.
-        u32::try_from(self.began.elapsed().as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(now.saturating_duration_since(self.began).as_secs()).unwrap_or(u32::MAX)
     }
 
-    fn is_old(&self, held: &Held) -> bool {
+    fn is_old(&self, held: &Held, now: Instant) -> bool {
         let since = held.stamp.since();
-        since == Stamp::SINCE || self.now().saturating_sub(since) >= AGE_MAX_SECS
+        since == Stamp::SINCE || self.seconds(now).saturating_sub(since) >= AGE_MAX_SECS
     }
 
-    /// Whether the event is known, and the answer if the claim is a plain duplicate of it.
-    pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim) -> Option<Option<Completion>> {
+    /// Whether the event is known `now`, and the answer if the claim is a plain duplicate of it.
+    pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
         let entries = self.entries.as_ref()?;
         let held = entries.get(&digest)?;
-        if self.is_old(&held) {
+        if self.is_old(&held, now) {
             entries.remove(&digest);
             return None;
         }
@@ -221,10 +222,10 @@ impl Memory {
         let Some(entries) = &self.entries else { return };
         let stripe = &self.stripes[digest.stripe(STRIPES)];
         let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
-        let newer =
-            entries.peek(&digest).is_some_and(|held| held.fencing_token > entry.fencing_token && !self.is_old(&held));
-        if !newer {
-            entries.insert(digest, Held::of(entry, self.now(), &self.common));
+        let now = Instant::now();
+        let is_newer = |held: Held| held.fencing_token > entry.fencing_token && !self.is_old(&held, now);
+        if !entries.peek(&digest).is_some_and(is_newer) {
+            entries.insert(digest, Held::of(entry, self.seconds(now), &self.common));
         }
     }
 
@@ -302,11 +303,11 @@ mod tests {
         let digest = KeyDigest::of(&claim().key);
         memory.put(digest, &Entry::tombstone(8, Time(0)));
         memory.put(digest, &entry(7));
-        assert_eq!(memory.answer(digest, &claim()), Some(None));
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Some(None));
         memory.put(digest, &entry(9));
-        assert_eq!(memory.answer(digest, &claim()), Some(entry(9).answer(&claim())));
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Some(entry(9).answer(&claim())));
         memory.forget(digest);
-        assert_eq!(memory.answer(digest, &claim()), None);
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), None);
     }
 
     #[test]

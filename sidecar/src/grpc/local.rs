@@ -40,7 +40,7 @@ impl Local {
         }
         let started = Instant::now();
         let key = Key { tenant: tenant.to_owned(), provider: provider.to_owned(), event_id: event_id.to_owned() };
-        if !self.api.is_duplicate(key, payload_digest) {
+        if !self.api.is_duplicate(key, payload_digest, started) {
             return false;
         }
         let called = Called::Api(Method::CheckAndLock);

@@ -1,6 +1,6 @@
 //! The eight RPCs: validate, ask the coordinator, convert.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
 use prost::Message as _;
@@ -59,8 +59,8 @@ impl Api {
 
     /// Whether a claim of the event that says nothing but its payload is a plain duplicate, as far as is known without a wait.
     /// It is counted as one then.
-    pub(super) fn is_duplicate(&self, key: Key, payload_digest: &Digest) -> bool {
-        self.coordinator.at_hand(&Claim::asking(key, *payload_digest)).is_some()
+    pub(super) fn is_duplicate(&self, key: Key, payload_digest: &Digest, now: Instant) -> bool {
+        self.coordinator.at_hand(&Claim::asking(key, *payload_digest), now).is_some()
     }
 
     /// An event for its holder; what the limit left out of its metadata is counted.
