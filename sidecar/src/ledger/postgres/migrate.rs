@@ -5,7 +5,7 @@
 use std::{cmp::Ordering, time::Duration};
 
 use sqlx::{
-    Connection as _, Executor as _, PgConnection, SqlSafeStr as _,
+    ConnectOptions as _, Connection as _, Executor as _, PgConnection, SqlSafeStr as _,
     migrate::{Migrate as _, MigrateError, Migration, MigrationType, Migrator},
     postgres::PgConnectOptions,
 };
@@ -176,7 +176,9 @@ const LOCK_PAUSE: Duration = Duration::from_secs(1);
 
 async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectError> {
     let connected = async {
-        let mut connection = PgConnection::connect_with(options).await?;
+        // They are slow for good reason, and their text is in the repository.
+        let options = options.clone().disable_statement_logging();
+        let mut connection = PgConnection::connect_with(&options).await?;
         connection.execute(SESSION).await?;
         Ok(connection)
     };
