@@ -324,7 +324,7 @@ fn marked(
 
 /// The claim of an event that is expected to be new, which is granted, if it is.
 async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) -> Result<HotRow, sqlx::Error> {
-    let row = sqlx::query(CLAIM_ALONE)
+    let rows = sqlx::query(CLAIM_ALONE)
         .bind(slot)
         .bind(&claim.key.tenant)
         .bind(&claim.key.provider)
@@ -336,9 +336,10 @@ async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) ->
         .bind(claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice))
         .bind(claim.metadata.as_deref())
         .bind(claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice))
-        .fetch_optional(connection)
+        // All of the answer: that of the commit comes behind the row (I5).
+        .fetch_all(connection)
         .await?;
-    Ok(match row {
+    Ok(match rows.first() {
         Some(row) => HotRow::Fresh { row: row.try_get(0)?, fencing_token: row.try_get(1)?, now: row.try_get(2)? },
         None => HotRow::Nothing,
     })
@@ -352,7 +353,7 @@ async fn completion_alone(
 ) -> Result<Option<HotRow>, sqlx::Error> {
     let Ending::Completed { metadata } = &mark.ending else { return Ok(None) };
     let result = mark.result.as_ref();
-    let row = sqlx::query(COMPLETION_ALONE)
+    let rows = sqlx::query(COMPLETION_ALONE)
         .bind(slot)
         .bind(&mark.key.tenant)
         .bind(&mark.key.provider)
@@ -363,11 +364,11 @@ async fn completion_alone(
         .bind(result.map(|result| result.body.as_ref()))
         .bind(result.map(|result| result.content_type.as_str()))
         .bind(metadata.as_deref())
-        .fetch_optional(connection)
+        .fetch_all(connection)
         .await?;
-    let Some(row) = row else { return Ok(None) };
+    let Some(row) = rows.first() else { return Ok(None) };
     let now = row.try_get(0)?;
-    Ok(Some(HotRow::Marked { event: row::Marked::Alone(1).event(&row, mark, now)?, now }))
+    Ok(Some(HotRow::Marked { event: row::Marked::Alone(1).event(row, mark, now)?, now }))
 }
 
 /// Where the event's columns begin.
