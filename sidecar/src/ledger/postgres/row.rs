@@ -139,28 +139,9 @@ pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
     })
 }
 
-/// The columns of an event that a mark was applied to, without those that whoever marked it knows: every column costs, for each
-/// row and each start of the statement.
-const MARKED: [&str; 18] = [
-    "id",
-    "event_type",
-    "state",
-    "attempt_count",
-    "attempts_forgiven",
-    "duplicate_count",
-    "mismatch_count",
-    "last_mismatch_time",
-    "create_time",
-    "fingerprint",
-    "metadata",
-    "completion_metadata",
-    "last_error",
-    "claim_id",
-    "holder",
-    "start_time",
-    "lock_expire_time",
-    "payload_digest",
-];
+/// The columns of an event that a mark was applied to, by their places among all: without those that whoever marked it knows, for
+/// every column costs, for each row and each start of the statement.
+const MARKED: [usize; 18] = [0, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 18, 22, 23, 24, 25, 26, 28];
 
 /// Where the columns of a marked event stand in a row.
 #[derive(Clone, Copy)]
@@ -173,11 +154,9 @@ pub(super) enum Marked {
 
 impl Marked {
     fn place(self, column: usize) -> usize {
-        /// The place of each among those of an event.
-        const AMONG: [usize; MARKED.len()] = [0, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 18, 22, 23, 24, 25, 26, 28];
         match self {
             Self::Alone(first) => first + column,
-            Self::AmongAll(first) => first + AMONG[column],
+            Self::AmongAll(first) => first + MARKED[column],
         }
     }
 
@@ -185,7 +164,7 @@ impl Marked {
     pub(super) fn event(self, row: &PgRow, mark: &Mark, now: Time) -> Result<Event, sqlx::Error> {
         let at = |column: usize| self.place(column);
         debug_assert!(
-            MARKED.iter().enumerate().all(|(column, name)| row.column(at(column)).name() == *name),
+            MARKED.iter().enumerate().all(|(column, &place)| row.column(at(column)).name() == EVENT[place]),
             "another order of columns: {:?}",
             row.columns()
         );
