@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::Poll,
     time::Duration,
 };
@@ -15,21 +18,18 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt as _;
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{config::BodyLimits, failures::Source};
 
-/// What the budget counts in: a semaphore holds at most 2^61 permits, and a permit a byte would be pedantic.
+/// What the budget counts in: by the byte would be pedantic.
 const KIB: usize = 1024;
 
 /// The bytes of all bodies held at once, reading or read. Counted as they arrive: what somebody merely announces costs
 /// nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
-    kib: Arc<Semaphore>,
+    kib: Arc<AtomicUsize>,
     /// None: sources cannot be told apart.
     unverified: Option<Arc<Unverified>>,
 }
@@ -38,19 +38,19 @@ impl Budget {
     pub(crate) fn new(limits: &BodyLimits) -> Self {
         let unverified = |bytes: usize| Arc::new(Unverified { kib_max: bytes.div_ceil(KIB), kib: Mutex::default() });
         Self {
-            kib: Arc::new(Semaphore::new(limits.budget_bytes / KIB)),
+            kib: Arc::new(AtomicUsize::new(limits.budget_bytes / KIB)),
             unverified: limits.bytes_per_source.map(unverified),
         }
     }
 
     /// What is left, in KiB.
     pub(crate) fn left_kib(&self) -> usize {
-        self.kib.available_permits()
+        self.kib.load(Relaxed)
     }
 
     fn reserve(&self, source: Option<Source>) -> Reservation {
         let share = |(unverified, source): (&Arc<Unverified>, Source)| Share::of(unverified.clone(), source);
-        Reservation { budget: self.kib.clone(), held: None, share: self.unverified.as_ref().zip(source).map(share) }
+        Reservation { budget: self.kib.clone(), kib: 0, share: self.unverified.as_ref().zip(source).map(share) }
     }
 }
 
@@ -114,8 +114,8 @@ impl Drop for Share {
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    budget: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+    budget: Arc<AtomicUsize>,
+    kib: usize,
     /// None: of nobody's.
     share: Option<Share>,
 }
@@ -123,21 +123,23 @@ pub(crate) struct Reservation {
 impl Reservation {
     /// Covers `bytes` in all, unless the source or the budget does not have them.
     fn cover(&mut self, bytes: usize) -> Result<(), Stopped> {
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let missing = bytes.div_ceil(KIB).saturating_sub(held);
+        let missing = bytes.div_ceil(KIB).saturating_sub(self.kib);
         if missing == 0 {
             return Ok(());
         }
-        let permits = u32::try_from(missing).map_err(|_| Stopped::OverBudget)?;
         if self.share.as_mut().is_some_and(|share| !share.take(missing)) {
             return Err(Stopped::OverShare);
         }
-        let more = self.budget.clone().try_acquire_many_owned(permits).map_err(|_| Stopped::OverBudget)?;
-        match &mut self.held {
-            Some(held) => held.merge(more),
-            None => self.held = Some(more),
-        }
+        let left = |left: usize| left.checked_sub(missing);
+        self.budget.fetch_update(Relaxed, Relaxed, left).map_err(|_| Stopped::OverBudget)?;
+        self.kib += missing;
         Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.fetch_add(self.kib, Relaxed);
     }
 }
 
@@ -363,7 +365,8 @@ mod tests {
             assert_eq!(read(&mut body, &LIMITS, &budget, source).await.unwrap_err(), Stopped::TimedOut);
         }
         // Where the budget is what is missing, a part of the share was taken already.
-        let room = budget.kib.clone().try_acquire_many_owned(6).unwrap();
+        let mut room = budget.reserve(None);
+        room.cover(6 * KIB).unwrap();
         assert_eq!(read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, source).await.unwrap_err(), Stopped::OverBudget);
         drop(room);
         assert!(budget.unverified.unwrap().kib().is_empty());

@@ -3,6 +3,7 @@
 //! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which
 //! a peer that connected and said nothing holds up for an hour. This module does.
 
+mod alarm;
 mod clock;
 mod framing;
 mod listener;
@@ -22,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use alarm::Alarm;
 use clock::Clock;
 pub use framing::AmbiguousFraming;
 use framing::Framed;
@@ -33,7 +35,7 @@ use hyper::{
 };
 pub use hyper_util::service::TowerToHyperService;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioExecutor, TokioIo},
     server::graceful::GracefulConnection,
 };
 pub use listener::{Accepted, Address, AddressError, Listener};
@@ -411,7 +413,7 @@ impl<M> Worker<M> {
                 let service = Framed::new(service, seen.clone());
                 let connection = http1::Builder::new()
                     // Without a timer the time-out is skipped silently.
-                    .timer(TokioTimer::new())
+                    .timer(Alarm::default())
                     .header_read_timeout(limits.header_read_timeout)
                     .max_header_size(limits.header_bytes_max)
                     .max_buf_size(limits.buffer_bytes_max)
