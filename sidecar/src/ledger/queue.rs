@@ -209,26 +209,13 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::event::{Ending, Micros};
-
-    fn key(event_id: &str) -> Key {
-        Key { tenant: "default".into(), provider: "stripe".into(), event_id: event_id.into() }
-    }
+    use crate::event::{
+        Ending,
+        fixture::{self, key},
+    };
 
     fn claim(event_id: &str) -> Claim {
-        Claim {
-            key: key(event_id),
-            event_type: "t".into(),
-            claim_id: "claim".into(),
-            holder: String::new(),
-            lock_duration: Micros(1_000_000),
-            fingerprint: None,
-            metadata: None,
-            payload_digest: None,
-            delivery_id: None,
-            attempts_max: 0,
-            waiting: false,
-        }
+        fixture::claim(event_id, "claim")
     }
 
     fn mark(event_id: &str) -> Mark {
