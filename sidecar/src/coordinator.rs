@@ -139,8 +139,8 @@ impl Coordinator {
         }
     }
 
-    /// CheckAndLock, where it is a plain duplicate and this process knows that `now`, without asking anybody. None says nothing of the
-    /// event.
+    /// CheckAndLock, where it is a plain duplicate and this process knows that `now`, without asking anybody. None says
+    /// nothing of the event.
     pub(crate) fn at_hand(&self, claim: &Claim, now: Instant) -> Option<Completion> {
         let completion = self.cache.at_hand(claim, now)?;
         self.ledger.count_duplicate(&claim.key);

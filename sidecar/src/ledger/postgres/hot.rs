@@ -238,12 +238,12 @@ impl Statement for Hot {
                 HotItem::Claim(_) => None,
             })
         };
-        let statement = match (claims().next(), marks().next(), self.claims) {
-            (Some(_), None, Claims::Any) => CLAIMS,
-            (Some(_), None, Claims::New) => NEW,
-            (None, _, _) => MARKS,
-            (Some(_), Some(_), Claims::Any) => CLAIMS_AND_MARKS,
-            (Some(_), Some(_), Claims::New) => NEW_AND_MARKS,
+        let (statement, read): (&str, ReadRow) = match (claims().next(), marks().next(), self.claims) {
+            (Some(_), None, Claims::Any) => (CLAIMS, mixed_row),
+            (Some(_), None, Claims::New) => (NEW, mixed_row),
+            (None, _, _) => (MARKS, marked_row),
+            (Some(_), Some(_), Claims::Any) => (CLAIMS_AND_MARKS, mixed_row),
+            (Some(_), Some(_), Claims::New) => (NEW_AND_MARKS, mixed_row),
         };
         let rows = sqlx::query(statement)
             .bind(slot)
@@ -276,7 +276,7 @@ impl Statement for Hot {
             .await?;
         let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
         for row in &rows {
-            let (place, answer) = if statement == MARKS { marked_row(items, row)? } else { mixed_row(items, row)? };
+            let (place, answer) = read(items, row)?;
             if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
                 *slot = answer;
             }
@@ -285,8 +285,12 @@ impl Statement for Hot {
     }
 }
 
-/// A row of one of the statements that have claims among their items, and the place of the item that it answers.
-fn mixed_row(items: &[HotItem], row: &PgRow) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+/// What a row says, and the place of the item that it answers.
+type Placed = Result<(Option<usize>, HotRow), sqlx::Error>;
+type ReadRow = fn(&[HotItem], &PgRow) -> Placed;
+
+/// A row of one of the statements that have claims among their items.
+fn mixed_row(items: &[HotItem], row: &PgRow) -> Placed {
     let now: Time = row.try_get(2)?;
     let place = || row.try_get::<i32, _>(1).map(|place| usize::try_from(place).ok());
     Ok(match row.try_get(0)? {
@@ -303,18 +307,12 @@ fn mixed_row(items: &[HotItem], row: &PgRow) -> Result<(Option<usize>, HotRow), 
 }
 
 /// The same, of the statement that has none.
-fn marked_row(items: &[HotItem], row: &PgRow) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+fn marked_row(items: &[HotItem], row: &PgRow) -> Placed {
     let place = usize::try_from(row.try_get::<i32, _>(0)?).ok();
     marked(items, row, place, row.try_get(1)?, row::Marked::Alone(2))
 }
 
-fn marked(
-    items: &[HotItem],
-    row: &PgRow,
-    place: Option<usize>,
-    now: Time,
-    columns: row::Marked,
-) -> Result<(Option<usize>, HotRow), sqlx::Error> {
+fn marked(items: &[HotItem], row: &PgRow, place: Option<usize>, now: Time, columns: row::Marked) -> Placed {
     Ok(match place.and_then(|place| items.get(place)) {
         Some(HotItem::Mark(mark)) => (place, HotRow::Marked { event: columns.event(row, &mark.request, now)?, now }),
         // A row of nobody's.
