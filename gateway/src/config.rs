@@ -138,7 +138,8 @@ pub struct Options {
 
     /// How old PayPal's signature may be; no limit by default
     ///
-    /// PayPal tries for three days and does not say whether it signs anew for each try: a tight limit may lose events.
+    /// 1s to 30 days. PayPal tries for three days and does not say whether it signs anew for each try: a tight limit may lose
+    /// events.
     #[arg(long, env = "PAYPAL_TOLERANCE", value_name = "DURATION", value_parser = duration)]
     pub paypal_tolerance: Option<Duration>,
 

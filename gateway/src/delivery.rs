@@ -302,6 +302,7 @@ impl Courier {
         let Unsettled { claim_id, first_asked } =
             unsettled.unwrap_or_else(|| Unsettled { claim_id: new_claim_id(), first_asked: Instant::now() });
         let mut unknown = resumed;
+        let mut stopped = false;
         let mut backoff = Backoff::claims();
         loop {
             let asked = Instant::now();
@@ -312,7 +313,16 @@ impl Courier {
                 let rest = answer_by.saturating_duration_since(asked).saturating_sub(self.sidecar_timeout);
                 self.wait_duration.min(rest)
             };
-            match self.sidecar.claim(event, &claim_id, wait).await {
+            let claimed = tokio::select! {
+                claimed = self.sidecar.claim(event, &claim_id, wait) => claimed,
+                // It may wait for another's outcome for longer than there is time. Asked once more it does not, and a lock
+                // that it has by now is marked.
+                () = self.stop.cancelled(), if !stopped => {
+                    (stopped, unknown) = (true, true);
+                    continue;
+                }
+            };
+            match claimed {
                 Ok(claim) => return granted(claim, claim_id, asked, route).map_err(NoLock::Answer),
                 Err(failure) => match failure.kind {
                     Kind::Unknown | Kind::Unavailable { .. }
@@ -433,7 +443,8 @@ impl Courier {
             hold: lock.map(|lock| Hold {
                 attempt: lock.attempt,
                 fencing_token: lock.fencing_token,
-                remaining: lock.remaining(),
+                // Not what it takes to reach the application: by its clock the lock would end later than it does (S5).
+                remaining: lock.remaining().saturating_sub(self.upstream_connect_timeout),
             }),
         };
         let started = Instant::now();

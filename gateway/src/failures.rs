@@ -99,12 +99,12 @@ impl Failures {
 /// was written by strangers.
 fn origin(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) -> Origin {
     let forwarded = || {
-        let values = headers.get_all("x-forwarded-for");
-        let all: Vec<&str> =
-            values.iter().filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(',')).collect();
-        address(all.get(all.len().checked_sub(trusted_hops)?)?.trim())
+        // From the end, and only what our own proxy wrote is read: what stands before it need not even be text.
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
+        address(std::str::from_utf8(entries.nth(trusted_hops.checked_sub(1)?)?).ok()?.trim())
     };
-    let forwarded = if trusted_hops == 0 { None } else { forwarded() };
+    let forwarded = forwarded();
     let proxied = trusted_hops > 0 && forwarded.is_none();
     let address = forwarded.or(peer.map(|peer| peer.ip()));
     let shared = proxied || address.is_some_and(|address| address.to_canonical().is_loopback());
@@ -123,7 +123,7 @@ mod tests {
     fn seen_from(peer: [u8; 4], forwarded: &[&'static str], hops: usize) -> Origin {
         let mut headers = HeaderMap::new();
         for value in forwarded {
-            headers.append("x-forwarded-for", http::HeaderValue::from_static(value));
+            headers.append("x-forwarded-for", http::HeaderValue::from_bytes(value.as_bytes()).unwrap());
         }
         origin(&headers, Some((peer, 1234).into()), hops)
     }
@@ -137,6 +137,8 @@ mod tests {
         assert_eq!(seen(&["1.1.1.1"], 0), "10.0.0.9", "no proxy is trusted unless configured");
         assert_eq!(seen(&["6.6.6.6, 1.1.1.1"], 1), "1.1.1.1");
         assert_eq!(seen(&["6.6.6.6", "1.1.1.1"], 1), "1.1.1.1", "lines are one list");
+        assert_eq!(seen(&["6.6.6.6, 1.1.1.1", "10.0.0.2"], 2), "1.1.1.1", "lines are one list");
+        assert_eq!(seen(&["\u{ff}, 1.1.1.1"], 1), "1.1.1.1", "what strangers write need not be ASCII");
         assert_eq!(seen(&["6.6.6.6, 1.1.1.1, 10.0.0.2"], 2), "1.1.1.1");
         assert_eq!(seen(&["1.1.1.1:4711"], 1), "1.1.1.1");
         assert_eq!(seen(&["[2001:db8:1:2:3::1]:4711"], 1), "2001:db8:1:2::");
@@ -144,6 +146,7 @@ mod tests {
         // Fewer than there are proxies, or rubbish: what is sure.
         assert_eq!(seen(&["1.1.1.1"], 2), "10.0.0.9");
         assert_eq!(seen(&["unknown"], 1), "10.0.0.9");
+        assert_eq!(seen(&["1.1.1.1, \u{ff}"], 1), "10.0.0.9");
         assert_eq!(seen(&[], 1), "10.0.0.9");
     }
 
@@ -153,6 +156,7 @@ mod tests {
         assert!(alone([192, 0, 2, 1], &[], 0), "as connections are counted");
         assert!(alone([10, 0, 0, 9], &["6.6.6.6, 192.0.2.1"], 1));
         assert!(alone([127, 0, 0, 1], &["192.0.2.1"], 1), "a proxy on this machine says who it is");
+        assert!(alone([10, 0, 0, 9], &["\u{ff}, 192.0.2.1"], 1), "nobody makes himself everybody");
         // Our own proxy, which stands for everybody, with no word, too few or rubbish of what it saw.
         assert!(!alone([10, 0, 0, 9], &[], 1));
         assert!(!alone([10, 0, 0, 9], &["192.0.2.1"], 2));

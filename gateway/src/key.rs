@@ -17,11 +17,25 @@ pub const DEPTH_MAX: usize = 128;
 /// The type of an event that names none.
 const TYPE_UNKNOWN: &str = "unknown";
 
+/// As many members as any provider's events are named by.
+const MEMBERS_MAX: usize = 8;
+
+/// Members of a body as paths of names, none of which leads through the end of another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Paths(&'static [&'static [&'static str]]);
+
+impl Paths {
+    /// At most [`MEMBERS_MAX`], which the compiler checks where this makes a constant.
+    pub(crate) const fn new(paths: &'static [&'static [&'static str]]) -> Self {
+        assert!(paths.len() <= MEMBERS_MAX, "there is room for eight members");
+        Self(paths)
+    }
+}
+
 /// Where in the body stands what an event is called. Members are named by their index in `paths`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Members<const N: usize> {
-    /// Members as paths of names. No path may lead through the end of another.
-    pub(crate) paths: [&'static [&'static str]; N],
+pub(crate) struct Members {
+    pub(crate) paths: Paths,
     /// The parts of the key, in order. Each is the first that is there of several members. Empty where the key comes from
     /// a signed header.
     pub(crate) key: &'static [&'static [usize]],
@@ -34,23 +48,26 @@ pub(crate) struct Members<const N: usize> {
     pub(crate) event_type: &'static [usize],
 }
 
-impl<const N: usize> Members<N> {
+impl Members {
     fn in_key(&self, index: usize) -> bool {
         self.key.iter().any(|part| part.contains(&index))
     }
 }
 
-/// What an event is called in the ledger, and what its provider calls it.
+/// What an event is called in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// 1 to [`EVENT_ID_BYTES_MAX`] bytes of 0x21 to 0x7E.
     pub event_id: String,
     /// 1 to [`EVENT_TYPE_BYTES_MAX`] bytes of 0x21 to 0x7E.
     pub event_type: String,
-    /// The event's id exactly as the provider sent it, where it sends one.
-    pub sent_id: Option<String>,
-    /// The event's type exactly as the provider sent it, where it sends one.
-    pub sent_type: Option<String>,
+}
+
+/// What its provider calls an event, exactly as sent; each where it sends one.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Sent {
+    pub(crate) event_id: Option<String>,
+    pub(crate) event_type: Option<String>,
 }
 
 /// The body names no event: it is not one JSON object, or names it twice. Answered with 400 (G4).
@@ -59,12 +76,33 @@ pub struct Identity {
 pub struct MalformedBody;
 
 /// Names the event. `signed_id` is its id where a signed header carries it; `digest` is the SHA-256 of `body`.
-pub(crate) fn identify<const N: usize>(
-    members: &Members<N>,
-    signed_id: Option<String>,
+pub(crate) fn identify(
+    members: &Members,
+    signed_id: Option<&str>,
     body: &[u8],
     digest: &[u8; 32],
 ) -> Result<Identity, MalformedBody> {
+    let found = read(members, body)?;
+    let event_id = match signed_id {
+        Some(id) if fits(id, EVENT_ID_BYTES_MAX) => id.to_owned(),
+        Some(_) => hashed(digest),
+        None => event_id(members, &found, digest),
+    };
+    Ok(Identity { event_id, event_type: event_type(first(&found, members.event_type)) })
+}
+
+/// What the provider itself calls the event, which is of interest to people only.
+pub(crate) fn sent(members: &Members, signed_id: Option<&str>, body: &[u8]) -> Result<Sent, MalformedBody> {
+    let found = read(members, body)?;
+    let text = |indices: &[usize]| first(&found, indices).map(|sent| sent.text.clone().into_owned());
+    Ok(Sent {
+        event_id: signed_id.map(str::to_owned).or_else(|| text(members.sent_id)),
+        event_type: text(members.event_type),
+    })
+}
+
+/// The members' texts.
+fn read<'a>(members: &Members, body: &'a [u8]) -> Result<Found<'a>, MalformedBody> {
     let body = std::str::from_utf8(body).map_err(|_| MalformedBody)?;
     // serde_json skips what is not asked for without recursion, and so without a limit of its own. Most bodies have fewer
     // brackets than that, wherever they stand.
@@ -72,34 +110,22 @@ pub(crate) fn identify<const N: usize>(
     if may_be_deep && !depth_within(body.as_bytes(), DEPTH_MAX) {
         return Err(MalformedBody);
     }
-    let mut found: Found<'_, N> = [const { None }; N];
+    let mut found: Found<'a> = [const { None }; MEMBERS_MAX];
     let mut json = serde_json::Deserializer::from_str(body);
     let top = Level { members, path: Path::TOP, found: &mut found };
     top.deserialize(&mut json).map_err(|_| MalformedBody)?;
     json.end().map_err(|_| MalformedBody)?;
-    let first = |indices: &[usize]| first(&found, indices);
-    let sent_type = first(members.event_type);
-    let event_id = match &signed_id {
-        Some(id) if fits(id, EVENT_ID_BYTES_MAX) => id.clone(),
-        Some(_) => hashed(digest),
-        None => event_id(members, &found, digest),
-    };
-    Ok(Identity {
-        event_id,
-        event_type: event_type(sent_type),
-        sent_id: signed_id.or_else(|| first(members.sent_id).map(|sent| sent.text.clone().into_owned())),
-        sent_type: sent_type.map(|sent| sent.text.clone().into_owned()),
-    })
+    Ok(found)
 }
 
 /// The first of the members that is there and not empty.
-fn first<'f, 'a, const N: usize>(found: &'f Found<'a, N>, indices: &[usize]) -> Option<&'f Text<'a>> {
+fn first<'f, 'a>(found: &'f Found<'a>, indices: &[usize]) -> Option<&'f Text<'a>> {
     indices.iter().find_map(|&index| found[index].as_ref().filter(|found| !found.text.is_empty()))
 }
 
 /// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
 /// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
-fn event_id<const N: usize>(members: &Members<N>, found: &Found<'_, N>, digest: &[u8; 32]) -> String {
+fn event_id(members: &Members, found: &Found<'_>, digest: &[u8; 32]) -> String {
     let mut id = String::new();
     let (mut named, mut readable) = (false, true);
     for (index, part) in members.key.iter().enumerate() {
@@ -166,7 +192,7 @@ fn depth_within(json: &[u8], max: usize) -> bool {
 
 /// The texts of the members found so far. One that is there but has no text (null, true, an object, an array) counts as
 /// missing.
-type Found<'a, const N: usize> = [Option<Text<'a>>; N];
+type Found<'a> = [Option<Text<'a>>; MEMBERS_MAX];
 
 /// The text of a member, or a member's name.
 struct Text<'a> {
@@ -192,10 +218,10 @@ impl Path<'_> {
 }
 
 /// One object that paths lead through.
-struct Level<'p, 'f, 'a, const N: usize> {
-    members: &'p Members<N>,
+struct Level<'p, 'f, 'a> {
+    members: &'p Members,
     path: Path<'p>,
-    found: &'f mut Found<'a, N>,
+    found: &'f mut Found<'a>,
 }
 
 /// What a member of the object is wanted for.
@@ -206,9 +232,9 @@ enum Wanted {
     Deeper(&'static [&'static str]),
 }
 
-impl<const N: usize> Level<'_, '_, '_, N> {
+impl Level<'_, '_, '_> {
     fn wanted(&self, name: &str) -> Wanted {
-        for (index, path) in self.members.paths.iter().enumerate() {
+        for (index, path) in self.members.paths.0.iter().enumerate() {
             match self.path.rest(path) {
                 Some([last]) if *last == name => return Wanted::Text(index),
                 Some([next, ..]) if *next == name => return Wanted::Deeper(&path[..=self.path.names.len()]),
@@ -219,7 +245,7 @@ impl<const N: usize> Level<'_, '_, '_, N> {
     }
 }
 
-impl<'de, const N: usize> DeserializeSeed<'de> for Level<'_, '_, 'de, N> {
+impl<'de> DeserializeSeed<'de> for Level<'_, '_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -227,7 +253,7 @@ impl<'de, const N: usize> DeserializeSeed<'de> for Level<'_, '_, 'de, N> {
     }
 }
 
-impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
+impl<'de> Visitor<'de> for Level<'_, '_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -235,7 +261,7 @@ impl<'de, const N: usize> Visitor<'de> for Level<'_, '_, 'de, N> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = [false; N];
+        let mut seen = [false; MEMBERS_MAX];
         let mut deeper_seen: Vec<&'static [&'static str]> = Vec::new();
         while let Some(name) = map.next_key::<&RawValue>()? {
             let name = string(name.get());

@@ -34,6 +34,7 @@ pub mod sidecar;
 mod signing;
 mod trace;
 mod upstream;
+mod url;
 pub mod verify;
 
 pub use enforcement::Enforcement;

@@ -14,7 +14,7 @@ use oncegate_runtime::{labels, secret::Secret};
 
 use crate::{
     failures::Source,
-    key::{self, Identity, MalformedBody},
+    key::{self, Identity, MalformedBody, Members, Sent},
 };
 
 /// Why a request was not accepted as the provider's, which is told none of it: one 401 for all (G6, W4).
@@ -115,7 +115,7 @@ pub struct BadSecret {
 }
 
 impl BadSecret {
-    fn new(reason: &'static str) -> Self {
+    pub(crate) fn new(reason: &'static str) -> Self {
         Self { reason }
     }
 }
@@ -225,16 +225,24 @@ impl Provider {
     ///
     /// The body is not a JSON object, or names the event twice.
     pub fn identify(&self, signed: &Signed, body: &[u8], digest: &[u8; 32]) -> Result<Identity, MalformedBody> {
-        let signed_id = signed.event_id.clone();
+        key::identify(self.members(), signed.event_id.as_deref(), body, digest)
+    }
+
+    /// What the provider itself calls the event in a verified body.
+    pub(crate) fn sent(&self, signed: &Signed, body: &[u8]) -> Result<Sent, MalformedBody> {
+        key::sent(self.members(), signed.event_id.as_deref(), body)
+    }
+
+    fn members(&self) -> &'static Members {
         match self {
-            Self::Stripe(_) => key::identify(&stripe::MEMBERS, signed_id, body, digest),
-            Self::PayPal(_) => key::identify(&paypal::MEMBERS, signed_id, body, digest),
+            Self::Stripe(_) => &stripe::MEMBERS,
+            Self::PayPal(_) => &paypal::MEMBERS,
             Self::Flutterwave(flutterwave) => match flutterwave.version() {
-                flutterwave::Version::V3 => key::identify(&flutterwave::MEMBERS_V3, signed_id, body, digest),
-                flutterwave::Version::V4 => key::identify(&flutterwave::MEMBERS_V4, signed_id, body, digest),
+                flutterwave::Version::V3 => &flutterwave::MEMBERS_V3,
+                flutterwave::Version::V4 => &flutterwave::MEMBERS_V4,
             },
-            Self::Paystack(_) => key::identify(&paystack::MEMBERS, signed_id, body, digest),
-            Self::StandardWebhooks(_) => key::identify(&standard_webhooks::MEMBERS, signed_id, body, digest),
+            Self::Paystack(_) => &paystack::MEMBERS,
+            Self::StandardWebhooks(_) => &standard_webhooks::MEMBERS,
         }
     }
 

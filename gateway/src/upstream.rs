@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use connect::Connector;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, uri::Authority};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -21,6 +21,7 @@ use hyper_util::{
 use oncegate_api::v1::FailureKind;
 use oncegate_runtime::{
     telemetry,
+    throttle::Throttle,
     tls::{TlsError, Trust, http_client_config},
 };
 use tracing::{Instrument as _, field};
@@ -31,6 +32,7 @@ use crate::{
     config::{OnRefusal, OnUnclear, Policy, UpstreamLimits},
     key::Identity,
     metrics::Delivered,
+    providers::Provider,
     route::Route,
 };
 
@@ -54,6 +56,7 @@ const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("oncegate/", en
 pub(crate) struct Upstream {
     client: Client<Connector, Full<Bytes>>,
     limits: UpstreamLimits,
+    unreachable: Throttle,
 }
 
 /// What one delivery carries.
@@ -145,7 +148,7 @@ impl Upstream {
             // may have arrived never is: the lock decides about that.
             .retry_canceled_requests(true)
             .build(connector);
-        Ok(Self { client, limits })
+        Ok(Self { client, limits, unreachable: Throttle::default() })
     }
 
     /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: 3xx is an answer like any
@@ -179,6 +182,8 @@ impl Upstream {
     }
 
     async fn send(&self, request: Request<Full<Bytes>>, timeout: Duration) -> Reply {
+        // Not the whole URL, as in the span.
+        let server = request.uri().authority().cloned();
         match tokio::time::timeout(timeout, self.client.request(request)).await {
             Err(_) => Reply::TimedOut,
             Ok(Ok(response)) => {
@@ -190,13 +195,21 @@ impl Upstream {
                 Reply::Status(parts.status, retry_after(&parts.headers))
             }
             Ok(Err(error)) if was_not_sent(&error) => {
-                tracing::debug!(error = &error as &dyn StdError, "upstream cannot be reached");
+                self.report(&error, server.as_ref(), "upstream cannot be reached");
                 Reply::NotSent
             }
             Ok(Err(error)) => {
-                tracing::debug!(error = &error as &dyn StdError, "connection to the upstream was lost");
+                self.report(&error, server.as_ref(), "connection to the upstream was lost");
                 Reply::Lost
             }
+        }
+    }
+
+    /// Says why nothing came of a request: a name that cannot be resolved, a refused connection, a certificate. What is kept
+    /// of the attempt says only that it was so.
+    fn report(&self, error: &(dyn StdError + 'static), server: Option<&Authority>, message: &'static str) {
+        if let Some(unreported) = self.unreachable.pass() {
+            tracing::warn!(server = server.map(Authority::as_str), error, unreported, "{message}");
         }
     }
 }
@@ -224,7 +237,11 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     *request.uri_mut() = route.target.url.clone();
     let headers = request.headers_mut();
     headers.reserve(16);
-    for name in std::iter::once(&header::CONTENT_TYPE).chain(route.provider.signature_headers()) {
+    // Of two sets of names that mean the same, one signed by somebody else, verifiers take either, or refuse both.
+    let is_standard = matches!(route.provider, Provider::StandardWebhooks(_));
+    let is_replaced = is_standard && route.target.signer.is_some();
+    let signatures = if is_replaced { &[] } else { route.provider.signature_headers() };
+    for name in std::iter::once(&header::CONTENT_TYPE).chain(signatures) {
         for value in parcel.headers.get_all(name) {
             headers.append(name, value.clone());
         }

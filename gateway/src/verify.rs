@@ -19,6 +19,7 @@ use oncegate_runtime::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::key::Sent;
 use crate::providers::{
     Provider, Refusal,
     flutterwave::{Flutterwave, Version},
@@ -165,10 +166,8 @@ impl Case {
         };
         let identity = provider.identify(&signed, &body, &Sha256::digest(&body).into()).ok();
         let explanation = explain::valid(&provider, identity.as_ref());
-        let (event_id, event_type, key) = match identity {
-            Some(identity) => (identity.sent_id, identity.sent_type, Some(identity.event_id)),
-            None => (None, None, None),
-        };
+        let Sent { event_id, event_type } = provider.sent(&signed, &body).unwrap_or_default();
+        let key = identity.map(|identity| identity.event_id);
         Report { event_id, event_type, key, ..report("valid", explanation) }
     }
 

@@ -3,7 +3,7 @@
 use std::{
     error::Error as StdError,
     fmt, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -37,6 +37,20 @@ pub enum FilesError {
         #[source]
         source: BoxError,
     },
+}
+
+impl FilesError {
+    /// The setting that names the file that is meant, of `settings` and their files; all of them where what they hold does not
+    /// go together.
+    #[must_use]
+    pub fn setting(&self, settings: &[(&'static str, &Path)]) -> String {
+        let is_meant = |file: &Path| match self {
+            Self::Read { path, .. } => path == file,
+            Self::Content { .. } => true,
+        };
+        let meant: Vec<&str> = settings.iter().filter(|(_, file)| is_meant(file)).map(|(name, _)| *name).collect();
+        meant.join(", ")
+    }
 }
 
 /// A value made from the content of some files. A path is opened anew each time, because a projected Kubernetes secret is
@@ -182,6 +196,15 @@ fn names(paths: &[PathBuf]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_names_the_setting_of_the_file_that_is_meant() {
+        let settings = [("CERT_FILE", Path::new("/a/tls.crt")), ("KEY_FILE", Path::new("/a/tls.key"))];
+        let unread = FilesError::Read { path: "/a/tls.key".into(), source: io::Error::other("no") };
+        assert_eq!(unread.setting(&settings), "KEY_FILE");
+        let unfit = FilesError::Content { files: "both".into(), source: "no pair".into() };
+        assert_eq!(unfit.setting(&settings), "CERT_FILE, KEY_FILE");
+    }
 
     #[test]
     fn w5_a_change_is_taken_over_and_a_bad_one_keeps_the_old() {

@@ -207,9 +207,13 @@ fn list(text: &str) -> Vec<Secret> {
         .collect()
 }
 
-/// The file's text without the one newline that editors and `echo` leave at its end.
+/// The file's text without the byte order mark that some editors put at its beginning, and without the one newline that
+/// they and `echo` leave at its end.
 fn read(path: &Path) -> Result<String, ReadError> {
     let mut text = std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    if text.starts_with('\u{feff}') {
+        text.remove(0);
+    }
     if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
@@ -281,6 +285,16 @@ mod tests {
         let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["old", "new", "newer"]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_secret() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all("\u{feff}first\nsecond\n".as_bytes()).unwrap();
+        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        let secrets = source.read_list().unwrap();
+        assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["first", "second"]);
+        assert_eq!(source.read_one().unwrap().expose(), "first\nsecond");
     }
 
     #[test]

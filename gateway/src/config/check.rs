@@ -156,6 +156,9 @@ fn limits(options: &Options, checks: &mut Checks) {
     };
     // W3: a wider window is a wider window for whoever recorded a request.
     spans("STRIPE_TOLERANCE", options.stripe_tolerance, SECOND..=routes::TOLERANCE_MAX);
+    if let Some(tolerance) = options.paypal_tolerance {
+        spans("PAYPAL_TOLERANCE", tolerance, SECOND..=routes::PAYPAL_TOLERANCE_MAX);
+    }
     // The contract's limits.
     spans("GATEWAY_LOCK_DURATION", options.gateway_lock_duration, LOCK_DURATION_MIN..=LOCK_DURATION_MAX);
     spans("GATEWAY_WAIT_DURATION", options.gateway_wait_duration, Duration::ZERO..=WAIT_DURATION_MAX);
@@ -214,8 +217,10 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
             None
         }
         (Some(certificate), Some(key)) => {
-            let read = ServerTls::read(&ServerTlsFiles { certificate, key, client_ca: None }, PROTOCOLS);
-            read.map_err(|error| checks.push(Problem::from_error("GATEWAY_TLS_CERT_FILE", &error))).ok()
+            let files = ServerTlsFiles { certificate: certificate.clone(), key: key.clone(), client_ca: None };
+            let read = ServerTls::read(&files, PROTOCOLS);
+            let settings = [("GATEWAY_TLS_CERT_FILE", &*certificate), ("GATEWAY_TLS_KEY_FILE", &*key)];
+            read.map_err(|error| checks.push(Problem::from_error(error.setting(&settings), &error))).ok()
         }
     }
 }

@@ -21,7 +21,7 @@ use toml::{
 use super::{
     Enforcement, Options, Policy,
     check::{CONNECT_FIRST, TIMEOUTS},
-    routes::{PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
+    routes::{PAYPAL_TOLERANCE_MAX, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
 };
 use crate::{
     enforcement::Switch,
@@ -261,16 +261,10 @@ impl Reader<'_> {
         let mut scheme = Scheme::new(kind, options);
         match kind {
             Kind::Stripe | Kind::StandardWebhooks => {
-                if let Some(found) = self.duration("tolerance") {
-                    let permitted = Span(Duration::from_secs(1))..=Span(TOLERANCE_MAX);
-                    self.within(&found, permitted);
-                    scheme.tolerance = Some(found.value);
-                }
+                scheme.tolerance = self.tolerance(TOLERANCE_MAX).or(scheme.tolerance);
             }
             Kind::PayPal => {
-                if let Some(found) = self.duration("tolerance") {
-                    scheme.tolerance = Some(found.value);
-                }
+                scheme.tolerance = self.tolerance(PAYPAL_TOLERANCE_MAX).or(scheme.tolerance);
                 scheme.environment = self.choice("environment").unwrap_or(scheme.environment);
                 scheme.cert_dir = self.file("cert_dir").or(scheme.cert_dir);
                 scheme.trust_anchors_file = self.file("trust_anchors_file").or(scheme.trust_anchors_file);
@@ -294,6 +288,12 @@ impl Reader<'_> {
             known.map_or_else(|| Cow::Owned(format!("{fallback} {of}")), |(_, place)| place.clone())
         };
         provider(kind, source, &scheme, &name, self.checks)
+    }
+
+    fn tolerance(&mut self, most: Duration) -> Option<Duration> {
+        let found = self.duration("tolerance")?;
+        self.within(&found, Span(Duration::from_secs(1))..=Span(most));
+        Some(found.value)
     }
 
     fn target(&mut self, defaults: &Defaults<'_>) -> Option<Target> {

@@ -1,6 +1,6 @@
 //! From settings to routes: the four providers that settings of their own make, and those in the file.
 
-use std::{borrow::Cow, path::PathBuf, str::FromStr as _, sync::Arc, time::Duration};
+use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
 use http::Uri;
 use oncegate_api::limits::TENANT_BYTES_MAX;
@@ -13,7 +13,7 @@ use super::{Environment, FlutterwaveVersion, Options, Policy, file};
 use crate::{
     enforcement::Switch,
     providers::{
-        Kind, Provider,
+        BadSecret, Kind, Provider,
         flutterwave::Flutterwave,
         paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
         paystack::{Paystack, one_mode},
@@ -29,6 +29,8 @@ pub(super) const PREFIX: &str = "/webhooks/payments/";
 
 /// W3: a wider window is a wider window for whoever recorded a request.
 pub(super) const TOLERANCE_MAX: Duration = Duration::from_secs(15 * 60);
+/// PayPal tries for three days, and may sign once for all tries; what is older than events are kept is no duplicate anyhow.
+pub(super) const PAYPAL_TOLERANCE_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 /// The name of a setting in messages, by what it is for.
 pub(super) type Name<'a> = &'a dyn Fn(&'static str) -> Cow<'static, str>;
@@ -168,10 +170,14 @@ fn provider_with(
     name: Name<'_>,
     checks: &mut Checks,
 ) -> Option<Provider> {
-    let bad = |error: crate::providers::BadSecret| Problem::from_error(name("secrets"), &error);
+    let bad = |error: BadSecret| Problem::from_error(name("secrets"), &error);
     Some(match kind {
-        Kind::Stripe => Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?)),
+        Kind::Stripe => {
+            checks.take(no_lists(secrets?).map_err(bad))?;
+            Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?))
+        }
         Kind::Paystack => {
+            checks.take(no_lists(secrets?).map_err(bad))?;
             checks.take(one_mode(secrets?).map_err(bad))?;
             Provider::Paystack(Paystack::new(secrets?))
         }
@@ -208,6 +214,15 @@ fn provider_with(
             Provider::PayPal(Box::new(checks.take(paypal.map_err(bad))?))
         }
     })
+}
+
+/// Whether each is one secret. In the environment and in a file a comma separates two; in the file with routes it is a part
+/// of the text, and neither Stripe's secrets nor Paystack's have one: what was meant as two would match nothing.
+fn no_lists(secrets: &[Secret]) -> Result<(), BadSecret> {
+    if secrets.iter().any(|secret| secret.expose().contains(',')) {
+        return Err(BadSecret::new("holds a comma; write several secrets as a list of texts"));
+    }
+    Ok(())
 }
 
 /// Whom to believe about PayPal's certificates.
@@ -310,23 +325,12 @@ pub(super) fn tenant(setting: impl Into<Cow<'static, str>>, name: &str) -> Resul
 
 /// Messages never repeat a URL with user information in it: that is a password.
 pub(super) fn url(setting: impl Into<Cow<'static, str>>, text: &str) -> Result<Uri, Problem> {
-    let setting = setting.into();
-    let problem = |why: &str| Err(Problem::new(setting.clone(), why));
-    let Ok(uri) = Uri::from_str(text.trim()) else {
-        return problem("not a URL; write for example http://127.0.0.1:3000/webhooks");
+    let why = match crate::url::parse(text) {
+        Ok((uri, _)) if matches!(uri.scheme_str(), Some("http" | "https")) => return Ok(uri),
+        Ok(_) => "has to begin with http:// or https://".to_owned(),
+        Err(bad) => bad.to_string(),
     };
-    match uri.scheme_str() {
-        Some("http" | "https") => {}
-        _ => return problem("has to begin with http:// or https://"),
-    }
-    match uri.authority() {
-        Some(authority) if authority.host().is_empty() => problem("names no host"),
-        Some(authority) if authority.as_str().contains('@') => {
-            problem("may not hold a user name or password: they would end up in logs")
-        }
-        Some(_) => Ok(uri),
-        None => problem("names no host"),
-    }
+    Err(Problem::new(setting, format!("{why}; write for example http://127.0.0.1:3000/webhooks")))
 }
 
 fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {

@@ -206,6 +206,38 @@ fn paypal_settings_that_cannot_work_are_problems() {
     assert!(complaints(id("5FR00112AB334455C,96605875FF6516633", Environment::Live)).is_empty());
     let intermediates = Options { paypal_intermediates_file: path, ..id("5FR", Environment::Live) };
     assert_eq!(complaints(intermediates), ["PAYPAL_INTERMEDIATES_FILE"]);
+    // Nothing is that young; no limit is written by leaving it out.
+    let tolerance = |seconds| Options {
+        paypal_tolerance: Some(Duration::from_secs(seconds)),
+        ..id("5FR00112AB334455C", Environment::Live)
+    };
+    assert_eq!(complaints(tolerance(0)), ["PAYPAL_TOLERANCE"]);
+    assert_eq!(complaints(tolerance(31 * 86_400)), ["PAYPAL_TOLERANCE"]);
+    assert!(complaints(tolerance(4 * 86_400)).is_empty());
+}
+
+#[test]
+fn the_applications_url_means_what_it_says_or_the_gateway_does_not_start() {
+    for url in ["http://app:$(APP_PORT)/hook", "http://app:70000/", "http://app:/", "http://app/hook?key=a#b"] {
+        assert_eq!(complaints(Options { upstream_url: Some(url.into()), ..usable() }), ["UPSTREAM_URL"], "{url}");
+    }
+}
+
+#[test]
+fn a_file_for_tls_that_cannot_be_read_is_named_by_its_own_setting() {
+    let mut certificate = tempfile::NamedTempFile::new().unwrap();
+    certificate.write_all(b"no certificate").unwrap();
+    let present = Some(certificate.path().to_owned());
+    let missing = || Some("/nonexistent/tls.key".into());
+    let listener = Options { gateway_tls_cert_file: present.clone(), gateway_tls_key_file: missing(), ..usable() };
+    assert_eq!(complaints(listener), ["GATEWAY_TLS_KEY_FILE"]);
+    let client = Options {
+        sidecar_url: "https://sidecar:50051".into(),
+        sidecar_client_cert_file: present,
+        sidecar_client_key_file: missing(),
+        ..usable()
+    };
+    assert_eq!(complaints(client), ["SIDECAR_CLIENT_KEY_FILE"]);
 }
 
 mod file {
@@ -341,6 +373,19 @@ name = "e"
 provider = "flutterwave"
 upstream_url = "http://app/"
 secrets = "hunter2"
+
+[[route]]
+name = "f"
+provider = "stripe"
+upstream_url = "http://app/"
+secrets = "whsec_hunter2,whsec_hunter2"
+
+[[route]]
+name = "g"
+provider = "paypal"
+upstream_url = "http://app/"
+secrets = "5FR00112AB334455C"
+tolerance = "0s"
 "#,
         );
         let places: Vec<_> =
@@ -362,6 +407,8 @@ secrets = "hunter2"
             "oncegate.toml:34 tolerance",
             "oncegate.toml:33 secrets",
             "oncegate.toml:36 signature",
+            "oncegate.toml:46 secrets",
+            "oncegate.toml:53 tolerance",
         ];
         assert_eq!(places, wanted, "{found:#?}");
         assert!(!found.iter().any(|problem| problem.contains("hunter2")), "{found:#?}");

@@ -1,16 +1,16 @@
 use super::*;
 
-const ID_ONLY: Members<2> =
-    Members { paths: [&["id"], &["type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
-const NESTED: Members<3> = Members {
-    paths: [&["event"], &["data", "id"], &["data", "status"]],
+const ID_ONLY: Members =
+    Members { paths: Paths::new(&[&["id"], &["type"]]), key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+const NESTED: Members = Members {
+    paths: Paths::new(&[&["event"], &["data", "id"], &["data", "status"]]),
     key: &[&[0], &[1], &[2]],
     naming: 1,
     sent_id: &[],
     event_type: &[0],
 };
-const NESTED_TYPE: Members<3> = Members {
-    paths: [&["data", "id"], &["data", "status"], &["meta", "type"]],
+const NESTED_TYPE: Members = Members {
+    paths: Paths::new(&[&["data", "id"], &["data", "status"], &["meta", "type"]]),
     key: &[&[0], &[1]],
     naming: 0,
     sent_id: &[],
@@ -21,7 +21,7 @@ fn digest(body: &[u8]) -> [u8; 32] {
     Sha256::digest(body).into()
 }
 
-fn named<const N: usize>(members: &Members<N>, body: &str) -> Result<(String, String), MalformedBody> {
+fn named(members: &Members, body: &str) -> Result<(String, String), MalformedBody> {
     identify(members, None, body.as_bytes(), &digest(body.as_bytes()))
         .map(|identity| (identity.event_id, identity.event_type))
 }

@@ -1,7 +1,10 @@
 //! What several providers share: secrets that may be replaced while requests are under way, and headers that may stand
 //! once.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use hmac::KeyInit;
 use http::{HeaderMap, HeaderName};
@@ -89,12 +92,35 @@ pub(super) fn warn_of_short(provider: &'static str, secrets: &[Secret]) {
     }
 }
 
-/// Decimal digits of a Unix time. Digits only and not too many: no sign, no blank, no overflow anywhere (providers.md
-/// 12.5).
-pub(super) fn unix_seconds(digits: &[u8]) -> Option<u64> {
-    const DIGITS_MAX: usize = 12;
-    if digits.is_empty() || digits.len() > DIGITS_MAX {
-        return None;
+/// Digits of a timestamp at most (providers.md 12.5).
+const DIGITS_MAX: usize = 12;
+
+/// A Unix time from a header, with the digits as they were sent: these were signed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timestamp {
+    digits: [u8; DIGITS_MAX],
+    length: usize,
+    seconds: u64,
+}
+
+impl Timestamp {
+    /// Decimal digits only and not too many: no sign, no blank, no overflow anywhere (providers.md 12.5).
+    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+        let mut digits = [0; DIGITS_MAX];
+        digits.get_mut(..text.len())?.copy_from_slice(text);
+        let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+        let seconds = text.iter().map(digit).try_fold(0, |sum: u64, digit| Some(sum * 10 + digit?))?;
+        (!text.is_empty()).then_some(Self { digits, length: text.len(), seconds })
     }
-    digits.iter().try_fold(0, |sum: u64, digit| digit.is_ascii_digit().then(|| sum * 10 + u64::from(digit - b'0')))
+
+    /// The digits.
+    pub(super) fn text(&self) -> &[u8] {
+        &self.digits[..self.length]
+    }
+
+    /// Whether it is at most `tolerance` before or after `now`, in whole seconds, like the sender's.
+    pub(super) fn is_within(&self, tolerance: Duration, now: SystemTime) -> bool {
+        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        now.abs_diff(self.seconds) <= tolerance.as_secs()
+    }
 }

@@ -15,11 +15,11 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{Refusal, credentials};
-use crate::key::Members;
+use crate::key::{Members, Paths};
 
 /// What names an event of v4. The documentation's samples disagree about where its id stands.
-pub(crate) const MEMBERS_V4: Members<3> = Members {
-    paths: [&["webhook_id"], &["id"], &["type"]],
+pub(crate) static MEMBERS_V4: Members = Members {
+    paths: Paths::new(&[&["webhook_id"], &["id"], &["type"]]),
     key: &[&[0, 1]],
     naming: 0,
     sent_id: &[0, 1],
@@ -28,8 +28,8 @@ pub(crate) const MEMBERS_V4: Members<3> = Members {
 
 /// What names an event of v3, which carries no id of its own: charges and transfers are numbered independently, and a
 /// pending charge comes again with its number when it has succeeded.
-pub(crate) const MEMBERS_V3: Members<6> = Members {
-    paths: [&["event"], &["event.type"], &["data", "id"], &["id"], &["data", "status"], &["status"]],
+pub(crate) static MEMBERS_V3: Members = Members {
+    paths: Paths::new(&[&["event"], &["event.type"], &["data", "id"], &["id"], &["data", "status"], &["status"]]),
     key: &[&[0, 1], &[2, 3], &[4, 5]],
     naming: 1,
     sent_id: &[],

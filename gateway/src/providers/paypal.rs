@@ -31,11 +31,19 @@ use store::{Source, Store};
 use trust::{Chain, Trust};
 
 use super::{BadSecret, Lack, Refusal, credentials};
-use crate::{failures::Source as Sender, key::Members};
+use crate::{
+    failures::Source as Sender,
+    key::{Members, Paths},
+};
 
 /// What names an event: `id` alone. The id of the resource repeats over types.
-pub(crate) const MEMBERS: Members<2> =
-    Members { paths: [&["id"], &["event_type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+pub(crate) static MEMBERS: Members = Members {
+    paths: Paths::new(&[&["id"], &["event_type"]]),
+    key: &[&[0]],
+    naming: 0,
+    sent_id: &[0],
+    event_type: &[1],
+};
 
 const ID: HeaderName = HeaderName::from_static("paypal-transmission-id");
 const TIME: HeaderName = HeaderName::from_static("paypal-transmission-time");

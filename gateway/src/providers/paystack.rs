@@ -11,12 +11,12 @@ use oncegate_runtime::secret::Secret;
 use sha2::Sha512;
 
 use super::{BadSecret, Refusal, credentials};
-use crate::key::Members;
+use crate::key::{Members, Paths};
 
 /// What names an event. The number of the row in `data.id` comes last: it is missing from refunds, and the tables that
 /// transactions, transfers and disputes stand in number their rows independently.
-pub(crate) const MEMBERS: Members<8> = Members {
-    paths: [
+pub(crate) static MEMBERS: Members = Members {
+    paths: Paths::new(&[
         &["event"],
         &["data", "refund_reference"],
         &["data", "transfer_code"],
@@ -25,7 +25,7 @@ pub(crate) const MEMBERS: Members<8> = Members {
         &["data", "invoice_code"],
         &["data", "id"],
         &["data", "status"],
-    ],
+    ]),
     key: &[&[0], &[1, 2, 3, 4, 5, 6], &[7]],
     naming: 1,
     sent_id: &[],
@@ -186,7 +186,8 @@ mod tests {
         ] {
             let identity = crate::key::identify(&MEMBERS, None, body.as_bytes(), &[0; 32]).unwrap();
             assert_eq!(identity.event_id, key);
-            assert_eq!(identity.sent_id, None);
+            let sent = crate::key::sent(&MEMBERS, None, body.as_bytes()).unwrap();
+            assert_eq!(sent.event_id, None);
         }
         // Nothing tells one from another: only the body does.
         let body = br#"{"event":"customeridentification.success","data":{"customer_id":"1","status":"ok"}}"#;

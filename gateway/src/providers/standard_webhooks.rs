@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
@@ -20,13 +20,20 @@ use http::{HeaderMap, HeaderName};
 use oncegate_api::limits::EVENT_ID_BYTES_MAX;
 use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
+use smallvec::SmallVec;
 
-use super::{BadSecret, Refusal, credentials};
-use crate::{key::Members, signing::KEY_BYTES_ADVISED};
+use super::{
+    BadSecret, Refusal,
+    credentials::{self, Timestamp},
+};
+use crate::{
+    key::{Members, Paths},
+    signing::KEY_BYTES_ADVISED,
+};
 
 /// The type stands in the body; the id comes from the header.
-pub(crate) const MEMBERS: Members<1> =
-    Members { paths: [&["type"]], key: &[], naming: 0, sent_id: &[], event_type: &[0] };
+pub(crate) static MEMBERS: Members =
+    Members { paths: Paths::new(&[&["type"]]), key: &[], naming: 0, sent_id: &[], event_type: &[0] };
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
@@ -90,19 +97,18 @@ impl StandardWebhooks {
             (_, false) => new,
         };
         let [id, timestamp, signatures] = names.each_ref().map(|name| credentials::single(headers, name));
-        let (id, timestamp_text, signatures) = all_present(id, timestamp, signatures)?;
+        let (id, timestamp, signatures) = all_present(id, timestamp, signatures)?;
         // With a full stop in it, an old message could be read as a new one with another id and time under the same
         // signature.
         let permitted = |byte: &u8| (0x21..=0x7E).contains(byte) && *byte != b'.';
         if !(1..=EVENT_ID_BYTES_MAX).contains(&id.len()) || !id.iter().all(permitted) {
             return Err(Refusal::MalformedHeader);
         }
-        let timestamp = credentials::unix_seconds(timestamp_text).ok_or(Refusal::MalformedHeader)?;
+        let timestamp = Timestamp::parse(timestamp).ok_or(Refusal::MalformedHeader)?;
         let candidates = Candidates::parse(signatures)?;
         Ok(Verification {
             keys,
             id: String::from_utf8_lossy(id).into_owned(),
-            timestamp_text: timestamp_text.to_vec(),
             timestamp,
             candidates,
             tolerance: self.tolerance,
@@ -169,7 +175,7 @@ fn keys(secrets: &[Secret]) -> Result<Arc<[Key]>, BadSecret> {
 /// The signatures in the header, by scheme.
 #[derive(Default)]
 struct Candidates {
-    hmac: Vec<[u8; 32]>,
+    hmac: SmallVec<[[u8; 32]; 2]>,
     ed25519: Vec<[u8; 64]>,
 }
 
@@ -216,9 +222,7 @@ fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
 pub struct Verification {
     keys: Arc<[Key]>,
     id: String,
-    /// As sent: these digits were signed.
-    timestamp_text: Vec<u8>,
-    timestamp: u64,
+    timestamp: Timestamp,
     candidates: Candidates,
     tolerance: Duration,
 }
@@ -226,7 +230,7 @@ pub struct Verification {
 impl Verification {
     /// The id, which names the event, and the place of the secret that matched.
     pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<(String, usize), Refusal> {
-        let parts: [&[u8]; 5] = [self.id.as_bytes(), b".", &self.timestamp_text, b".", body];
+        let parts: [&[u8]; 5] = [self.id.as_bytes(), b".", self.timestamp.text(), b".", body];
         let mut first = None;
         for (place, key) in self.keys.iter().enumerate() {
             let matched = match key {
@@ -247,8 +251,7 @@ impl Verification {
         }
         let secret = first.ok_or(Refusal::BadSignature)?;
         // After the signature, so that the reason can be trusted (providers.md 12.5).
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        if now.abs_diff(self.timestamp) > self.tolerance.as_secs() {
+        if !self.timestamp.is_within(self.tolerance, now) {
             return Err(Refusal::TimestampOutOfTolerance);
         }
         Ok((self.id, secret))
@@ -263,6 +266,8 @@ impl fmt::Debug for Verification {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
     use hmac::Mac as _;
     use http::HeaderValue;

@@ -7,20 +7,24 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use hmac::Hmac;
 use http::{HeaderMap, HeaderName};
 use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
+use smallvec::SmallVec;
 
-use super::{Refusal, credentials};
-use crate::key::Members;
+use super::{
+    Refusal,
+    credentials::{self, Timestamp},
+};
+use crate::key::{Members, Paths};
 
 /// What names an event: `id` alone. The id of the object in it would swallow repeated partial refunds.
-pub(crate) const MEMBERS: Members<2> =
-    Members { paths: [&["id"], &["type"]], key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+pub(crate) static MEMBERS: Members =
+    Members { paths: Paths::new(&[&["id"], &["type"]]), key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
 
 const HEADER: HeaderName = HeaderName::from_static("stripe-signature");
 
@@ -70,22 +74,21 @@ impl fmt::Debug for Stripe {
 
 /// The header, read.
 struct Signature {
-    /// As sent: these digits were signed.
-    timestamp_text: Vec<u8>,
-    timestamp: u64,
-    candidates: Vec<[u8; 32]>,
+    timestamp: Timestamp,
+    /// While a secret is replaced there are two.
+    candidates: SmallVec<[[u8; 32]; 2]>,
 }
 
 impl Signature {
     fn parse(value: &[u8]) -> Result<Self, Refusal> {
-        let mut timestamp_text = None;
-        let mut candidates = Vec::new();
+        let mut timestamp = None;
+        let mut candidates = SmallVec::new();
         let mut signatures = 0;
         for item in value.split(|&byte| byte == b',') {
             let Some(equals) = item.iter().position(|&byte| byte == b'=') else { continue };
             let (scheme, value) = (&item[..equals], &item[equals + 1..]);
             match scheme {
-                b"t" if timestamp_text.is_none() => timestamp_text = Some(value),
+                b"t" if timestamp.is_none() => timestamp = Some(value),
                 b"t" => return Err(Refusal::MalformedHeader),
                 b"v1" => {
                     signatures += 1;
@@ -98,12 +101,11 @@ impl Signature {
                 _ => {}
             }
         }
-        let timestamp_text = timestamp_text.ok_or(Refusal::MalformedHeader)?;
+        let timestamp = timestamp.and_then(Timestamp::parse).ok_or(Refusal::MalformedHeader)?;
         if signatures == 0 {
             return Err(Refusal::MalformedHeader);
         }
-        let timestamp = credentials::unix_seconds(timestamp_text).ok_or(Refusal::MalformedHeader)?;
-        Ok(Self { timestamp_text: timestamp_text.to_vec(), timestamp, candidates })
+        Ok(Self { timestamp, candidates })
     }
 }
 
@@ -127,12 +129,11 @@ pub struct Verification {
 impl Verification {
     /// The place of the secret that matched.
     pub(super) fn finish(self, body: &[u8], now: SystemTime) -> Result<usize, Refusal> {
-        let parts: [&[u8]; 3] = [&self.signature.timestamp_text, b".", body];
+        let parts: [&[u8]; 3] = [self.signature.timestamp.text(), b".", body];
         let secret = credentials::hmac_matches(&self.keys, &parts, &self.signature.candidates);
         let secret = secret.ok_or(Refusal::BadSignature)?;
-        // After the signature, so that the reason can be trusted (providers.md 12.5). Whole seconds, like the sender's.
-        let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        if now.abs_diff(self.signature.timestamp) > self.tolerance.as_secs() {
+        // After the signature, so that the reason can be trusted (providers.md 12.5).
+        if !self.signature.timestamp.is_within(self.tolerance, now) {
             return Err(Refusal::TimestampOutOfTolerance);
         }
         Ok(secret)
@@ -147,6 +148,8 @@ impl fmt::Debug for Verification {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use hmac::{KeyInit as _, Mac as _};
     use http::HeaderValue;
 

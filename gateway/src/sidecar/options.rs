@@ -1,6 +1,10 @@
 //! How sidecars are reached, as configured: for the gateway and for the operators' commands alike.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::HeaderValue;
 use oncegate_runtime::{
@@ -168,8 +172,17 @@ impl ReachOptions {
                 None
             }
         };
-        let read = ClientTls::read(&ClientTlsFiles { ca, identity }, PROTOCOLS);
-        read.map_err(|error| checks.push(Problem::from_error("SIDECAR_CA_FILE", &error))).ok()
+        let files = ClientTlsFiles { ca, identity };
+        let read = ClientTls::read(&files, PROTOCOLS);
+        let mut settings: Vec<_> = files.ca.as_deref().map(|path| ("SIDECAR_CA_FILE", path)).into_iter().collect();
+        if let Some((certificate, key)) = &files.identity {
+            settings.extend([("SIDECAR_CLIENT_CERT_FILE", &**certificate), ("SIDECAR_CLIENT_KEY_FILE", &**key)]);
+        }
+        // Without any it is the system's authorities that cannot be had.
+        if settings.is_empty() {
+            settings.push(("SIDECAR_CA_FILE", Path::new("")));
+        }
+        read.map_err(|error| checks.push(Problem::from_error(error.setting(&settings), &error))).ok()
     }
 }
 

@@ -264,9 +264,15 @@ impl Shared {
         if let Some(token) = &self.reach.token {
             request.headers_mut().insert(http::header::AUTHORIZATION, token.current());
         }
-        let _in_flight = InFlight::of(member.clone());
+        let mut in_flight = InFlight { pool: self, member, answered: false };
+        member.in_flight.fetch_add(1, Relaxed);
         let mut channel = member.channel.clone();
-        Ok(channel.ready().await?.call(request).await?)
+        let tried = match channel.ready().await {
+            Ok(channel) => channel.call(request).await,
+            Err(error) => Err(error),
+        };
+        in_flight.answered = true;
+        Ok(tried?)
     }
 
     fn members(&self) -> Arc<[Arc<Member>]> {
@@ -443,20 +449,20 @@ impl Member {
     }
 }
 
-/// Counts a call while it is under way.
-struct InFlight {
-    member: Arc<Member>,
+/// Counts a call while it is under way. One that its caller gave up before there was an answer or an error is a failure:
+/// a sidecar that hangs is cut off by nothing sooner, and each call that it is asked costs its caller all of its time.
+struct InFlight<'a> {
+    pool: &'a Shared,
+    member: &'a Member,
+    answered: bool,
 }
 
-impl InFlight {
-    fn of(member: Arc<Member>) -> Self {
-        member.in_flight.fetch_add(1, Relaxed);
-        Self { member }
-    }
-}
-
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.member.in_flight.fetch_sub(1, Relaxed);
+        if !self.answered {
+            self.member.failed(Instant::now());
+            self.pool.wanting.notify_one();
+        }
     }
 }

@@ -7,13 +7,13 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     pin::Pin,
-    str::FromStr as _,
 };
 
-use http::{Uri, uri::Authority};
+use http::uri::Authority;
 use oncegate_runtime::config::Problem;
 
 use super::dial::Dial;
+use crate::url;
 
 /// The port that a URL means that names none.
 const PORT: u16 = 50_051;
@@ -82,34 +82,18 @@ fn target(text: &str) -> Result<Target, Problem> {
             Ok(Target::Unix(path.to_owned()))
         };
     }
-    // A fragment would be dropped without a word.
-    let uri = Uri::from_str(text).ok().filter(|_| !text.contains('#'));
-    let uri = uri.ok_or_else(|| problem(text, "is not a URL"))?;
+    let (uri, port) = url::parse(text).map_err(|bad| problem(text, &bad.to_string()))?;
     let tls = match uri.scheme_str() {
         Some("http") => false,
         Some("https") => true,
         _ => return Err(problem(text, "begins with none of http://, https:// and unix:")),
     };
-    match uri.authority() {
-        Some(authority) if authority.as_str().contains('@') => {
-            Err(problem(text, "may not hold a user name or password"))
-        }
-        Some(authority) if !authority.host().is_empty() => {
-            if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-                return Err(problem(text, "may hold no path"));
-            }
-            let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-            let port = match authority.as_str().rsplit_once(':') {
-                // The colons of an IPv6 address stand before its bracket.
-                Some((_, port)) if !port.ends_with(']') => {
-                    port.parse().map_err(|_| problem(text, "has no port number after its colon"))?
-                }
-                _ => PORT,
-            };
-            Ok(Target::Tcp { host, port, authority: authority.clone(), tls })
-        }
-        _ => Err(problem(text, "names no host")),
+    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err(problem(text, "may hold no path"));
     }
+    let authority = uri.authority().ok_or_else(|| problem(text, "names no host"))?.clone();
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    Ok(Target::Tcp { host, port: port.unwrap_or(PORT), authority, tls })
 }
 
 fn problem(text: &str, why: &str) -> Problem {

@@ -7,6 +7,7 @@ use crate::{
     enforcement::{Enforcement, Switch},
     providers::{
         Provider,
+        standard_webhooks::StandardWebhooks,
         stripe::{Stripe, TOLERANCE},
     },
     route::{Secrets, Target},
@@ -86,8 +87,7 @@ fn g5_without_a_status_line_it_depends_on_whether_the_application_may_be_at_work
 
 #[test]
 fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
-    let identity =
-        Identity { event_id: "evt_1".into(), event_type: "charge.succeeded".into(), sent_id: None, sent_type: None };
+    let identity = Identity { event_id: "evt_1".into(), event_type: "charge.succeeded".into() };
     let mut inbound = HeaderMap::new();
     for (name, value) in [
         ("content-type", "application/json; charset=utf-8"),
@@ -163,7 +163,7 @@ fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
 fn g7_a_configured_secret_signs_the_hop() {
     let secret = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
     let signer = Signer::new(&[secret]).unwrap();
-    let identity = Identity { event_id: "evt_1".into(), event_type: "t".into(), sent_id: None, sent_type: None };
+    let identity = Identity { event_id: "evt_1".into(), event_type: "t".into() };
     let body = Bytes::from_static(b"{}");
     let headers = HeaderMap::new();
     let route = route(Some(signer.clone()));
@@ -177,6 +177,27 @@ fn g7_a_configured_secret_signs_the_hop() {
     assert!(!request.headers().contains_key("oncegate-fencing-token"));
     let wanted = signer.sign("shop/stripe/evt_1", "1770000000", b"{}");
     assert_eq!(request.headers()["webhook-signature"], wanted);
+}
+
+#[test]
+fn g7_a_signed_hop_carries_no_other_set_of_the_same_names() {
+    let secret = || Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+    let identity = Identity { event_id: "msg_1".into(), event_type: "t".into() };
+    let body = Bytes::from_static(b"{}");
+    let mut headers = HeaderMap::new();
+    for name in ["svix-id", "svix-timestamp", "svix-signature"] {
+        headers.insert(name, HeaderValue::from_static("1"));
+    }
+    for signer in [Some(Signer::new(&[secret()]).unwrap()), None] {
+        let provider = StandardWebhooks::new(&[secret()], TOLERANCE).unwrap();
+        let route = Route { provider: Provider::StandardWebhooks(provider), ..route(signer) };
+        let timeout = route.target.timeout;
+        let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, timeout, hold: None };
+        let request = request(&parcel, UNIX_EPOCH);
+        let is_signed = route.target.signer.is_some();
+        assert_eq!(request.headers().contains_key("webhook-id"), is_signed);
+        assert_eq!(request.headers().contains_key("svix-id"), !is_signed, "verifiers refuse both, or take either");
+    }
 }
 
 #[test]

@@ -95,17 +95,21 @@ struct Balanced {
 
 impl Balanced {
     async fn start(names: &Names) -> Self {
-        Self::at("http://sidecar.test:50051", names).await
+        Self::at(SIDECARS, names).await
     }
 
     async fn at(sidecars: &str, names: &Names) -> Self {
+        Self::with(names, |options| options.sidecar_url = sidecars.into()).await
+    }
+
+    async fn with(names: &Names, change: impl FnOnce(&mut Options)) -> Self {
         let application = Application::start().await;
-        let options = Options {
-            sidecar_url: sidecars.into(),
+        let mut options = Options {
             sidecar_resolve_interval: Duration::from_millis(20),
             sidecar_connect_timeout: Duration::from_millis(500),
             ..options(&application.url())
         };
+        change(&mut options);
         let settings = options.validate().unwrap();
         let pool = Pool::with_resolver(settings.sidecar.clone(), names.clone());
         let metrics = pool.metrics();
@@ -138,6 +142,7 @@ impl Balanced {
     }
 }
 
+const SIDECARS: &str = "http://sidecar.test:50051";
 const ADDRESSES: &str = "oncegate_gateway_sidecar_addresses";
 
 #[tokio::test]
@@ -189,6 +194,27 @@ async fn a_sidecar_that_dies_costs_no_webhook() {
     balanced.deliver(30, "after").await;
     assert!(balanced.metric("oncegate_gateway_sidecar_retries_total") >= 1);
     assert_eq!(balanced.application.deliveries().len(), 58, "each event once");
+}
+
+#[tokio::test]
+async fn a_sidecar_that_hangs_is_left_alone_though_its_connection_stands() {
+    let (hanging, living) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    for _ in 0..200 {
+        hanging.sidecar.claim(Scripted::Hang);
+    }
+    let names = Names::default();
+    names.set(Some(&[&hanging, &living]));
+    let balanced = Balanced::with(&names, |options| {
+        options.sidecar_url = SIDECARS.into();
+        options.sidecar_timeout = Duration::from_millis(100);
+        options.sidecar_connect_timeout = Duration::from_millis(50);
+        options.gateway_wait_duration = Duration::ZERO;
+    })
+    .await;
+    balanced.deliver(40, "beside").await;
+    // A coin for each call would send it forty; after ten it would be left alone for half a minute.
+    assert!(hanging.claims() <= 10, "{} of 40", hanging.claims());
+    assert_eq!(balanced.application.deliveries().len(), 40, "each event once");
 }
 
 #[tokio::test]

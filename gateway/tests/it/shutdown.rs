@@ -83,6 +83,24 @@ async fn what_cannot_be_marked_before_the_end_is_reported() {
 }
 
 #[tokio::test]
+async fn g9_a_claim_that_waits_past_the_drain_is_asked_again_and_leaves_no_lock_behind() {
+    let harness = Harness::with(with_short_drain).await;
+    // As one that waits for another's outcome, which may be granted in that moment.
+    harness.sidecar.claim(Scripted::Hang);
+    let pending = tokio::spawn(deliver(harness.address, "evt_1"));
+    harness.sidecar.until(|calls| calls.len() == 1).await;
+    harness.shutdown.cancel();
+    let (sidecar, application) = (harness.sidecar.clone(), harness.application.clone());
+    assert_eq!(harness.ended().await, Ok(()));
+    pending.abort();
+    let calls = sidecar.calls();
+    let [Call::Claim(first, _), Call::Claim(second, _), Call::Failed(mark)] = &calls[..] else { panic!("{calls:?}") };
+    assert_eq!((&second.claim_id, second.wait_duration), (&first.claim_id, None));
+    assert_eq!((mark.kind(), mark.retry_after), (FailureKind::Retryable, None), "nothing was sent");
+    assert!(application.deliveries().is_empty());
+}
+
+#[tokio::test]
 async fn an_idle_gateway_ends_at_once() {
     let harness = Harness::start().await;
     let _silent = TcpStream::connect(harness.address).await.unwrap();

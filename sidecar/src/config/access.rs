@@ -124,7 +124,10 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
             };
             let files = ServerTlsFiles { certificate, key, client_ca: client_ca.map(|path| (path, auth)) };
             let read = ServerTls::read(&files, PROTOCOLS);
-            read.map_err(|error| checks.push(Problem::from_error("SIDECAR_TLS_CERT_FILE", &error))).ok()
+            let mut settings =
+                vec![("SIDECAR_TLS_CERT_FILE", &*files.certificate), ("SIDECAR_TLS_KEY_FILE", &*files.key)];
+            settings.extend(files.client_ca.as_ref().map(|(path, _)| ("SIDECAR_TLS_CLIENT_CA_FILE", &**path)));
+            read.map_err(|error| checks.push(Problem::from_error(error.setting(&settings), &error))).ok()
         }
     }
 }
