@@ -5,6 +5,7 @@ mod replays;
 mod waiters;
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,7 +14,10 @@ use oncegate_runtime::{
     detach::Detach,
     shutdown::{CancellationToken, Drain},
 };
-use tokio::sync::{Semaphore, SemaphorePermit, broadcast};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit, broadcast},
+    time::timeout,
+};
 
 use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
@@ -38,7 +42,8 @@ const PATIENCE_MIN: Duration = Duration::from_millis(100);
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Calls on the ledger at once; beyond it they are refused as overloaded. A waiting call does not count.
+    /// Claims on the ledger at once, and as many of the calls that extend, end or resolve an attempt; beyond it they are
+    /// refused as overloaded. A waiting call does not count.
     pub calls_max: usize,
     /// Calls waiting for an outcome; beyond it "in progress" is answered at once (L9).
     pub waiting_max: usize,
@@ -67,7 +72,10 @@ const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
 pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
     cache: Arc<Cache>,
-    calls: Semaphore,
+    claims: Semaphore,
+    /// For calls on what was granted. Places of their own: claims queue for theirs, and whoever queues comes before whoever
+    /// only asks. A completion that is refused costs a second delivery, a claim that is refused a later one.
+    others: Semaphore,
     calls_max: usize,
     metrics: Arc<LedgerMetrics>,
     waiters: Arc<Waiters>,
@@ -92,7 +100,8 @@ impl Coordinator {
         let coordinator = Arc::new(Coordinator {
             ledger,
             cache: Arc::new(cache),
-            calls: Semaphore::new(limits.calls_max),
+            claims: Semaphore::new(limits.calls_max),
+            others: Semaphore::new(limits.calls_max),
             calls_max: limits.calls_max,
             metrics,
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
@@ -114,9 +123,9 @@ impl Coordinator {
         coordinator
     }
 
-    fn admit(&self) -> Result<SemaphorePermit<'_>, Error> {
+    fn admit<'a>(&self, places: &'a Semaphore) -> Result<SemaphorePermit<'a>, Error> {
         // Refused rather than queued: a call that waits here until its deadline helps nobody.
-        self.calls.try_acquire().map_err(|_| self.overloaded())
+        places.try_acquire().map_err(|_| self.overloaded())
     }
 
     fn overloaded(&self) -> Error {
@@ -128,7 +137,7 @@ impl Coordinator {
     pub(crate) fn standing(&self) -> metrics::Standing {
         let (waiting, waiting_max) = self.waiters.load();
         metrics::Standing {
-            calls: self.calls_max.saturating_sub(self.calls.available_permits()),
+            calls: [&self.claims, &self.others].map(|places| self.calls_max - places.available_permits()).iter().sum(),
             calls_max: self.calls_max,
             waiting,
             waiting_max,
@@ -189,7 +198,12 @@ impl Coordinator {
                 // One who has a seat may wait for a place as well: all who wait for one event ask at the same moment, and
                 // the outcome is there to be told.
                 let patience = left.max(PATIENCE_MIN);
-                let permit = tokio::time::timeout(patience, self.calls.acquire()).await;
+                let mut place = pin!(self.claims.acquire());
+                let permit = tokio::select! {
+                    biased;
+                    permit = timeout(patience, &mut place) => permit,
+                    () = self.closing.cancelled() => timeout(PATIENCE_MIN, place).await,
+                };
                 let Ok(Ok(_permit)) = permit else { return Err(self.overloaded()) };
                 self.ledger.claim(claim.clone()).await?
             };
@@ -218,7 +232,7 @@ impl Coordinator {
     }
 
     async fn ask(&self, claim: Claim) -> Result<Claimed, Error> {
-        let _permit = self.admit()?;
+        let _permit = self.admit(&self.claims)?;
         self.ledger.claim(claim).await
     }
 
@@ -227,7 +241,7 @@ impl Coordinator {
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
     pub async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
-        let _permit = self.admit()?;
+        let _permit = self.admit(&self.others)?;
         let (ledger, waiters, cache) = (self.ledger.clone(), self.waiters.clone(), self.cache.clone());
         let marked = async move {
             let ticket = cache.ticket(&mark.key);
@@ -254,7 +268,7 @@ impl Coordinator {
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
     pub async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
-        let _permit = self.admit()?;
+        let _permit = self.admit(&self.others)?;
         self.ledger.extend(extend).await
     }
 
@@ -267,7 +281,7 @@ impl Coordinator {
         resolve: Resolve,
         ended: impl FnOnce(&Result<Event, Error>) + Send + 'static,
     ) -> Result<Event, Error> {
-        let _permit = match self.admit() {
+        let _permit = match self.admit(&self.others) {
             Ok(permit) => permit,
             Err(error) => {
                 ended(&Err(error.clone()));

@@ -17,6 +17,7 @@ mod marks;
 mod model;
 mod peers;
 mod postgres_only;
+mod postgres_slow;
 mod races;
 mod replays;
 mod resolve;

@@ -3,6 +3,7 @@
 //! What the creating call gave and what completions added are stored apart and merged when they are read, so that a
 //! completion is one plain write and the rule about the limit is the same code for every ledger.
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 /// The most that an event's metadata may have, in bytes as compact JSON.
@@ -24,26 +25,31 @@ pub fn merged(base: Option<&str>, addition: Option<&str>) -> Merged {
     let mut metadata = parsed(base);
     let Some(addition) = addition else { return Merged { metadata, left_out: 0 } };
     let mut left_out = 0;
+    // Each member is measured once: a message has room for a hundred thousand.
     let mut bytes = encoded_bytes(&metadata);
     for (key, value) in parsed(Some(addition)) {
-        let before = metadata.insert(key.clone(), value);
-        // Exact rather than incremental arithmetic: at most a few hundred small keys, on a path that few events take.
-        let grown = encoded_bytes(&metadata);
+        let with = member_bytes(&key, &value);
+        let grown = match metadata.get(&key) {
+            Some(before) => bytes - member_bytes(&key, before) + with,
+            None => bytes + with + usize::from(!metadata.is_empty()),
+        };
         if grown <= METADATA_BYTES_MAX || grown <= bytes {
             bytes = grown;
-            continue;
+            metadata.insert(key, value);
+        } else {
+            left_out += 1;
         }
-        left_out += 1;
-        match before {
-            Some(before) => metadata.insert(key, before),
-            None => metadata.remove(&key),
-        };
     }
     Merged { metadata, left_out }
 }
 
-/// The size of an object as compact JSON.
-pub fn encoded_bytes(object: &Map<String, Value>) -> usize {
+/// The size of a member as compact JSON, without a comma.
+fn member_bytes(key: &str, value: &Value) -> usize {
+    encoded_bytes(key).saturating_add(1).saturating_add(encoded_bytes(value))
+}
+
+/// The size of something as compact JSON.
+fn encoded_bytes<T: Serialize + ?Sized>(json: &T) -> usize {
     struct Count(usize);
     impl std::io::Write for Count {
         fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
@@ -55,10 +61,10 @@ pub fn encoded_bytes(object: &Map<String, Value>) -> usize {
         }
     }
     let mut count = Count(0);
-    match serde_json::to_writer(&mut count, object) {
+    match serde_json::to_writer(&mut count, json) {
         Ok(()) => count.0,
-        // Counting cannot fail and a map of strings serialises; were it otherwise, the largest size is the safe answer.
-        Err(_) => usize::MAX,
+        // Counting cannot fail and JSON serialises; were it otherwise, what is too large is the safe answer.
+        Err(_) => usize::MAX / 4,
     }
 }
 
@@ -84,6 +90,40 @@ mod tests {
         let merged = merged(Some(&base), Some(&addition));
         assert_eq!(merged.left_out, 1);
         assert_eq!(Value::Object(merged.metadata), serde_json::json!({"a": 1, "c": "small"}));
+    }
+
+    #[test]
+    fn what_is_counted_is_what_would_be_written() {
+        let base = r#"{"a":"x","b":{"c":[1,2,3]},"\u00e9\n":null}"#;
+        for base in [None, Some("{}"), Some(base)] {
+            let mut metadata = parsed(base);
+            let mut bytes = encoded_bytes(&metadata);
+            for (key, value) in [("b", "\"\\".into()), ("d", Value::Null), ("a", 1.into()), ("", "\u{1}é".into())] {
+                let with = member_bytes(key, &value);
+                let before = metadata.insert(key.to_owned(), value);
+                let comma = usize::from(before.is_none() && metadata.len() > 1);
+                bytes = bytes - before.map_or(0, |before| member_bytes(key, &before)) + with + comma;
+                assert_eq!(bytes, Value::Object(metadata.clone()).to_string().len(), "{metadata:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_hundred_thousand_keys_as_many_are_kept_as_fit() {
+        let addition: Map<String, Value> = (0..100_000).map(|key| (format!("{key:06}"), Value::Null)).collect();
+        let merged = merged(None, Some(&Value::Object(addition).to_string()));
+        // Each is `"000000":null` and a comma; the braces take a byte more than the comma that the last one has not.
+        assert_eq!(merged.metadata.len(), (METADATA_BYTES_MAX - 1) / 14);
+        assert_eq!(merged.left_out, 100_000 - merged.metadata.len());
+        assert!(Value::Object(merged.metadata).to_string().len() <= METADATA_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_replacement_makes_room_of_what_it_replaces() {
+        let text = |length| "x".repeat(length);
+        let base = format!(r#"{{"a":"{}"}}"#, text(4_000));
+        let merged = merged(Some(&base), Some(&format!(r#"{{"a":"{}","b":"{}"}}"#, text(4_001), text(4_000))));
+        assert_eq!((merged.left_out, merged.metadata.len()), (0, 2));
     }
 
     #[test]

@@ -295,6 +295,9 @@ pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
 fn states(fields: &mut Fields, given: &[i32]) -> Vec<State> {
     let mut states = Vec::new();
     for (place, number) in given.iter().enumerate() {
+        if fields.is_full() {
+            break;
+        }
         let state = match v1::State::try_from(*number) {
             Ok(v1::State::Pending) => State::Pending,
             Ok(v1::State::Processing) => State::Processing,

@@ -71,6 +71,11 @@ impl Fields {
         }
     }
 
+    /// Whether no further violation would be listed: what follows need not be looked at.
+    pub(super) fn is_full(&self) -> bool {
+        self.violations.len() >= VIOLATIONS_MAX
+    }
+
     pub(super) fn finish(self) -> Result<(), Status> {
         if self.violations.is_empty() { Ok(()) } else { Err(invalid(self.violations)) }
     }

@@ -52,6 +52,10 @@ impl Statement for GrantAgain {
         item.claim.past.uncertain = true;
     }
 
+    fn is_abandoned(item: &Candidate) -> bool {
+        item.claim.reply.is_closed()
+    }
+
     async fn run(
         &self,
         connection: &mut PgConnection,

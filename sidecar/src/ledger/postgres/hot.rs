@@ -208,6 +208,11 @@ impl Statement for Hot {
         }
     }
 
+    fn is_abandoned(item: &HotItem) -> bool {
+        // Never a mark: it may be the only record of an effect.
+        matches!(item, HotItem::Claim(claim) if claim.reply.is_closed())
+    }
+
     async fn run(
         &self,
         connection: &mut PgConnection,

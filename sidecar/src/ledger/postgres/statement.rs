@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oncegate_runtime::throttle::Throttle;
 use sqlx::{PgConnection, postgres::PgConnectOptions};
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
@@ -36,6 +37,11 @@ pub(super) trait Statement: Sync {
     /// statement that only reads.
     fn doubt(_item: &mut Self::Item) {}
 
+    /// Whether nobody waits for an item any more, and nothing is lost by leaving it out.
+    fn is_abandoned(_item: &Self::Item) -> bool {
+        false
+    }
+
     /// Runs it once over the items.
     fn run(
         &self,
@@ -45,7 +51,7 @@ pub(super) trait Statement: Sync {
     ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
 }
 
-/// Some items, and what the statement over them came to.
+/// Some items, and what the statement over them came to. Items that nobody waits for are in none.
 pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>::Output, Error>);
 
 /// Items that wait for their turn.
@@ -58,6 +64,9 @@ struct Waiting<I> {
 
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
+/// How long a statement that takes too long is tried in parts: whoever waits for it has been told by then, and all others wait
+/// behind it. One part each second of a batch of 512 would be a quarter of an hour.
+const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -67,6 +76,8 @@ pub(super) struct Link {
     slots: Slots,
     open: Option<(PgConnection, i32)>,
     failed_at: Option<Instant>,
+    failures: Throttle,
+    given_up: Throttle,
     /// None: nobody asks what this connection stands on.
     told: Option<Told>,
     pub(super) metrics: Arc<LedgerMetrics>,
@@ -91,14 +102,19 @@ impl Link {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
         let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
-        let mut link = Link { options, slots: Slots::WRITERS, open: None, failed_at: None, told: Some(told), metrics };
+        let mut link = Link { told: Some(told), ..Link::closed_yet(options, Slots::WRITERS, metrics) };
         link.opened(connection, node, slot);
         (link, node_receiver, standing_receiver)
     }
 
     /// The link of the one who writes each second's counts: it connects when there is something to write, and nobody is told.
     pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Link {
-        Link { options, slots: Slots::COUNTS, open: None, failed_at: None, told: None, metrics }
+        Link::closed_yet(options, Slots::COUNTS, metrics)
+    }
+
+    fn closed_yet(options: PgConnectOptions, slots: Slots, metrics: Arc<LedgerMetrics>) -> Link {
+        let (failures, given_up) = (Throttle::default(), Throttle::default());
+        Link { options, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -117,13 +133,19 @@ impl Link {
         self.open = Some((connection, slot));
     }
 
-    /// Runs a statement over items. Every item comes back in exactly one part, in no particular order.
+    /// Runs a statement over items. Every item that somebody waits for comes back in exactly one part, in no particular order.
     pub(super) async fn run<S: Statement>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<Part<S>> {
         let mut parts = Vec::new();
         let mut impatient = false;
+        let begun = Instant::now();
         // A stack: the first half goes first.
         let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
+        let mut is_first = true;
         while let Some(Waiting { mut items, tries, uncertain }) = waiting.pop() {
+            // What has failed once takes its time, and a lock that is granted to nobody blocks its event for as long as it lasts.
+            if !std::mem::take(&mut is_first) {
+                items.retain(|item| !S::is_abandoned(item));
+            }
             if items.is_empty() {
                 continue;
             }
@@ -150,12 +172,7 @@ impl Link {
             };
             let failure = failure::classify(&error);
             self.metrics.failed(failure.into());
-            tracing::debug!(
-                ?failure,
-                error = &error as &dyn std::error::Error,
-                items = items.len(),
-                "a ledger statement failed"
-            );
+            self.report(failure, &error, items.len());
             match failure {
                 Failure::Broken => {
                     self.discard();
@@ -173,6 +190,9 @@ impl Link {
                     parts.push((items, Err(unavailable(1_000))));
                 }
                 Failure::Contended if !S::PARTS => parts.push((items, Err(unavailable(500)))),
+                Failure::TooSlow if begun.elapsed() >= HALVING_TIME_MAX => {
+                    parts.push((items, Err(unavailable(1_000))));
+                }
                 Failure::Contended | Failure::BadItem | Failure::TooSlow if items.len() > 1 => {
                     // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
                     if failure == Failure::Contended && !impatient {
@@ -183,6 +203,9 @@ impl Link {
                     waiting.push(Waiting { items, tries, uncertain });
                 }
                 Failure::Contended if tries + 1 < TRIES_MAX => {
+                    if !impatient {
+                        impatient = self.lock_timeout("25ms").await;
+                    }
                     waiting.push(Waiting { items, tries: tries + 1, uncertain });
                 }
                 Failure::Contended => parts.push((items, Err(unavailable(500)))),
@@ -209,6 +232,21 @@ impl Link {
             self.lock_timeout("500ms").await;
         }
         parts
+    }
+
+    /// Says why a statement failed: callers hear only that the ledger is not to be had. In an outage each batch fails.
+    fn report(&self, failure: Failure, error: &sqlx::Error, items: usize) {
+        let Some(unreported) = self.failures.pass() else { return };
+        let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+        tracing::warn!(
+            ?failure,
+            sqlstate = code.as_deref(),
+            error = error as &dyn std::error::Error,
+            items,
+            session = self.session(),
+            unreported,
+            "a statement of the ledger failed"
+        );
     }
 
     /// Sets how long a statement waits for a row; whether that is now so. A connection that cannot is given up.
@@ -263,7 +301,9 @@ impl Link {
     /// Gives the connection up. Its socket is closed, not returned to anybody: what it still owes is unknown.
     fn discard(&mut self) {
         if self.open.take().is_some() {
-            tracing::warn!(session = self.session(), "the ledger's connection is given up");
+            if let Some(unreported) = self.given_up.pass() {
+                tracing::warn!(session = self.session(), unreported, "the ledger's connection is given up");
+            }
             self.closed();
         }
     }

@@ -498,6 +498,8 @@ impl Writer {
             match transition::resolve(Some(&found.event), last, &resolve.request, found.now) {
                 ResolveStep::Apply => decided.push(Decided { event: found.event, resolve }),
                 ResolveStep::Repeated => send(resolve, Ok(found.event)),
+                // It was out when the connection broke, and somebody has gone on from what may have come of it.
+                ResolveStep::Refuse(_) if resolve.past.uncertain => send(resolve, Err(Error::OutcomeUnknown)),
                 ResolveStep::Refuse(refusal) => send(resolve, Err(refusal.into())),
             }
         }
