@@ -1,7 +1,9 @@
-//! One line a request in the log: what was asked on which route, and what it was answered. Nothing of the body but a hash of
+//! One line a request in the log: what was asked on which route, and what it was answered; of what strangers may ask as often as
+//! they like, some a second and the number of the others. Nothing of the body but a hash of
 //! the event's name, and its type where that is one of a known list (W17).
 
 use http::StatusCode;
+use oncegate_runtime::throttle::Throttle;
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -91,17 +93,30 @@ pub(crate) struct Line<'a> {
     pub(crate) span: Span,
     /// Once it is known.
     pub(crate) seen: Option<Seen>,
+    /// Requests whose lines were held back before this one.
+    unreported: Option<u64>,
     written: bool,
 }
 
 impl Line<'_> {
     pub(crate) fn begin() -> Self {
-        Self { started: Instant::now(), route: None, provider: None, span: Span::none(), seen: None, written: false }
+        Self { started: Instant::now(), route: None, provider: None, span: Span::none(), seen: None, unreported: None, written: false }
     }
 
     /// The request was answered.
     pub(crate) fn answered(mut self, status: StatusCode, answer: &'static str) {
         self.write(Some(status), answer);
+    }
+
+    /// The request was answered as anybody's would be: a line where the throttle lets it pass.
+    pub(crate) fn answered_anybody(mut self, strangers: &Throttle, status: StatusCode, answer: &'static str) {
+        match strangers.pass() {
+            Some(unreported) => {
+                self.unreported = (unreported > 0).then_some(unreported);
+                self.answered(status, answer);
+            }
+            None => self.withheld(status, answer),
+        }
     }
 
     /// The request was answered, and nobody is to read of it: a stranger must not be able to fill the log (W14).
@@ -121,6 +136,7 @@ impl Line<'_> {
             event_type = self.seen.as_ref().map(|seen| seen.event_type),
             status = status.map(|status| status.as_u16()),
             answer,
+            unreported = self.unreported,
             duration_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             "request"
         );

@@ -145,6 +145,33 @@ impl Answer {
         }
     }
 
+    /// Whether it takes no signature to get this answer, nor one failed to be counted (W14).
+    pub(crate) fn is_anybodys(&self) -> bool {
+        match self {
+            Self::MalformedRequest
+            | Self::TooSlow
+            | Self::TooLarge
+            | Self::Encoded
+            | Self::NotFound
+            | Self::MethodNotAllowed(_) => true,
+            Self::Processed
+            | Self::AlreadyProcessed
+            | Self::Failed(_)
+            | Self::InProgress(..)
+            | Self::Unsettled(_)
+            | Self::Continues
+            | Self::Paused(_)
+            | Self::Held(_)
+            | Self::Conflict
+            | Self::Unauthorized
+            | Self::TooManyFailures(_)
+            | Self::MalformedBody
+            | Self::Overloaded
+            | Self::Unavailable(_)
+            | Self::Defect => false,
+        }
+    }
+
     fn body(&self) -> Bytes {
         // Written out, so that the common answers allocate nothing.
         match self.status_and_word().1 {

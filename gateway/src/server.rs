@@ -10,6 +10,7 @@ use oncegate_runtime::{
     server::{self, AmbiguousFraming, Http1, Options, Peer, Protocol, Shares},
     shutdown::CancellationToken,
     telemetry,
+    throttle::Throttle,
     tls::{ServerTls, TlsError, Trust},
 };
 use tokio::{net::TcpListener, time::Instant};
@@ -32,6 +33,9 @@ use crate::{
 
 /// The page with status and statistics (G1).
 pub(crate) const HEALTH_PATH: &str = "/webhooks/payments/health";
+
+/// Lines a second in the log for what anybody can ask without a signature (W14).
+const STRANGERS_LINES: u32 = 20;
 
 /// A gateway whose socket is bound.
 pub struct Gateway {
@@ -108,6 +112,7 @@ impl Gateway {
             ingest: Ingest::new(settings.body, settings.failures, metrics.clone()),
             courier: Arc::new(Courier::new(&settings, sidecar, upstream, metrics.clone())),
             answer_timeout: settings.answer_timeout,
+            strangers: Throttle::per_second(STRANGERS_LINES),
             metrics,
             routes: settings.routes.into_iter().map(Arc::new).collect(),
         };
@@ -247,6 +252,8 @@ struct Front {
     health: Health,
     metrics: Arc<Metrics>,
     answer_timeout: std::time::Duration,
+    /// Lines of requests that anybody can make.
+    strangers: Throttle,
 }
 
 impl Front {
@@ -266,7 +273,8 @@ impl Front {
                 Method::GET | Method::HEAD | Method::POST => {
                     // Boxed, so that webhooks do not move room for it.
                     let page = Box::pin(self.health.page()).await;
-                    line.answered(page.status(), if page.status().is_success() { "ok" } else { "unavailable" });
+                    let word = if page.status().is_success() { "ok" } else { "unavailable" };
+                    line.answered_anybody(&self.strangers, page.status(), word);
                     return Ok(page);
                 }
                 _ => Answer::MethodNotAllowed("GET, HEAD, POST"),
@@ -293,6 +301,7 @@ impl Front {
         self.metrics.answered(place, word, line.started.elapsed());
         match answer {
             Answer::TooManyFailures(_) => line.withheld(status, word.name()),
+            _ if answer.is_anybodys() => line.answered_anybody(&self.strangers, status, word.name()),
             _ => line.answered(status, word.name()),
         }
         Ok(answer.response())

@@ -90,6 +90,27 @@ async fn each_request_at_the_gateway_has_one_line() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn w14_strangers_cannot_fill_the_log_and_the_lines_say_how_many_they_leave_out() -> Result<()> {
+    let mut services = Services::start(&[("GATEWAY_DRAIN", "0s")]).await?;
+    let answered = async || Ok::<_, anyhow::Error>(page(services.gateway_admin).await?);
+    for number in 0..200 {
+        http_client::get(services.address, &format!("/of-a-stranger-{number}")).await?;
+    }
+    let counted = sum(&answered().await?, "oncegate_gateway_answers_total", &[("answer", "not_found")]);
+    assert_eq!(counted, 200.0, "the metrics leave out none");
+    eventually("a line says how many have none", async || {
+        http_client::get(services.address, "/of-a-stranger").await.ok()?;
+        services.gateway.output().contains("\"unreported\":").then_some(())
+    })
+    .await;
+    let ended = services.gateway.stop().await?;
+    let lines = lines(&ended.stderr, GATEWAY);
+    let unreported: u64 = lines.iter().filter_map(|line| line["unreported"].as_u64()).sum();
+    assert!(unreported > 0 && lines.len() < 200, "{unreported} left out, {} lines", lines.len());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_call_at_the_sidecar_has_one_line() -> Result<()> {
     let mut services = Services::start(&[]).await?;
     let channel = Channel::from_shared(format!("http://{}", services.sidecar_address))?.connect().await?;
