@@ -12,7 +12,7 @@ use oncegate_sidecar::{
     event::{Decision, Micros, State},
     ledger::{
         Ledger,
-        filter::{CleanupProgress, CleanupScope, HistoryFilter, StatsFilter},
+        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter, StatsFilter},
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
@@ -43,8 +43,8 @@ async fn grown() -> Grown {
 }
 
 impl Grown {
-    /// Rows of the events' table that were read so far. A session reports what it read when it ends: nobody else is there.
-    async fn read(&self) -> i64 {
+    /// Rows of a table that were read so far. A session reports what it read when it ends: nobody else is there.
+    async fn read(&self, table: &str) -> i64 {
         let mut connection = self.database.connect().await.unwrap();
         oncegate_e2e::eventually("all sessions have ended", async || {
             let others: i64 = sqlx::query_scalar(
@@ -59,8 +59,9 @@ impl Grown {
         .await;
         sqlx::query_scalar(
             "select (coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint from pg_stat_user_tables
-            where relname = 'payment_webhook_events'",
+            where relname = $1",
         )
+        .bind(table)
         .fetch_one(&mut connection)
         .await
         .unwrap()
@@ -68,12 +69,17 @@ impl Grown {
 
     /// How many rows of the events' table a ledger reads for a query.
     async fn reads<T>(&self, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
-        let before = self.read().await;
+        self.reads_of("payment_webhook_events", query).await
+    }
+
+    /// The same, of another table.
+    async fn reads_of<T>(&self, table: &str, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
+        let before = self.read(table).await;
         let ledger = self.ledger().await;
         let answer = query(&ledger).await;
         ledger.close().await;
         drop(ledger);
-        (answer, self.read().await - before)
+        (answer, self.read(table).await - before)
     }
 
     async fn ledger(&self) -> PostgresLedger {
@@ -266,6 +272,57 @@ async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed
         })
         .await;
     assert!(read <= calls * 30, "{read} rows were read for {calls} events");
+}
+
+/// Most delivery ids are another provider's, and kept; and the statistics are of a handful of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_of_one_provider_reads_each_delivery_id_of_the_others_once() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    let filled = "insert into payment_webhook_deliveries (tenant, provider, delivery_id, payload_digest, create_time)
+        select 'default', case when n % 1000 = 0 then 'stripe' else 'paypal' end, md5(n::text), '\\x00',
+            now() - interval '1 day' + n * interval '1 second'
+        from generate_series(1, 30000) n";
+    for sql in [
+        "alter table payment_webhook_deliveries set (autovacuum_enabled = off)",
+        filled,
+        // Over all of its pages, which stay.
+        "delete from payment_webhook_deliveries where delivery_id <> md5('30000')",
+        "vacuum analyze payment_webhook_deliveries",
+        "delete from payment_webhook_deliveries",
+        filled,
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let (steps, read) = grown
+        .reads_of("payment_webhook_deliveries", async |ledger| {
+            let before = ledger.now().await.unwrap();
+            let scope = CleanupScope {
+                tenant: None,
+                provider: Some("stripe".into()),
+                before,
+                states: vec![State::Completed],
+                dry_run: false,
+                batch_size: 1_000,
+            };
+            // Past the events, which are others' business.
+            let cursor = Some(Cursor { create_time: before, row: 0 });
+            let mut progress = CleanupProgress { cursor, ..CleanupProgress::default() };
+            let mut steps = 0;
+            // Counts are folded from the last of them on.
+            while progress.folded_until.is_none() {
+                ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+                steps += 1;
+            }
+            steps
+        })
+        .await;
+    assert_eq!(steps, 31, "30,000 in steps of 1,000, and one that finds no more");
+    assert!(read <= 32_000, "{read} rows were read for 30,000");
+    let left = "select string_agg(provider || ' ' || count, ', ') from (
+        select provider, count(*) from payment_webhook_deliveries group by provider) t";
+    assert_eq!(grown.database.query(left).await.unwrap(), "paypal 29970");
 }
 
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.
