@@ -9,7 +9,7 @@ use oncegate_e2e::{
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::{Decision, Micros, State},
+    event::{Decision, Ending, Mark, Micros, Refusal, State},
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter, StatsFilter},
@@ -21,6 +21,7 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use super::{
     Fixture, claim, completion, extension, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
+    refused,
     stats::{everything, total},
 };
 
@@ -272,6 +273,56 @@ async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed
         })
         .await;
     assert!(read <= calls * 30, "{read} rows were read for {calls} events");
+}
+
+/// Where attempts have no cap an event may have very many of them, and each call on it is in everybody's batch. The statistics are
+/// those of a handful.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_reads_all_attempts_of_an_event() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    for sql in [
+        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
+        // Over all of its pages, which stay.
+        "delete from payment_webhook_attempts where event_row % 20000 <> 0",
+        "vacuum analyze payment_webhook_attempts",
+        "insert into payment_webhook_events (
+            id, fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
+            tenant, provider, event_id, event_type, claim_id, holder
+        )
+        overriding system value
+        values (-1, 20001, now(), now(), now(), now() + interval '1 hour', 20001, 'processing', 'running', 'default',
+            'stripe', 'tried', 'paid', 'claim-20001', 'pod-1')",
+        "insert into payment_webhook_attempts (
+            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
+        )
+        select -1, n, n, 'claim-' || n, 'pod-1', now(), now(), 'failed_retryable' from generate_series(1, 20000) n",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let ((), read) = grown
+        .reads_of("payment_webhook_attempts", async |ledger| {
+            let key = key("tried");
+            let again = ledger.claim(claim(&key, "claim-9999")).await;
+            assert_eq!(refused(again), Refusal::ClaimEnded);
+            let other = ledger.claim(claim(&key, "another")).await.unwrap().decision;
+            assert!(matches!(other, Decision::InProgress { .. }), "{other:?}");
+            for token in [9_999, 30_000] {
+                let late = Mark {
+                    key: key.clone(),
+                    fencing_token: token,
+                    claim_id: None,
+                    ending: Ending::Completed { metadata: None },
+                    result: None,
+                    attempts_max: 0,
+                };
+                let lost = Refusal::LockLost { state: State::Processing, fencing_token: 20_001 };
+                assert_eq!(refused(ledger.mark(late).await), lost, "{token}");
+            }
+        })
+        .await;
+    assert!(read <= 20, "{read} attempts were read for four calls");
 }
 
 /// Most delivery ids are another provider's, and kept; and the statistics are of a handful of them.
