@@ -376,6 +376,61 @@ async fn a_cleanup_of_one_provider_reads_each_delivery_id_of_the_others_once() {
     assert_eq!(grown.database.query(left).await.unwrap(), "paypal 29970");
 }
 
+/// The same statistics, of events and attempts, as the Cleanup before it left them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_reads_each_event_a_few_times_whatever_the_statistics_say() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    for sql in [
+        "alter table payment_webhook_events set (autovacuum_enabled = off)",
+        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
+        // Over all of their pages, which stay.
+        "delete from payment_webhook_events where id % 6000 <> 0",
+        "delete from payment_webhook_attempts where event_row % 6000 <> 0",
+        "vacuum analyze payment_webhook_events, payment_webhook_attempts",
+        "insert into payment_webhook_events (
+            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state, outcome,
+            tenant, provider, event_id, event_type, claim_id, holder
+        )
+        select n, t.at, t.at, t.at, t.at, t.at, 2, 'completed', 'completed', 'default', 'stripe', 'again_' || n, 'paid', 'b',
+            'pod-1'
+        from generate_series(1, 20000) n
+        cross join lateral (select now() - interval '1 hour' + n * interval '1 millisecond' as at) t",
+        "insert into payment_webhook_attempts (
+            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
+        )
+        select id, 1, -fencing_token, 'a', 'pod-1', start_time, start_time, 'failed_retryable'
+        from payment_webhook_events where event_id like 'again%'",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    for (table, dry_run) in
+        [("payment_webhook_events", true), ("payment_webhook_events", false), ("payment_webhook_attempts", false)]
+    {
+        let ((), read) = grown
+            .reads_of(table, async |ledger| {
+                let scope = CleanupScope {
+                    tenant: None,
+                    provider: None,
+                    before: ledger.now().await.unwrap(),
+                    states: vec![State::Completed],
+                    dry_run,
+                    batch_size: 1_000,
+                };
+                let mut progress = CleanupProgress::default();
+                // A part of them, so that some are left for the next.
+                for _ in 0..8 {
+                    ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+                }
+                let matched: i64 = progress.providers.values().map(|of| of.matched).sum();
+                assert!(matched > 7_900, "{table}: {matched}");
+            })
+            .await;
+        assert!(read <= 8_000 * 6, "{read} rows of {table} were read for 8,000 events, dry run: {dry_run}");
+    }
+}
+
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cleanups_at_once_and_cut_off_delete_each_event_once() {
