@@ -177,6 +177,8 @@ pub struct CleanupProgress {
     pub cursor: Option<Cursor>,
     /// Totals so far, by provider.
     pub providers: BTreeMap<String, CleanupTotals>,
+    /// Delivery ids that came until then were looked at.
+    pub deliveries_until: Option<Time>,
     /// Counts of hours before this one have been folded, where the ledger does that.
     pub folded_until: Option<Time>,
     /// Nothing is left to look at.

@@ -1,7 +1,7 @@
 //! Cleanup: bounded steps, only what the scope covers, and the counts kept.
 
 use oncegate_sidecar::{
-    event::{Claim, FailureKind, Key, Refusal, Resolved, State, Time},
+    event::{Claim, Decision, FailureKind, Key, Refusal, Resolved, State, Time},
     ledger::filter::{CleanupProgress, CleanupScope, CleanupTotals},
 };
 
@@ -18,6 +18,7 @@ conformance!(
     each_step_is_bounded,
     a_deleted_event_is_new_again,
     delivery_ids_go_with_age,
+    delivery_ids_outside_the_scope_count_towards_a_step,
     an_empty_ledger_is_done_at_once,
 );
 
@@ -241,6 +242,44 @@ async fn delivery_ids_go_with_age(fixture: &Fixture) {
     mismatch("new").await;
     for number in 0..7 {
         fixture.acquire(with(&format!("again_{number}"), format!("old-{number}"), 2)).await;
+    }
+}
+
+/// A step that had to find so many would read all that another provider keeps.
+async fn delivery_ids_outside_the_scope_count_towards_a_step(fixture: &Fixture) {
+    let with = |number: usize, digest| Claim {
+        delivery_id: Some(format!("delivery-{number}")),
+        payload_digest: Some([digest; 32]),
+        ..claim(
+            &Key {
+                provider: if number % 4 == 0 { "paypal" } else { "stripe" }.into(),
+                ..key(&format!("evt_{number}_{digest}"))
+            },
+            "claim",
+        )
+    };
+    for number in 0..7 {
+        fixture.acquire(with(number, 1)).await;
+    }
+    let base = scope(fixture, &[State::Completed]).await;
+    fixture.passed(Time(base.before.0 + 1)).await;
+    let scope = CleanupScope { provider: Some("paypal".into()), batch_size: 3, ..base };
+    let mut progress = CleanupProgress::default();
+    let mut steps = 0;
+    while !progress.done {
+        let until = progress.deliveries_until;
+        fixture.ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+        assert!(progress.deliveries_until >= until, "it only goes on");
+        steps += 1;
+    }
+    assert_eq!(steps, 5, "three for the events, and as many ids with the last of them and with each that follows");
+    for number in 0..7 {
+        let answer = fixture.ledger.claim(with(number, 2)).await;
+        if number % 4 == 0 {
+            assert!(matches!(answer.unwrap().decision, Decision::Acquired(_)), "{number} was forgotten");
+        } else {
+            assert_eq!(refused(answer), Refusal::DeliveryMismatch, "{number}");
+        }
     }
 }
 

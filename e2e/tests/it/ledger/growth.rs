@@ -9,10 +9,10 @@ use oncegate_e2e::{
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::{Decision, Micros, State},
+    event::{Decision, Ending, Mark, Micros, Refusal, State},
     ledger::{
         Ledger,
-        filter::{CleanupProgress, CleanupScope, HistoryFilter, StatsFilter},
+        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter, StatsFilter},
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
@@ -21,6 +21,7 @@ use sqlx::{AssertSqlSafe, Connection as _};
 use super::{
     Fixture, claim, completion, extension, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
+    refused,
     stats::{everything, total},
 };
 
@@ -43,8 +44,8 @@ async fn grown() -> Grown {
 }
 
 impl Grown {
-    /// Rows of the events' table that were read so far. A session reports what it read when it ends: nobody else is there.
-    async fn read(&self) -> i64 {
+    /// Rows of a table that were read so far. A session reports what it read when it ends: nobody else is there.
+    async fn read(&self, table: &str) -> i64 {
         let mut connection = self.database.connect().await.unwrap();
         oncegate_e2e::eventually("all sessions have ended", async || {
             let others: i64 = sqlx::query_scalar(
@@ -59,8 +60,9 @@ impl Grown {
         .await;
         sqlx::query_scalar(
             "select (coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint from pg_stat_user_tables
-            where relname = 'payment_webhook_events'",
+            where relname = $1",
         )
+        .bind(table)
         .fetch_one(&mut connection)
         .await
         .unwrap()
@@ -68,12 +70,17 @@ impl Grown {
 
     /// How many rows of the events' table a ledger reads for a query.
     async fn reads<T>(&self, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
-        let before = self.read().await;
+        self.reads_of("payment_webhook_events", query).await
+    }
+
+    /// The same, of another table.
+    async fn reads_of<T>(&self, table: &str, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
+        let before = self.read(table).await;
         let ledger = self.ledger().await;
         let answer = query(&ledger).await;
         ledger.close().await;
         drop(ledger);
-        (answer, self.read().await - before)
+        (answer, self.read(table).await - before)
     }
 
     async fn ledger(&self) -> PostgresLedger {
@@ -266,6 +273,162 @@ async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed
         })
         .await;
     assert!(read <= calls * 30, "{read} rows were read for {calls} events");
+}
+
+/// Where attempts have no cap an event may have very many of them, and each call on it is in everybody's batch. The statistics are
+/// those of a handful.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_reads_all_attempts_of_an_event() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    for sql in [
+        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
+        // Over all of its pages, which stay.
+        "delete from payment_webhook_attempts where event_row % 20000 <> 0",
+        "vacuum analyze payment_webhook_attempts",
+        "insert into payment_webhook_events (
+            id, fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
+            tenant, provider, event_id, event_type, claim_id, holder
+        )
+        overriding system value
+        values (-1, 20001, now(), now(), now(), now() + interval '1 hour', 20001, 'processing', 'running', 'default',
+            'stripe', 'tried', 'paid', 'claim-20001', 'pod-1')",
+        "insert into payment_webhook_attempts (
+            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
+        )
+        select -1, n, n, 'claim-' || n, 'pod-1', now(), now(), 'failed_retryable' from generate_series(1, 20000) n",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let ((), read) = grown
+        .reads_of("payment_webhook_attempts", async |ledger| {
+            let key = key("tried");
+            let again = ledger.claim(claim(&key, "claim-9999")).await;
+            assert_eq!(refused(again), Refusal::ClaimEnded);
+            let other = ledger.claim(claim(&key, "another")).await.unwrap().decision;
+            assert!(matches!(other, Decision::InProgress { .. }), "{other:?}");
+            for token in [9_999, 30_000] {
+                let late = Mark {
+                    key: key.clone(),
+                    fencing_token: token,
+                    claim_id: None,
+                    ending: Ending::Completed { metadata: None },
+                    result: None,
+                    attempts_max: 0,
+                };
+                let lost = Refusal::LockLost { state: State::Processing, fencing_token: 20_001 };
+                assert_eq!(refused(ledger.mark(late).await), lost, "{token}");
+            }
+        })
+        .await;
+    assert!(read <= 20, "{read} attempts were read for four calls");
+}
+
+/// Most delivery ids are another provider's, and kept; and the statistics are of a handful of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_of_one_provider_reads_each_delivery_id_of_the_others_once() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    let filled = "insert into payment_webhook_deliveries (tenant, provider, delivery_id, payload_digest, create_time)
+        select 'default', case when n % 1000 = 0 then 'stripe' else 'paypal' end, md5(n::text), '\\x00',
+            now() - interval '1 day' + n * interval '1 second'
+        from generate_series(1, 30000) n";
+    for sql in [
+        "alter table payment_webhook_deliveries set (autovacuum_enabled = off)",
+        filled,
+        // Over all of its pages, which stay.
+        "delete from payment_webhook_deliveries where delivery_id <> md5('30000')",
+        "vacuum analyze payment_webhook_deliveries",
+        "delete from payment_webhook_deliveries",
+        filled,
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    let (steps, read) = grown
+        .reads_of("payment_webhook_deliveries", async |ledger| {
+            let before = ledger.now().await.unwrap();
+            let scope = CleanupScope {
+                tenant: None,
+                provider: Some("stripe".into()),
+                before,
+                states: vec![State::Completed],
+                dry_run: false,
+                batch_size: 1_000,
+            };
+            // Past the events, which are others' business.
+            let cursor = Some(Cursor { create_time: before, row: 0 });
+            let mut progress = CleanupProgress { cursor, ..CleanupProgress::default() };
+            let mut steps = 0;
+            // Counts are folded from the last of them on.
+            while progress.folded_until.is_none() {
+                ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+                steps += 1;
+            }
+            steps
+        })
+        .await;
+    assert_eq!(steps, 31, "30,000 in steps of 1,000, and one that finds no more");
+    assert!(read <= 32_000, "{read} rows were read for 30,000");
+    let left = "select string_agg(provider || ' ' || count, ', ') from (
+        select provider, count(*) from payment_webhook_deliveries group by provider) t";
+    assert_eq!(grown.database.query(left).await.unwrap(), "paypal 29970");
+}
+
+/// The same statistics, of events and attempts, as the Cleanup before it left them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_reads_each_event_a_few_times_whatever_the_statistics_say() {
+    let grown = grown().await;
+    let mut connection = grown.database.connect().await.unwrap();
+    for sql in [
+        "alter table payment_webhook_events set (autovacuum_enabled = off)",
+        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
+        // Over all of their pages, which stay.
+        "delete from payment_webhook_events where id % 6000 <> 0",
+        "delete from payment_webhook_attempts where event_row % 6000 <> 0",
+        "vacuum analyze payment_webhook_events, payment_webhook_attempts",
+        "insert into payment_webhook_events (
+            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state, outcome,
+            tenant, provider, event_id, event_type, claim_id, holder
+        )
+        select n, t.at, t.at, t.at, t.at, t.at, 2, 'completed', 'completed', 'default', 'stripe', 'again_' || n, 'paid', 'b',
+            'pod-1'
+        from generate_series(1, 20000) n
+        cross join lateral (select now() - interval '1 hour' + n * interval '1 millisecond' as at) t",
+        "insert into payment_webhook_attempts (
+            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
+        )
+        select id, 1, -fencing_token, 'a', 'pod-1', start_time, start_time, 'failed_retryable'
+        from payment_webhook_events where event_id like 'again%'",
+    ] {
+        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    for (table, dry_run) in
+        [("payment_webhook_events", true), ("payment_webhook_events", false), ("payment_webhook_attempts", false)]
+    {
+        let ((), read) = grown
+            .reads_of(table, async |ledger| {
+                let scope = CleanupScope {
+                    tenant: None,
+                    provider: None,
+                    before: ledger.now().await.unwrap(),
+                    states: vec![State::Completed],
+                    dry_run,
+                    batch_size: 1_000,
+                };
+                let mut progress = CleanupProgress::default();
+                // A part of them, so that some are left for the next.
+                for _ in 0..8 {
+                    ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+                }
+                let matched: i64 = progress.providers.values().map(|of| of.matched).sum();
+                assert!(matched > 7_900, "{table}: {matched}");
+            })
+            .await;
+        assert!(read <= 8_000 * 6, "{read} rows of {table} were read for 8,000 events, dry run: {dry_run}");
+    }
 }
 
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.

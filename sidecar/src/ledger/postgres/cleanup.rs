@@ -61,7 +61,7 @@ impl Reader {
         // Past the last event come the delivery ids, and then the counts, as many a step: each step has its report, and its
         // pause.
         let past_events = looked_at < i64::from(limit);
-        progress.done = past_events && (scope.dry_run || !self.forget_deliveries(scope, limit).await?);
+        progress.done = past_events && (scope.dry_run || !self.forget_deliveries(scope, progress, limit).await?);
         if progress.done && !scope.dry_run {
             let (from, before) = (progress.folded_until.unwrap_or(EARLIEST), scope.before.hour());
             let until = self.fold_hours(from, before, limit).await?;
@@ -107,24 +107,31 @@ impl Reader {
         .await
     }
 
-    /// Removes some of the delivery ids that are older than what the scope deletes; whether there may be more.
-    async fn forget_deliveries(&self, scope: &CleanupScope, limit: i32) -> Result<bool, Error> {
+    /// Removes those of the next delivery ids that the scope covers; whether there may be more of them.
+    async fn forget_deliveries(
+        &self,
+        scope: &CleanupScope,
+        progress: &mut CleanupProgress,
+        limit: i32,
+    ) -> Result<bool, Error> {
+        let after = progress.deliveries_until.unwrap_or(EARLIEST);
         let (before, tenant, provider) = (scope.before, scope.tenant.clone(), scope.provider.clone());
-        let removed = self
+        let (looked_at, until): (i64, Option<Time>) = self
             .run(move |connection| {
                 Box::pin(async move {
-                    sqlx::query(include_str!("cleanup_deliveries.sql"))
+                    sqlx::query_as(include_str!("cleanup_deliveries.sql"))
+                        .bind(after)
                         .bind(before)
                         .bind(tenant)
                         .bind(provider)
                         .bind(limit)
-                        .execute(&mut *connection)
+                        .fetch_one(&mut *connection)
                         .await
                 })
             })
-            .await?
-            .rows_affected();
-        Ok(removed >= u64::from(limit.unsigned_abs()))
+            .await?;
+        progress.deliveries_until = until.or(progress.deliveries_until);
+        Ok(looked_at >= i64::from(limit))
     }
 }
 

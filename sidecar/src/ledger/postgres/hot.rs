@@ -110,6 +110,9 @@ const MARKS: &str = concat!(
     part!("answer_marks_alone"),
 );
 
+// Of both. What is changed is changed when it is answered: in all forms marks before claims, or two sidecars would wait for each
+// other, one with a marked event in hand and the other with a new one.
+
 const CLAIMS_AND_MARKS: &str = concat!(
     "with\n",
     part!("claims"),
@@ -121,11 +124,11 @@ const CLAIMS_AND_MARKS: &str = concat!(
     "union all\n",
     part!("counts_marks"),
     part!("counts_end"),
+    part!("answer_marks"),
+    "union all\n",
     part!("answer_seen"),
     "union all\n",
     part!("answer_fresh"),
-    "union all\n",
-    part!("answer_marks"),
 );
 
 const NEW_AND_MARKS: &str = concat!(
@@ -420,7 +423,16 @@ fn metadata_of(ending: &Ending) -> Option<&str> {
 mod tests {
     use std::time::Duration;
 
-    use super::{Claims, Error, Met, Outlook, Past};
+    use super::{CLAIMS_AND_MARKS, Claims, Error, Met, NEW_AND_MARKS, Outlook, Past};
+
+    #[test]
+    fn every_form_of_both_changes_marked_events_before_it_adds_new_ones() {
+        for form in [CLAIMS_AND_MARKS, NEW_AND_MARKS] {
+            let answers = form.split_once(part!("counts_end")).unwrap().1;
+            let marks = answers.find(part!("answer_marks")).unwrap();
+            assert!(marks < answers.find(part!("answer_fresh")).unwrap(), "{answers}");
+        }
+    }
 
     #[test]
     fn what_may_have_happened_is_never_told_as_nothing() {

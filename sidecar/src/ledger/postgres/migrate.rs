@@ -24,6 +24,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "replays", include_str!("../../../../migrations/postgres/0004_replays.sql")),
     (5, "timing days", include_str!("../../../../migrations/postgres/0005_timing_days.sql")),
     (6, "key order", include_str!("../../../../migrations/postgres/0006_key_order.sql")),
+    (7, "attempts", include_str!("../../../../migrations/postgres/0007_attempts.sql")),
 ];
 
 /// Why a schema does not fit.

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use sqlx::{
-    Executor as _, PgConnection, PgPool, Row as _,
+    Executor as _, PgConnection, PgPool, Postgres, Row as _,
+    pool::PoolConnection,
     postgres::{PgBindIterExt as _, PgConnectOptions, PgPoolOptions},
 };
 
@@ -24,6 +25,8 @@ use crate::{
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Above the server's statement time-out of these sessions: for a server that vanished without a word.
 const READ_TIME_MAX: Duration = Duration::from_secs(6);
+/// How long a connection that is given back may keep its place before it is closed. Less than the next one waits for it.
+const RETURN_TIME_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 pub(super) struct Reader {
@@ -54,8 +57,7 @@ impl Reader {
     }
 
     /// Runs a read in a task of its own, so that a caller who goes away never leaves a connection half used; bounded,
-    /// because sqlx waits for ever on a server that vanished. A connection that has seen trouble is closed, not given back:
-    /// sqlx would ping it, without a time-out, and keep its place in the pool meanwhile.
+    /// because sqlx waits for ever on a server that vanished. A connection that has seen trouble is closed, not given back.
     pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -66,12 +68,17 @@ impl Reader {
             let mut connection = pool.acquire().await.map_err(|error| read_error(&error))?;
             let answer = tokio::time::timeout(READ_TIME_MAX, read(&mut connection)).await;
             let error = match answer {
-                Ok(Ok(value)) => return Ok(value),
+                Ok(Ok(value)) => {
+                    give_back(connection);
+                    return Ok(value);
+                }
                 Ok(Err(error)) => error,
                 Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
             };
             if matches!(failure::classify(&error), Failure::Broken | Failure::Refusing | Failure::Defect) {
                 connection.close_on_drop();
+            } else {
+                give_back(connection);
             }
             Err(read_error(&error))
         });
@@ -133,6 +140,18 @@ impl Reader {
     }
 }
 
+/// Gives a connection back to its pool, as dropping it does, but not for longer than it may take: sqlx pings it first, without a
+/// time-out, and a server that vanishes in that moment would keep its place for as long as TCP still hopes, a quarter of an hour.
+/// What is given up on is dropped, which closes the connection and frees the place. The answer does not wait for it.
+fn give_back(mut connection: PoolConnection<Postgres>) {
+    let returned = connection.return_to_pool();
+    tokio::spawn(async {
+        if tokio::time::timeout(RETURN_TIME_MAX, returned).await.is_err() {
+            tracing::debug!("a connection that was given back did not answer, and is closed");
+        }
+    });
+}
+
 /// What a failed read means to its caller. Nothing was changed by it; a Cleanup step that was cut off may have been
 /// applied, and the next run finds what it left.
 pub(super) fn read_error(error: &sqlx::Error) -> Error {
@@ -144,6 +163,60 @@ pub(super) fn read_error(error: &sqlx::Error) -> Error {
         Failure::BadItem | Failure::Defect => {
             tracing::error!(error = error as &dyn std::error::Error, "a read of the ledger failed");
             Error::Internal("a read of the ledger failed".into())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use sqlx::postgres::PgSslMode;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+
+    /// A server that lets anybody in, says of every query that it is done, and falls silent when it is pinged.
+    async fn answer_queries_alone(mut stream: TcpStream) -> std::io::Result<()> {
+        let length = stream.read_u32().await?;
+        let mut startup = vec![0; usize::try_from(length - 4).unwrap()];
+        stream.read_exact(&mut startup).await?;
+        stream.write_all(&[b"R\0\0\0\x08\0\0\0\0", READY].concat()).await?;
+        loop {
+            let kind = stream.read_u8().await?;
+            let length = stream.read_u32().await?;
+            let mut message = vec![0; usize::try_from(length - 4).unwrap()];
+            stream.read_exact(&mut message).await?;
+            if kind == b'Q' {
+                stream.write_all(&[b"C\0\0\0\x08SET\0", READY].concat()).await?;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_whose_server_vanishes_while_it_is_given_back_keeps_no_one_from_reading() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let options = PgConnectOptions::new_without_pgpass()
+            .host("127.0.0.1")
+            .port(listener.local_addr().unwrap().port())
+            .username("oncegate")
+            .ssl_mode(PgSslMode::Disable);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer_queries_alone(stream));
+            }
+        });
+        let reader = Reader::new(options, 1);
+        for _ in 0..2 {
+            reader
+                .run(|connection| Box::pin(async move { connection.execute("select 1").await.map(drop) }))
+                .await
+                .unwrap();
         }
     }
 }

@@ -1,11 +1,6 @@
--- Removes delivery ids that are older than the events a Cleanup may delete.
+-- Removes the delivery ids of one step that the scope of a Cleanup covers.
 --
--- In:  the moment, tenant and provider (null: all), the most rows. Index: payment_webhook_deliveries_create_time.
+-- In:  where the last step ended, where this one ends (cleanup_deliveries_span.sql), tenant and provider (null: all).
+-- Index: payment_webhook_deliveries_create_time.
 delete from payment_webhook_deliveries
-where (tenant, provider, delivery_id) in (
-    select tenant, provider, delivery_id
-    from payment_webhook_deliveries
-    where create_time < ?1 and (?2 is null or tenant = ?2) and (?3 is null or provider = ?3)
-    order by create_time
-    limit ?4
-)
+where create_time > ?1 and create_time <= ?2 and (?3 is null or tenant = ?3) and (?4 is null or provider = ?4)

@@ -1,10 +1,10 @@
 //! One bounded step of Cleanup.
 
-use rusqlite::{Row, params};
+use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::{Fault, Transaction};
 use crate::{
-    event::{State, Time},
+    event::{Micros, State, Time},
     ledger::{
         filter::{CleanupProgress, CleanupScope, Cursor},
         sqlite::counts::retries,
@@ -73,7 +73,7 @@ impl Transaction<'_> {
             let totals = progress.providers.entry(candidate.provider.clone()).or_default();
             totals.count(candidate.end_time, !scope.dry_run);
         }
-        progress.done = last_span && (scope.dry_run || self.delete_deliveries(scope, limit)? < limit);
+        progress.done = last_span && (scope.dry_run || !self.delete_deliveries(scope, progress, limit)?);
         Ok(())
     }
 
@@ -100,14 +100,28 @@ impl Transaction<'_> {
         Ok(())
     }
 
-    fn delete_deliveries(&mut self, scope: &CleanupScope, limit: usize) -> Result<usize, Fault> {
+    /// Removes those of the next delivery ids that the scope covers; whether there may be more of them.
+    fn delete_deliveries(
+        &mut self,
+        scope: &CleanupScope,
+        progress: &mut CleanupProgress,
+        limit: usize,
+    ) -> Result<bool, Fault> {
         self.writes()?;
-        Ok(self.prepare(include_str!("../cleanup_deliveries.sql"))?.execute(params![
-            scope.before,
+        let after = progress.deliveries_until.unwrap_or(Time(i64::MIN));
+        let last: Option<Time> = self
+            .prepare(include_str!("../cleanup_deliveries_span.sql"))?
+            .query_row(params![after, scope.before, sql_limit(limit)], |row| row.get(0))
+            .optional()?;
+        let until = last.unwrap_or_else(|| scope.before.minus(Micros(1)));
+        self.prepare(include_str!("../cleanup_deliveries.sql"))?.execute(params![
+            after,
+            until,
             scope.tenant,
-            scope.provider,
-            sql_limit(limit)
-        ])?)
+            scope.provider
+        ])?;
+        progress.deliveries_until = Some(until);
+        Ok(last.is_some())
     }
 }
 
