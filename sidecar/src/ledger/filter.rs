@@ -71,6 +71,16 @@ pub struct StatsFilter {
     pub end_time: Option<Time>,
     /// A multiple of an hour.
     pub bucket: Option<Micros>,
+    /// The most buckets that whoever asks can tell of. A report of more ends with what is counted: it has no times, and nothing
+    /// is stuck.
+    pub buckets_max: i64,
+    /// Whether times are wanted: to read them takes longer than all else.
+    pub timings: bool,
+}
+
+/// How many buckets there are from `start` on, before `end`.
+pub(crate) fn buckets_between(start: Time, end: Time, bucket: Micros) -> i64 {
+    (end.since(start).0 + bucket.0 - 1) / bucket.0.max(1)
 }
 
 impl StatsFilter {
@@ -85,6 +95,17 @@ impl StatsFilter {
         match self.bucket {
             Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
             Some(_) | None => start,
+        }
+    }
+
+    /// Whether what was counted has more buckets than are wanted. Known before any time is read, of which there are so many for
+    /// each bucket and provider.
+    pub(super) fn is_exceeded_by(&self, counts: &BTreeMap<(Time, String), Counts>) -> bool {
+        match (self.bucket, counts.keys().next(), counts.keys().next_back()) {
+            (Some(bucket), Some((first, _)), Some((last, _))) => {
+                buckets_between(*first, last.plus(bucket), bucket) > self.buckets_max
+            }
+            _ => false,
         }
     }
 
@@ -147,7 +168,7 @@ impl Counts {
 pub struct StatsReport {
     /// By the start of the bucket (without buckets, all stand under one key that means nothing) and provider.
     pub counts: BTreeMap<(Time, String), Counts>,
-    /// Times from lock to completion, by the same keys. Postgres has them within a second, and a crash loses that second's.
+    /// Times from lock to completion, by the same keys, where they are wanted. Postgres has them within a second, and a crash loses that second's.
     pub timings: BTreeMap<(Time, String), Timings>,
     /// The database's time.
     pub as_of: Time,
@@ -217,6 +238,26 @@ mod tests {
             start_time: start.map(hours).map(Time),
             end_time: end.map(hours).map(Time),
             bucket: bucket.map(hours).map(Micros),
+            buckets_max: 1_000,
+            timings: true,
+        }
+    }
+
+    #[test]
+    fn buckets_are_counted_from_the_first_to_the_last_that_have_something() {
+        let counts = |hours: &[i64]| {
+            hours.iter().map(|hour| ((Time(hour * HOUR), "stripe".to_owned()), Counts::default())).collect()
+        };
+        for (bucket, hours, exceeded) in [
+            (Some(1), &[][..], false),
+            (Some(1), &[9_000], false),
+            (Some(1), &[5, 1_004], false),
+            (Some(1), &[5, 1_005], true),
+            (Some(24), &[0, 23_976], false),
+            (Some(24), &[0, 24_000], true),
+            (None, &[0, 24_000], false),
+        ] {
+            assert_eq!(filter(None, None, bucket).is_exceeded_by(&counts(hours)), exceeded, "{bucket:?} {hours:?}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::TryStreamExt as _;
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgBindIterExt as _};
 
 use super::read::Reader;
@@ -76,7 +77,8 @@ async fn snapshot(
     // The hours that have something processing, and how much: only there can anything be stuck.
     let mut processing: BTreeMap<Time, i64> = BTreeMap::new();
     let counted = sqlx::query(include_str!("stats.sql")).bind(&filter.tenant).bind(&filter.provider);
-    for row in counted.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+    let mut rows = counted.bind(start).bind(end).fetch(&mut *snapshot);
+    while let Some(row) = rows.try_next().await? {
         let hour: Time = row.try_get("hour")?;
         let provider: String = row.try_get("provider")?;
         let mut found =
@@ -89,17 +91,13 @@ async fn snapshot(
         }
         counts.entry((filter.bucket_of(hour), provider)).or_default().add(&found);
     }
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
-    let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
-    let (first_day, last_day) = filter.whole_days();
-    for row in timed.bind(start).bind(first_day).bind(last_day).bind(end).fetch_all(&mut *snapshot).await? {
-        let of = timings.entry((filter.bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
-        let buckets: Vec<i16> = row.try_get("buckets")?;
-        let counts: Vec<i64> = row.try_get("counts")?;
-        for (bucket, count) in buckets.into_iter().zip(counts) {
-            of.add(bucket, count);
-        }
+    drop(rows);
+    counts.retain(|_, found| *found != Counts::default());
+    if filter.is_exceeded_by(&counts) {
+        snapshot.commit().await?;
+        return Ok((StatsReport { counts, timings: BTreeMap::new(), as_of }, Vec::new()));
     }
+    let timings = if filter.timings { timings(&mut snapshot, filter).await? } else { BTreeMap::new() };
     let mut missing = Vec::new();
     if !processing.is_empty() {
         let mut stuck: Vec<(Time, String, i64)> = Vec::new();
@@ -127,8 +125,29 @@ async fn snapshot(
         for (hour, provider, count) in stuck {
             counts.entry((filter.bucket_of(hour), provider)).or_default().stuck += count;
         }
+        counts.retain(|_, found| *found != Counts::default());
     }
     snapshot.commit().await?;
-    counts.retain(|_, found| *found != Counts::default());
     Ok((StatsReport { counts, timings, as_of }, missing))
+}
+
+/// Read row by row: there are some for each hour or day, tenant and writer's slot.
+async fn timings(
+    snapshot: &mut PgConnection,
+    filter: &StatsFilter,
+) -> Result<BTreeMap<(Time, String), Timings>, sqlx::Error> {
+    let (start, end) = filter.bounds();
+    let (first_day, last_day) = filter.whole_days();
+    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+    let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
+    let mut rows = timed.bind(start).bind(first_day).bind(last_day).bind(end).fetch(snapshot);
+    while let Some(row) = rows.try_next().await? {
+        let of = timings.entry((filter.bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
+        let buckets: Vec<i16> = row.try_get("buckets")?;
+        let counts: Vec<i64> = row.try_get("counts")?;
+        for (bucket, count) in buckets.into_iter().zip(counts) {
+            of.add(bucket, count);
+        }
+    }
+    Ok(timings)
 }

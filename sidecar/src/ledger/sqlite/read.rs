@@ -245,23 +245,31 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         }
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
     }
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
-    let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
-    let (first_day, last_day) = filter.whole_days();
-    let mut rows =
-        statement.query(params![filter.tenant, filter.provider, start_time, first_day, last_day, end_time])?;
-    while let Some(row) = rows.next()? {
-        timings.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
-    }
     // After the first query, which took the snapshot: nothing in it is later than this.
     let now = clock.now();
+    counts.retain(|_, found| *found != Counts::default());
+    if filter.is_exceeded_by(&counts) {
+        return Ok(StatsReport { counts, timings: BTreeMap::new(), as_of: now });
+    }
+    let timings = if filter.timings { timings(conn, filter)? } else { BTreeMap::new() };
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
     while let Some(row) = rows.next()? {
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
     }
-    counts.retain(|_, found| *found != Counts::default());
     Ok(StatsReport { counts, timings, as_of: now })
+}
+
+fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<BTreeMap<(Time, String), Timings>> {
+    let (start, end) = filter.bounds();
+    let (first_day, last_day) = filter.whole_days();
+    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+    let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
+    let mut rows = statement.query(params![filter.tenant, filter.provider, start, first_day, last_day, end])?;
+    while let Some(row) = rows.next()? {
+        timings.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+    }
+    Ok(timings)
 }
 
 /// Whether the database can be read at all.
