@@ -1,6 +1,6 @@
 //! From the domain to the API's messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use oncegate_api::v1;
@@ -19,10 +19,6 @@ use crate::{
         timings::Timings,
     },
 };
-
-/// The most that the results of one event's attempts carry: gRPC clients take messages of 4 MiB unless told otherwise, and
-/// [`EventHistory::ATTEMPTS_MAX`] attempts have 2 KiB of error each, resolutions less.
-const BODIES_BYTES_MAX: usize = 2 << 20;
 
 pub(super) fn timestamp(time: Time) -> Timestamp {
     Timestamp {
@@ -115,7 +111,7 @@ fn digest(digest: Option<Digest>) -> Bytes {
     digest.map(|digest| Bytes::copy_from_slice(&digest)).unwrap_or_default()
 }
 
-fn attempt(attempt: Attempt) -> v1::Attempt {
+fn attempt(attempt: Attempt, body_omitted: bool) -> v1::Attempt {
     v1::Attempt {
         attempt: attempt.attempt,
         fencing_token: attempt.fencing_token,
@@ -127,7 +123,7 @@ fn attempt(attempt: Attempt) -> v1::Attempt {
         claim_id: attempt.claim_id,
         payload_digest: digest(attempt.payload_digest),
         result: attempt.result.map(result),
-        body_omitted: false,
+        body_omitted,
     }
 }
 
@@ -145,9 +141,14 @@ pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
     let mismatch_count = history.event.mismatch_count;
     let last_mismatch_time = history.event.last_mismatch_time.map(timestamp);
     let attempts_omitted = history.attempts.first().map_or(0, |first| first.attempt - 1);
+    let without_body = history.bodies_omitted;
+    let attempts = history.attempts.into_iter().map(|of| {
+        let body_omitted = without_body.contains(&of.attempt);
+        attempt(of, body_omitted)
+    });
     v1::EventHistory {
         event: Some(event(history.event).0),
-        attempts: fitting(history.attempts.into_iter().map(attempt).collect()),
+        attempts: attempts.collect(),
         mismatch_count,
         last_mismatch_time,
         resolutions: history.resolutions.into_iter().map(resolution).collect(),
@@ -155,23 +156,14 @@ pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
     }
 }
 
-/// Attempts without the bodies of the earlier ones' results, where all of them would not fit into a message.
-fn fitting(mut attempts: Vec<v1::Attempt>) -> Vec<v1::Attempt> {
-    let mut bytes: usize = 0;
-    for attempt in attempts.iter_mut().rev() {
-        let Some(result) = attempt.result.as_mut().filter(|result| !result.body.is_empty()) else { continue };
-        bytes += result.body.len();
-        if bytes > BODIES_BYTES_MAX {
-            result.body.clear();
-            attempt.body_omitted = true;
-        }
-    }
-    attempts
-}
-
 /// An event of a listing, without its attempts.
 pub(super) fn listed(of: Event) -> v1::EventHistory {
-    event_history(EventHistory { event: of, attempts: Vec::new(), resolutions: Vec::new() })
+    event_history(EventHistory {
+        event: of,
+        attempts: Vec::new(),
+        bodies_omitted: BTreeSet::new(),
+        resolutions: Vec::new(),
+    })
 }
 
 /// A duplicate's answer from the cache: what the contract says is set, and no more.

@@ -58,6 +58,57 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
+impl Page {
+    /// The most bytes that a page carries: clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
+    pub const BYTES_MAX: usize = 3 << 20;
+}
+
+/// A page while its events are read, newest first.
+#[derive(Debug)]
+pub(super) struct Filling {
+    page_size: usize,
+    events: Vec<Event>,
+    /// Of what in them has no size of its own.
+    bytes: usize,
+}
+
+impl Filling {
+    pub(super) fn new(page_size: usize) -> Filling {
+        Filling { page_size: page_size.max(1), events: Vec::new(), bytes: 0 }
+    }
+
+    /// How many more events are worth reading: one more than the page has tells that there is a next one.
+    pub(super) fn wanted(&self) -> i64 {
+        i64::try_from(self.page_size.saturating_add(1) - self.events.len()).unwrap_or(i64::MAX)
+    }
+
+    /// Takes the next event; false: the page was full, and the next one begins with it. It is full as well once it holds
+    /// [`Page::BYTES_MAX`]: 500 results of 64 KiB would be read for a message that takes a tenth of them.
+    pub(super) fn push(&mut self, event: Event) -> bool {
+        if self.events.len() >= self.page_size || self.bytes >= Page::BYTES_MAX {
+            return false;
+        }
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.bytes += event.result.as_ref().map_or(0, |result| result.body.len())
+            + text(&event.metadata)
+            + text(&event.completion_metadata)
+            + text(&event.last_error);
+        self.events.push(event);
+        true
+    }
+
+    /// The page, when an event did not go onto it.
+    pub(super) fn full(self) -> Page {
+        let next = self.events.last().map(Cursor::of);
+        self.ending_at(next)
+    }
+
+    /// The page, behind which the next one begins somewhere else, if there is one.
+    pub(super) fn ending_at(self, next: Option<Cursor>) -> Page {
+        Page { events: self.events, next }
+    }
+}
+
 /// Which events are counted.
 #[derive(Clone, Debug)]
 pub struct StatsFilter {
@@ -227,6 +278,7 @@ impl CleanupTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{StoredResult, fixture::claim};
 
     const HOUR: i64 = 3_600_000_000;
 
@@ -258,6 +310,24 @@ mod tests {
             (None, &[0, 24_000], false),
         ] {
             assert_eq!(filter(None, None, bucket).is_exceeded_by(&counts(hours)), exceeded, "{bucket:?} {hours:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_full_when_it_has_all_events_or_all_bytes_that_it_may() {
+        let event = |row: i64, bytes: usize| {
+            let result = StoredResult { code: 200, body: vec![7; bytes].into(), content_type: String::new() };
+            let result = (bytes > 0).then_some(result);
+            Event { result, ..Event::inserted(&claim(&format!("evt_{row}"), "claim"), row, row, Time(row)) }
+        };
+        for (page_size, bytes, fit) in
+            [(3, 0, 3), (3, 64 << 10, 3), (0, 0, 1), (500, 64 << 10, 48), (500, (64 << 10) - 1, 49), (500, 4 << 20, 1)]
+        {
+            let mut filling = Filling::new(page_size);
+            let pushed = (0..500).take_while(|row| filling.push(event(1_000 - row, bytes))).count();
+            let page = filling.full();
+            assert_eq!((pushed, page.events.len()), (fit, fit), "{page_size} of {bytes}");
+            assert_eq!(page.next, page.events.last().map(Cursor::of));
         }
     }
 
