@@ -16,7 +16,7 @@ use crate::{
     ledger::{
         EventHistory,
         filter::{Counts, StatsReport},
-        timings::Timings,
+        timings::{Percentiles, Timings},
     },
 };
 
@@ -208,8 +208,7 @@ pub(super) fn claimed(claimed: Claimed) -> v1::CheckAndLockResponse {
     response
 }
 
-fn counts(counts: &Counts, timings: Option<&Timings>) -> v1::Counts {
-    let within = |share| timings.and_then(|timings| timings.percentile(share)).map(duration);
+fn counts(counts: &Counts, times: Option<Percentiles>) -> v1::Counts {
     v1::Counts {
         total: counts.total(),
         states: State::ALL
@@ -220,44 +219,42 @@ fn counts(counts: &Counts, timings: Option<&Timings>) -> v1::Counts {
         duplicates: counts.duplicates,
         retries: counts.retries,
         stuck: counts.stuck,
-        processing_p50: within(0.5),
-        processing_p95: within(0.95),
-        processing_p99: within(0.99),
+        processing_p50: times.map(|times| duration(times.p50)),
+        processing_p95: times.map(|times| duration(times.p95)),
+        processing_p99: times.map(|times| duration(times.p99)),
     }
 }
 
 /// The report, with buckets where they were asked for.
 pub(super) fn stats(report: StatsReport, bucketed: bool) -> v1::StatsResponse {
     let (mut total, mut all_timings) = (Counts::default(), Timings::default());
-    let mut providers: BTreeMap<String, (Counts, Timings)> = BTreeMap::new();
+    let mut providers: BTreeMap<String, Counts> = BTreeMap::new();
     let mut buckets: Vec<v1::Bucket> = Vec::new();
     for (place, found) in report.counts {
-        let timings = report.timings.get(&place);
+        let times = report.percentiles.get(&place).copied();
         let (start, provider) = place;
         total.add(&found);
         if bucketed {
             let start_time = Some(timestamp(start));
-            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found, timings)) };
+            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found, times)) };
             // In the order of their start.
             match buckets.last_mut().filter(|last| last.start_time == start_time) {
                 Some(last) => last.providers.push(of_provider),
                 None => buckets.push(v1::Bucket { start_time, providers: vec![of_provider] }),
             }
         }
-        let of_provider = providers.entry(provider).or_default();
-        of_provider.0.add(&found);
-        if let Some(timings) = timings {
-            of_provider.1.merge(timings);
-            all_timings.merge(timings);
-        }
+        providers.entry(provider).or_default().add(&found);
+    }
+    for timings in providers.keys().filter_map(|provider| report.timings.get(provider)) {
+        all_timings.merge(timings);
     }
     v1::StatsResponse {
-        total: Some(counts(&total, Some(&all_timings))),
+        total: Some(counts(&total, all_timings.percentiles())),
         providers: providers
             .into_iter()
-            .map(|(provider, (found, timings))| v1::ProviderCounts {
-                provider,
-                counts: Some(counts(&found, Some(&timings))),
+            .map(|(provider, found)| {
+                let times = report.timings.get(&provider).and_then(Timings::percentiles);
+                v1::ProviderCounts { provider, counts: Some(counts(&found, times)) }
             })
             .collect(),
         buckets,

@@ -5,7 +5,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
-use super::timings::Timings;
+use super::timings::{Percentiles, Timings};
 use crate::event::{Event, Micros, State, Time};
 
 /// Bounds for filters that have none: before and after everything. The years 1970 and 9999.
@@ -219,10 +219,20 @@ impl Counts {
 pub struct StatsReport {
     /// By the start of the bucket (without buckets, all stand under one key that means nothing) and provider.
     pub counts: BTreeMap<(Time, String), Counts>,
-    /// Times from lock to completion, by the same keys, where they are wanted. Postgres has them within a second, and a crash loses that second's.
-    pub timings: BTreeMap<(Time, String), Timings>,
+    /// Of times from lock to completion, by the same keys, where they are wanted. Postgres has them within a second, and a crash
+    /// loses that second's.
+    pub percentiles: BTreeMap<(Time, String), Percentiles>,
+    /// The times of all buckets, by provider.
+    pub timings: BTreeMap<String, Timings>,
     /// The database's time.
     pub as_of: Time,
+}
+
+impl StatsReport {
+    /// One that ends with what is counted.
+    pub(super) fn of(counts: BTreeMap<(Time, String), Counts>, as_of: Time) -> StatsReport {
+        StatsReport { counts, percentiles: BTreeMap::new(), timings: BTreeMap::new(), as_of }
+    }
 }
 
 /// What Cleanup deletes.

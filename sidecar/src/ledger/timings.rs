@@ -43,8 +43,7 @@ fn middle(bucket: i16) -> Micros {
     Micros(first.midpoint(first + (1 << following) - 1))
 }
 
-/// A histogram of processing times. Only buckets that have something take memory: a report may hold thousands of histograms, each
-/// of a few dozen of the 1,152 buckets.
+/// A histogram of processing times. Only buckets that have something take memory: most have a few dozen of the 1,152.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timings(BTreeMap<i16, u64>);
 
@@ -82,6 +81,11 @@ impl Timings {
         self.0.iter().map(|(bucket, count)| (*bucket, i64::try_from(*count).unwrap_or(i64::MAX)))
     }
 
+    /// What is told of them; None without times.
+    pub fn percentiles(&self) -> Option<Percentiles> {
+        Some(Percentiles { p50: self.percentile(0.5)?, p95: self.percentile(0.95)?, p99: self.percentile(0.99)? })
+    }
+
     /// The time that this share (0 to 1) of all stays within; None without times.
     pub fn percentile(&self, share: f64) -> Option<Micros> {
         let count = self.count();
@@ -102,6 +106,58 @@ impl Timings {
             passed >= rank
         });
         bucket.map(|(bucket, _)| middle(*bucket))
+    }
+}
+
+/// What is told of a histogram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Percentiles {
+    /// What half of all times stay within.
+    pub p50: Micros,
+    /// What 95 % do.
+    pub p95: Micros,
+    /// What 99 % do.
+    pub p99: Micros,
+}
+
+/// The times of a report while they are read. Of a bucket that has all its times only the percentiles are kept: a report may have
+/// 1,000 buckets of dozens of providers.
+#[derive(Debug, Default)]
+pub(crate) struct Folding {
+    open: BTreeMap<(Time, String), Timings>,
+    percentiles: BTreeMap<(Time, String), Percentiles>,
+    providers: BTreeMap<String, Timings>,
+}
+
+impl Folding {
+    /// The times of a provider in a bucket, to add to.
+    pub(crate) fn at(&mut self, bucket: Time, provider: String) -> &mut Timings {
+        self.open.entry((bucket, provider)).or_default()
+    }
+
+    /// No more times come of buckets before this one.
+    pub(crate) fn close_before(&mut self, bucket: Time) {
+        while let Some(first) = self.open.first_entry().filter(|first| first.key().0 < bucket) {
+            let (place, timings) = first.remove_entry();
+            self.close(place, &timings);
+        }
+    }
+
+    fn close(&mut self, place: (Time, String), timings: &Timings) {
+        let Some(percentiles) = timings.percentiles() else { return };
+        match self.providers.get_mut(&place.1) {
+            Some(all) => all.merge(timings),
+            None => drop(self.providers.insert(place.1.clone(), timings.clone())),
+        }
+        self.percentiles.insert(place, percentiles);
+    }
+
+    /// The percentiles by bucket and provider, and the times of all buckets by provider.
+    pub(crate) fn end(mut self) -> (BTreeMap<(Time, String), Percentiles>, BTreeMap<String, Timings>) {
+        for (place, timings) in std::mem::take(&mut self.open) {
+            self.close(place, &timings);
+        }
+        (self.percentiles, self.providers)
     }
 }
 
@@ -240,6 +296,32 @@ mod tests {
             assert_eq!(sparse.percentile(share), Some(Micros(exact)), "{share}");
         }
         assert_eq!((sparse.percentile(-0.1), sparse.percentile(1.1), sparse.percentile(f64::NAN)), (None, None, None));
+    }
+
+    #[test]
+    fn a_bucket_that_has_all_its_times_is_kept_as_its_percentiles() {
+        let times = |number: i64| {
+            let mut timings = Timings::default();
+            (1..=number).for_each(|time| timings.record(Micros(time * 1_000)));
+            timings
+        };
+        let mut folding = Folding::default();
+        for hour in 0..100 {
+            for provider in ["paypal", "stripe"] {
+                folding.close_before(Time(hour));
+                folding.at(Time(hour), provider.into()).merge(&times(hour));
+            }
+            assert!(folding.open.len() <= 2, "{folding:?}");
+        }
+        let (percentiles, providers) = folding.end();
+        let mut all = Timings::default();
+        for hour in 0..100 {
+            all.merge(&times(hour));
+            let found = percentiles.get(&(Time(hour), "stripe".into())).copied();
+            assert_eq!(found, times(hour).percentiles(), "{hour}");
+        }
+        assert_eq!(percentiles.len(), 2 * 99, "none of those without times");
+        assert_eq!(providers, [("paypal".to_owned(), all.clone()), ("stripe".to_owned(), all)].into());
     }
 
     /// The numbers of buckets are stored: were they to change, old rows would mean something else.

@@ -90,7 +90,14 @@ async fn assert_times(fixture: &Fixture, times: &[i64; 72]) {
             let of = expected.entry((time(bucket), "stripe".into())).or_default();
             of.add(i16::try_from(hour % 3).unwrap(), *count);
         }
-        assert_eq!(fixture.ledger.stats(filter).await.unwrap().timings, expected, "{first} {end} {bucket:?}");
+        let mut all = Timings::default();
+        expected.values().for_each(|timings| all.merge(timings));
+        let report = fixture.ledger.stats(filter).await.unwrap();
+        let told: BTreeMap<_, _> =
+            expected.into_iter().map(|(place, timings)| (place, timings.percentiles().unwrap())).collect();
+        assert_eq!(report.percentiles, told, "{first} {end} {bucket:?}");
+        let all: BTreeMap<_, _> = (all.count() > 0).then(|| ("stripe".to_owned(), all)).into_iter().collect();
+        assert_eq!(report.timings, all, "{first} {end} {bucket:?}");
     }
     assert_eq!(fixture.check().await.differences, []);
 }
@@ -141,6 +148,7 @@ async fn times_are_read_where_they_are_wanted_and_there_are_not_too_many_buckets
         let report = fixture.ledger.stats(filter).await.unwrap();
         let counts = total(&report);
         let times: u64 = report.timings.values().map(Timings::count).sum();
+        assert_eq!(report.percentiles.len() as u64, times, "a bucket and provider for each");
         (counts.total(), counts.stuck, times)
     };
     let hourly = StatsFilter { bucket: Some(HOUR), ..everything() };

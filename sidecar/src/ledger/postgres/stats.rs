@@ -11,7 +11,7 @@ use crate::{
     ledger::{
         Error,
         filter::{Counts, StatsFilter, StatsReport},
-        timings::Timings,
+        timings::Folding,
     },
 };
 
@@ -95,9 +95,13 @@ async fn snapshot(
     counts.retain(|_, found| *found != Counts::default());
     if filter.is_exceeded_by(&counts) {
         snapshot.commit().await?;
-        return Ok((StatsReport { counts, timings: BTreeMap::new(), as_of }, Vec::new()));
+        return Ok((StatsReport::of(counts, as_of), Vec::new()));
     }
-    let timings = if filter.timings { timings(&mut snapshot, filter).await? } else { BTreeMap::new() };
+    let mut times = Folding::default();
+    if filter.timings {
+        read_timings(&mut snapshot, filter, &mut times).await?;
+    }
+    let (percentiles, timings) = times.end();
     let mut missing = Vec::new();
     if !processing.is_empty() {
         let mut stuck: Vec<(Time, String, i64)> = Vec::new();
@@ -128,26 +132,36 @@ async fn snapshot(
         counts.retain(|_, found| *found != Counts::default());
     }
     snapshot.commit().await?;
-    Ok((StatsReport { counts, timings, as_of }, missing))
+    Ok((StatsReport { counts, percentiles, timings, as_of }, missing))
 }
 
-/// Read row by row: there are some for each hour or day, tenant and writer's slot.
-async fn timings(
+/// In order, so that a bucket is complete when the next one begins: there are rows for each hour or day, tenant and writer's slot.
+async fn read_timings(
     snapshot: &mut PgConnection,
     filter: &StatsFilter,
-) -> Result<BTreeMap<(Time, String), Timings>, sqlx::Error> {
+    times: &mut Folding,
+) -> Result<(), sqlx::Error> {
     let (start, end) = filter.bounds();
     let (first_day, last_day) = filter.whole_days();
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
-    let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
-    let mut rows = timed.bind(start).bind(first_day).bind(last_day).bind(end).fetch(snapshot);
-    while let Some(row) = rows.try_next().await? {
-        let of = timings.entry((filter.bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
-        let buckets: Vec<i16> = row.try_get("buckets")?;
-        let counts: Vec<i64> = row.try_get("counts")?;
-        for (bucket, count) in buckets.into_iter().zip(counts) {
-            of.add(bucket, count);
+    for (sql, from, until) in [
+        (include_str!("stats_timings.sql"), start, first_day),
+        (include_str!("stats_timing_days.sql"), first_day, last_day),
+        (include_str!("stats_timings.sql"), last_day, end),
+    ] {
+        if from >= until {
+            continue;
+        }
+        let timed = sqlx::query(sql).bind(&filter.tenant).bind(&filter.provider).bind(from).bind(until);
+        let mut rows = timed.fetch(&mut *snapshot);
+        while let Some(row) = rows.try_next().await? {
+            let bucket = filter.bucket_of(row.try_get(0)?);
+            times.close_before(bucket);
+            let of = times.at(bucket, row.try_get(1)?);
+            let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
+            for (bucket, count) in buckets.into_iter().zip(counts) {
+                of.add(bucket, count);
+            }
         }
     }
-    Ok(timings)
+    Ok(())
 }

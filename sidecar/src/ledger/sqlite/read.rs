@@ -21,7 +21,7 @@ use crate::{
         Attempts, Error, EventHistory, Replayed,
         filter::{Counts, Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
         spans::{LOOK_MAX, Span, of_hours},
-        timings::Timings,
+        timings::Folding,
     },
 };
 
@@ -244,27 +244,28 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
     let now = clock.now();
     counts.retain(|_, found| *found != Counts::default());
     if filter.is_exceeded_by(&counts) {
-        return Ok(StatsReport { counts, timings: BTreeMap::new(), as_of: now });
+        return Ok(StatsReport::of(counts, now));
     }
-    let timings = if filter.timings { timings(conn, filter)? } else { BTreeMap::new() };
+    let (percentiles, timings) = if filter.timings { timings(conn, filter)?.end() } else { Default::default() };
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
     while let Some(row) = rows.next()? {
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
     }
-    Ok(StatsReport { counts, timings, as_of: now })
+    Ok(StatsReport { counts, percentiles, timings, as_of: now })
 }
 
-fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<BTreeMap<(Time, String), Timings>> {
+/// By tenant first, as they lie in the table: a bucket is complete at the end. To sort them would take memory as well.
+fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<Folding> {
     let (start, end) = filter.bounds();
     let (first_day, last_day) = filter.whole_days();
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
+    let mut times = Folding::default();
     let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start, first_day, last_day, end])?;
     while let Some(row) = rows.next()? {
-        timings.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+        times.at(filter.bucket_of(row.get(0)?), row.get(1)?).add(row.get(2)?, row.get(3)?);
     }
-    Ok(timings)
+    Ok(times)
 }
 
 /// Whether the database can be read at all.
