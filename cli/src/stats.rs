@@ -151,6 +151,7 @@ impl Stats {
                 seconds: bucket.as_secs().try_into().unwrap_or(i64::MAX),
                 nanos: bucket.subsec_nanos().try_into().unwrap_or_default(),
             }),
+            without_percentiles: false,
         };
         Ok(client.stats(request).await.map_err(|status| self.sidecar.failure(&status))?.into_inner())
     }

@@ -213,9 +213,10 @@ impl Sidecar {
         answered(self.timeout, self.calls().mark_failed(request(message, self.timeout))).await.map(drop)
     }
 
-    /// Stats over everything that is kept of a tenant.
+    /// Counts of everything that is kept of a tenant.
     pub(crate) async fn stats(&self, tenant: &str) -> Result<v1::StatsResponse, Failure> {
-        let message = v1::StatsRequest { tenant: tenant.to_owned(), ..v1::StatsRequest::default() };
+        let message =
+            v1::StatsRequest { tenant: tenant.to_owned(), without_percentiles: true, ..v1::StatsRequest::default() };
         answered(self.timeout, self.calls().stats(request(message, self.timeout))).await
     }
 

@@ -11,9 +11,10 @@ pub mod sqlite;
 pub mod tally;
 pub mod timings;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 
 use crate::event::{
@@ -172,8 +173,11 @@ pub struct Replayed {
 pub struct EventHistory {
     /// The event.
     pub event: Event,
-    /// The latest attempts, at most [`Self::ATTEMPTS_MAX`], oldest first.
+    /// The latest attempts, at most [`Self::ATTEMPTS_MAX`], oldest first. Of their results' bodies the latest
+    /// [`Self::BODIES_BYTES_MAX`].
     pub attempts: Vec<Attempt>,
+    /// Those whose result has a body that is left out.
+    pub bodies_omitted: BTreeSet<i32>,
     /// The latest resolutions, at most [`Self::RESOLUTIONS_MAX`], oldest first.
     pub resolutions: Vec<Resolution>,
 }
@@ -186,11 +190,38 @@ impl EventHistory {
     /// 64 KiB each.
     pub const ATTEMPTS_MAX: i32 = 500;
 
-    /// The latest of attempts that come oldest first.
-    fn latest(mut attempts: Vec<Attempt>) -> Vec<Attempt> {
-        let most = usize::try_from(Self::ATTEMPTS_MAX).unwrap_or(usize::MAX);
-        attempts.drain(..attempts.len().saturating_sub(most));
-        attempts
+    /// Bytes of bodies of attempts' results that are held. They go into one message with all errors, of 2 KiB each, and
+    /// resolutions, and clients take 4 MiB unless told otherwise.
+    pub const BODIES_BYTES_MAX: usize = 2 << 20;
+}
+
+/// The attempts of one event while they are read, the latest first.
+#[derive(Debug, Default)]
+struct Attempts {
+    found: Vec<Attempt>,
+    bytes: usize,
+    bodies_omitted: BTreeSet<i32>,
+}
+
+impl Attempts {
+    /// Takes attempts that came before those that it has.
+    fn extend(&mut self, earlier: impl IntoIterator<Item = Attempt>) {
+        let most = usize::try_from(EventHistory::ATTEMPTS_MAX).unwrap_or(usize::MAX);
+        for mut attempt in earlier.into_iter().take(most.saturating_sub(self.found.len())) {
+            if let Some(result) = attempt.result.as_mut().filter(|result| !result.body.is_empty()) {
+                self.bytes += result.body.len();
+                if self.bytes > EventHistory::BODIES_BYTES_MAX {
+                    result.body = Bytes::new();
+                    self.bodies_omitted.insert(attempt.attempt);
+                }
+            }
+            self.found.push(attempt);
+        }
+    }
+
+    fn history(mut self, event: Event, resolutions: Vec<Resolution>) -> EventHistory {
+        self.found.reverse();
+        EventHistory { event, attempts: self.found, bodies_omitted: self.bodies_omitted, resolutions }
     }
 }
 
@@ -212,5 +243,33 @@ impl Delivery {
             delivery_id: claim.delivery_id.clone()?,
             payload_digest: claim.payload_digest?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::{StoredResult, fixture::claim};
+
+    #[test]
+    fn of_the_results_of_many_attempts_the_bodies_of_the_latest_are_held() {
+        let event = Event::inserted(&claim("evt_1", "claim"), 1, 1, Time(1));
+        let of = |number: i32| {
+            let bytes = if number % 100 == 0 { 0 } else { 64 << 10 };
+            let result = StoredResult { code: 502, body: vec![7; bytes].into(), content_type: String::new() };
+            Attempt { attempt: number, result: Some(result), ..event.latest_attempt().unwrap() }
+        };
+        let mut attempts = Attempts::default();
+        // As they are read: the one on the event's row, then those in the archive.
+        attempts.extend(Some(of(603)));
+        attempts.extend((1..603).rev().map(of));
+        let history = attempts.history(event.clone(), Vec::new());
+        let numbers: Vec<i32> = history.attempts.iter().map(|attempt| attempt.attempt).collect();
+        assert_eq!(numbers, (104..=603).collect::<Vec<_>>());
+        let body = |attempt: &Attempt| attempt.result.as_ref().unwrap().body.len();
+        assert_eq!(history.attempts.iter().map(body).sum::<usize>(), EventHistory::BODIES_BYTES_MAX);
+        // What has no body lacks none.
+        let omitted: BTreeSet<i32> = (104..571).filter(|number| number % 100 != 0).collect();
+        assert_eq!(history.bodies_omitted, omitted);
     }
 }

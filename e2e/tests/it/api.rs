@@ -28,8 +28,8 @@ struct Served {
     service: oncegate_sidecar::grpc::Service,
     shutdown: CancellationToken,
     running: AbortOnDropHandle<()>,
-    _ledger: Ledger,
-    _directory: TempDir,
+    ledger: Ledger,
+    directory: TempDir,
 }
 
 impl Served {
@@ -65,7 +65,7 @@ impl Served {
         let running = AbortOnDropHandle::new(tokio::spawn(sidecar.run(shutdown.clone())));
         let channel = Channel::from_shared(format!("http://{address}"))?.connect().await?;
         let client = IdempotencyServiceClient::new(channel.clone());
-        Ok(Served { client, channel, service, shutdown, running, _ledger: ledger, _directory: directory })
+        Ok(Served { client, channel, service, shutdown, running, ledger, directory })
     }
 
     fn client(&self) -> IdempotencyServiceClient<Channel> {
@@ -125,6 +125,8 @@ on_each_ledger!(
     shutdown_ends_open_watches_and_waits_within_its_bound,
     metadata_results_and_digests_come_back_as_they_were_given,
     a_history_fits_into_a_message_whatever_its_results,
+    buckets_of_an_open_range_are_limited,
+    percentiles_are_told_unless_they_are_not_wanted,
 );
 
 async fn the_whole_life_of_an_event(ledger: Ledger) -> Result<()> {
@@ -495,6 +497,62 @@ async fn a_history_fits_into_a_message_whatever_its_results(ledger: Ledger) -> R
         let result = attempt.result.as_ref().context("a result")?;
         let body = if place < 70 - 32 { 0 } else { 64 << 10 };
         assert_eq!((result.code, result.body.len(), attempt.body_omitted), (502, body, body == 0), "{place}");
+    }
+    Ok(())
+}
+
+/// Two completions, each of which took a second, with more than 1,000 hours between them.
+async fn plant_completions_far_apart(served: &Served) -> Result<()> {
+    match &served.ledger {
+        Ledger::Sqlite => rusqlite::Connection::open(served.directory.path().join("oncegate.db"))?.execute_batch(
+            "insert into payment_webhook_counts (tenant, provider, hour, completed)
+            values ('default', 'stripe', 1728000000000000, 1), ('default', 'stripe', 1731603600000000, 1);
+            insert into payment_webhook_timings
+            values ('default', 'stripe', 1728000000000000, 509, 1), ('default', 'stripe', 1731603600000000, 509, 1)",
+        )?,
+        Ledger::Postgres(database) => {
+            let sql = "insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+                values (1, 'default', 'stripe', to_timestamp(1728000000), 1),
+                    (1, 'default', 'stripe', to_timestamp(1731603600), 1);
+                insert into payment_webhook_timings
+                values (1, 'default', 'stripe', to_timestamp(1728000000), '{509}', '{1}'),
+                    (1, 'default', 'stripe', to_timestamp(1731603600), '{509}', '{1}')";
+            sqlx::raw_sql(sql).execute(&mut database.connect().await?).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn buckets_of_an_open_range_are_limited(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    plant_completions_far_apart(&served).await?;
+    let asked = |hours: i64| v1::StatsRequest { bucket_duration: seconds(hours * 3_600), ..Default::default() };
+    let status = served.client().stats(asked(1)).await.expect_err("too many buckets");
+    assert_eq!((status.code(), reason_of(&status).as_str()), (Code::InvalidArgument, reason::INVALID_FIELD));
+    let told = "gives 1002 buckets in the time asked for, and at most 1000 are permitted";
+    assert!(status.message().contains(told), "{status:?}");
+    let stats = served.client().stats(asked(2)).await?.into_inner();
+    assert_eq!(stats.buckets.len(), 2);
+    for bucket in stats.buckets {
+        let counts = bucket.providers[0].counts.as_ref().context("counts")?;
+        assert!(counts.total == 1 && counts.processing_p99.is_some(), "{counts:?}");
+    }
+    Ok(())
+}
+
+async fn percentiles_are_told_unless_they_are_not_wanted(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    plant_completions_far_apart(&served).await?;
+    for without_percentiles in [false, true] {
+        let asked = v1::StatsRequest { without_percentiles, ..Default::default() };
+        let stats = served.client().stats(asked).await?.into_inner();
+        let of_provider = stats.providers.first().and_then(|of| of.counts.clone()).context("a provider")?;
+        for counts in [stats.total.context("a total")?, of_provider] {
+            assert_eq!(counts.total, 2);
+            for told in [counts.processing_p50, counts.processing_p95, counts.processing_p99] {
+                assert_eq!(told.is_none(), without_percentiles, "{told:?}");
+            }
+        }
     }
     Ok(())
 }

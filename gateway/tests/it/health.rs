@@ -21,7 +21,7 @@ fn stats() -> StatsResponse {
 }
 
 fn asked(harness: &Harness) -> usize {
-    harness.sidecar.calls().iter().filter(|call| matches!(call, Call::Stats)).count()
+    harness.sidecar.calls().iter().filter(|call| matches!(call, Call::Stats(_))).count()
 }
 
 #[tokio::test]
@@ -41,6 +41,15 @@ async fn g1_status_timestamp_and_statistics() {
     let refused = harness.send(request("DELETE", PATH, &[], "")).await;
     assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD, POST")));
     assert!(harness.send(request("HEAD", PATH, &[], "")).await.body.is_empty());
+}
+
+#[tokio::test]
+async fn the_page_asks_for_no_percentiles_which_it_does_not_show() {
+    let harness = Harness::start().await;
+    harness.sidecar.stats(Scripted::Answer(stats()));
+    harness.send(request("GET", PATH, &[], "")).await;
+    let calls = harness.sidecar.calls();
+    assert!(calls.iter().any(|call| matches!(call, Call::Stats(asked) if asked.without_percentiles)), "{calls:?}");
 }
 
 #[tokio::test]

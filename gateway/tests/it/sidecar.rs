@@ -24,7 +24,7 @@ pub(crate) enum Call {
     Extend(v1::ExtendLockRequest),
     Completed(v1::MarkCompletedRequest),
     Failed(v1::MarkFailedRequest),
-    Stats,
+    Stats(v1::StatsRequest),
 }
 
 /// What happens to a call.
@@ -233,8 +233,8 @@ impl IdempotencyService for Sidecar {
         Err(Status::unimplemented("the gateway has no use for it"))
     }
 
-    async fn stats(&self, _: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
-        self.play(Call::Stats, &self.shared.stats, v1::StatsResponse::default).await
+    async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status> {
+        self.play(Call::Stats(request.into_inner()), &self.shared.stats, v1::StatsResponse::default).await
     }
 
     type CleanupStream = tonic::codegen::BoxStream<v1::CleanupResponse>;

@@ -27,6 +27,33 @@ pub struct Entry {
     pub(super) result: Option<StoredResult>,
 }
 
+/// What tells the plain duplicates of an event from other claims. Of the payload's digest and the claim id there may be as little as
+/// the one who keeps it compares.
+pub(super) struct Known<'a, P, C> {
+    /// As [`Entry::is_answerable`].
+    pub(super) is_answerable: bool,
+    pub(super) fingerprint: Option<&'a Digest>,
+    pub(super) payload: Option<P>,
+    pub(super) claim: C,
+}
+
+impl<P: PartialEq, C: PartialEq> Known<'_, P, C> {
+    /// Whether a claim, with this of its payload's digest and its id, is a plain duplicate. Whatever the ledger would have to count,
+    /// compare with the archive, or refuse, is not for a cache to answer.
+    pub(super) fn has_duplicate(&self, claim: &Claim, payload: Option<P>, claim_id: C) -> bool {
+        self.is_answerable
+            && !differs(self.fingerprint, claim.fingerprint.as_ref())
+            && !differs(self.payload.as_ref(), payload.as_ref())
+            && claim.delivery_id.is_none()
+            // A late copy of the call that got the lock is told so (S4).
+            && self.claim != claim_id
+    }
+}
+
+fn differs<T: PartialEq>(known: Option<T>, given: Option<T>) -> bool {
+    matches!((known, given), (Some(known), Some(given)) if known != given)
+}
+
 /// What a duplicate is told from the cache: what the contract says is set, and no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
@@ -77,17 +104,15 @@ impl Entry {
         !self.tombstone && self.attempt_count == 1 && !self.claim_id.is_empty()
     }
 
-    /// The answer to a claim that is a plain duplicate. Whatever the ledger would have to count, compare with the archive,
-    /// or refuse, is not for the cache to answer.
+    /// The answer to a claim that is a plain duplicate.
     pub fn answer(&self, claim: &Claim) -> Option<Completion> {
-        let differs = |known: Option<Digest>, given: Option<Digest>| matches!((known, given), (Some(known), Some(given)) if known != given);
-        let plain = self.is_answerable()
-            && !differs(self.fingerprint, claim.fingerprint)
-            && !differs(self.payload_digest, claim.payload_digest)
-            && claim.delivery_id.is_none()
-            // A late copy of the call that got the lock is told so (S4).
-            && self.claim_id != claim.claim_id;
-        plain.then(|| Completion {
+        let known = Known {
+            is_answerable: self.is_answerable(),
+            fingerprint: self.fingerprint.as_ref(),
+            payload: self.payload_digest.as_ref(),
+            claim: self.claim_id.as_str(),
+        };
+        known.has_duplicate(claim, claim.payload_digest.as_ref(), &claim.claim_id).then(|| Completion {
             fencing_token: self.fencing_token,
             attempt_count: self.attempt_count,
             end_time: self.end_time,

@@ -13,7 +13,7 @@ use quick_cache::{
     sync::{self, DefaultLifecycle},
 };
 
-use super::entry::{Completion, Entry};
+use super::entry::{Completion, Entry, Known};
 use crate::event::{Claim, Digest, KeyDigest, StoredResult, Time};
 
 const STRIPES: usize = 64;
@@ -154,17 +154,14 @@ impl Held {
 
     /// As [`Entry::answer`].
     fn answer(&self, claim: &Claim) -> Option<Completion> {
-        let fingerprint = self.rest.as_ref().and_then(|rest| rest.fingerprint);
-        let other_fingerprint =
-            matches!((fingerprint, claim.fingerprint), (Some(known), Some(given)) if known != given);
-        let other_payload = self.stamp.has_payload()
-            && claim.payload_digest.as_ref().is_some_and(|given| beginning(given) != self.payload);
-        let plain = self.stamp.attempts_shown()
-            && !other_fingerprint
-            && !other_payload
-            && claim.delivery_id.is_none()
-            && mark(&claim.claim_id) != self.claim;
-        plain.then(|| Completion {
+        let known = Known {
+            is_answerable: self.stamp.attempts_shown(),
+            fingerprint: self.rest.as_ref().and_then(|rest| rest.fingerprint.as_ref()),
+            payload: self.stamp.has_payload().then_some(self.payload),
+            claim: self.claim,
+        };
+        let payload = claim.payload_digest.as_ref().map(beginning);
+        known.has_duplicate(claim, payload, mark(&claim.claim_id)).then(|| Completion {
             fencing_token: self.fencing_token,
             attempt_count: 1,
             end_time: Time(self.end_time),

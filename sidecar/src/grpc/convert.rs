@@ -1,6 +1,6 @@
 //! From the domain to the API's messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use oncegate_api::v1;
@@ -16,13 +16,9 @@ use crate::{
     ledger::{
         EventHistory,
         filter::{Counts, StatsReport},
-        timings::Timings,
+        timings::{Percentiles, Timings},
     },
 };
-
-/// The most that the results of one event's attempts carry: gRPC clients take messages of 4 MiB unless told otherwise, and
-/// [`EventHistory::ATTEMPTS_MAX`] attempts have 2 KiB of error each, resolutions less.
-const BODIES_BYTES_MAX: usize = 2 << 20;
 
 pub(super) fn timestamp(time: Time) -> Timestamp {
     Timestamp {
@@ -115,7 +111,7 @@ fn digest(digest: Option<Digest>) -> Bytes {
     digest.map(|digest| Bytes::copy_from_slice(&digest)).unwrap_or_default()
 }
 
-fn attempt(attempt: Attempt) -> v1::Attempt {
+fn attempt(attempt: Attempt, body_omitted: bool) -> v1::Attempt {
     v1::Attempt {
         attempt: attempt.attempt,
         fencing_token: attempt.fencing_token,
@@ -127,7 +123,7 @@ fn attempt(attempt: Attempt) -> v1::Attempt {
         claim_id: attempt.claim_id,
         payload_digest: digest(attempt.payload_digest),
         result: attempt.result.map(result),
-        body_omitted: false,
+        body_omitted,
     }
 }
 
@@ -145,9 +141,14 @@ pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
     let mismatch_count = history.event.mismatch_count;
     let last_mismatch_time = history.event.last_mismatch_time.map(timestamp);
     let attempts_omitted = history.attempts.first().map_or(0, |first| first.attempt - 1);
+    let without_body = history.bodies_omitted;
+    let attempts = history.attempts.into_iter().map(|of| {
+        let body_omitted = without_body.contains(&of.attempt);
+        attempt(of, body_omitted)
+    });
     v1::EventHistory {
         event: Some(event(history.event).0),
-        attempts: fitting(history.attempts.into_iter().map(attempt).collect()),
+        attempts: attempts.collect(),
         mismatch_count,
         last_mismatch_time,
         resolutions: history.resolutions.into_iter().map(resolution).collect(),
@@ -155,23 +156,14 @@ pub(super) fn event_history(history: EventHistory) -> v1::EventHistory {
     }
 }
 
-/// Attempts without the bodies of the earlier ones' results, where all of them would not fit into a message.
-fn fitting(mut attempts: Vec<v1::Attempt>) -> Vec<v1::Attempt> {
-    let mut bytes: usize = 0;
-    for attempt in attempts.iter_mut().rev() {
-        let Some(result) = attempt.result.as_mut().filter(|result| !result.body.is_empty()) else { continue };
-        bytes += result.body.len();
-        if bytes > BODIES_BYTES_MAX {
-            result.body.clear();
-            attempt.body_omitted = true;
-        }
-    }
-    attempts
-}
-
 /// An event of a listing, without its attempts.
 pub(super) fn listed(of: Event) -> v1::EventHistory {
-    event_history(EventHistory { event: of, attempts: Vec::new(), resolutions: Vec::new() })
+    event_history(EventHistory {
+        event: of,
+        attempts: Vec::new(),
+        bodies_omitted: BTreeSet::new(),
+        resolutions: Vec::new(),
+    })
 }
 
 /// A duplicate's answer from the cache: what the contract says is set, and no more.
@@ -216,8 +208,7 @@ pub(super) fn claimed(claimed: Claimed) -> v1::CheckAndLockResponse {
     response
 }
 
-fn counts(counts: &Counts, timings: Option<&Timings>) -> v1::Counts {
-    let within = |share| timings.and_then(|timings| timings.percentile(share)).map(duration);
+fn counts(counts: &Counts, times: Option<Percentiles>) -> v1::Counts {
     v1::Counts {
         total: counts.total(),
         states: State::ALL
@@ -228,44 +219,42 @@ fn counts(counts: &Counts, timings: Option<&Timings>) -> v1::Counts {
         duplicates: counts.duplicates,
         retries: counts.retries,
         stuck: counts.stuck,
-        processing_p50: within(0.5),
-        processing_p95: within(0.95),
-        processing_p99: within(0.99),
+        processing_p50: times.map(|times| duration(times.p50)),
+        processing_p95: times.map(|times| duration(times.p95)),
+        processing_p99: times.map(|times| duration(times.p99)),
     }
 }
 
 /// The report, with buckets where they were asked for.
 pub(super) fn stats(report: StatsReport, bucketed: bool) -> v1::StatsResponse {
     let (mut total, mut all_timings) = (Counts::default(), Timings::default());
-    let mut providers: BTreeMap<String, (Counts, Timings)> = BTreeMap::new();
+    let mut providers: BTreeMap<String, Counts> = BTreeMap::new();
     let mut buckets: Vec<v1::Bucket> = Vec::new();
     for (place, found) in report.counts {
-        let timings = report.timings.get(&place);
+        let times = report.percentiles.get(&place).copied();
         let (start, provider) = place;
         total.add(&found);
         if bucketed {
             let start_time = Some(timestamp(start));
-            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found, timings)) };
+            let of_provider = v1::ProviderCounts { provider: provider.clone(), counts: Some(counts(&found, times)) };
             // In the order of their start.
             match buckets.last_mut().filter(|last| last.start_time == start_time) {
                 Some(last) => last.providers.push(of_provider),
                 None => buckets.push(v1::Bucket { start_time, providers: vec![of_provider] }),
             }
         }
-        let of_provider = providers.entry(provider).or_default();
-        of_provider.0.add(&found);
-        if let Some(timings) = timings {
-            of_provider.1.merge(timings);
-            all_timings.merge(timings);
-        }
+        providers.entry(provider).or_default().add(&found);
+    }
+    for timings in providers.keys().filter_map(|provider| report.timings.get(provider)) {
+        all_timings.merge(timings);
     }
     v1::StatsResponse {
-        total: Some(counts(&total, Some(&all_timings))),
+        total: Some(counts(&total, all_timings.percentiles())),
         providers: providers
             .into_iter()
-            .map(|(provider, (found, timings))| v1::ProviderCounts {
-                provider,
-                counts: Some(counts(&found, Some(&timings))),
+            .map(|(provider, found)| {
+                let times = report.timings.get(&provider).and_then(Timings::percentiles);
+                v1::ProviderCounts { provider, counts: Some(counts(&found, times)) }
             })
             .collect(),
         buckets,

@@ -80,18 +80,16 @@ impl Api {
 
 /// What asks for the events of all tenants has a quota of its own; no tenant has this name.
 const ALL_TENANTS: &str = "*";
-/// The most that a page carries: gRPC clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
-const PAGE_BYTES_MAX: usize = 3 << 20;
 
-/// As much of a page as is not too large for a message, and where the next one begins. Measured as it is sent: metadata takes
-/// several times its text.
+/// As much of a page as is not too large for a message, and where the next one begins. The ledger has read no more than that, as
+/// it is stored; here it is measured as it is sent: metadata takes several times its text.
 fn fitting(page: Page) -> (Vec<v1::EventHistory>, Option<Cursor>) {
     let (mut events, mut bytes, mut last) = (Vec::with_capacity(page.events.len()), 0, None);
     for event in page.events {
         let cursor = Cursor::of(&event);
         let event = convert::listed(event);
         bytes += event.encoded_len();
-        if bytes > PAGE_BYTES_MAX && !events.is_empty() {
+        if bytes > Page::BYTES_MAX && !events.is_empty() {
             return (events, last);
         }
         events.push(event);

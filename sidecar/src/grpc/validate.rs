@@ -24,7 +24,7 @@ use super::page_token;
 use crate::{
     config::Policy,
     event::{Claim, Ending, Extend, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, StoredResult, Time},
-    ledger::filter::{HistoryFilter, StatsFilter},
+    ledger::filter::{HistoryFilter, StatsFilter, buckets_between},
 };
 
 const PAGE_SIZE_DEFAULT: usize = 50;
@@ -329,7 +329,7 @@ fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>
     }
 }
 
-/// Stats. Buckets over an open range are counted when the answer is known, by [`buckets_within_limit`].
+/// Stats. Buckets over an open range are counted when all events are, by [`buckets_within_limit`].
 pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
@@ -354,11 +354,13 @@ pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
         start_time,
         end_time,
         bucket: bucket.map(Micros::from),
+        buckets_max: BUCKETS_MAX,
+        timings: !request.without_percentiles,
     })
 }
 
 fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
-    let buckets = (end.since(start).0 + bucket.0 - 1) / bucket.0.max(1);
+    let buckets = buckets_between(start, end, bucket);
     if buckets > BUCKETS_MAX {
         fields.violation(
             "bucket_duration",
@@ -367,7 +369,7 @@ fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
     }
 }
 
-/// Whether an answer whose range was open has no more buckets than permitted.
+/// Whether a report whose range was open has no more buckets than permitted. One that has more was cut short by the ledger.
 pub(crate) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
     let mut fields = Fields::default();
     check_buckets(&mut fields, first, last.plus(bucket), bucket);

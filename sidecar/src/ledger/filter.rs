@@ -5,7 +5,7 @@ use std::{
     ops::{Index, IndexMut},
 };
 
-use super::timings::Timings;
+use super::timings::{Percentiles, Timings};
 use crate::event::{Event, Micros, State, Time};
 
 /// Bounds for filters that have none: before and after everything. The years 1970 and 9999.
@@ -58,6 +58,57 @@ pub struct Page {
     pub next: Option<Cursor>,
 }
 
+impl Page {
+    /// The most bytes that a page carries: clients take messages of 4 MiB unless told otherwise, and results have up to 64 KiB.
+    pub const BYTES_MAX: usize = 3 << 20;
+}
+
+/// A page while its events are read, newest first.
+#[derive(Debug)]
+pub(super) struct Filling {
+    page_size: usize,
+    events: Vec<Event>,
+    /// Of what in them has no size of its own.
+    bytes: usize,
+}
+
+impl Filling {
+    pub(super) fn new(page_size: usize) -> Filling {
+        Filling { page_size: page_size.max(1), events: Vec::new(), bytes: 0 }
+    }
+
+    /// How many more events are worth reading: one more than the page has tells that there is a next one.
+    pub(super) fn wanted(&self) -> i64 {
+        i64::try_from(self.page_size.saturating_add(1) - self.events.len()).unwrap_or(i64::MAX)
+    }
+
+    /// Takes the next event; false: the page was full, and the next one begins with it. It is full as well once it holds
+    /// [`Page::BYTES_MAX`]: 500 results of 64 KiB would be read for a message that takes a tenth of them.
+    pub(super) fn push(&mut self, event: Event) -> bool {
+        if self.events.len() >= self.page_size || self.bytes >= Page::BYTES_MAX {
+            return false;
+        }
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.bytes += event.result.as_ref().map_or(0, |result| result.body.len())
+            + text(&event.metadata)
+            + text(&event.completion_metadata)
+            + text(&event.last_error);
+        self.events.push(event);
+        true
+    }
+
+    /// The page, when an event did not go onto it.
+    pub(super) fn full(self) -> Page {
+        let next = self.events.last().map(Cursor::of);
+        self.ending_at(next)
+    }
+
+    /// The page, behind which the next one begins somewhere else, if there is one.
+    pub(super) fn ending_at(self, next: Option<Cursor>) -> Page {
+        Page { events: self.events, next }
+    }
+}
+
 /// Which events are counted.
 #[derive(Clone, Debug)]
 pub struct StatsFilter {
@@ -71,6 +122,16 @@ pub struct StatsFilter {
     pub end_time: Option<Time>,
     /// A multiple of an hour.
     pub bucket: Option<Micros>,
+    /// The most buckets that whoever asks can tell of. A report of more ends with what is counted: it has no times, and nothing
+    /// is stuck.
+    pub buckets_max: i64,
+    /// Whether times are wanted: to read them takes longer than all else.
+    pub timings: bool,
+}
+
+/// How many buckets there are from `start` on, before `end`.
+pub(crate) fn buckets_between(start: Time, end: Time, bucket: Micros) -> i64 {
+    (end.since(start).0 + bucket.0 - 1) / bucket.0.max(1)
 }
 
 impl StatsFilter {
@@ -85,6 +146,17 @@ impl StatsFilter {
         match self.bucket {
             Some(bucket) if bucket.0 > 0 => Time(start.0 + (hour.0 - start.0).div_euclid(bucket.0) * bucket.0),
             Some(_) | None => start,
+        }
+    }
+
+    /// Whether what was counted has more buckets than are wanted. Known before any time is read, of which there are so many for
+    /// each bucket and provider.
+    pub(super) fn is_exceeded_by(&self, counts: &BTreeMap<(Time, String), Counts>) -> bool {
+        match (self.bucket, counts.keys().next(), counts.keys().next_back()) {
+            (Some(bucket), Some((first, _)), Some((last, _))) => {
+                buckets_between(*first, last.plus(bucket), bucket) > self.buckets_max
+            }
+            _ => false,
         }
     }
 
@@ -147,10 +219,20 @@ impl Counts {
 pub struct StatsReport {
     /// By the start of the bucket (without buckets, all stand under one key that means nothing) and provider.
     pub counts: BTreeMap<(Time, String), Counts>,
-    /// Times from lock to completion, by the same keys. Postgres has them within a second, and a crash loses that second's.
-    pub timings: BTreeMap<(Time, String), Timings>,
+    /// Of times from lock to completion, by the same keys, where they are wanted. Postgres has them within a second, and a crash
+    /// loses that second's.
+    pub percentiles: BTreeMap<(Time, String), Percentiles>,
+    /// The times of all buckets, by provider.
+    pub timings: BTreeMap<String, Timings>,
     /// The database's time.
     pub as_of: Time,
+}
+
+impl StatsReport {
+    /// One that ends with what is counted.
+    pub(super) fn of(counts: BTreeMap<(Time, String), Counts>, as_of: Time) -> StatsReport {
+        StatsReport { counts, percentiles: BTreeMap::new(), timings: BTreeMap::new(), as_of }
+    }
 }
 
 /// What Cleanup deletes.
@@ -208,6 +290,7 @@ impl CleanupTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{StoredResult, fixture::claim};
 
     const HOUR: i64 = 3_600_000_000;
 
@@ -219,6 +302,44 @@ mod tests {
             start_time: start.map(hours).map(Time),
             end_time: end.map(hours).map(Time),
             bucket: bucket.map(hours).map(Micros),
+            buckets_max: 1_000,
+            timings: true,
+        }
+    }
+
+    #[test]
+    fn buckets_are_counted_from_the_first_to_the_last_that_have_something() {
+        let counts = |hours: &[i64]| {
+            hours.iter().map(|hour| ((Time(hour * HOUR), "stripe".to_owned()), Counts::default())).collect()
+        };
+        for (bucket, hours, exceeded) in [
+            (Some(1), &[][..], false),
+            (Some(1), &[9_000], false),
+            (Some(1), &[5, 1_004], false),
+            (Some(1), &[5, 1_005], true),
+            (Some(24), &[0, 23_976], false),
+            (Some(24), &[0, 24_000], true),
+            (None, &[0, 24_000], false),
+        ] {
+            assert_eq!(filter(None, None, bucket).is_exceeded_by(&counts(hours)), exceeded, "{bucket:?} {hours:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_full_when_it_has_all_events_or_all_bytes_that_it_may() {
+        let event = |row: i64, bytes: usize| {
+            let result = StoredResult { code: 200, body: vec![7; bytes].into(), content_type: String::new() };
+            let result = (bytes > 0).then_some(result);
+            Event { result, ..Event::inserted(&claim(&format!("evt_{row}"), "claim"), row, row, Time(row)) }
+        };
+        for (page_size, bytes, fit) in
+            [(3, 0, 3), (3, 64 << 10, 3), (0, 0, 1), (500, 64 << 10, 48), (500, (64 << 10) - 1, 49), (500, 4 << 20, 1)]
+        {
+            let mut filling = Filling::new(page_size);
+            let pushed = (0..500).take_while(|row| filling.push(event(1_000 - row, bytes))).count();
+            let page = filling.full();
+            assert_eq!((pushed, page.events.len()), (fit, fit), "{page_size} of {bytes}");
+            assert_eq!(page.next, page.events.last().map(Cursor::of));
         }
     }
 

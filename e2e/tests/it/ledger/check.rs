@@ -15,6 +15,7 @@ use super::{
 conformance!(
     processing_times_are_those_of_the_rows,
     times_of_days_are_those_of_their_hours,
+    times_are_read_where_they_are_wanted_and_there_are_not_too_many_buckets,
     the_check_passes_and_finds_what_was_planted,
     a_stuck_event_that_nobody_noted_is_found,
 );
@@ -89,7 +90,14 @@ async fn assert_times(fixture: &Fixture, times: &[i64; 72]) {
             let of = expected.entry((time(bucket), "stripe".into())).or_default();
             of.add(i16::try_from(hour % 3).unwrap(), *count);
         }
-        assert_eq!(fixture.ledger.stats(filter).await.unwrap().timings, expected, "{first} {end} {bucket:?}");
+        let mut all = Timings::default();
+        expected.values().for_each(|timings| all.merge(timings));
+        let report = fixture.ledger.stats(filter).await.unwrap();
+        let told: BTreeMap<_, _> =
+            expected.into_iter().map(|(place, timings)| (place, timings.percentiles().unwrap())).collect();
+        assert_eq!(report.percentiles, told, "{first} {end} {bucket:?}");
+        let all: BTreeMap<_, _> = (all.count() > 0).then(|| ("stripe".to_owned(), all)).into_iter().collect();
+        assert_eq!(report.timings, all, "{first} {end} {bucket:?}");
     }
     assert_eq!(fixture.check().await.differences, []);
 }
@@ -130,6 +138,27 @@ async fn times_of_days_are_those_of_their_hours(fixture: &Fixture) {
     assert_times(fixture, &times).await;
     fixture.tamper("delete from payment_webhook_timings").await;
     assert_times(fixture, &[0; 72]).await;
+}
+
+async fn times_are_read_where_they_are_wanted_and_there_are_not_too_many_buckets(fixture: &Fixture) {
+    fixture.completed(&key("evt_1")).await;
+    fixture.expired(&key("evt_2"), "claim").await;
+    times(fixture, 1).await;
+    let told = async |filter: StatsFilter| {
+        let report = fixture.ledger.stats(filter).await.unwrap();
+        let counts = total(&report);
+        let times: u64 = report.timings.values().map(Timings::count).sum();
+        assert_eq!(report.percentiles.len() as u64, times, "a bucket and provider for each");
+        (counts.total(), counts.stuck, times)
+    };
+    let hourly = StatsFilter { bucket: Some(HOUR), ..everything() };
+    assert_eq!(told(hourly.clone()).await, (2, 1, 1));
+    assert_eq!(told(StatsFilter { timings: false, ..everything() }).await, (2, 1, 0));
+    assert_eq!(told(StatsFilter { timings: false, ..hourly.clone() }).await, (2, 1, 0));
+    // Without buckets there are not too many.
+    assert_eq!(told(StatsFilter { buckets_max: 0, ..everything() }).await, (2, 1, 1));
+    // What is counted tells how many there are, and is all that is read.
+    assert_eq!(told(StatsFilter { buckets_max: 0, ..hourly }).await, (2, 0, 0));
 }
 
 /// The check once the second's times are written.

@@ -12,7 +12,7 @@ use oncegate_sidecar::{
     event::{Decision, Ending, Mark, Micros, Refusal, State},
     ledger::{
         Ledger,
-        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter, StatsFilter},
+        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
@@ -120,8 +120,7 @@ async fn what_is_rare_is_found_without_reading_what_lies_between() {
         // Twice: the boundary is looked for after it.
         assert!(read <= 2 * hours * (hour + 2) + 120, "{read} rows were read for {filter:?}");
     }
-    let everything = StatsFilter { tenant: None, provider: None, start_time: None, end_time: None, bucket: None };
-    let (report, read) = grown.reads(async |ledger| ledger.stats(everything).await.unwrap()).await;
+    let (report, read) = grown.reads(async |ledger| ledger.stats(everything()).await.unwrap()).await;
     let stuck: i64 = report.counts.values().map(|counts| counts.stuck).sum();
     assert!(stuck > 0 && read <= 4 * stuck + 4, "{read} rows were read to count {stuck} that are stuck");
 }

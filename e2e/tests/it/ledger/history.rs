@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use oncegate_sidecar::{
-    event::{Claim, Event, FailureKind, Key, State, Time},
+    event::{Claim, Event, FailureKind, Key, Mark, State, StoredResult, Time},
     ledger::{
         EventHistory,
-        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
+        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter, Page},
     },
 };
 
@@ -19,6 +19,8 @@ conformance!(
     filters_narrow_the_pages,
     bounds_on_the_creation_are_half_open,
     of_very_many_attempts_the_latest_are_told,
+    of_the_results_of_many_attempts_the_bodies_of_the_latest_are_read,
+    a_page_ends_when_it_holds_as_much_as_a_message_takes,
 );
 
 fn all(page_size: usize) -> HistoryFilter {
@@ -230,4 +232,45 @@ async fn of_very_many_attempts_the_latest_are_told(fixture: &Fixture) {
     let attempts = fixture.history_of(&key).await.attempts;
     let numbers: Vec<i32> = attempts.iter().map(|attempt| attempt.attempt).collect();
     assert_eq!(numbers, (4..=last).collect::<Vec<_>>());
+}
+
+/// A result of the largest size.
+fn large(of: Mark) -> Mark {
+    Mark { result: Some(StoredResult { code: 502, body: vec![7; 64 << 10].into(), content_type: String::new() }), ..of }
+}
+
+async fn of_the_results_of_many_attempts_the_bodies_of_the_latest_are_read(fixture: &Fixture) {
+    let key = key("evt_1");
+    for number in 1..=40 {
+        let lock = fixture.acquire(claim(&key, &format!("claim-{number}"))).await;
+        fixture.mark(large(failure(&key, &lock, FailureKind::Retryable))).await;
+    }
+    let history = fixture.history_of(&key).await;
+    assert_eq!(history.bodies_omitted, (1..=8).collect());
+    for (number, attempt) in (1..).zip(&history.attempts) {
+        let result = attempt.result.as_ref().unwrap();
+        assert_eq!((attempt.attempt, result.code), (number, 502));
+        assert_eq!(result.body.len(), if number <= 8 { 0 } else { 64 << 10 }, "{number}");
+    }
+    assert_eq!(history.attempts.len(), 40);
+}
+
+async fn a_page_ends_when_it_holds_as_much_as_a_message_takes(fixture: &Fixture) {
+    // As many fit as bytes, so that the last page holds all that it may and is the last one all the same.
+    let fit = Page::BYTES_MAX / (64 << 10);
+    let names: Vec<String> = (0..2 * fit).map(|number| format!("evt_{number:03}")).collect();
+    for name in &names {
+        let lock = fixture.acquire(claim(&key(name), "claim")).await;
+        fixture.mark(large(completion(&key(name), &lock))).await;
+    }
+    let newest_first: Vec<&str> = names.iter().rev().map(String::as_str).collect();
+    for filter in [all(500), HistoryFilter { states: vec![State::Completed], ..all(500) }, all(60), all(30)] {
+        assert_eq!(ids(&walk(fixture, filter).await), newest_first);
+    }
+    let page = fixture.ledger.history(all(500)).await.unwrap();
+    let next = page.next.unwrap();
+    assert_eq!((page.events.len(), Some(next)), (fit, page.events.last().map(Cursor::of)));
+    // The connection that the rest of the rows came over reads on.
+    let page = fixture.ledger.history(HistoryFilter { after: Some(next), ..all(500) }).await.unwrap();
+    assert_eq!((page.events.len(), page.next), (fit, None));
 }

@@ -20,7 +20,15 @@ conformance!(
 );
 
 pub(crate) fn everything() -> StatsFilter {
-    StatsFilter { tenant: None, provider: None, start_time: None, end_time: None, bucket: None }
+    StatsFilter {
+        tenant: None,
+        provider: None,
+        start_time: None,
+        end_time: None,
+        bucket: None,
+        buckets_max: 1_000,
+        timings: true,
+    }
 }
 
 /// Counts the events one by one.

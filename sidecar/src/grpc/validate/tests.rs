@@ -262,6 +262,15 @@ fn every_limit_of_listings_and_counts_is_checked() {
     assert_eq!(complaints(stats(request)), ["bucket_duration"]);
 }
 
+#[test]
+fn percentiles_are_found_unless_they_are_not_wanted() {
+    for without_percentiles in [false, true] {
+        let request = v1::StatsRequest { without_percentiles, ..Default::default() };
+        let filter = stats(request).unwrap_or_else(|status| panic!("{status}"));
+        assert_eq!(filter.timings, !without_percentiles);
+    }
+}
+
 // T30
 #[test]
 fn cleanup_keeps_the_minimum_retention_and_what_is_open() {

@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
+use futures::TryStreamExt as _;
 use sqlx::{Connection as _, PgConnection, Row as _};
 
 use super::{read::Reader, row};
 use crate::{
     event::{Key, Time},
     ledger::{
-        Error, EventHistory,
-        filter::{Cursor, EARLIEST, HistoryFilter, LATEST, Page},
+        Attempts, Error, EventHistory,
+        filter::{Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page},
         spans::{LOOK_MAX, PAGE_TIME_MAX, Span, of_hours},
     },
 };
@@ -31,18 +32,18 @@ impl Reader {
                     return Ok(None);
                 };
                 let event = row::event(&row, 0)?;
-                let mut attempts = Vec::new();
-                for row in sqlx::query(include_str!("history_attempts.sql"))
+                let mut attempts = Attempts::default();
+                attempts.extend(event.latest_attempt());
+                // One by one: 500 results of 64 KiB are more than one message, and one answer, may take.
+                let mut rows = sqlx::query(include_str!("history_attempts.sql"))
                     .bind(event.row)
                     .bind(EventHistory::ATTEMPTS_MAX)
-                    .fetch_all(&mut *connection)
-                    .await?
-                {
+                    .fetch(&mut *connection);
+                while let Some(row) = rows.try_next().await? {
                     // Granted again between the two reads: the event's row tells of its latest attempt as it was.
                     attempts.extend(row::archived(&row)?.filter(|attempt| attempt.attempt <= event.archived_count()));
                 }
-                attempts.extend(event.latest_attempt());
-                let attempts = EventHistory::latest(attempts);
+                drop(rows);
                 let mut resolutions = Vec::new();
                 for row in sqlx::query(include_str!("history_resolutions.sql"))
                     .bind(event.row)
@@ -52,7 +53,7 @@ impl Reader {
                 {
                     resolutions.extend(row::resolution(&row)?);
                 }
-                Ok(Some(EventHistory { event, attempts, resolutions }))
+                Ok(Some(attempts.history(event, resolutions)))
             })
         })
         .await
@@ -93,13 +94,12 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
             .await?;
         of_hours(hours, start, end)
     };
-    let mut events = Vec::new();
+    let mut filling = Filling::new(filter.page_size);
     for span in spans {
         let mut place = span.end;
         loop {
-            // One more than the page has: whether there is a next one.
-            let wanted = filter.page_size.saturating_add(1) - events.len();
-            let rows = sqlx::query(include_str!("history_page.sql"))
+            let wanted = filling.wanted();
+            let mut rows = sqlx::query(include_str!("history_page.sql"))
                 .bind(place.create_time)
                 .bind(place.row)
                 .bind(span.start)
@@ -107,23 +107,21 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
                 .bind(&filter.provider)
                 .bind(&filter.event_type)
                 .bind(&states)
-                .bind(i64::try_from(wanted).unwrap_or(i64::MAX))
-                .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
-                .fetch_all(&mut *snapshot)
-                .await?;
-            for row in &rows {
-                events.push(row::event(row, 0)?);
+                .bind(wanted)
+                .bind(LOOK_MAX.max(wanted))
+                .fetch(&mut *snapshot);
+            while let Some(row) = rows.try_next().await? {
+                if !filling.push(row::event(&row, 0)?) {
+                    // What else the statement found is read and dropped, row by row, before the connection's next one.
+                    return Ok(filling.full());
+                }
             }
-            if events.len() > filter.page_size {
-                events.truncate(filter.page_size);
-                let next = events.last().map(Cursor::of);
-                return Ok(Page { events, next });
-            }
+            drop(rows);
             let boundary = sqlx::query(include_str!("history_boundary.sql"))
                 .bind(place.create_time)
                 .bind(place.row)
                 .bind(span.start)
-                .bind(LOOK_MAX.max(i64::try_from(wanted).unwrap_or(i64::MAX)))
+                .bind(LOOK_MAX.max(wanted))
                 .fetch_optional(&mut *snapshot)
                 .await?;
             match boundary {
@@ -135,12 +133,12 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
                 }
             }
             if begun.elapsed() >= PAGE_TIME_MAX {
-                return Ok(Page { events, next: Some(place) });
+                return Ok(filling.ending_at(Some(place)));
             }
         }
         if begun.elapsed() >= PAGE_TIME_MAX {
-            return Ok(Page { events, next: Some(place) });
+            return Ok(filling.ending_at(Some(place)));
         }
     }
-    Ok(Page { events, next: None })
+    Ok(filling.ending_at(None))
 }

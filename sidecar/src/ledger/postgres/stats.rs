@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::TryStreamExt as _;
 use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgBindIterExt as _};
 
 use super::read::Reader;
@@ -10,7 +11,7 @@ use crate::{
     ledger::{
         Error,
         filter::{Counts, StatsFilter, StatsReport},
-        timings::Timings,
+        timings::Folding,
     },
 };
 
@@ -76,7 +77,8 @@ async fn snapshot(
     // The hours that have something processing, and how much: only there can anything be stuck.
     let mut processing: BTreeMap<Time, i64> = BTreeMap::new();
     let counted = sqlx::query(include_str!("stats.sql")).bind(&filter.tenant).bind(&filter.provider);
-    for row in counted.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+    let mut rows = counted.bind(start).bind(end).fetch(&mut *snapshot);
+    while let Some(row) = rows.try_next().await? {
         let hour: Time = row.try_get("hour")?;
         let provider: String = row.try_get("provider")?;
         let mut found =
@@ -89,17 +91,17 @@ async fn snapshot(
         }
         counts.entry((filter.bucket_of(hour), provider)).or_default().add(&found);
     }
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
-    let timed = sqlx::query(include_str!("stats_timings.sql")).bind(&filter.tenant).bind(&filter.provider);
-    let (first_day, last_day) = filter.whole_days();
-    for row in timed.bind(start).bind(first_day).bind(last_day).bind(end).fetch_all(&mut *snapshot).await? {
-        let of = timings.entry((filter.bucket_of(row.try_get("hour")?), row.try_get("provider")?)).or_default();
-        let buckets: Vec<i16> = row.try_get("buckets")?;
-        let counts: Vec<i64> = row.try_get("counts")?;
-        for (bucket, count) in buckets.into_iter().zip(counts) {
-            of.add(bucket, count);
-        }
+    drop(rows);
+    counts.retain(|_, found| *found != Counts::default());
+    if filter.is_exceeded_by(&counts) {
+        snapshot.commit().await?;
+        return Ok((StatsReport::of(counts, as_of), Vec::new()));
     }
+    let mut times = Folding::default();
+    if filter.timings {
+        read_timings(&mut snapshot, filter, &mut times).await?;
+    }
+    let (percentiles, timings) = times.end();
     let mut missing = Vec::new();
     if !processing.is_empty() {
         let mut stuck: Vec<(Time, String, i64)> = Vec::new();
@@ -127,8 +129,39 @@ async fn snapshot(
         for (hour, provider, count) in stuck {
             counts.entry((filter.bucket_of(hour), provider)).or_default().stuck += count;
         }
+        counts.retain(|_, found| *found != Counts::default());
     }
     snapshot.commit().await?;
-    counts.retain(|_, found| *found != Counts::default());
-    Ok((StatsReport { counts, timings, as_of }, missing))
+    Ok((StatsReport { counts, percentiles, timings, as_of }, missing))
+}
+
+/// In order, so that a bucket is complete when the next one begins: there are rows for each hour or day, tenant and writer's slot.
+async fn read_timings(
+    snapshot: &mut PgConnection,
+    filter: &StatsFilter,
+    times: &mut Folding,
+) -> Result<(), sqlx::Error> {
+    let (start, end) = filter.bounds();
+    let (first_day, last_day) = filter.whole_days();
+    for (sql, from, until) in [
+        (include_str!("stats_timings.sql"), start, first_day),
+        (include_str!("stats_timing_days.sql"), first_day, last_day),
+        (include_str!("stats_timings.sql"), last_day, end),
+    ] {
+        if from >= until {
+            continue;
+        }
+        let timed = sqlx::query(sql).bind(&filter.tenant).bind(&filter.provider).bind(from).bind(until);
+        let mut rows = timed.fetch(&mut *snapshot);
+        while let Some(row) = rows.try_next().await? {
+            let bucket = filter.bucket_of(row.try_get(0)?);
+            times.close_before(bucket);
+            let of = times.at(bucket, row.try_get(1)?);
+            let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
+            for (bucket, count) in buckets.into_iter().zip(counts) {
+                of.add(bucket, count);
+            }
+        }
+    }
+    Ok(())
 }

@@ -18,10 +18,10 @@ use super::{
 use crate::{
     event::{Key, KeyDigest, State, Time},
     ledger::{
-        Error, EventHistory, Replayed,
-        filter::{Counts, Cursor, EARLIEST, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
+        Attempts, Error, EventHistory, Replayed,
+        filter::{Counts, Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
         spans::{LOOK_MAX, Span, of_hours},
-        timings::Timings,
+        timings::Folding,
     },
 };
 
@@ -145,17 +145,17 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
         .query_row(params![key.tenant, key.provider, key.event_id], rows::event)
         .optional()?;
     let Some(event) = event else { return Ok(None) };
-    let mut attempts = conn
-        .prepare_cached(include_str!("attempts.sql"))?
-        .query_map(params![event.row, EventHistory::ATTEMPTS_MAX], rows::attempt)?
-        .collect::<Result<Vec<_>, _>>()?;
+    let mut attempts = Attempts::default();
     attempts.extend(event.latest_attempt());
-    let attempts = EventHistory::latest(attempts);
+    let mut statement = conn.prepare_cached(include_str!("attempts.sql"))?;
+    for attempt in statement.query_map(params![event.row, EventHistory::ATTEMPTS_MAX], rows::attempt)? {
+        attempts.extend([attempt?]);
+    }
     let resolutions = conn
         .prepare_cached(include_str!("resolutions.sql"))?
         .query_map(params![event.row, EventHistory::RESOLUTIONS_MAX], rows::resolution)?
         .collect::<Result<_, _>>()?;
-    Ok(Some(EventHistory { event, attempts, resolutions }))
+    Ok(Some(attempts.history(event, resolutions)))
 }
 
 /// Events, newest first. A page whose time is over ends where it has come to.
@@ -180,16 +180,14 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
             })?;
         of_hours(hours.collect::<Result<Vec<_>, _>>()?, start, end)
     };
-    let page_size = filter.page_size.max(1);
     let mut boundary = conn.prepare_cached(include_str!("history_boundary.sql"))?;
     let mut part = conn.prepare_cached(include_str!("history_page.sql"))?;
-    let mut events = Vec::new();
+    let mut filling = Filling::new(filter.page_size);
     let mut spans = spans.into_iter();
     while let Some(span) = spans.next() {
         let mut place = span.end;
         loop {
-            // One more than the page has: whether there is a next one.
-            let wanted = i64::try_from(page_size.saturating_add(1) - events.len()).unwrap_or(i64::MAX);
+            let wanted = filling.wanted();
             let last = boundary
                 .query_row(params![place.create_time, place.row, span.start, LOOK_MAX.max(wanted)], |row| {
                     Ok(Cursor { create_time: row.get(0)?, row: row.get(1)? })
@@ -210,17 +208,14 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
                 ],
                 rows::event,
             )?;
-            for row in rows {
-                events.push(row?);
-            }
-            if events.len() > page_size {
-                events.truncate(page_size);
-                let next = events.last().map(Cursor::of);
-                return Ok(Page { events, next });
+            for event in rows {
+                if !filling.push(event?) {
+                    return Ok(filling.full());
+                }
             }
             let is_left = last.is_some() || spans.len() > 0;
             if is_left && begun.elapsed() >= time_max {
-                return Ok(Page { events, next: Some(until) });
+                return Ok(filling.ending_at(Some(until)));
             }
             match last {
                 Some(last) => place = last,
@@ -229,7 +224,7 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
             }
         }
     }
-    Ok(Page { events, next: None })
+    Ok(filling.ending_at(None))
 }
 
 /// Counts, and what is stuck.
@@ -245,23 +240,32 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         }
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
     }
-    let mut timings: BTreeMap<(Time, String), Timings> = BTreeMap::new();
-    let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
-    let (first_day, last_day) = filter.whole_days();
-    let mut rows =
-        statement.query(params![filter.tenant, filter.provider, start_time, first_day, last_day, end_time])?;
-    while let Some(row) = rows.next()? {
-        timings.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
-    }
     // After the first query, which took the snapshot: nothing in it is later than this.
     let now = clock.now();
+    counts.retain(|_, found| *found != Counts::default());
+    if filter.is_exceeded_by(&counts) {
+        return Ok(StatsReport::of(counts, now));
+    }
+    let (percentiles, timings) = if filter.timings { timings(conn, filter)?.end() } else { Default::default() };
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
     while let Some(row) = rows.next()? {
         counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
     }
-    counts.retain(|_, found| *found != Counts::default());
-    Ok(StatsReport { counts, timings, as_of: now })
+    Ok(StatsReport { counts, percentiles, timings, as_of: now })
+}
+
+/// By tenant first, as they lie in the table: a bucket is complete at the end. To sort them would take memory as well.
+fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<Folding> {
+    let (start, end) = filter.bounds();
+    let (first_day, last_day) = filter.whole_days();
+    let mut times = Folding::default();
+    let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
+    let mut rows = statement.query(params![filter.tenant, filter.provider, start, first_day, last_day, end])?;
+    while let Some(row) = rows.next()? {
+        times.at(filter.bucket_of(row.get(0)?), row.get(1)?).add(row.get(2)?, row.get(3)?);
+    }
+    Ok(times)
 }
 
 /// Whether the database can be read at all.
