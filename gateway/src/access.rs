@@ -100,7 +100,15 @@ pub(crate) struct Line<'a> {
 
 impl Line<'_> {
     pub(crate) fn begin() -> Self {
-        Self { started: Instant::now(), route: None, provider: None, span: Span::none(), seen: None, unreported: None, written: false }
+        Self {
+            started: Instant::now(),
+            route: None,
+            provider: None,
+            span: Span::none(),
+            seen: None,
+            unreported: None,
+            written: false,
+        }
     }
 
     /// The request was answered.

@@ -96,7 +96,7 @@ async fn w14_strangers_cannot_fill_the_log_and_the_lines_say_how_many_they_leave
     for number in 0..200 {
         http_client::get(services.address, &format!("/of-a-stranger-{number}")).await?;
     }
-    let counted = sum(&answered().await?, "oncegate_gateway_answers_total", &[("answer", "not_found")]);
+    let counted = sum(&answered().await?, "oncegate_gateway_answers_total", &["answer=\"not_found\""]);
     assert_eq!(counted, 200.0, "the metrics leave out none");
     eventually("a line says how many have none", async || {
         http_client::get(services.address, "/of-a-stranger").await.ok()?;
