@@ -215,9 +215,9 @@ labels! {
         Duplicate => "duplicate",
         /// Somebody else holds the lock, or a pause has not passed.
         InProgress => "in_progress",
-        /// Held for an operator, a mismatch, or a call that is wrong.
+        /// Held for an operator, a mismatch, a call that is wrong or not permitted, or one beyond its tenant's quota.
         Rejected => "rejected",
-        /// Nobody could decide.
+        /// Nobody could decide. What an alarm looks at.
         Failed => "failed",
     }
 }
@@ -301,6 +301,8 @@ impl Told {
                 | Code::NotFound
                 | Code::PermissionDenied
                 | Code::Unauthenticated
+                // A quota. Too much for the sidecar itself is UNAVAILABLE.
+                | Code::ResourceExhausted
         );
         match called {
             Called::Api(Method::CheckAndLock) => {
@@ -526,6 +528,15 @@ mod tests {
             (Code::Unauthenticated, "UNAUTHENTICATED"),
         ] {
             assert_eq!(CodeLabel::from(code).name(), name);
+        }
+    }
+
+    #[test]
+    fn a_claim_beyond_its_quota_is_refused_by_a_rule_and_no_failure() {
+        let told = |code| Told::of_error(Called::Api(Method::CheckAndLock), code);
+        assert_eq!(told(Code::ResourceExhausted), Some(Told::Claimed(Claimed::Rejected)));
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Internal] {
+            assert_eq!(told(code), Some(Told::Claimed(Claimed::Failed)), "{code:?}");
         }
     }
 

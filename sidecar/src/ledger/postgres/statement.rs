@@ -156,6 +156,15 @@ impl Link {
                 items = items.len(),
                 "a ledger statement failed"
             );
+            // What callers are sent away for is said, and why: the way to the cause in an outage.
+            let refused = || {
+                tracing::warn!(
+                    ?failure,
+                    error = &error as &dyn std::error::Error,
+                    "the ledger does not take a statement now"
+                );
+                unavailable(if failure == Failure::Contended { 500 } else { 1_000 })
+            };
             match failure {
                 Failure::Broken => {
                     self.discard();
@@ -170,9 +179,9 @@ impl Link {
                 Failure::Refusing => {
                     self.discard();
                     impatient = false;
-                    parts.push((items, Err(unavailable(1_000))));
+                    parts.push((items, Err(refused())));
                 }
-                Failure::Contended if !S::PARTS => parts.push((items, Err(unavailable(500)))),
+                Failure::Contended if !S::PARTS => parts.push((items, Err(refused()))),
                 Failure::Contended | Failure::BadItem | Failure::TooSlow if items.len() > 1 => {
                     // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
                     if failure == Failure::Contended && !impatient {
@@ -185,8 +194,7 @@ impl Link {
                 Failure::Contended if tries + 1 < TRIES_MAX => {
                     waiting.push(Waiting { items, tries: tries + 1, uncertain });
                 }
-                Failure::Contended => parts.push((items, Err(unavailable(500)))),
-                Failure::TooSlow => parts.push((items, Err(unavailable(1_000)))),
+                Failure::Contended | Failure::TooSlow => parts.push((items, Err(refused()))),
                 Failure::BadItem | Failure::Defect => {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
