@@ -103,6 +103,11 @@ const RELOADS: Family = Family::counter(
     &["files", "result"],
     "Files (certificates, identities) that changed: replaced, or failed and the old content kept.",
 );
+const RELOAD_FAILING: Family = Family::gauge(
+    "oncegate_sidecar_reload_failing",
+    &["files"],
+    "1 while files (certificates, identities) cannot be read again, and the old content is kept.",
+);
 const CACHE: Family =
     Family::counter("oncegate_cache_lookups_total", &["layer", "result"], "Look-ups of completed events.");
 const CACHE_REFUSED: Family = Family::counter(
@@ -163,6 +168,7 @@ pub const FAMILIES: &[&[&Family]] = &[
         &DENIED,
         &OVER_QUOTA,
         &RELOADS,
+        &RELOAD_FAILING,
         &CACHE,
         &CACHE_REFUSED,
         &CACHE_LOST,
@@ -479,11 +485,16 @@ impl Metrics {
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
         page.single(&DENIED, &self.permission_denied);
         page.single(&OVER_QUOTA, &self.quota_exceeded);
+        let files = [("certificates", standing.certificates), ("identities", standing.identities)];
+        let files = files.into_iter().filter_map(|(files, counts)| Some((files, counts?)));
         let mut reloads = page.family(&RELOADS);
-        for (files, counts) in [("certificates", standing.certificates), ("identities", standing.identities)] {
-            let Some(counts) = counts else { continue };
+        for (files, counts) in files.clone() {
             reloads.row(&[files, "replaced"], counts.replaced);
             reloads.row(&[files, "failed"], counts.failed);
+        }
+        let mut failing = page.family(&RELOAD_FAILING);
+        for (files, counts) in files {
+            failing.row(&[files], counts.failing);
         }
         let mut lookups = page.family(&CACHE);
         for (layer, result, count) in cache.lookups() {
