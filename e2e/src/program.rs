@@ -1,7 +1,9 @@
 //! The built `oncegate`, run as a user runs it: arguments, environment, signals, exit codes, output.
 
 use std::{
-    env, fmt, fs,
+    env,
+    ffi::OsStr,
+    fmt, fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -84,12 +86,26 @@ impl Oncegate {
     /// stays a direct child, so that signals reach it and not the tracer.
     #[must_use]
     pub fn traced(self, log: &Path) -> Self {
+        let arguments = [
+            ["-D", "-f", "-ttt", "-y", "-xx", "-s", "10000000"].as_slice(),
+            &["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate,unlink,unlinkat", "-e", "signal=none", "-o"],
+        ];
+        let arguments: Vec<&OsStr> = arguments.concat().into_iter().map(OsStr::new).chain([log.as_os_str()]).collect();
+        self.behind("strace", &arguments)
+    }
+
+    /// As the first process of a container, behind a parent that ends as it does.
+    #[must_use]
+    pub fn first_process(self) -> Self {
+        self.behind("unshare", &["--user", "--map-root-user", "--pid", "--fork", "--kill-child"].map(OsStr::new))
+    }
+
+    /// Started by another program.
+    fn behind(self, program: &str, arguments: &[&OsStr]) -> Self {
         let inner = self.command.as_std();
-        let mut command = Command::new("strace");
+        let mut command = Command::new(program);
         command
-            .args(["-D", "-f", "-ttt", "-y", "-xx", "-s", "10000000"])
-            .args(["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate,unlink,unlinkat", "-e", "signal=none", "-o"])
-            .arg(log)
+            .args(arguments)
             .arg(inner.get_program())
             .args(inner.get_args())
             .env_clear()

@@ -293,3 +293,23 @@ async fn what_outlasts_the_drain_is_cut_and_the_status_is_still_0() -> Result<()
     assert!((Duration::from_millis(450)..Duration::from_secs(5)).contains(&took), "{took:?}");
     Ok(())
 }
+
+/// To the first process of a container the kernel gives no signal that it has not asked for.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_command_ends_by_a_signal_as_the_first_process_too() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    // Who takes calls and never answers them.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let sidecar = format!("http://{}", silent.local_addr()?);
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let mut running = Oncegate::new(directory.path(), ["stats", "--sidecar", &sidecar])?.first_process().start()?;
+        let (_call, _) = tokio::time::timeout(oncegate_e2e::DEADLINE, silent.accept()).await.context("no call")??;
+        let children = format!("/proc/{pid}/task/{pid}/children", pid = running.pid()?);
+        let command = std::fs::read_to_string(children)?.trim().parse()?;
+        oncegate_e2e::supervised::send_signal(command, signal)?;
+        let finished = running.finish(oncegate_e2e::DEADLINE).await?;
+        assert_eq!(finished.code, Some(code), "{finished}");
+    }
+    Ok(())
+}
