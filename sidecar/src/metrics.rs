@@ -126,12 +126,12 @@ const BREAKER: Family = Family::gauge(
 const EVENTS: Family = Family::gauge(
     "oncegate_events",
     &["state"],
-    "Events in the ledger by state, as last counted. The same in every sidecar.",
+    "Events in the ledger by state, as last counted; no row before that. The same in every sidecar.",
 );
 const STUCK: Family = Family::gauge(
     "oncegate_events_stuck",
     &[],
-    "Events in processing whose lock has expired, as last counted. The same in every sidecar.",
+    "Events in processing whose lock has expired, as last counted; no row before that. The same in every sidecar.",
 );
 const COUNTED: Family = Family::gauge(
     "oncegate_events_counted_timestamp_seconds",
@@ -506,11 +506,16 @@ impl Metrics {
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
         page.single(&BREAKER, standing.breaker_open);
+        // A zero that nobody has counted would pass for events that are gone, and come again with the first count.
+        let counted = self.counted.get() != 0;
         let mut events = page.family(&EVENTS);
-        for (state, count) in State::ALL.iter().zip(&self.events) {
+        for (state, count) in State::ALL.iter().zip(&self.events).filter(|_| counted) {
             events.row(&[state.as_str()], count);
         }
-        page.single(&STUCK, &self.stuck);
+        let mut stuck = page.family(&STUCK);
+        if counted {
+            stuck.row(&[], &self.stuck);
+        }
         page.single(&COUNTED, &self.counted);
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
@@ -528,7 +533,10 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::event::Time;
 
     #[test]
     fn codes_have_the_names_of_their_numbers() {
@@ -540,6 +548,20 @@ mod tests {
         ] {
             assert_eq!(CodeLabel::from(code).name(), name);
         }
+    }
+
+    #[test]
+    fn nothing_is_told_of_events_before_they_were_counted() {
+        let metrics = Metrics::default();
+        let rows = || {
+            let page = metrics.render(&CacheStats::default(), &Standing::default());
+            page.lines()
+                .filter(|line| ["oncegate_events{", "oncegate_events_stuck "].iter().any(|row| line.starts_with(row)))
+                .count()
+        };
+        assert_eq!(rows(), 0);
+        metrics.counted(&StatsReport { counts: BTreeMap::new(), timings: BTreeMap::new(), as_of: Time(0) });
+        assert_eq!(rows(), State::ALL.len() + 1);
     }
 
     #[test]
