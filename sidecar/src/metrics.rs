@@ -279,6 +279,8 @@ labels! {
     pub(crate) enum CleanupEnd {
         Done => "done",
         Failed => "failed",
+        /// Its caller went away, and took it along.
+        CallerGone => "caller_gone",
     }
 }
 
@@ -445,18 +447,17 @@ impl Metrics {
         self.counted.set(now());
     }
 
-    /// A Cleanup has deleted so many more events, and is done or goes on.
-    pub(crate) fn cleaned(&self, deleted: i64, done: bool) {
+    /// A Cleanup has deleted so many more events.
+    pub(crate) fn cleaned(&self, deleted: i64) {
         self.cleaned.add_many(u64::try_from(deleted).unwrap_or(0));
-        if done {
-            self.cleanups.add(CleanupEnd::Done);
-            self.cleanup_time.set(now());
-        }
     }
 
-    /// A Cleanup ended early.
-    pub(crate) fn cleanup_failed(&self) {
-        self.cleanups.add(CleanupEnd::Failed);
+    /// A Cleanup has ended.
+    pub(crate) fn cleanup_ended(&self, end: CleanupEnd) {
+        self.cleanups.add(end);
+        if end == CleanupEnd::Done {
+            self.cleanup_time.set(now());
+        }
     }
 
     /// Everything that is counted.
