@@ -3,8 +3,10 @@
 # without root:
 #
 #   docker build -t oncegate:0.1.0 --build-arg REVISION="$(git rev-parse HEAD)" .
-#   docker run --rm -p 127.0.0.1:8080:8080 -e DATABASE_URL -e UPSTREAM_URL -e STRIPE_WEBHOOK_SECRET \
+#   docker run --rm --stop-timeout 280 -p 127.0.0.1:8080:8080 -e DATABASE_URL -e UPSTREAM_URL -e STRIPE_WEBHOOK_SECRET \
 #       -e GATEWAY_LISTEN=0.0.0.0:8080 oncegate:0.1.0 all
+#
+# Without --stop-timeout the engine kills after 10 s: docs/operations.md has the numbers.
 
 # By tag, and not by digest: the registries are not at hand where this is maintained. Pin both where you build; what a tag
 # means now is said by `docker buildx imagetools inspect NAME`:

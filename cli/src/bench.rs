@@ -20,6 +20,7 @@ use oncegate_gateway::sidecar::Reach;
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, byte_size, duration},
     secret::{SecretText, file},
+    shutdown::{self, CancellationToken},
 };
 
 use self::{
@@ -235,7 +236,8 @@ impl Bench {
             }));
         }
         let shown = self.show_progress(&run, &progress);
-        let watch = tokio::spawn(stop_on_interrupt(Arc::clone(&run)));
+        let signal = shutdown::on_signals().context("cannot listen for signals")?;
+        let watch = tokio::spawn(stop_on_signal(Arc::clone(&run), signal));
         let ended = join(tasks).await;
         watch.abort();
         shown.abort();
@@ -435,15 +437,11 @@ fn load_thread(
     })
 }
 
-/// The first Ctrl-C ends the measurement early; the second one the program.
-async fn stop_on_interrupt(run: Arc<Run>) {
-    if tokio::signal::ctrl_c().await.is_ok() {
-        run.stop.store(true, Ordering::Relaxed);
-        output::notice("stopping; again to stop at once");
-        if tokio::signal::ctrl_c().await.is_ok() {
-            std::process::exit(130);
-        }
-    }
+/// The first signal ends the measurement early; the second one the program.
+async fn stop_on_signal(run: Arc<Run>, signal: CancellationToken) {
+    signal.cancelled().await;
+    run.stop.store(true, Ordering::Relaxed);
+    output::notice("stopping; again to stop at once");
 }
 
 /// What all threads counted, and for how long they measured.

@@ -17,11 +17,13 @@ that `ONCEGATE_CONFIG` names: [`providers.md`](providers.md#more-routes).
 ";
 
 /// The commands whose settings are shown; `all` takes those of the first two. One that was shown before is left out.
-const COMMANDS: [(&str, &str); 4] = [
+const COMMANDS: [(&str, &str); 6] = [
     ("sidecar", "The sidecar"),
     ("gateway", "The gateway"),
     ("stats", "Commands that ask a sidecar"),
     ("enforcement", "Commands that ask a gateway's admin listener"),
+    ("dev", "Trying it out: `oncegate dev`"),
+    ("simulate", "Webhooks of one's own: `oncegate simulate`"),
 ];
 
 fn cell(text: &str) -> String {
@@ -34,6 +36,11 @@ fn sentence(paragraph: &str) -> String {
     if text.ends_with(['.', ':']) { text } else { format!("{text}.") }
 }
 
+/// The arguments of a command and of those below it.
+fn arguments(command: &clap::Command) -> Vec<&clap::Arg> {
+    command.get_arguments().chain(command.get_subcommands().flat_map(arguments)).collect()
+}
+
 fn document() -> String {
     let mut text = HEAD.to_owned();
     let mut shown: Vec<String> = Vec::new();
@@ -42,7 +49,7 @@ fn document() -> String {
     for (name, title) in COMMANDS {
         let command = commands.find_subcommand(name).expect("the command exists");
         let mut rows = String::new();
-        for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
+        for argument in arguments(command).into_iter().filter(|argument| !argument.is_hide_set()) {
             let Some(variable) = argument.get_env().and_then(|variable| variable.to_str()) else { continue };
             if shown.iter().any(|known| known == variable) {
                 continue;
@@ -65,6 +72,16 @@ fn document() -> String {
         }
     }
     text
+}
+
+#[test]
+fn every_variable_that_a_command_reads_is_in_the_document() {
+    let (text, mut commands) = (document(), command_line());
+    commands.build();
+    for argument in arguments(&commands).into_iter().filter(|argument| !argument.is_hide_set()) {
+        let Some(variable) = argument.get_env().and_then(|variable| variable.to_str()) else { continue };
+        assert!(text.contains(&format!("| `{variable}` |")), "{variable}");
+    }
 }
 
 #[test]

@@ -6,8 +6,9 @@ mod demonstration;
 pub(crate) mod file;
 
 use std::{
-    env, fs, iter,
+    env, fs, io, iter,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -15,7 +16,11 @@ use anyhow::{Context as _, Result};
 use clap::builder::Resettable;
 use oncegate_api::v1::idempotency_service_client::IdempotencyServiceClient;
 use oncegate_gateway::config::{Environment, FlutterwaveVersion};
-use oncegate_runtime::shutdown::{self, CancellationToken};
+use oncegate_runtime::{
+    config::{Problem, Problems},
+    shutdown::{self, CancellationToken},
+};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 
 use self::{application::Delivery, file::DevFile};
@@ -32,7 +37,7 @@ use crate::{
 /// serves until Ctrl-C. The events are kept in ./oncegate.db, the secrets in ./.oncegate-dev.json, readable by their owner alone,
 /// where `oncegate simulate` in another terminal finds them.
 ///
-/// The listeners are open to this machine only. Not for production: that is `oncegate all`, or `sidecar` and `gateway`.
+/// The listeners are open to this machine only, and an address that is open to others is refused. Not for production: that is `oncegate all`, or `sidecar` and `gateway`.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -56,7 +61,7 @@ pub(crate) struct Dev {
     #[arg(long, env = "SIDECAR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     sidecar_listen: SocketAddr,
 
-    /// Where the application listens
+    /// Where the application of `dev` listens
     #[arg(long, env = "APPLICATION_LISTEN", default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
     application_listen: SocketAddr,
 
@@ -72,14 +77,16 @@ impl Dev {
                 "DATABASE_URL is set and not used: dev keeps its events in an embedded store (see --database)",
             );
         }
+        if let Some(problems) = self.open_listeners() {
+            return Err(problems.into());
+        }
         let signal = shutdown::on_signals().context("cannot listen for signals")?;
         let directory = env::current_dir().context("cannot find the current directory")?;
         let mut dev_file = DevFile::read(&directory)?.unwrap_or_default();
 
         let application = service::bind("APPLICATION_LISTEN", self.application_listen).await?;
         let application_address = application.local_addr().context("a bound listener has no address")?;
-        // What the gateway reads from files. Nobody else may look: it holds a secret.
-        let files = tempfile::tempdir().context("cannot make a temporary directory")?;
+        let files = private_directory().context("cannot make a temporary directory")?;
         let gateway_options = self.gateway_options(application_address, &mut dev_file, files.path())?;
         let (sidecar, gateway) = both(self.sidecar_options().validate(), gateway_options.validate())?;
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
@@ -115,6 +122,22 @@ impl Dev {
         let _ = application.await;
         served?;
         shown
+    }
+
+    /// The settings that would have others in, who could forge payments with secrets that are made up and lie about. They may
+    /// come from the environment, where they are meant for the services in production.
+    fn open_listeners(&self) -> Option<Problems> {
+        let listeners = [
+            ("GATEWAY_LISTEN", "--gateway-listen 127.0.0.1:8080", self.gateway_listen),
+            ("SIDECAR_LISTEN", "--sidecar-listen 127.0.0.1:50051", self.sidecar_listen),
+            ("APPLICATION_LISTEN", "--application-listen 127.0.0.1:8081", self.application_listen),
+        ];
+        let open = listeners.into_iter().filter(|(_, _, address)| !address.ip().is_loopback());
+        let problems = open.map(|(setting, instead, address)| {
+            let text = format!("{address} is open to other machines, and dev is not: unset it, or give {instead}");
+            Problems::from(Problem::new(setting, text))
+        });
+        problems.reduce(Problems::and)
     }
 
     fn sidecar_options(&self) -> oncegate_sidecar::config::Options {
@@ -173,6 +196,11 @@ impl Dev {
     }
 }
 
+/// For what the gateway reads from files. Nobody else may look: it holds a secret.
+fn private_directory() -> io::Result<TempDir> {
+    tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir()
+}
+
 /// Options with the defaults of the manual, whatever the environment says: it is meant for the services in production.
 fn defaults<T: clap::Args>() -> T {
     let command = T::augment_args(clap::Command::new("dev").no_binary_name(true))
@@ -226,7 +254,32 @@ async fn serve(
 
 #[cfg(test)]
 mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+
     use super::*;
+
+    #[test]
+    fn nobody_else_looks_into_the_directory_with_the_secret() {
+        let directory = private_directory().unwrap();
+        assert_eq!(directory.path().metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_listener_that_is_open_to_other_machines_is_refused_by_its_name() {
+        let refused = |listen: &[&str]| {
+            let command =
+                Dev::augment_args(clap::Command::new("dev")).mut_args(|argument| argument.env(Resettable::Reset));
+            let matches = command.get_matches_from([&["dev"], listen].concat());
+            Dev::from_arg_matches(&matches).unwrap().open_listeners().map(|problems| problems.to_string())
+        };
+        assert_eq!(refused(&[]), None);
+        assert_eq!(refused(&["--gateway-listen", "[::1]:0", "--sidecar-listen", "127.0.0.2:0"]), None);
+        let both = refused(&["--gateway-listen", "0.0.0.0:8080", "--application-listen", "192.0.2.1:1"]).unwrap();
+        for setting in ["GATEWAY_LISTEN: 0.0.0.0:8080", "APPLICATION_LISTEN: 192.0.2.1:1"] {
+            assert!(both.contains(setting), "{both}");
+        }
+        assert!(!both.contains("SIDECAR_LISTEN"), "{both}");
+    }
 
     #[test]
     fn the_defaults_of_both_services_can_be_made() {

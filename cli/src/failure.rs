@@ -16,7 +16,7 @@ Exit codes:
   1  it failed or was refused, or something was not found or not as it should be
   2  the command line or the configuration cannot be used; every problem is listed
   3  the sidecar, or the gateway that was named, cannot be reached
-  130, 143  a second SIGINT, or SIGTERM, ended it before it had finished what was under way";
+  130, 143  SIGINT, or SIGTERM, ended it before it had finished what was under way: a service the second one";
 
 /// Why a command did not do what it was asked to.
 #[derive(Debug)]

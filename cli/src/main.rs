@@ -113,6 +113,15 @@ impl Command {
         Some(Service { telemetry, name, threads: threads.count() })
     }
 
+    /// Whether it has something to finish when it is told to end, and listens for that itself.
+    fn heeds_signals(&self) -> bool {
+        match self {
+            Self::Dev(_) | Self::Bench(_) => true,
+            Self::Stats(stats) => stats.goes_on(),
+            _ => self.service().is_some(),
+        }
+    }
+
     /// Everything that is wrong with its settings, where it has some that are looked at before it begins.
     fn problems(&self) -> Option<Problems> {
         let own = match self {
@@ -216,6 +225,9 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
         None => None,
     };
     logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;
+    if !oncegate.command.heeds_signals() {
+        shutdown::end_at_once_as_first_process().context("cannot listen for signals")?;
+    }
     metrics::process::start();
     service::permit_files();
     let runtime = threads::runtime(threads).context("cannot start the runtime")?;

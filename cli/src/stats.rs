@@ -81,6 +81,11 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 impl Stats {
+    /// Whether it looks again until it is told to stop.
+    pub(crate) fn goes_on(&self) -> bool {
+        self.watch.is_some()
+    }
+
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let mut client = IdempotencyServiceClient::new(self.sidecar.connect().await?)
             // A thousand buckets of many providers are more than a client takes by default.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use oncegate_runtime::{
     labels,
-    metrics::{Counter, Counters, Family, Histogram, Label, Page},
+    metrics::{Counter, Counters, Family, Gauge, Histogram, Label, Page},
     reload::Counts,
 };
 
@@ -81,6 +81,12 @@ const RELOADS: Family = Family::counter(
     "Files with secrets, with the listener's certificate, and of ONCEGATE_CONFIG, that changed: replaced (of the last, \
      once for each route that it switches), or failed and what was in force kept.",
 );
+const RELOAD_FAILING: Family = Family::gauge(
+    "oncegate_gateway_secret_reload_failing",
+    &[],
+    "Files with secrets, with the listener's certificate, and of ONCEGATE_CONFIG, that cannot be read again now; what was in \
+     force is kept.",
+);
 const CLAIMS_UNKNOWN: Family = Family::counter(
     "oncegate_gateway_claims_unknown_total",
     &[],
@@ -141,8 +147,15 @@ const SIDECAR_RELOADS: Family = Family::counter(
     "Files (certificates, token) for calls to the sidecar that changed: replaced, or failed and the old content kept.",
 );
 
+const SIDECAR_RELOAD_FAILING: Family = Family::gauge(
+    "oncegate_gateway_sidecar_reload_failing",
+    &["files"],
+    "1 while files (certificates, token) for calls to the sidecar cannot be read again, and the old content is kept.",
+);
+
 /// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
-pub const POOL_FAMILIES: &[&Family] = &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS];
+pub const POOL_FAMILIES: &[&Family] =
+    &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS, &SIDECAR_RELOAD_FAILING];
 
 /// What the connections to sidecars count.
 pub(crate) struct PoolCounts<'a> {
@@ -162,11 +175,16 @@ impl PoolCounts<'_> {
         page.single(&RETRIES, self.retries);
         page.single(&RETRIES_REFUSED, self.retries_refused);
         page.single(&RESOLUTIONS_FAILED, self.resolutions_failed);
+        let files = [("certificates", self.certificates), ("token", self.token)];
+        let files = files.into_iter().filter_map(|(files, counts)| Some((files, counts?)));
         let mut reloads = page.family(&SIDECAR_RELOADS);
-        for (files, counts) in [("certificates", self.certificates), ("token", self.token)] {
-            let Some(counts) = counts else { continue };
+        for (files, counts) in files.clone() {
             reloads.row(&[files, "replaced"], counts.replaced);
             reloads.row(&[files, "failed"], counts.failed);
+        }
+        let mut failing = page.family(&SIDECAR_RELOAD_FAILING);
+        for (files, counts) in files {
+            failing.row(&[files], counts.failing);
         }
         page.finish()
     }
@@ -185,6 +203,7 @@ pub const FAMILIES: &[&Family] = &[
     &DELIVERIES,
     &UPSTREAM,
     &RELOADS,
+    &RELOAD_FAILING,
     &CLAIMS_UNKNOWN,
     &CLAIMS_REPEATED,
     &MARKS_REPEATED,
@@ -285,6 +304,7 @@ pub(crate) struct Metrics {
     deliveries: Counters<(Kind, Delivered)>,
     upstream: Vec<Histogram>,
     reloads: Counters<Reload>,
+    reload_failing: Gauge,
     /// Claims whose outcome nobody knows (G9).
     pub(crate) claims_unknown: Counter,
     /// Calls to the sidecar that were sent again because nobody knew how the first ended (G9).
@@ -325,6 +345,7 @@ impl Metrics {
             deliveries: Counters::default(),
             upstream: Kind::ALL.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
             reloads: Counters::default(),
+            reload_failing: Gauge::default(),
             claims_unknown: Counter::new(),
             claims_repeated: Counter::new(),
             marks_repeated: Counter::new(),
@@ -381,9 +402,19 @@ impl Metrics {
         self.upstream[provider.kind().index()].observe(took);
     }
 
-    /// A file with secrets changed, or the file with routes: usable, once for each route that it switches.
-    pub(crate) fn reloaded(&self, usable: bool) {
-        self.reloads.add(if usable { Reload::Replaced } else { Reload::Failed });
+    /// A file with secrets changed, or the file with routes: once for each route that it switches.
+    pub(crate) fn reloaded(&self) {
+        self.reloads.add(Reload::Replaced);
+    }
+
+    /// Such a file cannot be used any more, until it is mended.
+    pub(crate) fn reload_fails(&self) {
+        self.reloads.add(Reload::Failed);
+        self.reload_failing.add(1);
+    }
+
+    pub(crate) fn reload_mended(&self) {
+        self.reload_failing.add(-1);
     }
 
     /// The Prometheus text format. `routes` are those that are counted here.
@@ -421,6 +452,7 @@ impl Metrics {
         {
             reloads.row(&[result.name()], self.reloads.get(result) + of_listener);
         }
+        page.single(&RELOAD_FAILING, self.reload_failing.get() + i64::from(load.listener.failing));
         page.single(&CLAIMS_UNKNOWN, &self.claims_unknown);
         page.single(&CLAIMS_REPEATED, &self.claims_repeated);
         page.single(&MARKS_REPEATED, &self.marks_repeated);
@@ -462,14 +494,15 @@ mod tests {
         metrics.delivered(&stripe, Delivered::Unknown);
         metrics.verified(&stripe, 1);
         metrics.verified(&stripe, 17);
-        metrics.reloaded(true);
+        metrics.reloaded();
+        metrics.reload_fails();
         let load = Load {
             deliveries: 3,
             deliveries_max: 9,
             connections_refused: 5,
             budget_left_kib: 64,
             budget_kib: 128,
-            listener: Counts { replaced: 1, failed: 2 },
+            listener: Counts { replaced: 1, failed: 2, failing: true },
         };
         let text = metrics.render(load, &[]);
         for line in [
@@ -481,7 +514,8 @@ mod tests {
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"2\"} 1",
             "oncegate_gateway_secrets_matched_total{provider=\"stripe\",secret=\"later\"} 1",
             "oncegate_gateway_secret_reloads_total{result=\"replaced\"} 2",
-            "oncegate_gateway_secret_reloads_total{result=\"failed\"} 2",
+            "oncegate_gateway_secret_reloads_total{result=\"failed\"} 3",
+            "oncegate_gateway_secret_reload_failing 2",
             "oncegate_gateway_deliveries_under_way 3",
             "oncegate_gateway_connections_refused_total 5",
             "oncegate_gateway_body_budget_left_bytes 65536",

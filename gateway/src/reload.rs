@@ -1,12 +1,16 @@
 //! Reads secrets from files again when they change (G3, W5).
 
-use std::{convert::Infallible, error::Error as StdError, future::pending, sync::Arc, time::Duration};
+use std::{convert::Infallible, error::Error as StdError, future::pending, io, mem, sync::Arc, time::Duration};
 
 use oncegate_runtime::{
+    reload::READ_TIME_MAX,
     secret::{ReadError, Secret, Source},
     tls::ServerTls,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
 
 use crate::{
     config::{ConfigFile, FileNow},
@@ -18,7 +22,7 @@ use crate::{
 
 /// Looks at the files of `routes` every `pause`, for ever. A path is opened anew each time, since Kubernetes swaps a
 /// symbolic link. Content is compared and not times, which such a swap does not move reliably. A file that cannot be read,
-/// or is blank, leaves the old secrets in place and is reported once until it is mended.
+/// not in time either, or is blank, leaves the old secrets in place and is reported once until it is mended.
 pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metrics) -> Infallible {
     let mut files: Vec<Watched> = Vec::new();
     // What each route has, and what it would have by what stands in its file.
@@ -41,13 +45,17 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let mut reads = Vec::with_capacity(files.len());
-        for file in &files {
+        // All at once: one that hangs is waited for once, and holds up no other.
+        for file in &mut files {
             let source = file.source.clone();
-            // A hanging network file system must not hold up requests. An error would be a panic that has been reported.
-            let read = tokio::task::spawn_blocking(move || source.read_list()).await.ok();
+            file.reading.begin(move || source.read_list());
+        }
+        let latest = Instant::now() + READ_TIME_MAX;
+        let mut reads = Vec::with_capacity(files.len());
+        for file in &mut files {
+            let read = file.reading.end(latest).await;
             if let Holder::Provider(place, _) = file.holder {
-                let now = read.as_ref().and_then(|read| read.as_ref().ok()).unwrap_or(&file.current);
+                let now = read.as_ref().and_then(|read| read.as_ref().ok()?.as_ref().ok()).unwrap_or(&file.current);
                 wanted[place].clone_from(now);
             }
             reads.push(read);
@@ -111,7 +119,7 @@ pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) ->
         ticks.tick().await;
         let stores = stores.clone();
         // A hanging network file system must not hold up requests. An error would be a panic that has been reported.
-        let _ = tokio::task::spawn_blocking(move || stores.iter().for_each(|store| store.look())).await;
+        let _ = spawn_blocking(move || stores.iter().for_each(|store| store.look())).await;
     }
 }
 
@@ -128,16 +136,17 @@ pub(crate) async fn watch_config(
     let Some(file) = file else { return pending().await };
     let mut known: Vec<_> = routes.iter().map(|route| route.enforcement.get()).collect();
     let (mut first_rest, mut known_rest) = (None, None);
-    let mut reported = false;
+    let (mut reading, mut trouble) = (Reading::default(), Trouble::default());
     let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let (again, all) = (file.clone(), routes.to_vec());
-        let Ok(read) = tokio::task::spawn_blocking(move || again.now(&all)).await else { continue };
-        match read {
+        reading.begin(move || again.now(&all));
+        let Some(read) = reading.end(Instant::now() + READ_TIME_MAX).await else { continue };
+        match flat(read) {
             Ok(FileNow { enforcement: now, rest }) => {
-                reported = false;
+                trouble.ends(metrics);
                 // Not when it is again what it was at the start.
                 let started = *first_rest.get_or_insert(rest);
                 if known_rest.replace(rest).is_some_and(|known| known != rest) && rest != started {
@@ -149,17 +158,15 @@ pub(crate) async fn watch_config(
                 for ((route, known), now) in routes.iter().zip(&mut known).zip(now) {
                     if *known != now {
                         *known = now;
-                        metrics.reloaded(true);
+                        metrics.reloaded();
                         route.switch(now, "configuration file");
                     }
                 }
             }
-            Err(problems) if !reported => {
-                reported = true;
-                metrics.reloaded(false);
+            Err(problems) if trouble.begins(metrics) => {
                 tracing::error!(
                     file = %file.path.display(),
-                    error = &problems as &dyn StdError,
+                    error = &*problems,
                     "configuration cannot be read again, keeping what holds"
                 );
             }
@@ -176,7 +183,7 @@ enum Holder {
 }
 
 impl Holder {
-    fn replace(&self, secrets: &[Secret]) -> Result<(), Box<dyn StdError>> {
+    fn replace(&self, secrets: &[Secret]) -> Result<(), BoxError> {
         match self {
             Self::Provider(_, route) => Ok(route.provider.replace_secrets(secrets)?),
             Self::Signer(signer) => Ok(signer.replace(secrets)?),
@@ -184,45 +191,111 @@ impl Holder {
     }
 }
 
+type BoxError = Box<dyn StdError>;
+
 struct Watched {
     source: Source,
     holder: Holder,
     current: Vec<Secret>,
-    reported: bool,
+    reading: Reading<Result<Vec<Secret>, ReadError>>,
+    trouble: Trouble,
 }
 
 impl Watched {
     /// None where nothing can change.
     fn new(secrets: &Secrets, holder: Holder) -> Option<Self> {
         secrets.source.path()?;
-        Some(Self { source: secrets.source.clone(), holder, current: secrets.read.clone(), reported: false })
+        let (source, current) = (secrets.source.clone(), secrets.read.clone());
+        Some(Self { source, holder, current, reading: Reading::default(), trouble: Trouble::default() })
     }
 
-    fn update(&mut self, read: Result<Vec<Secret>, ReadError>, fits: Result<(), BadSecret>, metrics: &Metrics) {
+    fn update(&mut self, read: Read<Result<Vec<Secret>, ReadError>>, fits: Result<(), BadSecret>, metrics: &Metrics) {
         let file = self.source.path().map(|path| path.display().to_string()).unwrap_or_default();
-        let replaced = match read {
+        let replaced = match flat(read) {
             Ok(secrets) if self.current == secrets => {
-                self.reported = false;
+                self.trouble.ends(metrics);
                 return;
             }
             Ok(secrets) => match fits {
                 Ok(()) => self.holder.replace(&secrets).map(|()| self.current = secrets),
                 Err(error) => Err(error.into()),
             },
-            Err(error) => Err(error.into()),
+            Err(error) => Err(error),
         };
         match replaced {
             Ok(()) => {
-                self.reported = false;
-                metrics.reloaded(true);
+                self.trouble.ends(metrics);
+                metrics.reloaded();
                 tracing::info!(file, "secrets were replaced from their file");
             }
-            Err(error) if !self.reported => {
-                self.reported = true;
-                metrics.reloaded(false);
+            Err(error) if self.trouble.begins(metrics) => {
                 tracing::error!(file, error = &*error, "secrets cannot be read again, keeping the old ones");
             }
             Err(_) => {}
         }
+    }
+}
+
+/// Whether a file cannot be read again: told and counted once, until it is mended.
+#[derive(Default)]
+struct Trouble {
+    lasts: bool,
+}
+
+impl Trouble {
+    /// Whether it is new.
+    fn begins(&mut self, metrics: &Metrics) -> bool {
+        let is_new = !mem::replace(&mut self.lasts, true);
+        if is_new {
+            metrics.reload_fails();
+        }
+        is_new
+    }
+
+    fn ends(&mut self, metrics: &Metrics) {
+        if mem::take(&mut self.lasts) {
+            metrics.reload_mended();
+        }
+    }
+}
+
+/// What a read came to in time.
+type Read<T> = Result<T, io::Error>;
+
+fn flat<T, E: StdError + 'static>(read: Read<Result<T, E>>) -> Result<T, BoxError> {
+    Ok(read??)
+}
+
+/// A read on a thread of its own: a hanging network file system must hold up neither requests nor other reads.
+struct Reading<T> {
+    under_way: Option<JoinHandle<T>>,
+    hangs: bool,
+}
+
+impl<T> Default for Reading<T> {
+    fn default() -> Self {
+        Self { under_way: None, hangs: false }
+    }
+}
+
+impl<T: Send + 'static> Reading<T> {
+    /// Begins one, unless the last has not ended: each would hold a thread.
+    fn begin(&mut self, read: impl FnOnce() -> T + Send + 'static) {
+        if self.under_way.is_none() {
+            self.under_way = Some(spawn_blocking(read));
+        }
+    }
+
+    /// What it came to, if it has ended by `latest`. None: a panic, which has been reported.
+    async fn end(&mut self, latest: Instant) -> Option<Read<T>> {
+        let task = self.under_way.as_mut()?;
+        // What was waited for in vain is not waited for again.
+        let latest = if self.hangs { Instant::now() } else { latest };
+        let Ok(read) = timeout_at(latest, task).await else {
+            self.hangs = true;
+            return Some(Err(io::ErrorKind::TimedOut.into()));
+        };
+        *self = Self::default();
+        read.ok().map(Ok)
     }
 }

@@ -178,6 +178,11 @@ impl Gauge {
         self.0.store(value, Relaxed);
     }
 
+    /// Now it is so much more, or less.
+    pub fn add(&self, by: i64) {
+        self.0.fetch_add(by, Relaxed);
+    }
+
     /// What it is.
     #[must_use]
     pub fn get(&self) -> i64 {

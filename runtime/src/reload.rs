@@ -6,12 +6,16 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+/// How long a look at files may take. One that takes longer, on a network mount that is gone, has failed: whoever is told to
+/// rely on the files has to know that nobody can read them.
+pub const READ_TIME_MAX: Duration = Duration::from_secs(5);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Build<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, BoxError> + Send + Sync>;
@@ -60,24 +64,22 @@ pub struct Files<T> {
     paths: Vec<PathBuf>,
     build: Build<T>,
     current: RwLock<Arc<T>>,
-    state: Mutex<State>,
+    content: Mutex<Vec<Vec<u8>>>,
     replaced: AtomicU64,
     failed: AtomicU64,
-}
-
-struct State {
-    content: Vec<Vec<u8>>,
     /// A failure is reported once until it is mended.
-    reported: bool,
+    failing: AtomicBool,
 }
 
-/// How often files changed.
+/// How often files changed, and how they stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The value was replaced.
     pub replaced: u64,
-    /// They had become unusable, and the old value was kept. What an alarm looks at.
+    /// They had become unusable, and the old value was kept.
     pub failed: u64,
+    /// They still are. What an alarm looks at.
+    pub failing: bool,
 }
 
 impl<T> Files<T> {
@@ -99,9 +101,10 @@ impl<T> Files<T> {
             paths,
             build: Box::new(build),
             current: RwLock::new(Arc::new(first)),
-            state: Mutex::new(State { content, reported: false }),
+            content: Mutex::new(content),
             replaced: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            failing: AtomicBool::new(false),
         })
     }
 
@@ -112,15 +115,19 @@ impl<T> Files<T> {
 
     /// What happened since the start.
     pub fn counts(&self) -> Counts {
-        Counts { replaced: self.replaced.load(Relaxed), failed: self.failed.load(Relaxed) }
+        Counts {
+            replaced: self.replaced.load(Relaxed),
+            failed: self.failed.load(Relaxed),
+            failing: self.failing.load(Relaxed),
+        }
     }
 
     /// Looks at the files now; blocks on the file system. Unusable content leaves the old value in place.
     pub fn refresh(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         let built = match contents(&self.paths) {
-            Ok(content) if content == state.content => {
-                state.reported = false;
+            Ok(content) if content == *known => {
+                self.failing.store(false, Relaxed);
                 return;
             }
             Ok(content) => {
@@ -130,22 +137,25 @@ impl<T> Files<T> {
         };
         match built {
             Ok((content, value)) => {
-                *state = State { content, reported: false };
+                *known = content;
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+                self.failing.store(false, Relaxed);
                 self.replaced.fetch_add(1, Relaxed);
                 tracing::info!(files = names(&self.paths), "{} were read again", self.what);
             }
-            Err(error) if !state.reported => {
-                state.reported = true;
-                self.failed.fetch_add(1, Relaxed);
-                tracing::error!(
-                    files = names(&self.paths),
-                    error = &error as &dyn StdError,
-                    "{} cannot be read again, keeping the old ones",
-                    self.what
-                );
-            }
-            Err(_) => {}
+            Err(error) => self.fails(&error),
+        }
+    }
+
+    fn fails(&self, error: &(dyn StdError + 'static)) {
+        if !self.failing.swap(true, Relaxed) {
+            self.failed.fetch_add(1, Relaxed);
+            tracing::error!(
+                files = names(&self.paths),
+                error,
+                "{} cannot be read again, keeping the old ones",
+                self.what
+            );
         }
     }
 }
@@ -159,7 +169,12 @@ impl<T: Send + Sync + 'static> Files<T> {
             ticks.tick().await;
             let files = self.clone();
             // A hanging network file system must not hold up calls. An error would be a panic that has been reported.
-            let _ = tokio::task::spawn_blocking(move || files.refresh()).await;
+            let mut look = tokio::task::spawn_blocking(move || files.refresh());
+            if timeout(READ_TIME_MAX, &mut look).await.is_err() {
+                self.fails(&io::Error::from(io::ErrorKind::TimedOut));
+                // Not a second one beside it: each would hold a thread.
+                let _ = look.await;
+            }
         }
     }
 }
@@ -216,16 +231,58 @@ mod tests {
         assert!(matches!(Files::read("numbers", vec![path.clone()], number), Err(FilesError::Content { .. })));
         std::fs::write(&path, "1").unwrap();
         let files = Files::read("numbers", vec![path.clone()], number).unwrap();
-        for (content, wanted, counted) in
-            [("1", 1, (0, 0)), ("2", 2, (1, 0)), ("x", 2, (1, 1)), ("y", 2, (1, 1)), ("2", 2, (1, 1)), ("z", 2, (1, 2))]
-        {
+        for (content, wanted, counted) in [
+            ("1", 1, (0, 0, false)),
+            ("2", 2, (1, 0, false)),
+            ("x", 2, (1, 1, true)),
+            ("y", 2, (1, 1, true)),
+            ("2", 2, (1, 1, false)),
+            ("z", 2, (1, 2, true)),
+            ("3", 3, (2, 2, false)),
+        ] {
             std::fs::write(&path, content).unwrap();
             files.refresh();
-            let counts = files.counts();
-            assert_eq!((*files.current(), (counts.replaced, counts.failed)), (wanted, counted), "{content}");
+            let Counts { replaced, failed, failing } = files.counts();
+            assert_eq!((*files.current(), (replaced, failed, failing)), (wanted, counted), "{content}");
         }
         std::fs::remove_file(&path).unwrap();
         files.refresh();
-        assert_eq!(*files.current(), 2);
+        assert_eq!((*files.current(), files.counts().failing), (3, true));
+    }
+
+    #[cfg(unix)]
+    #[tokio::test(start_paused = true)]
+    async fn w5_files_that_hang_are_counted_once_and_read_when_they_answer() {
+        // The clock stands while a thread reads, unless it is told to go on.
+        async fn second() {
+            std::thread::sleep(Duration::from_millis(1));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let (path, pipe) = (directory.path().join("number"), directory.path().join("pipe"));
+        std::fs::write(&path, "1").unwrap();
+        let number = |content: &[Vec<u8>]| Ok(std::str::from_utf8(&content[0])?.trim().parse::<u32>()?);
+        let files = Arc::new(Files::read("numbers", vec![path.clone()], number).unwrap());
+        // A pipe is open for reading when somebody writes.
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::hard_link(&pipe, &path).unwrap();
+        let watching = tokio::spawn(files.clone().watch(Duration::from_secs(1)));
+        while !files.counts().failing {
+            second().await;
+        }
+        for _ in 0..60 {
+            second().await;
+        }
+        assert_eq!(files.counts(), Counts { replaced: 0, failed: 1, failing: true });
+        // The next look does not hang.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "2").unwrap();
+        std::fs::write(&pipe, "2").unwrap();
+        while files.counts().failing {
+            second().await;
+        }
+        assert_eq!((*files.current(), files.counts()), (2, Counts { replaced: 1, failed: 1, failing: false }));
+        watching.abort();
     }
 }

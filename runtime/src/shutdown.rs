@@ -1,8 +1,11 @@
 //! From a signal to the end of the process: a token that says stop, and a bounded wait for what is under way.
 
-use std::{future::Future, io, time::Duration};
+use std::{future::Future, io, thread, time::Duration};
 
-use tokio::{runtime::Handle, task::JoinHandle};
+use tokio::{
+    runtime::{Builder, Handle},
+    task::JoinHandle,
+};
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
@@ -30,6 +33,29 @@ pub fn on_signals() -> io::Result<CancellationToken> {
         std::process::exit(second.exit_code);
     });
     Ok(token)
+}
+
+/// Has SIGTERM and SIGINT end the process at once, with status 143 or 130, where it is the first of its container: to
+/// that one the kernel gives no signal that it has not asked for. To any other the signal itself does so, and says to a
+/// shell what ended it.
+///
+/// On a thread of its own: a command may block the one that it runs on.
+///
+/// # Errors
+///
+/// The signal handlers cannot be installed.
+pub fn end_at_once_as_first_process() -> io::Result<()> {
+    if std::process::id() != 1 {
+        return Ok(());
+    }
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let mut signals = {
+        let _within = runtime.enter();
+        Signals::install()?
+    };
+    let wait = move || std::process::exit(runtime.block_on(signals.next()).exit_code);
+    thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(())
 }
 
 struct Signal {

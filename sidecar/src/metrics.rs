@@ -103,6 +103,11 @@ const RELOADS: Family = Family::counter(
     &["files", "result"],
     "Files (certificates, identities) that changed: replaced, or failed and the old content kept.",
 );
+const RELOAD_FAILING: Family = Family::gauge(
+    "oncegate_sidecar_reload_failing",
+    &["files"],
+    "1 while files (certificates, identities) cannot be read again, and the old content is kept.",
+);
 const CACHE: Family =
     Family::counter("oncegate_cache_lookups_total", &["layer", "result"], "Look-ups of completed events.");
 const CACHE_REFUSED: Family = Family::counter(
@@ -121,12 +126,12 @@ const BREAKER: Family = Family::gauge(
 const EVENTS: Family = Family::gauge(
     "oncegate_events",
     &["state"],
-    "Events in the ledger by state, as last counted. The same in every sidecar.",
+    "Events in the ledger by state, as last counted; no row before that. The same in every sidecar.",
 );
 const STUCK: Family = Family::gauge(
     "oncegate_events_stuck",
     &[],
-    "Events in processing whose lock has expired, as last counted. The same in every sidecar.",
+    "Events in processing whose lock has expired, as last counted; no row before that. The same in every sidecar.",
 );
 const COUNTED: Family = Family::gauge(
     "oncegate_events_counted_timestamp_seconds",
@@ -163,6 +168,7 @@ pub const FAMILIES: &[&[&Family]] = &[
         &DENIED,
         &OVER_QUOTA,
         &RELOADS,
+        &RELOAD_FAILING,
         &CACHE,
         &CACHE_REFUSED,
         &CACHE_LOST,
@@ -215,9 +221,9 @@ labels! {
         Duplicate => "duplicate",
         /// Somebody else holds the lock, or a pause has not passed.
         InProgress => "in_progress",
-        /// Held for an operator, a mismatch, or a call that is wrong.
+        /// Held for an operator, a mismatch, a call that is wrong or not permitted, or one beyond its tenant's quota.
         Rejected => "rejected",
-        /// Nobody could decide.
+        /// Nobody could decide. What an alarm looks at.
         Failed => "failed",
     }
 }
@@ -273,6 +279,8 @@ labels! {
     pub(crate) enum CleanupEnd {
         Done => "done",
         Failed => "failed",
+        /// Its caller went away, and took it along.
+        CallerGone => "caller_gone",
     }
 }
 
@@ -301,6 +309,8 @@ impl Told {
                 | Code::NotFound
                 | Code::PermissionDenied
                 | Code::Unauthenticated
+                // A quota. Too much for the sidecar itself is UNAVAILABLE.
+                | Code::ResourceExhausted
         );
         match called {
             Called::Api(Method::CheckAndLock) => {
@@ -437,18 +447,17 @@ impl Metrics {
         self.counted.set(now());
     }
 
-    /// A Cleanup has deleted so many more events, and is done or goes on.
-    pub(crate) fn cleaned(&self, deleted: i64, done: bool) {
+    /// A Cleanup has deleted so many more events.
+    pub(crate) fn cleaned(&self, deleted: i64) {
         self.cleaned.add_many(u64::try_from(deleted).unwrap_or(0));
-        if done {
-            self.cleanups.add(CleanupEnd::Done);
-            self.cleanup_time.set(now());
-        }
     }
 
-    /// A Cleanup ended early.
-    pub(crate) fn cleanup_failed(&self) {
-        self.cleanups.add(CleanupEnd::Failed);
+    /// A Cleanup has ended.
+    pub(crate) fn cleanup_ended(&self, end: CleanupEnd) {
+        self.cleanups.add(end);
+        if end == CleanupEnd::Done {
+            self.cleanup_time.set(now());
+        }
     }
 
     /// Everything that is counted.
@@ -477,11 +486,16 @@ impl Metrics {
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
         page.single(&DENIED, &self.permission_denied);
         page.single(&OVER_QUOTA, &self.quota_exceeded);
+        let files = [("certificates", standing.certificates), ("identities", standing.identities)];
+        let files = files.into_iter().filter_map(|(files, counts)| Some((files, counts?)));
         let mut reloads = page.family(&RELOADS);
-        for (files, counts) in [("certificates", standing.certificates), ("identities", standing.identities)] {
-            let Some(counts) = counts else { continue };
+        for (files, counts) in files.clone() {
             reloads.row(&[files, "replaced"], counts.replaced);
             reloads.row(&[files, "failed"], counts.failed);
+        }
+        let mut failing = page.family(&RELOAD_FAILING);
+        for (files, counts) in files {
+            failing.row(&[files], counts.failing);
         }
         let mut lookups = page.family(&CACHE);
         for (layer, result, count) in cache.lookups() {
@@ -493,11 +507,16 @@ impl Metrics {
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
         page.single(&BREAKER, standing.breaker_open);
+        // A zero that nobody has counted would pass for events that are gone, and come again with the first count.
+        let counted = self.counted.get() != 0;
         let mut events = page.family(&EVENTS);
-        for (state, count) in State::ALL.iter().zip(&self.events) {
+        for (state, count) in State::ALL.iter().zip(&self.events).filter(|_| counted) {
             events.row(&[state.as_str()], count);
         }
-        page.single(&STUCK, &self.stuck);
+        let mut stuck = page.family(&STUCK);
+        if counted {
+            stuck.row(&[], &self.stuck);
+        }
         page.single(&COUNTED, &self.counted);
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
@@ -515,7 +534,10 @@ fn now() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::event::Time;
 
     #[test]
     fn codes_have_the_names_of_their_numbers() {
@@ -526,6 +548,29 @@ mod tests {
             (Code::Unauthenticated, "UNAUTHENTICATED"),
         ] {
             assert_eq!(CodeLabel::from(code).name(), name);
+        }
+    }
+
+    #[test]
+    fn nothing_is_told_of_events_before_they_were_counted() {
+        let metrics = Metrics::default();
+        let rows = || {
+            let page = metrics.render(&CacheStats::default(), &Standing::default());
+            page.lines()
+                .filter(|line| ["oncegate_events{", "oncegate_events_stuck "].iter().any(|row| line.starts_with(row)))
+                .count()
+        };
+        assert_eq!(rows(), 0);
+        metrics.counted(&StatsReport { counts: BTreeMap::new(), timings: BTreeMap::new(), as_of: Time(0) });
+        assert_eq!(rows(), State::ALL.len() + 1);
+    }
+
+    #[test]
+    fn a_claim_beyond_its_quota_is_refused_by_a_rule_and_no_failure() {
+        let told = |code| Told::of_error(Called::Api(Method::CheckAndLock), code);
+        assert_eq!(told(Code::ResourceExhausted), Some(Told::Claimed(Claimed::Rejected)));
+        for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Internal] {
+            assert_eq!(told(code), Some(Told::Claimed(Claimed::Failed)), "{code:?}");
         }
     }
 

@@ -46,6 +46,19 @@ async fn once_shows_one_delivery_and_one_duplicate_and_ends() -> Result<()> {
     Ok(())
 }
 
+// As exported for the services in production, in the same shell.
+#[tokio::test]
+async fn a_listener_that_is_open_to_other_machines_is_refused() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for listener in LISTENERS {
+        let finished = dev(&directory, &["--once"])?.env(listener, "0.0.0.0:0").run().await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(finished.stderr.contains(&format!("{listener}: 0.0.0.0:0")), "{finished}");
+    }
+    assert_eq!(fs::read_dir(directory.path())?.count(), 0, "nothing was begun");
+    Ok(())
+}
+
 #[tokio::test]
 async fn it_serves_until_it_is_told_to_end_and_shows_what_arrives() -> Result<()> {
     let directory = tempfile::tempdir()?;

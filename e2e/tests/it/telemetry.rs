@@ -13,6 +13,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use anyhow::Result;
 use oncegate_api::v1::idempotency_service_client::IdempotencyServiceClient;
 use oncegate_e2e::{
+    eventually,
     http_client::{self, Answer},
     postgres::Database,
     program::{Oncegate, Running},
@@ -64,9 +65,14 @@ impl Services {
             .env("UPSTREAM_URL", upstream.url())
             .env("STRIPE_WEBHOOK_SECRET", format!("whsec_the_one_before,{SECRET}"))
             .start()?;
+        let sidecar_admin = sidecar.address("admin").await?;
+        eventually("the events are counted, and no row is missing any more", async || {
+            page(sidecar_admin).await.ok()?.contains("oncegate_events{").then_some(())
+        })
+        .await;
         Ok(Self {
             address: gateway.address("gateway").await?,
-            sidecar_admin: sidecar.address("admin").await?,
+            sidecar_admin,
             gateway_admin: gateway.address("admin").await?,
             upstream,
             sidecar,

@@ -316,6 +316,7 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
     })
     .await;
     let failed = "oncegate_gateway_secret_reloads_total{result=\"failed\"}";
+    let failing = "oncegate_gateway_secret_reload_failing";
     for (count, bad) in ["not|an|id", " ", "WEBHOOK_ID"].into_iter().enumerate() {
         swap(&id, bad);
         let wanted = u64::try_from(count).unwrap() + 1;
@@ -327,6 +328,7 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
         .await
         .unwrap();
         assert_eq!(harness.send(paypal.webhook("CERT-good", PAYPAL_BODY)).await.status, 200, "{bad}");
+        assert_eq!(harness.metric(failing), 1, "{bad}");
         // Mended, so that the next one is a new failure.
         let replaced = "oncegate_gateway_secret_reloads_total{result=\"replaced\"}";
         swap(&id, &format!("5FR00112AB334455C,X{count}"));
@@ -337,7 +339,61 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
         })
         .await
         .unwrap();
+        assert_eq!(harness.metric(failing), 0, "{bad}");
     }
+}
+
+/// A file whose reads hang until somebody writes it.
+#[cfg(unix)]
+fn pipe(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn w5_a_file_that_hangs_is_told_and_keeps_no_other_secret_from_being_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let [hanging, paystack] = ["hanging", "paystack"].map(|name| directory.path().join(name));
+    swap(&hanging, "whsec_1");
+    swap(&paystack, "sk_test_0");
+    let harness = Harness::with(|options| Options {
+        // The first of the routes.
+        stripe_webhook_secret: None,
+        stripe_webhook_secret_file: Some(hanging.clone()),
+        paystack_webhook_secret_file: Some(paystack.clone()),
+        gateway_secret_reload: Duration::from_millis(5),
+        ..options
+    })
+    .await;
+    let until = async |name: &str, is: u64| {
+        let met = async {
+            while harness.metric(name) != is {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(PATIENCE, met).await.unwrap_or_else(|_| panic!("{name} {}", harness.metric(name)));
+    };
+    let [replaced, failed] =
+        ["replaced", "failed"].map(|result| format!("oncegate_gateway_secret_reloads_total{{result=\"{result}\"}}"));
+    let failing = "oncegate_gateway_secret_reload_failing";
+    pipe(&hanging);
+    until(failing, 1).await;
+    for count in 1..4 {
+        swap(&paystack, &format!("sk_test_{count}"));
+        until(&replaced, count).await;
+    }
+    assert_eq!((harness.metric(&failed), harness.metric(failing)), (1, 1), "once");
+    // The read that hung ends, and the next one finds a file again.
+    let pipe = directory.path().join("pipe");
+    std::fs::rename(&hanging, &pipe).unwrap();
+    swap(&hanging, "whsec_again");
+    std::fs::write(&pipe, "whsec_again").unwrap();
+    until(failing, 0).await;
+    let body = event("evt_again");
+    let answer =
+        harness.send(request("POST", STRIPE, &[("stripe-signature", &signature("whsec_again", &body))], &body));
+    assert_eq!(answer.await.status, 200);
 }
 
 #[tokio::test]

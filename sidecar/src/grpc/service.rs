@@ -1,6 +1,6 @@
 //! The eight RPCs: validate, ask the coordinator, convert.
 
-use std::{sync::Arc, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
 use oncegate_api::v1::{self, idempotency_service_server::IdempotencyService};
 use prost::Message as _;
@@ -28,7 +28,7 @@ use crate::{
     },
     maintenance::cleanup,
     method::Method,
-    metrics::{Claimed, Metrics, Told},
+    metrics::{Claimed, CleanupEnd, Metrics, Told},
 };
 
 pub(super) struct Api {
@@ -239,29 +239,68 @@ impl IdempotencyService for Api {
         // One message in hand: a client that reads slowly slows the Cleanup down, one that goes away ends it.
         let (progress, stream) = mpsc::channel(1);
         let coordinator = self.coordinator.clone();
-        let (metrics, dry_run, mut deleted) = (self.metrics.clone(), scope.dry_run, 0);
-        let tell = move |update: cleanup::Update<'_>| {
-            let message = match update {
-                cleanup::Update::Progress(totals) => Ok(cleanup_response(totals)),
-                cleanup::Update::Failed(error) => Err(Status::from(error)),
-            };
-            if !dry_run {
-                match &message {
-                    Ok(totals) => {
-                        metrics.cleaned(totals.deleted_count - deleted, totals.done);
-                        deleted = totals.deleted_count;
-                    }
-                    Err(_) => metrics.cleanup_failed(),
-                }
-            }
-            let progress = progress.clone();
-            async move { progress.send(message).await.is_ok() }
-        };
+        let mut counting = Counting::new(self.metrics.clone(), &scope);
         tokio::spawn(async move {
+            let tell = |update: cleanup::Update<'_>| {
+                let message = match update {
+                    cleanup::Update::Progress(totals) => {
+                        counting.goes_on(totals);
+                        Ok(cleanup_response(totals))
+                    }
+                    cleanup::Update::Failed(error) => {
+                        counting.end(CleanupEnd::Failed);
+                        Err(Status::from(error))
+                    }
+                };
+                let progress = progress.clone();
+                async move { progress.send(message).await.is_ok() }
+            };
             let (totals, end) = cleanup::run(coordinator, &scope, tell).await;
+            counting.ended(&totals, &end);
             audit::cleanup(&who, &scope, &totals, &end);
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// What the metrics are told of a Cleanup; of a dry run nothing.
+struct Counting {
+    metrics: Option<Arc<Metrics>>,
+    deleted: i64,
+    ended: bool,
+}
+
+impl Counting {
+    fn new(metrics: Arc<Metrics>, scope: &CleanupScope) -> Self {
+        Self { metrics: (!scope.dry_run).then_some(metrics), deleted: 0, ended: false }
+    }
+
+    /// Before the caller hears of it.
+    fn goes_on(&mut self, progress: &CleanupProgress) {
+        let Some(metrics) = &self.metrics else { return };
+        let deleted = progress.providers.values().map(|totals| totals.deleted).sum();
+        metrics.cleaned(deleted - self.deleted);
+        self.deleted = deleted;
+        if progress.done {
+            self.end(CleanupEnd::Done);
+        }
+    }
+
+    /// The first time that it is told.
+    fn end(&mut self, end: CleanupEnd) {
+        if let (Some(metrics), false) = (&self.metrics, mem::replace(&mut self.ended, true)) {
+            metrics.cleanup_ended(end);
+        }
+    }
+
+    /// With what was deleted since the last message, whoever heard of it.
+    fn ended(&mut self, progress: &CleanupProgress, end: &cleanup::End) {
+        self.goes_on(progress);
+        self.end(match end {
+            cleanup::End::Done => CleanupEnd::Done,
+            cleanup::End::CallerGone => CleanupEnd::CallerGone,
+            cleanup::End::Failed(_) => CleanupEnd::Failed,
+        });
     }
 }
 
@@ -287,7 +326,12 @@ fn cleanup_response(progress: &CleanupProgress) -> v1::CleanupResponse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Time, fixture::claim};
+    use crate::{
+        cache::stats::CacheStats,
+        event::{Time, fixture::claim},
+        ledger::filter::CleanupTotals,
+        metrics::Standing,
+    };
 
     /// With 8 KiB of metadata, which are 45 in a message.
     fn event(row: i64) -> Event {
@@ -296,6 +340,46 @@ mod tests {
             ..claim(&format!("evt_{row}"), "claim")
         };
         Event::inserted(&claim, row, row, Time(row))
+    }
+
+    #[test]
+    fn a_cleanup_is_counted_once_with_all_that_it_deleted_however_it_ends() {
+        use cleanup::End::{CallerGone, Done, Failed};
+        let progress = |deleted, done| CleanupProgress {
+            providers: [("stripe".to_owned(), CleanupTotals { deleted, ..CleanupTotals::default() })].into(),
+            done,
+            ..CleanupProgress::default()
+        };
+        let failed = || Failed(Error::OutcomeUnknown);
+        for (dry_run, told, last, end, counted) in [
+            (false, progress(3, false), progress(5, false), CallerGone, ("caller_gone", 5)),
+            (false, progress(3, false), progress(5, false), failed(), ("failed", 5)),
+            (false, progress(5, true), progress(5, true), Done, ("done", 5)),
+            // Nothing was left to do when nobody listened to the last word.
+            (false, progress(5, true), progress(5, true), CallerGone, ("done", 5)),
+            (true, progress(0, false), progress(0, true), Done, ("", 0)),
+        ] {
+            let metrics = Arc::new(Metrics::default());
+            let scope = CleanupScope {
+                tenant: None,
+                provider: None,
+                before: Time(0),
+                states: Vec::new(),
+                dry_run,
+                batch_size: 1,
+            };
+            let mut counting = Counting::new(metrics.clone(), &scope);
+            counting.goes_on(&told);
+            counting.ended(&last, &end);
+            let page = metrics.render(&CacheStats::default(), &Standing::default());
+            let row = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+            assert_eq!(row("oncegate_cleanup_events_deleted_total "), Some(counted.1.to_string()), "{end:?}");
+            for result in ["done", "failed", "caller_gone"] {
+                let runs = u64::from(result == counted.0);
+                let name = format!("oncegate_cleanup_runs_total{{result=\"{result}\"}} ");
+                assert_eq!(row(&name), Some(runs.to_string()), "{result} after {end:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How long a pod has to end, against everything that has to happen in that time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use oncegate_e2e::program::Oncegate;
@@ -57,5 +57,39 @@ async fn the_grace_period_is_longer_than_everything_that_has_to_happen_in_it() -
             assert!(needed <= grace, "{name}: {owner}: {pause:?} + {drain:?} + {end:?} + {IN_HAND:?} into {grace:?}");
         }
     }
+    Ok(())
+}
+
+/// How long `all` takes to end at most: the gateway, then the sidecar for others' calls, the marks and the counts.
+async fn end_of_all() -> Result<Duration> {
+    let settings = [("UPSTREAM_URL", "http://app:3000/"), ("STRIPE_WEBHOOK_SECRET", "whsec_x")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let in_force = in_force("all", &settings.into()).await?;
+    let setting = |name: &str| -> Result<Duration> {
+        let value = in_force.get(name).with_context(|| format!("{name} is not printed"))?;
+        duration(value).with_context(|| format!("{name}={value}"))
+    };
+    let gateway = setting("GATEWAY_DRAIN").or_else(|_| setting("UPSTREAM_TIMEOUT"))? + 2 * setting("SIDECAR_TIMEOUT")?;
+    let end = admin::DRAIN + shutdown::RUNTIME_END_MAX + telemetry::FLUSH_MAX;
+    Ok(gateway + setting("SIDECAR_DRAIN")? + 2 * IN_HAND + end)
+}
+
+#[tokio::test]
+async fn the_documents_have_an_engine_wait_for_as_long_as_the_end_takes() -> Result<()> {
+    let needed = end_of_all().await?;
+    let mut seen = 0;
+    for file in ["Dockerfile", "docs/operations.md"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(file)).context(file)?;
+        for before in ["--stop-timeout ", "stop_grace_period: ", "TimeoutStopSec="] {
+            for (place, _) in text.match_indices(before) {
+                let digits: String = text[place + before.len()..].chars().take_while(char::is_ascii_digit).collect();
+                // In the text it is named as well.
+                let Ok(seconds) = digits.parse() else { continue };
+                seen += 1;
+                assert!(needed <= Duration::from_secs(seconds), "{file}: {before}{seconds}: {needed:?}");
+            }
+        }
+    }
+    assert_eq!(seen, 4);
     Ok(())
 }
