@@ -561,7 +561,12 @@ mod tests {
                 .count()
         };
         assert_eq!(rows(), 0);
-        metrics.counted(&StatsReport { counts: BTreeMap::new(), timings: BTreeMap::new(), as_of: Time(0) });
+        metrics.counted(&StatsReport {
+            counts: BTreeMap::new(),
+            percentiles: BTreeMap::new(),
+            timings: BTreeMap::new(),
+            as_of: Time(0),
+        });
         assert_eq!(rows(), State::ALL.len() + 1);
     }
 

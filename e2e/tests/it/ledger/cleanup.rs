@@ -252,7 +252,7 @@ async fn delivery_ids_outside_the_scope_count_towards_a_step(fixture: &Fixture) 
         payload_digest: Some([digest; 32]),
         ..claim(
             &Key {
-                provider: if number % 4 == 0 { "paypal" } else { "stripe" }.into(),
+                provider: if number.is_multiple_of(4) { "paypal" } else { "stripe" }.into(),
                 ..key(&format!("evt_{number}_{digest}"))
             },
             "claim",
