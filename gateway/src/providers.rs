@@ -115,7 +115,7 @@ pub struct BadSecret {
 }
 
 impl BadSecret {
-    pub(crate) fn new(reason: &'static str) -> Self {
+    pub(crate) const fn new(reason: &'static str) -> Self {
         Self { reason }
     }
 }

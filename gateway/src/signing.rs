@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _, alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
+};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use oncegate_runtime::secret::Secret;
 use sha2::Sha256;
@@ -14,7 +17,13 @@ use sha2::Sha256;
 type KeyState = Hmac<Sha256>;
 
 /// Bytes that Standard Webhooks asks of a key at least.
-pub(crate) const KEY_BYTES_ADVISED: usize = 24;
+const KEY_BYTES_ADVISED: usize = 24;
+
+/// For secrets, which people copy with or without the padding at their end.
+pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// The secrets, ready for use. Clones share them.
 #[derive(Clone)]
@@ -24,7 +33,7 @@ pub(crate) struct Signer {
 
 /// A secret that is no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum SignerError {
+pub(crate) enum BadKey {
     #[error("not base64; Standard Webhooks secrets are base64, with or without whsec_ before it")]
     NotBase64,
     #[error("holds no key")]
@@ -33,12 +42,12 @@ pub(crate) enum SignerError {
 
 impl Signer {
     /// Takes base64 with or without `whsec_`. A delivery carries one signature per secret.
-    pub(crate) fn new(secrets: &[Secret]) -> Result<Self, SignerError> {
+    pub(crate) fn new(secrets: &[Secret]) -> Result<Self, BadKey> {
         Ok(Self { keys: Arc::new(RwLock::new(key_states(secrets)?)) })
     }
 
     /// Puts other secrets in place, also for the clones. One that is no key leaves the old ones where they are.
-    pub(crate) fn replace(&self, secrets: &[Secret]) -> Result<(), SignerError> {
+    pub(crate) fn replace(&self, secrets: &[Secret]) -> Result<(), BadKey> {
         // The value is replaced as a whole, so a panic elsewhere leaves nothing half done.
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = key_states(secrets)?;
         Ok(())
@@ -71,26 +80,41 @@ impl Signer {
     }
 }
 
-fn key_states(secrets: &[Secret]) -> Result<Arc<[KeyState]>, SignerError> {
+fn key_states(secrets: &[Secret]) -> Result<Arc<[KeyState]>, BadKey> {
     secrets
         .iter()
-        .map(|secret| {
-            let text = secret.expose().trim();
-            let key =
-                STANDARD.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| SignerError::NotBase64)?;
-            if key.is_empty() {
-                return Err(SignerError::Empty);
-            }
-            if key.len() < KEY_BYTES_ADVISED {
-                tracing::warn!(
-                    bytes = key.len(),
-                    advised = KEY_BYTES_ADVISED,
-                    "the secret that signs deliveries is short"
-                );
-            }
-            Ok(KeyState::new_from_slice(&key).expect("HMAC takes keys of any length"))
-        })
+        .map(|secret| Ok(symmetric_key(text_of(secret), "the secret that signs deliveries is short")?.state()))
         .collect()
+}
+
+/// A key of Standard Webhooks that both sides have.
+pub(crate) struct SymmetricKey(Vec<u8>);
+
+impl SymmetricKey {
+    /// With the key already absorbed.
+    pub(crate) fn state(&self) -> Hmac<Sha256> {
+        Hmac::new_from_slice(&self.0).expect("HMAC takes keys of any length")
+    }
+}
+
+/// What a secret says, without what some dashboards show before it.
+pub(crate) fn text_of(secret: &Secret) -> &str {
+    let text = secret.expose().trim();
+    text.strip_prefix("v1,").unwrap_or(text)
+}
+
+/// Reads a key: base64 with or without its padding, and `whsec_` before it. Says `if_short` where it has fewer bytes than
+/// Standard Webhooks asks for: what a slip in a list leaves is base64 as well, and the fewer, the sooner somebody guesses them.
+pub(crate) fn symmetric_key(text: &str, if_short: &'static str) -> Result<SymmetricKey, BadKey> {
+    let key = BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| BadKey::NotBase64)?;
+    // An empty key would let anybody sign.
+    if key.is_empty() {
+        return Err(BadKey::Empty);
+    }
+    if key.len() < KEY_BYTES_ADVISED {
+        tracing::warn!(bytes = key.len(), advised = KEY_BYTES_ADVISED, "{if_short}");
+    }
+    Ok(SymmetricKey(key))
 }
 
 impl fmt::Debug for Signer {
@@ -129,7 +153,7 @@ mod tests {
         let signer = Signer::new(&[secret("AAAA")]).unwrap();
         let clone = signer.clone();
         let before = clone.sign("id", "1", b"body");
-        assert_eq!(signer.replace(&[secret("BBBB"), secret("???")]), Err(SignerError::NotBase64));
+        assert_eq!(signer.replace(&[secret("BBBB"), secret("???")]), Err(BadKey::NotBase64));
         assert_eq!(clone.sign("id", "1", b"body"), before);
         signer.replace(&[secret("BBBB")]).unwrap();
         assert_ne!(clone.sign("id", "1", b"body"), before);
@@ -137,8 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_may_be_written_as_people_copy_it() {
+        let signed = |text: &str| Signer::new(&[secret(text)]).unwrap().sign("id", "1", b"body");
+        let wanted = signed("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaTwAA==");
+        for text in ["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaTwAA", "v1,whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaTwAA=="] {
+            assert_eq!(signed(text), wanted, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_no_key_is_refused() {
-        assert_eq!(Signer::new(&[secret("whsec_???")]).unwrap_err(), SignerError::NotBase64);
-        assert_eq!(Signer::new(&[secret("whsec_")]).unwrap_err(), SignerError::Empty);
+        assert_eq!(Signer::new(&[secret("whsec_???")]).unwrap_err(), BadKey::NotBase64);
+        assert_eq!(Signer::new(&[secret("whsec_")]).unwrap_err(), BadKey::Empty);
     }
 }

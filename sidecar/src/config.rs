@@ -142,7 +142,8 @@ pub struct Options {
     #[arg(long, env = "RETENTION_MIN", default_value = "6d", value_parser = duration, value_name = "DURATION")]
     pub retention_min: Duration,
 
-    /// Calls on the ledger at once; beyond it they are refused as OVERLOADED.
+    /// Claims on the ledger at once, and as many calls that extend, end or resolve an attempt; beyond it they are refused as
+    /// OVERLOADED.
     #[arg(long, env = "SIDECAR_CALLS_MAX", default_value_t = 1_024, value_name = "COUNT")]
     pub sidecar_calls_max: usize,
 

@@ -71,8 +71,11 @@ const OVERLOADED: Family = Family::counter(
     "Calls refused as OVERLOADED: too many at once, or the ledger's queue full.",
 );
 const CALLS: Family = Family::gauge("oncegate_calls_under_way", &[], "Calls on the ledger at this moment.");
-const CALLS_MAX: Family =
-    Family::gauge("oncegate_calls_max", &[], "Calls on the ledger beyond which they are refused.");
+const CALLS_MAX: Family = Family::gauge(
+    "oncegate_calls_max",
+    &[],
+    "Claims on the ledger beyond which they are refused, and other calls beyond which these are.",
+);
 const WAITING: Family =
     Family::gauge("oncegate_calls_waiting", &[], "Calls that wait for the outcome of another's attempt.");
 const WAITING_MAX: Family = Family::gauge("oncegate_calls_waiting_max", &[], "How many may.");

@@ -11,11 +11,8 @@ use std::{
 };
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
-use base64::{
-    Engine as _, alphabet,
-    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD},
-};
-use hmac::{Hmac, KeyInit as _};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac::Hmac;
 use http::{HeaderMap, HeaderName};
 use oncegate_api::limits::EVENT_ID_BYTES_MAX;
 use oncegate_runtime::secret::Secret;
@@ -28,7 +25,7 @@ use super::{
 };
 use crate::{
     key::{Members, Paths},
-    signing::KEY_BYTES_ADVISED,
+    signing::{self, BadKey},
 };
 
 /// The type stands in the body; the id comes from the header.
@@ -50,12 +47,6 @@ const SIGNATURES_MAX: usize = 16;
 
 /// How old, or how far in the future, a signature may be by default: what the specification's libraries use.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
-
-/// For secrets, which people copy with or without the padding at their end.
-const SECRET_BASE64: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::STANDARD,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// Standard Webhooks with their secrets.
 pub struct StandardWebhooks {
@@ -142,32 +133,22 @@ fn keys(secrets: &[Secret]) -> Result<Arc<[Key]>, BadSecret> {
     secrets
         .iter()
         .map(|secret| {
-            // The form in which some dashboards show it.
-            let text = secret.expose().trim();
-            let text = text.strip_prefix("v1,").unwrap_or(text);
-            let not_base64 = |_| BadSecret::new("not base64; write whsec_ and base64, or whpk_ and a public key");
+            const NOT_BASE64: BadSecret =
+                BadSecret::new("not base64; write whsec_ and base64, or whpk_ and a public key");
+            let text = signing::text_of(secret);
             if let Some(text) = text.strip_prefix("whpk_") {
-                let key = SECRET_BASE64.decode(text).map_err(not_base64)?;
+                let key = signing::BASE64.decode(text).map_err(|_| NOT_BASE64)?;
                 return key
                     .try_into()
                     .map(Key::Ed25519)
                     .map_err(|_| BadSecret::new("not a public key: Ed25519 has 32 bytes"));
             }
-            let key = SECRET_BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(not_base64)?;
-            // An empty key would let anybody sign.
-            if key.is_empty() {
-                return Err(BadSecret::new("holds no key"));
-            }
-            // What a slip in a list leaves is base64 as well, and the fewer bytes, the sooner somebody guesses them.
-            if key.len() < KEY_BYTES_ADVISED {
-                tracing::warn!(
-                    provider = "standard_webhooks",
-                    bytes = key.len(),
-                    advised = KEY_BYTES_ADVISED,
-                    "a webhook secret is short"
-                );
-            }
-            Ok(Key::Hmac(Hmac::new_from_slice(&key).expect("HMAC takes keys of any length")))
+            let key =
+                signing::symmetric_key(text, "a secret of Standard Webhooks is short").map_err(|bad| match bad {
+                    BadKey::NotBase64 => NOT_BASE64,
+                    BadKey::Empty => BadSecret::new("holds no key"),
+                })?;
+            Ok(Key::Hmac(key.state()))
         })
         .collect()
 }
@@ -269,7 +250,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-    use hmac::Mac as _;
+    use hmac::{KeyInit as _, Mac as _};
     use http::HeaderValue;
 
     use super::*;
