@@ -92,6 +92,31 @@ pub(super) fn warn_of_short(provider: &'static str, secrets: &[Secret]) {
     }
 }
 
+/// What a digit of lower-case hex stands for; [`NO_DIGIT`] for any other byte.
+fn value(digit: u8) -> u8 {
+    let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
+    let value = if letter < 6 { letter + 10 } else { NO_DIGIT };
+    if decimal < 10 { decimal } else { value }
+}
+const NO_DIGIT: u8 = 0x80;
+
+/// The bytes that exactly `2 * N` digits of lower-case hex stand for.
+pub(super) fn lower_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
+    let (pairs, rest) = text.as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
+        return None;
+    }
+    // Without a branch for each digit, so that several are read at once.
+    let mut seen = 0;
+    let mut bytes = [0; N];
+    for (byte, [high, low]) in bytes.iter_mut().zip(pairs) {
+        let (high, low) = (value(*high), value(*low));
+        seen |= high | low;
+        *byte = high << 4 | low;
+    }
+    (seen < NO_DIGIT).then_some(bytes)
+}
+
 /// Digits of a timestamp at most (providers.md 12.5).
 const DIGITS_MAX: usize = 12;
 
@@ -122,5 +147,24 @@ impl Timestamp {
     pub(super) fn is_within(&self, tolerance: Duration, now: SystemTime) -> bool {
         let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         now.abs_diff(self.seconds) <= tolerance.as_secs()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lower_case_hex_of_the_right_length_is_read() {
+        for byte in 0..=255 {
+            assert_eq!(lower_hex(hex::encode([byte]).as_bytes()), Some([byte]));
+        }
+        for other in (0..=255).filter(|byte: &u8| !b"0123456789abcdef".contains(byte)) {
+            assert_eq!([lower_hex::<1>(&[b'0', other]), lower_hex::<1>(&[other, b'0'])], [None, None], "{other}");
+        }
+        for text in ["", "0", "000", "0000"] {
+            assert_eq!(lower_hex::<1>(text.as_bytes()), None, "{text:?}");
+        }
+        assert_eq!(lower_hex(b"00ff"), Some([0, 255]));
     }
 }

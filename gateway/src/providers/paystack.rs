@@ -64,7 +64,7 @@ impl Paystack {
     pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
         let keys = self.keys.get()?;
         let value = credentials::single(headers, &HEADER)?;
-        let candidate = decode(value).ok_or(Refusal::BadSignature)?;
+        let candidate = credentials::lower_hex(value).ok_or(Refusal::BadSignature)?;
         Ok(Verification { keys, candidate })
     }
 }
@@ -86,16 +86,6 @@ impl fmt::Debug for Paystack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Paystack").finish_non_exhaustive()
     }
-}
-
-/// 128 digits of lower-case hex. What does not decode matches nothing.
-fn decode(text: &[u8]) -> Option<[u8; 64]> {
-    let mut bytes = [0; 64];
-    if text.iter().any(u8::is_ascii_uppercase) {
-        return None;
-    }
-    hex::decode_to_slice(text, &mut bytes).ok()?;
-    Some(bytes)
 }
 
 /// A request of Paystack's whose headers were read.

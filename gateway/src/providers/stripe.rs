@@ -95,7 +95,8 @@ impl Signature {
                     if signatures > SIGNATURES_MAX {
                         return Err(Refusal::MalformedHeader);
                     }
-                    candidates.extend(decode(value));
+                    // What does not decode matches nothing, like in the official libraries.
+                    candidates.extend(credentials::lower_hex(value));
                 }
                 // Unknown schemes are Stripe's to add. v0 among them is for test events: accepting it is a downgrade.
                 _ => {}
@@ -107,16 +108,6 @@ impl Signature {
         }
         Ok(Self { timestamp, candidates })
     }
-}
-
-/// 64 digits of lower-case hex. What does not decode matches nothing, like in the official libraries.
-fn decode(text: &[u8]) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.iter().any(u8::is_ascii_uppercase) {
-        return None;
-    }
-    hex::decode_to_slice(text, &mut bytes).ok()?;
-    Some(bytes)
 }
 
 /// A request of Stripe's whose headers were read.
