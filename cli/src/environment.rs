@@ -76,7 +76,9 @@ fn message(argument: &Arg, error: &clap::Error) -> String {
     {
         text.push_str(&format!(", permitted are {}", values.join(", ")));
     }
-    if argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == "ADDRESS")) {
+    let is_address = argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == "ADDRESS"));
+    // Some kinds of addresses say it themselves.
+    if is_address && !text.contains("write for example") {
         let default = argument.get_default_values().first().and_then(|value| value.to_str());
         text.push_str(&format!("; write for example {}", default.unwrap_or("127.0.0.1:9090")));
     }

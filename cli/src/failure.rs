@@ -1,6 +1,6 @@
 //! How a command fails, and the exit code that says so to scripts.
 
-use std::{fmt::Display, io, process::ExitCode};
+use std::{error::Error as StdError, fmt::Display, io, process::ExitCode};
 
 use oncegate_runtime::{
     config::{Problem, Problems},
@@ -35,19 +35,38 @@ impl Failure {
     /// Tells the user and gives the code to exit with.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
-            Self::NotAsItShouldBe => ExitCode::from(1),
-            Self::Failed(error) => {
-                output::complain(format_args!("{error:#}"));
-                ExitCode::from(1)
+            Self::NotAsItShouldBe => {}
+            Self::Failed(error) | Self::Unreachable(error) => output::complain(format_args!("{error:#}")),
+            Self::Configuration(problems) => output::complain(problems),
+        }
+        self.code().into()
+    }
+
+    /// The same, for whoever collects the log of a service and would not find lines of another form in it.
+    pub(crate) fn log(&self) -> ExitCode {
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            // That it does not run is said, whatever else is wanted.
+            return self.report();
+        }
+        let exit_code = self.code();
+        match self {
+            Self::NotAsItShouldBe => {}
+            Self::Failed(error) | Self::Unreachable(error) => {
+                tracing::error!(error = &**error as &dyn StdError, exit_code, "the service has failed");
             }
             Self::Configuration(problems) => {
-                output::complain(problems);
-                ExitCode::from(2)
+                let problems: Vec<String> = problems.iter().map(Problem::to_string).collect();
+                tracing::error!(problems = problems.join("; "), exit_code, "the configuration cannot be used");
             }
-            Self::Unreachable(error) => {
-                output::complain(format_args!("{error:#}"));
-                ExitCode::from(3)
-            }
+        }
+        exit_code.into()
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::NotAsItShouldBe | Self::Failed(_) => 1,
+            Self::Configuration(_) => 2,
+            Self::Unreachable(_) => 3,
         }
     }
 }

@@ -42,7 +42,8 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, builder::Resettable, parser::ValueSource};
 use oncegate_runtime::{
     config::Problems,
-    logging, metrics, shutdown,
+    logging::{self, Format},
+    metrics, shutdown,
     telemetry::{self, StartError, Tracing},
 };
 
@@ -151,7 +152,7 @@ fn main() -> ExitCode {
     let matches = match without_values(command_line()).try_get_matches_from(&arguments) {
         Ok(matches) => matches,
         Err(error) => match environment::problems(&error, command_line(), &arguments) {
-            Some(problems) => return Failure::from(problems).report(),
+            Some(problems) => return unparsed(&Failure::from(problems), &arguments),
             None => error.exit(),
         },
     };
@@ -166,7 +167,11 @@ fn main() -> ExitCode {
         // What they have to say is on standard output; a log among it, when all is well, only hides it.
         oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
     }
-    written(start(oncegate))
+    let is_collected = oncegate.command.service().is_some() && oncegate.logging.log_format == Format::Json;
+    match start(oncegate) {
+        Err(failure) if is_collected => failure.log(),
+        ended => written(ended),
+    }
 }
 
 /// How the command ended; not well, if what it had to show could not be written.
@@ -176,6 +181,17 @@ fn written(ended: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// Commands that serve.
+const SERVICES: [&str; 3] = ["all", "sidecar", "gateway"];
+
+/// Tells of a command line or an environment that cannot be read: how it would log stands in it as well.
+fn unparsed(failure: &Failure, arguments: &[OsString]) -> ExitCode {
+    let is_service = arguments.get(1).is_some_and(|command| SERVICES.iter().any(|service| command == service));
+    let is_json = env::var("ONCEGATE_LOG_FORMAT").is_ok_and(|format| format.trim() == "json");
+    let options = logging::Options { log_format: Format::Json, ..logging::Options::default() };
+    if is_service && is_json && logging::init(&options, None).is_ok() { failure.log() } else { failure.report() }
 }
 
 /// The command line whose manual shows which variables there are, and not what is in them: part of a URL may be a secret.
@@ -207,7 +223,7 @@ fn command_line() -> clap::Command {
             .mut_subcommands(without_blank)
     }
     let mut command = without_blank(with_exit_codes(Oncegate::command()));
-    for serves in ["all", "sidecar", "gateway"] {
+    for serves in SERVICES {
         command = command.mut_subcommand(serves, print_config::add);
     }
     command
@@ -218,9 +234,15 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let threads = service.as_ref().map_or(NonZero::<u16>::MIN, |service| service.threads);
     let tracing = match service {
         Some(Service { telemetry, name, .. }) => match Tracing::start(telemetry, name) {
-            // With those of the service, which would be the next to be found.
-            Err(StartError::Settings(problems)) => return Err(oncegate.command.problems().unwrap_or(problems).into()),
-            started => started?,
+            Err(error) => {
+                logging::init(&oncegate.logging, None).context("cannot start logging")?;
+                return Err(match error {
+                    // With those of the service, which would be the next to be found.
+                    StartError::Settings(problems) => oncegate.command.problems().unwrap_or(problems).into(),
+                    error => error.into(),
+                });
+            }
+            Ok(tracing) => tracing,
         },
         None => None,
     };

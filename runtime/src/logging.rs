@@ -36,6 +36,12 @@ pub struct Options {
     pub log_level: Filter,
 }
 
+impl Default for Options {
+    fn default() -> Self {
+        Self { log_format: Format::Text, log_level: Filter(DEFAULT.to_owned()) }
+    }
+}
+
 /// The form of log lines.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {

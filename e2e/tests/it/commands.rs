@@ -1,6 +1,6 @@
 //! The commands of the people who run it, and the exit codes that their scripts rely on.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use oncegate_e2e::{
     postgres::Database,
     program::{Finished, Oncegate},
@@ -311,6 +311,7 @@ async fn values_that_cannot_be_parsed_are_listed_with_the_rest_by_their_variable
     let directory = tempfile::tempdir()?;
     let command = |arguments: &[&'static str]| {
         let command = Oncegate::new(directory.path(), arguments.iter().copied())?
+            .env("ONCEGATE_LOG_FORMAT", "text")
             .env("GATEWAY_LISTEN", "everywhere")
             .env("ADMIN_LISTEN", "9090")
             .env("LOCK_DURATION", "300")
@@ -392,6 +393,40 @@ async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret
         assert!(finished.stderr.contains(wanted), "{wanted}: {finished}");
         assert!(!finished.stderr.contains("hunter2"), "{finished}");
     }
+    Ok(())
+}
+
+/// Not so commands for people: the image asks for JSON, whatever is run in it.
+#[tokio::test]
+async fn a_service_that_cannot_start_says_so_in_the_form_of_its_log() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let address = taken.local_addr()?.to_string();
+    for (settings, wanted) in [
+        (&[("SIDECAR_LISTEN", "everywhere"), ("LOCK_DURATION", "soon")][..], &["SIDECAR_LISTEN", "LOCK_DURATION"][..]),
+        (&[("REDIS_PORT", "1"), ("REDIS_CA_FILE", "/ca")], &["REDIS_PORT: given", "REDIS_CA_FILE: given"]),
+        (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://h")], &["OTEL_EXPORTER_OTLP_ENDPOINT: ftp://h"]),
+        (&[("SIDECAR_LISTEN", &address)], &["SIDECAR_LISTEN: cannot listen on"]),
+    ] {
+        let command = |name| {
+            let command = Oncegate::new(directory.path(), [name])?.env("SIDECAR_LISTEN", "127.0.0.1:0");
+            anyhow::Ok(settings.iter().fold(command, |command, (name, value)| command.env(name, value)))
+        };
+        let finished = command("sidecar")?.run().await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        for line in finished.stderr.lines() {
+            serde_json::from_str::<serde_json::Value>(line).with_context(|| finished.to_string())?;
+        }
+        let line: serde_json::Value = serde_json::from_str(finished.stderr.lines().last().context("a line")?)?;
+        assert_eq!((&line["level"], &line["exit_code"]), (&"ERROR".into(), &2.into()), "{line}");
+        for wanted in wanted {
+            assert!(line["problems"].as_str().is_some_and(|problems| problems.contains(wanted)), "{wanted}: {line}");
+        }
+        let finished = command("sidecar")?.env("ONCEGATE_LOG", "off").run().await?;
+        assert!(finished.code == Some(2) && finished.stderr.contains(wanted[0]), "silence hides it not: {finished}");
+    }
+    let finished = Oncegate::new(directory.path(), ["stats", "--sidecar", "http://127.0.0.1:1"])?.run().await?;
+    assert!(finished.code == Some(3) && finished.stderr.starts_with("oncegate: "), "{finished}");
     Ok(())
 }
 
