@@ -2,15 +2,27 @@
 //! change nothing.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use oncegate_api::{reason, v1::idempotency_service_server::IdempotencyServiceServer};
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use oncegate_api::{
+    reason,
+    v1::{
+        CheckAndLockRequest, idempotency_service_client::IdempotencyServiceClient,
+        idempotency_service_server::IdempotencyServiceServer,
+    },
+};
 use oncegate_gateway::{
     Gateway,
     config::Options,
@@ -99,17 +111,13 @@ impl Balanced {
     }
 
     async fn at(sidecars: &str, names: &Names) -> Self {
-        Self::with(names, |options| options.sidecar_url = sidecars.into()).await
-    }
-
-    async fn with(names: &Names, change: impl FnOnce(&mut Options)) -> Self {
         let application = Application::start().await;
-        let mut options = Options {
+        let options = Options {
+            sidecar_url: sidecars.into(),
             sidecar_resolve_interval: Duration::from_millis(20),
             sidecar_connect_timeout: Duration::from_millis(500),
             ..options(&application.url())
         };
-        change(&mut options);
         let settings = options.validate().unwrap();
         let pool = Pool::with_resolver(settings.sidecar.clone(), names.clone());
         let metrics = pool.metrics();
@@ -197,24 +205,31 @@ async fn a_sidecar_that_dies_costs_no_webhook() {
 }
 
 #[tokio::test]
-async fn a_sidecar_that_hangs_is_left_alone_though_its_connection_stands() {
-    let (hanging, living) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
-    for _ in 0..200 {
-        hanging.sidecar.claim(Scripted::Hang);
-    }
+async fn a_sidecar_whose_calls_are_given_up_is_left_alone_though_its_connection_stands() {
+    let living = Served::start([127, 0, 0, 2]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hanging = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counting = asked.clone();
+    let service = service_fn(move |_: Request<Incoming>| {
+        counting.fetch_add(1, Relaxed);
+        std::future::pending::<Result<Response<String>, Infallible>>()
+    });
+    tokio::spawn(serve(listener, service, server::Options::http2(Duration::ZERO), CancellationToken::new()));
     let names = Names::default();
-    names.set(Some(&[&hanging, &living]));
-    let balanced = Balanced::with(&names, |options| {
-        options.sidecar_url = SIDECARS.into();
-        options.sidecar_timeout = Duration::from_millis(100);
-        options.sidecar_connect_timeout = Duration::from_millis(50);
-        options.gateway_wait_duration = Duration::ZERO;
-    })
-    .await;
-    balanced.deliver(40, "beside").await;
-    // A coin for each call would send it forty; after ten it would be left alone for half a minute.
-    assert!(hanging.claims() <= 10, "{} of 40", hanging.claims());
-    assert_eq!(balanced.application.deliveries().len(), 40, "each event once");
+    *names.addresses.lock().unwrap() = Some(vec![hanging, living.address]);
+    let options = Options { sidecar_url: SIDECARS.into(), ..options("http://127.0.0.1:1/") };
+    let pool = Pool::with_resolver(options.validate().unwrap().sidecar, names);
+    let mut client = IdempotencyServiceClient::new(pool);
+    // Without a deadline of its own, which would end the call in the client as well.
+    for _ in 0..40 {
+        let call = client.check_and_lock(CheckAndLockRequest::default());
+        drop(timeout(Duration::from_millis(50), call).await);
+    }
+    // A coin for each call would send it twenty; after ten it would be left alone for half a minute.
+    let asked = asked.load(Relaxed);
+    assert!((1..=8).contains(&asked), "{asked} of 40");
+    assert!(living.claims() >= 32);
 }
 
 #[tokio::test]

@@ -59,8 +59,13 @@ async fn a_server_too_slow_for_a_batch_is_not_asked_for_each_of_its_calls() {
     for answer in futures::future::join_all(marks).await {
         assert!(matches!(answer, Err(Error::Unavailable { .. } | Error::OutcomeUnknown)), "{answer:?}");
     }
+    eventually("nothing of them is tried any more", async || {
+        let sql = "select from pg_stat_activity
+            where datname = current_database() and application_name = 'oncegate-writer' and state = 'idle'";
+        sqlx::query(sql).fetch_optional(&mut outsider).await.unwrap().map(drop)
+    })
+    .await;
     execute(&mut outsider, AS_BEFORE).await;
-    // Behind whatever of them is still tried.
     for (key, lock) in &locks {
         eventually("every mark is accepted when it is repeated", async || {
             ledger.mark(completion(key, lock)).await.is_ok().then_some(())
