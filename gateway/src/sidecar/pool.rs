@@ -449,8 +449,8 @@ impl Member {
     }
 }
 
-/// Counts a call while it is under way. One that its caller gave up before there was an answer or an error is a failure:
-/// a sidecar that hangs is cut off by nothing sooner, and each call that it is asked costs its caller all of its time.
+/// Counts a call while it is under way. One that its caller gave up before there was an answer or an error is a failure. The
+/// channel ends a call at its deadline as well, but not sooner than the caller, and after a retry later.
 struct InFlight<'a> {
     pool: &'a Shared,
     member: &'a Member,
