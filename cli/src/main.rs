@@ -34,7 +34,6 @@ mod verify;
 use std::{
     env,
     ffi::{OsStr, OsString},
-    num::NonZero,
     process::ExitCode,
 };
 
@@ -47,7 +46,10 @@ use oncegate_runtime::{
     telemetry::{self, StartError, Tracing},
 };
 
-use self::failure::{EXIT_CODES, Failure};
+use self::{
+    failure::{EXIT_CODES, Failure},
+    threads::Threads,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -111,7 +113,7 @@ impl Command {
             | Self::Bench(_)
             | Self::Completions(_) => return None,
         };
-        Some(Service { telemetry, name, threads: threads.count() })
+        Some(Service { telemetry, name, threads: threads.threads() })
     }
 
     /// Whether it has something to finish when it is told to end, and listens for that itself.
@@ -141,7 +143,7 @@ struct Service<'a> {
     telemetry: &'a telemetry::Options,
     /// In its traces.
     name: &'static str,
-    threads: NonZero<u16>,
+    threads: Threads,
 }
 
 fn main() -> ExitCode {
@@ -231,7 +233,7 @@ fn command_line() -> clap::Command {
 
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let service = oncegate.command.service();
-    let threads = service.as_ref().map_or(NonZero::<u16>::MIN, |service| service.threads);
+    let threads = service.as_ref().map_or(Threads::ONE, |service| service.threads);
     let tracing = match service {
         Some(Service { telemetry, name, .. }) => match Tracing::start(telemetry, name) {
             Err(error) => {

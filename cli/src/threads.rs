@@ -1,8 +1,15 @@
-//! How many threads serve requests.
+//! How many threads serve requests, and when they sleep.
 
-use std::{io, num::NonZero};
+use std::{io, num::NonZero, time::Duration};
 
+use oncegate_runtime::{
+    config::{self, Span},
+    idle,
+};
 use tokio::runtime::{Builder, Runtime};
+
+/// Longer than this a thread never looks for work: it would then no longer be a matter of being woken late.
+const IDLE_POLL_MAX: Duration = Duration::from_millis(100);
 
 /// Threads that serve.
 #[derive(clap::Args, Clone, Debug)]
@@ -20,20 +27,52 @@ pub(crate) struct ThreadOptions {
         value_parser = clap::value_parser!(u16).range(1..=256)
     )]
     threads: u16,
+
+    /// How long the thread looks for work, at most, before it sleeps; 0s: not at all
+    ///
+    /// To be woken takes a thread longer than most calls do. It looks only as long as that has paid lately, and gives way to
+    /// whoever wants its core; the time counts as processor time all the same (oncegate_idle_poll_seconds_total says how much
+    /// of it). Of several threads none does so. At most 100ms.
+    #[arg(long, env = "ONCEGATE_IDLE_POLL", value_name = "DURATION", default_value = "1ms", value_parser = idle_poll)]
+    idle_poll: Duration,
 }
 
 impl ThreadOptions {
     /// As configured.
-    pub(crate) fn count(&self) -> NonZero<u16> {
-        NonZero::new(self.threads).unwrap_or(NonZero::<u16>::MIN)
+    pub(crate) fn threads(&self) -> Threads {
+        Threads { count: NonZero::new(self.threads).unwrap_or(NonZero::<u16>::MIN), idle_poll: self.idle_poll }
     }
+}
+
+fn idle_poll(text: &str) -> Result<Duration, String> {
+    let longest = config::duration(text).map_err(|error| error.to_string())?;
+    if longest > IDLE_POLL_MAX {
+        return Err(format!("at most {}", Span(IDLE_POLL_MAX)));
+    }
+    Ok(longest)
+}
+
+/// What threads a process has for its work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Threads {
+    count: NonZero<u16>,
+    idle_poll: Duration,
+}
+
+impl Threads {
+    /// What a command needs that serves nobody.
+    pub(crate) const ONE: Self = Self { count: NonZero::<u16>::MIN, idle_poll: Duration::ZERO };
 }
 
 /// A runtime of so many threads. With one, everything but what blocks (files, the embedded store's writer and readers)
 /// runs on the calling thread: no work is handed from core to core.
-pub(crate) fn runtime(threads: NonZero<u16>) -> io::Result<Runtime> {
-    let mut builder = match threads.get() {
-        1 => Builder::new_current_thread(),
+pub(crate) fn runtime(threads: Threads) -> io::Result<Runtime> {
+    let mut builder = match threads.count.get() {
+        1 => {
+            let mut builder = Builder::new_current_thread();
+            idle::poll_before_sleep(&mut builder, threads.idle_poll);
+            builder
+        }
         many => {
             let mut builder = Builder::new_multi_thread();
             builder.worker_threads(usize::from(many));
@@ -41,4 +80,17 @@ pub(crate) fn runtime(threads: NonZero<u16>) -> io::Result<Runtime> {
         }
     };
     builder.enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looking_for_work_has_an_end() {
+        assert_eq!(idle_poll("0s"), Ok(Duration::ZERO));
+        assert_eq!(idle_poll("100ms"), Ok(IDLE_POLL_MAX));
+        assert_eq!(idle_poll("101ms"), Err("at most 100ms".to_owned()));
+        assert!(idle_poll("1").is_err_and(|error| error.contains("unit")));
+    }
 }

@@ -11,6 +11,7 @@ pub mod buckets;
 pub mod chain;
 pub mod config;
 pub mod detach;
+pub mod idle;
 pub mod logging;
 pub mod metrics;
 pub mod reload;

@@ -8,13 +8,18 @@ use std::{
 };
 
 use super::{Family, Page};
-use crate::telemetry;
+use crate::{idle, telemetry};
 
 const BUILD: Family = Family::gauge("oncegate_build_info", &["version"], "1, with the version of the program.");
 const START: Family =
     Family::gauge("process_start_time_seconds", &[], "When the process started, in seconds since 1970.");
 const RESIDENT: Family = Family::gauge("process_resident_memory_bytes", &[], "Memory in use.");
 const CPU: Family = Family::counter("process_cpu_seconds_total", &[], "Processor time used.");
+const IDLE_POLL: Family = Family::counter(
+    "oncegate_idle_poll_seconds_total",
+    &[],
+    "The part of that with nothing to do, in which threads looked for work before they slept (ONCEGATE_IDLE_POLL).",
+);
 const FDS: Family = Family::gauge("process_open_fds", &[], "File descriptors in use.");
 const FDS_MAX: Family = Family::gauge("process_max_fds", &[], "File descriptors permitted.");
 const SPANS_EXPORTED: Family =
@@ -26,7 +31,8 @@ const SPANS_DROPPED: Family = Family::counter(
 );
 
 /// All of them.
-pub const FAMILIES: &[&Family] = &[&BUILD, &START, &RESIDENT, &CPU, &FDS, &FDS_MAX, &SPANS_EXPORTED, &SPANS_DROPPED];
+pub const FAMILIES: &[&Family] =
+    &[&BUILD, &START, &RESIDENT, &CPU, &IDLE_POLL, &FDS, &FDS_MAX, &SPANS_EXPORTED, &SPANS_DROPPED];
 
 /// To be called once at the start, so that its time is known where the system does not tell.
 pub fn start() {
@@ -46,6 +52,7 @@ pub fn render(page: &mut Page) {
         page.single(&RESIDENT, resident);
         page.single(&CPU, cpu);
     }
+    page.single(&IDLE_POLL, idle::polled().as_secs_f64());
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
         // The listing itself is open too.
         page.single(&FDS, open.count().saturating_sub(1));

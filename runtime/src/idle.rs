@@ -1,0 +1,290 @@
+//! A thread that has nothing to do looks for work a while before it sleeps.
+//!
+//! To be woken takes a thread 20 to 40 µs on a virtual machine: more than what most calls need. While calls come one after
+//! the other, or wait for an answer of the store, the next thing to do is there sooner than that is worth, and a thread
+//! that asks the kernel for it meanwhile, without sleeping, has it at once. Seastar does so
+//! (`--idle-poll-time-us`), and so does Linux for the processors of its guests
+//! (<https://docs.kernel.org/virt/kvm/halt-polling.html>), whose rule is followed here: how long a thread looks grows where
+//! it has slept too early, and shrinks where nothing came. So it costs a process that has little to do next to nothing;
+//! one that is busy uses the time of its core that nobody else wants, for it gives way before each look and goes to sleep
+//! when somebody took the core.
+
+use std::{
+    future::Future as _,
+    mem,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::{runtime::Builder, task};
+
+/// What the first look at all takes: about what being woken does.
+const FIRST: Duration = Duration::from_micros(50);
+
+/// Between two looks with nothing to do in between. Whatever takes longer was work.
+const LOOK_MAX: Duration = Duration::from_micros(5);
+
+/// Somebody else had the core, when giving way to others took longer.
+const OTHERS: Duration = Duration::from_micros(20);
+
+static POLLED_NANOS: AtomicU64 = AtomicU64::new(0);
+
+/// How long the threads of this process have looked for work with nothing to do, which is a part of the processor time that it
+/// has used.
+#[must_use]
+pub fn polled() -> Duration {
+    Duration::from_nanos(POLLED_NANOS.load(Ordering::Relaxed))
+}
+
+/// Has the thread of a runtime look for work for `longest` at most before it sleeps; not at all where that is zero.
+///
+/// For runtimes of the current thread alone. The threads of others look for work at each other already, and would wake each other by
+/// this.
+///
+/// Takes both of the runtime's hooks for a thread that parks.
+pub fn poll_before_sleep(builder: &mut Builder, longest: Duration) {
+    if longest.is_zero() {
+        return;
+    }
+    // By the one thread that drives the runtime, so nobody ever waits for it.
+    let pace = Arc::new(Mutex::new(Pace::new(longest)));
+    let before = Arc::clone(&pace);
+    builder.on_thread_park(move || {
+        if look(&mut before.lock().unwrap_or_else(PoisonError::into_inner)) {
+            // What was deferred has the runtime ask for events without sleeping, and then find itself idle again.
+            let next = pin!(task::yield_now());
+            let _ = next.poll(&mut Context::from_waker(Waker::noop()));
+        }
+    });
+    builder.on_thread_unpark(move || pace.lock().unwrap_or_else(PoisonError::into_inner).woken(Instant::now));
+}
+
+/// Whether to look once more, after everybody else who wants the core has had it.
+fn look(pace: &mut Pace) -> bool {
+    let now = Instant::now();
+    let mut look = pace.idle(now);
+    if look {
+        thread::yield_now();
+        look = pace.gave_way(now, Instant::now());
+    }
+    let polled = mem::take(&mut pace.polled);
+    if !polled.is_zero() {
+        POLLED_NANOS.fetch_add(u64::try_from(polled.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+    look
+}
+
+/// How long a thread looks for work before it sleeps.
+#[derive(Debug)]
+struct Pace {
+    longest: Duration,
+    /// The same for the next time, by what the last ones were like.
+    limit: Duration,
+    idle: Option<Idle>,
+    /// How long the thread has looked since somebody took this.
+    polled: Duration,
+}
+
+/// A time without work.
+#[derive(Debug, Clone, Copy)]
+struct Idle {
+    since: Instant,
+    /// When the last look began.
+    seen: Instant,
+    asleep: bool,
+}
+
+impl Pace {
+    fn new(longest: Duration) -> Self {
+        Self { longest, limit: Duration::ZERO, idle: None, polled: Duration::ZERO }
+    }
+
+    /// There is nothing to do: whether to look for more, or else to sleep.
+    fn idle(&mut self, now: Instant) -> bool {
+        let idle = match self.idle {
+            Some(idle) if now.duration_since(idle.seen) < LOOK_MAX => idle,
+            worked => {
+                if let Some(Idle { since, seen, .. }) = worked {
+                    self.polled += seen.duration_since(since);
+                    self.ended(seen.duration_since(since));
+                }
+                Idle { since: now, seen: now, asleep: false }
+            }
+        };
+        let length = now.duration_since(idle.since);
+        let asleep = length >= self.limit;
+        if asleep {
+            self.polled += length;
+        }
+        self.idle = Some(Idle { asleep, ..idle });
+        !asleep
+    }
+
+    /// Others were let onto the core: whether to go on looking, or else to sleep because one of them wanted it.
+    fn gave_way(&mut self, before: Instant, now: Instant) -> bool {
+        let asleep = now.duration_since(before) > OTHERS;
+        if let Some(idle) = &mut self.idle {
+            idle.seen = now;
+            idle.asleep = asleep;
+            if asleep {
+                self.polled += before.duration_since(idle.since);
+            }
+        }
+        !asleep
+    }
+
+    /// The runtime has looked, or slept.
+    fn woken(&mut self, now: impl FnOnce() -> Instant) {
+        if let Some(idle) = self.idle.take_if(|idle| idle.asleep) {
+            self.ended(now().duration_since(idle.since));
+        }
+    }
+
+    /// Nothing was to do for so long.
+    fn ended(&mut self, length: Duration) {
+        if length > self.longest {
+            self.limit /= 2;
+            if self.limit < FIRST {
+                self.limit = Duration::ZERO;
+            }
+        } else if length > self.limit {
+            self.limit = (self.limit * 2).max(FIRST).min(self.longest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::{SocketAddr, TcpStream},
+    };
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const LONGEST: Duration = Duration::from_millis(1);
+    const MICROSECOND: Duration = Duration::from_micros(1);
+
+    /// One time without work, of which the thread looks as long as it may: how long that was. Work follows.
+    fn idle_for(pace: &mut Pace, now: &mut Instant, length: Duration) -> Duration {
+        *now += 100 * MICROSECOND;
+        let since = *now;
+        let end = since + length;
+        while *now < end {
+            if !pace.idle(*now) {
+                let polled = now.duration_since(since);
+                *now = end;
+                pace.woken(|| end);
+                return polled;
+            }
+            *now += MICROSECOND;
+            assert!(pace.gave_way(*now, *now));
+        }
+        length
+    }
+
+    #[test]
+    fn a_thread_looks_longer_where_it_slept_too_early() {
+        let (mut pace, mut now) = (Pace::new(LONGEST), Instant::now());
+        let polled: Vec<_> =
+            (0..5).map(|_| idle_for(&mut pace, &mut now, Duration::from_micros(180)).as_micros()).collect();
+        assert_eq!(polled, [0, 50, 100, 180, 180]);
+        // Counted when it is over, which shows when there is nothing to do again.
+        assert!(pace.idle(now + LONGEST));
+        assert_eq!(pace.polled.as_micros(), 510);
+    }
+
+    #[test]
+    fn a_thread_never_looks_longer_than_it_may() {
+        for longest in [20, 50, 70, 1_000].map(Duration::from_micros) {
+            let (mut pace, mut now) = (Pace::new(longest), Instant::now());
+            for _ in 0..10 {
+                idle_for(&mut pace, &mut now, longest);
+            }
+            assert_eq!(idle_for(&mut pace, &mut now, Duration::from_secs(1)), longest);
+        }
+    }
+
+    #[test]
+    fn a_thread_stops_looking_where_nothing_comes() {
+        let (mut pace, mut now) = (Pace::new(LONGEST), Instant::now());
+        for _ in 0..10 {
+            idle_for(&mut pace, &mut now, LONGEST);
+        }
+        let polled: Vec<_> = (0..7).map(|_| idle_for(&mut pace, &mut now, 10 * LONGEST).as_micros()).collect();
+        assert_eq!(polled, [1_000, 500, 250, 125, 63, 0, 0]);
+    }
+
+    #[test]
+    fn a_thread_sleeps_when_somebody_else_wants_the_core() {
+        let (mut pace, now) = (Pace::new(LONGEST), Instant::now());
+        pace.limit = LONGEST;
+        assert!(pace.idle(now));
+        assert!(pace.gave_way(now, now + OTHERS));
+        let later = now + OTHERS + MICROSECOND;
+        assert!(pace.idle(later));
+        assert!(!pace.gave_way(later, later + OTHERS + MICROSECOND));
+        // What the others had is not the thread's own time.
+        assert_eq!(pace.polled, later.duration_since(now));
+        // And learns from how long it slept, as from every sleep.
+        pace.woken(|| now + 2 * LONGEST);
+        assert_eq!(pace.limit, LONGEST / 2);
+    }
+
+    #[test]
+    fn a_look_is_no_end_of_idleness() {
+        let (mut pace, now) = (Pace::new(LONGEST), Instant::now());
+        pace.limit = LONGEST;
+        assert!(pace.idle(now));
+        pace.woken(|| unreachable!("nobody slept"));
+        assert_eq!(pace.idle.map(|idle| idle.since), Some(now));
+    }
+
+    /// Answers every byte, on a runtime that looks for so long: how often a caller has been answered when it has looked at all.
+    fn looked_between_calls(longest: Duration) -> bool {
+        let mut builder = Builder::new_current_thread();
+        poll_before_sleep(&mut builder, longest);
+        let runtime = builder.enable_all().build().unwrap();
+        let before = polled();
+        runtime.block_on(async {
+            let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let caller = task::spawn_blocking(move || {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.set_nodelay(true).unwrap();
+                (0..20_000).any(|_| {
+                    let mut byte = [7];
+                    stream.write_all(&byte).unwrap();
+                    stream.read_exact(&mut byte).unwrap();
+                    polled() > before
+                })
+            });
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let mut byte = [0];
+            while stream.read_exact(&mut byte).await.is_ok() {
+                stream.write_all(&byte).await.unwrap();
+            }
+            // A timer ends as well, whether the thread looks or sleeps.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            caller.await.unwrap()
+        })
+    }
+
+    #[test]
+    fn a_runtime_looks_between_calls_only_where_it_is_told_to() {
+        assert!(!looked_between_calls(Duration::ZERO));
+        assert!(looked_between_calls(LONGEST));
+    }
+}
