@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use oncegate_gateway::sidecar::{Connection, Question};
 use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
+use oncegate_sidecar::event::Payload;
 
 use crate::{
     failure::Failure,
@@ -67,8 +68,8 @@ impl All {
 /// The way from a gateway to a sidecar in the same process.
 pub(crate) fn within(sidecar: &oncegate_sidecar::Sidecar) -> Connection {
     let (service, api) = (sidecar.api(), sidecar.api());
-    Connection::within(service, move |Question { tenant, provider, event_id, payload_digest }| {
-        api.is_duplicate(tenant, provider, event_id, payload_digest)
+    Connection::within(service, move |Question { tenant, provider, event_id, payload, payload_digest }| {
+        api.is_duplicate(tenant, provider, event_id, Payload { bytes: payload, digest: payload_digest })
     })
 }
 

@@ -8,7 +8,7 @@ use std::{
     future::poll_fn,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::Poll,
@@ -18,6 +18,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use http_body::Body;
 use http_body_util::BodyExt as _;
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{config::BodyLimits, failures::Source};
@@ -147,11 +148,21 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
+    digest: OnceLock<[u8; 32]>,
     /// Held for as long as the bytes are.
     reservation: Reservation,
 }
 
 impl Received {
+    fn new(bytes: Bytes, reservation: Reservation) -> Self {
+        Self { bytes, digest: OnceLock::new(), reservation }
+    }
+
+    /// SHA-256 of the bytes, worked out when somebody first asks for it.
+    pub(crate) fn digest(&self) -> &[u8; 32] {
+        self.digest.get_or_init(|| Sha256::digest(&self.bytes).into())
+    }
+
     /// It is genuine: no longer of its source's share. A provider may have one address, and the application its time.
     pub(crate) fn verified(&mut self) {
         self.reservation.share = None;
@@ -232,7 +243,7 @@ where
         }
     }
     let bytes = joined.map_or(first, BytesMut::freeze);
-    Ok(Received { bytes, reservation })
+    Ok(Received::new(bytes, reservation))
 }
 
 /// Reads and forgets what a refused request still sends, up to `bytes_max` and for at most `limit`. Closing a connection

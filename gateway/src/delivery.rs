@@ -52,8 +52,6 @@ pub(crate) struct Event {
     /// As they came in; few of them go on.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Received,
-    /// SHA-256 of the body.
-    pub(crate) digest: [u8; 32],
 }
 
 /// A reply that was lost once is had again within this; a sidecar that stays in trouble is not worth a provider's wait.

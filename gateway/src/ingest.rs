@@ -10,7 +10,6 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, header, request::Parts};
 use http_body::Body;
-use sha2::{Digest as _, Sha256};
 
 use crate::{
     answer::{Answer, RetryAfter},
@@ -125,15 +124,14 @@ impl Ingest {
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;
         self.metrics.verified(&route.provider, signed.secret);
         received.verified();
-        let digest: [u8; 32] = Sha256::digest(&received.bytes).into();
-        let identity = route.provider.identify(&signed, &received.bytes, &digest).map_err(|error| {
+        let identity = route.provider.identify(&signed, &received.bytes).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
             tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
             (Answer::MalformedBody, Unread::Nothing)
         })?;
         self.metrics.admitted(&route.provider);
         let delivery_id = signed.delivery_id.unwrap_or_default();
-        Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received, digest })
+        Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received })
     }
 
     /// The budget has room, and who looks at it has to hear why a webhook was sent away. Strangers choose how often.

@@ -75,18 +75,13 @@ pub(crate) struct Sent {
 #[error("the body is not one JSON object that names its event once")]
 pub struct MalformedBody;
 
-/// Names the event. `signed_id` is its id where a signed header carries it; `digest` is the SHA-256 of `body`.
-pub(crate) fn identify(
-    members: &Members,
-    signed_id: Option<&str>,
-    body: &[u8],
-    digest: &[u8; 32],
-) -> Result<Identity, MalformedBody> {
+/// Names the event. `signed_id` is its id where a signed header carries it.
+pub(crate) fn identify(members: &Members, signed_id: Option<&str>, body: &[u8]) -> Result<Identity, MalformedBody> {
     let found = read(members, body)?;
     let event_id = match signed_id {
         Some(id) if fits(id, EVENT_ID_BYTES_MAX) => id.to_owned(),
-        Some(_) => hashed(digest),
-        None => event_id(members, &found, digest),
+        Some(_) => hashed(body),
+        None => event_id(members, &found, body),
     };
     Ok(Identity { event_id, event_type: event_type(first(&found, members.event_type)) })
 }
@@ -125,7 +120,7 @@ fn first<'f, 'a>(found: &'f Found<'a>, indices: &[usize]) -> Option<&'f Text<'a>
 
 /// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
 /// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
-fn event_id(members: &Members, found: &Found<'_>, digest: &[u8; 32]) -> String {
+fn event_id(members: &Members, found: &Found<'_>, body: &[u8]) -> String {
     let mut id = String::new();
     let (mut named, mut readable) = (false, true);
     for (index, part) in members.key.iter().enumerate() {
@@ -138,7 +133,7 @@ fn event_id(members: &Members, found: &Found<'_>, digest: &[u8; 32]) -> String {
             readable &= part.readable;
         }
     }
-    if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest) }
+    if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(body) }
 }
 
 /// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
@@ -147,7 +142,7 @@ fn event_type(sent: Option<&Text<'_>>) -> String {
     match sent {
         None => TYPE_UNKNOWN.to_owned(),
         Some(sent) if sent.readable && fits(&sent.text, EVENT_TYPE_BYTES_MAX) => sent.text.clone().into_owned(),
-        Some(sent) => hashed(&Sha256::digest(sent.text.as_bytes()).into()),
+        Some(sent) => hashed(sent.text.as_bytes()),
     }
 }
 
@@ -155,8 +150,8 @@ fn fits(text: &str, bytes_max: usize) -> bool {
     (1..=bytes_max).contains(&text.len()) && text.bytes().all(|byte| (0x21..=0x7E).contains(&byte))
 }
 
-fn hashed(digest: &[u8; 32]) -> String {
-    format!("sha256:{}", hex::encode(digest))
+fn hashed(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 /// Whether brackets outside strings nest at most `max` deep. Says nothing sensible about what is not JSON.

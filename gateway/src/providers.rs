@@ -219,13 +219,13 @@ impl Provider {
         }
     }
 
-    /// Names the event in a verified body (G4). `digest` is the SHA-256 of `body`.
+    /// Names the event in a verified body (G4).
     ///
     /// # Errors
     ///
     /// The body is not a JSON object, or names the event twice.
-    pub fn identify(&self, signed: &Signed, body: &[u8], digest: &[u8; 32]) -> Result<Identity, MalformedBody> {
-        key::identify(self.members(), signed.event_id.as_deref(), body, digest)
+    pub fn identify(&self, signed: &Signed, body: &[u8]) -> Result<Identity, MalformedBody> {
+        key::identify(self.members(), signed.event_id.as_deref(), body)
     }
 
     /// What the provider itself calls the event in a verified body.

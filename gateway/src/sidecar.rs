@@ -126,14 +126,15 @@ impl Sidecar {
     /// Whether the sidecar knows at once, in this process, that the event is completed, and nothing but a plain duplicate. Then
     /// this was a CheckAndLock, and answered so. False says nothing.
     pub(crate) fn is_duplicate(&self, event: &Event) -> bool {
-        let Event { route, identity, delivery_id, digest, .. } = event;
+        let Event { route, identity, delivery_id, body, .. } = event;
         // Which delivery it is is compared by the ledger.
         delivery_id.is_empty()
             && self.calls().is_duplicate(Question {
                 tenant: &route.tenant,
                 provider: route.provider.name(),
                 event_id: &identity.event_id,
-                payload_digest: digest,
+                payload: &body.bytes,
+                payload_digest: &|| *body.digest(),
             })
     }
 
@@ -151,7 +152,7 @@ impl Sidecar {
             fingerprint: Bytes::new(),
             metadata: None,
             wait_duration: (!wait.is_zero()).then(|| proto_duration(wait)),
-            payload_digest: Bytes::copy_from_slice(&event.digest),
+            payload_digest: Bytes::copy_from_slice(event.body.digest()),
             delivery_id: event.delivery_id.clone(),
         };
         let response =

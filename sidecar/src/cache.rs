@@ -39,7 +39,7 @@ use self::{
     worth::Worth,
 };
 use crate::{
-    event::{Claim, Claimed, Decision, Event, Key, KeyDigest, Micros, State, Time},
+    event::{Claim, Claimed, Decision, Event, Key, KeyDigest, Micros, Payload, State, Time},
     ledger::{Replayed, Standing},
 };
 
@@ -252,27 +252,40 @@ impl Cache {
         (answer, ticket)
     }
 
-    /// The same of the process's own layer alone, at once. What it does not know is not counted: it is looked up after this.
-    pub(crate) fn at_hand(&self, claim: &Claim, now: Instant) -> Option<Completion> {
-        let epoch = self.epoch().filter(|_| claim.delivery_id.is_none())?;
+    /// The same of the process's own layer alone, at once, for a claim that says nothing but its payload. What it does not know is
+    /// not counted: it is looked up after this.
+    pub(crate) fn has_duplicate(&self, key: &Key, payload: Payload<'_>, now: Instant) -> bool {
+        let Some(epoch) = self.epoch() else { return false };
         // C7, as above.
-        epoch.replays().now(now)?;
-        self.in_memory(&epoch, KeyDigest::of(&claim.key), claim, now)?
+        if epoch.replays().now(now).is_none() {
+            return false;
+        }
+        let digest = KeyDigest::of(key);
+        self.memory.duplicated(digest, payload, now).is_some_and(|token| self.stands(&epoch, digest, token))
     }
 
     /// Whether the process's own layer knows the event, and the answer if the claim is a plain duplicate of it.
     fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
         let answer = self.memory.answer(digest, claim, now)?;
-        if let Some(completion) = &answer {
-            if completion.fencing_token <= epoch.replays().replayed(digest) {
-                self.stats.voided.add();
-                // Redis may have a later one.
-                self.memory.forget(digest);
-                return None;
-            }
-            self.stats.memory_hits.add();
+        if let Some(completion) = &answer
+            && !self.stands(epoch, digest, completion.fencing_token)
+        {
+            // Redis may have a later one.
+            return None;
         }
         Some(answer)
+    }
+
+    /// Whether what the process's own layer answers, of this token, was not replayed since. It is let go of otherwise.
+    fn stands(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: i64) -> bool {
+        let stands = fencing_token > epoch.replays().replayed(digest);
+        if stands {
+            self.stats.memory_hits.add();
+        } else {
+            self.stats.voided.add();
+            self.memory.forget(digest);
+        }
+        stands
     }
 
     fn still(&self, epoch: &Epoch) -> bool {
@@ -420,24 +433,22 @@ mod tests {
     /// C7: it is the same question, without the layer that has to be waited for.
     #[test]
     fn what_is_at_hand_is_what_a_look_up_answers() {
-        let (first, second) = (claim("evt_1", "first"), claim("evt_1", "second"));
+        let second = claim("evt_1", "second");
         let filled = |cache: &Cache| {
             let (_, ticket) = cache.look_up(&second).now_or_never().expect("nobody else is asked");
             cache.told(&ticket, &completed("evt_1", Micros(0)));
         };
         let agree = |cache: &Cache, claim: &Claim, known: bool| {
             // First: the look-up lets go of what is void.
-            let at_hand = cache.at_hand(claim, Instant::now());
+            let payload = Payload { bytes: b"payload", digest: &|| [3; 32] };
+            let at_hand = cache.has_duplicate(&claim.key, payload, Instant::now());
             let (looked_up, _) = cache.look_up(claim).now_or_never().expect("nobody else is asked");
-            assert_eq!((at_hand.is_some(), &at_hand), (known, &looked_up), "{claim:?}");
+            assert_eq!((at_hand, looked_up.is_some()), (known, known), "{claim:?}");
         };
         let cache = cache(Duration::from_secs(6 * 86_400));
         agree(&cache, &second, false);
         filled(&cache);
         agree(&cache, &second, true);
-        agree(&cache, &first, false);
-        agree(&cache, &Claim { fingerprint: Some([9; 32]), ..second.clone() }, true);
-        agree(&cache, &Claim { delivery_id: Some("d".into()), ..second.clone() }, false);
         agree(&cache, &claim("evt_2", "second"), false);
         cache.void(KeyDigest::of(&second.key), 1);
         filled(&cache);

@@ -22,7 +22,7 @@ use tokio::{
 use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
     cache::{Cache, Ticket, entry::Completion, stats::CacheStats},
-    event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Resolve, Time},
+    event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Payload, Resolve, Time},
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger,
         durability::Durability,
@@ -148,12 +148,14 @@ impl Coordinator {
         }
     }
 
-    /// CheckAndLock, where it is a plain duplicate and this process knows that `now`, without asking anybody. None says
-    /// nothing of the event.
-    pub(crate) fn at_hand(&self, claim: &Claim, now: Instant) -> Option<Completion> {
-        let completion = self.cache.at_hand(claim, now)?;
-        self.ledger.count_duplicate(&claim.key);
-        Some(completion)
+    /// Whether CheckAndLock of an event, by a claim that says nothing but its payload, would be answered as a plain duplicate, and
+    /// this process knows that `now`, without asking anybody. It is counted as one then. False says nothing of the event.
+    pub(crate) fn is_duplicate(&self, key: &Key, payload: Payload<'_>, now: Instant) -> bool {
+        let is_duplicate = self.cache.has_duplicate(key, payload, now);
+        if is_duplicate {
+            self.ledger.count_duplicate(key);
+        }
+        is_duplicate
     }
 
     /// CheckAndLock, waiting at most for `wait` while the answer is "in progress". Cancel-safe: a lock that was granted

@@ -249,23 +249,13 @@ pub struct Claim {
     pub waiting: bool,
 }
 
-impl Claim {
-    /// A claim that can be no more than a question: it has no claim id, and nothing may be granted to it.
-    pub(crate) fn asking(key: Key, payload_digest: Digest) -> Claim {
-        Claim {
-            key,
-            payload_digest: Some(payload_digest),
-            event_type: String::new(),
-            claim_id: String::new(),
-            holder: String::new(),
-            lock_duration: Micros(0),
-            fingerprint: None,
-            metadata: None,
-            delivery_id: None,
-            attempts_max: 0,
-            waiting: false,
-        }
-    }
+/// A payload where it is at hand whole: its digest costs more than most of what else a duplicate takes, and is not always needed.
+#[derive(Clone, Copy)]
+pub struct Payload<'a> {
+    /// As received.
+    pub bytes: &'a [u8],
+    /// SHA-256 of that.
+    pub digest: &'a dyn Fn() -> Digest,
 }
 
 /// MarkCompleted or MarkFailed, validated.

@@ -125,6 +125,11 @@ async fn a_paypal_transmission_that_comes_back_with_another_body_is_refused() ->
     let answer = routes.send("paypal", &routes.paypal.sign("t-1", other)?, other).await?;
     assert_eq!(answer.status.as_u16(), 422, "{:?}", answer.body);
     assert_eq!(routes.upstream.requests().len(), 1);
+    // Also where the body is of an event that this process knows to be completed.
+    assert_eq!(word(&routes.send("paypal", &routes.paypal.sign("t-3", other)?, other).await?), "200 processed");
+    let answer = routes.send("paypal", &routes.paypal.sign("t-3", body)?, body).await?;
+    assert_eq!(answer.status.as_u16(), 422, "{:?}", answer.body);
+    assert_eq!(routes.upstream.requests().len(), 2);
     // A certificate that is not there is a matter of time, not of the signature.
     let mut headers = routes.paypal.sign("t-2", other)?;
     headers.retain(|(name, _)| *name != "paypal-cert-url");

@@ -55,7 +55,7 @@ impl Connection {
 }
 
 /// What came in, as far as it can tell a plain duplicate.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Question<'a> {
     /// Whose it is.
     pub tenant: &'a str,
@@ -63,8 +63,10 @@ pub struct Question<'a> {
     pub provider: &'a str,
     /// What it is called.
     pub event_id: &'a str,
-    /// SHA-256 of the body.
-    pub payload_digest: &'a [u8; 32],
+    /// The body.
+    pub payload: &'a [u8],
+    /// SHA-256 of that, which takes a while where nobody has asked for it before.
+    pub payload_digest: &'a dyn Fn() -> [u8; 32],
 }
 
 impl From<Pool> for Connection {

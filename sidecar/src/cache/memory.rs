@@ -14,7 +14,7 @@ use quick_cache::{
 };
 
 use super::entry::{Completion, Entry, Known};
-use crate::event::{Claim, Digest, KeyDigest, StoredResult, Time};
+use crate::event::{Claim, Digest, KeyDigest, Payload, StoredResult, Time};
 
 const STRIPES: usize = 64;
 /// In whole seconds of age, which may be one short of the truth.
@@ -29,35 +29,40 @@ pub(super) struct Memory {
 }
 
 /// An entry in little room. Claim ids with one mark are left to the ledger. Of a payload's digest its beginning is compared: a
-/// difference is counted, and refuses nothing. A fingerprint, which does refuse, is kept whole.
+/// difference is counted, and refuses nothing. A payload that was hashed to be compared and is the same leaves a mark in its
+/// digest's place, so that it need not be hashed when it comes again. A fingerprint, which does refuse, is kept whole.
 #[derive(Clone)]
 struct Held {
     fencing_token: i64,
     end_time: i64,
     /// Fingerprint and result, where there is either.
     rest: Option<Arc<Rest>>,
-    /// The first bytes of the payload's digest, where there is one.
+    /// Of the payload, what the stamp says.
     payload: u16,
     /// Of the claim that completed the event. Two claims with one of these: the ledger tells them apart.
     claim: u16,
     stamp: Stamp,
 }
 
-/// When an entry was put, in seconds since the layer was made, and two flags above them.
+/// When an entry was put, in seconds since the layer was made, and three flags above them.
 #[derive(Clone, Copy)]
 struct Stamp(u32);
 
 impl Stamp {
     const ATTEMPTS_SHOWN: u32 = 1 << 31;
-    const HAS_PAYLOAD: u32 = 1 << 30;
-    /// 34 years; beyond them everything is old.
-    const SINCE: u32 = Self::HAS_PAYLOAD - 1;
+    const HAS_DIGEST: u32 = 1 << 30;
+    const HAS_MARK: u32 = 1 << 29;
+    /// 17 years; beyond them everything is old.
+    const SINCE: u32 = Self::HAS_MARK - 1;
 
-    fn new(since: u32, attempts_shown: bool, has_payload: bool) -> Stamp {
+    fn new(since: u32, attempts_shown: bool, has_digest: bool) -> Stamp {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        Stamp(
-            since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_payload, Self::HAS_PAYLOAD),
-        )
+        Stamp(since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_digest, Self::HAS_DIGEST))
+    }
+
+    /// The same, with a mark of the payload in its digest's place.
+    fn marked(self) -> Stamp {
+        Stamp(self.0 & !Self::HAS_DIGEST | Self::HAS_MARK)
     }
 
     fn since(self) -> u32 {
@@ -68,8 +73,14 @@ impl Stamp {
         self.0 & Self::ATTEMPTS_SHOWN != 0
     }
 
-    fn has_payload(self) -> bool {
-        self.0 & Self::HAS_PAYLOAD != 0
+    /// Whether the first bytes of the payload's digest are kept.
+    fn has_digest(self) -> bool {
+        self.0 & Self::HAS_DIGEST != 0
+    }
+
+    /// Whether a mark of the payload is kept, by the hasher of this process.
+    fn has_mark(self) -> bool {
+        self.0 & Self::HAS_MARK != 0
     }
 }
 
@@ -152,12 +163,12 @@ impl Held {
         }
     }
 
-    /// As [`Entry::answer`].
+    /// As [`Entry::answer`]; not for a claim with a digest, where only the payload's mark is left.
     fn answer(&self, claim: &Claim) -> Option<Completion> {
         let known = Known {
             is_answerable: self.stamp.attempts_shown(),
             fingerprint: self.rest.as_ref().and_then(|rest| rest.fingerprint.as_ref()),
-            payload: self.stamp.has_payload().then_some(self.payload),
+            payload: self.stamp.has_digest().then_some(self.payload),
             claim: self.claim,
         };
         let payload = claim.payload_digest.as_ref().map(beginning);
@@ -205,13 +216,59 @@ impl Memory {
 
     /// Whether the event is known `now`, and the answer if the claim is a plain duplicate of it.
     pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
+        let held = self.get(digest, now)?;
+        // With nothing to compare the digest with, the event is as good as not known.
+        let compares = !(held.stamp.has_mark() && claim.payload_digest.is_some());
+        compares.then(|| held.answer(claim))
+    }
+
+    /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed where that was
+    /// not done before.
+    pub(super) fn duplicated(&self, digest: KeyDigest, payload: Payload<'_>, now: Instant) -> Option<i64> {
+        let held = self.get(digest, now)?;
+        if !held.stamp.attempts_shown() {
+            return None;
+        }
+        if held.stamp.has_mark() {
+            return (self.mark(payload) == held.payload).then_some(held.fencing_token);
+        }
+        if held.stamp.has_digest() {
+            if beginning(&(payload.digest)()) != held.payload {
+                return None;
+            }
+            self.put_mark(digest, &held, self.mark(payload));
+        }
+        Some(held.fencing_token)
+    }
+
+    /// What a payload is known by in this process alone, where it costs a tenth of its digest.
+    fn mark(&self, payload: Payload<'_>) -> u16 {
+        let [a, b, ..] = self.common.hasher.hash_one(payload.bytes).to_ne_bytes();
+        u16::from_ne_bytes([a, b])
+    }
+
+    /// Has an entry keep a mark of its payload, unless something else stands there by now.
+    fn put_mark(&self, digest: KeyDigest, held: &Held, mark: u16) {
+        let Some(entries) = &self.entries else { return };
+        let stripe = &self.stripes[digest.stripe(STRIPES)];
+        let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |now: Held| now.fencing_token == held.fencing_token && now.stamp.0 == held.stamp.0;
+        if entries.peek(&digest).is_some_and(is_same) {
+            let marked = Held { payload: mark, stamp: held.stamp.marked(), ..held.clone() };
+            // Never brings back what was let go of meanwhile: that takes no stripe.
+            let _ = entries.replace(digest, marked, true);
+        }
+    }
+
+    /// What is held of the event, unless it is too old.
+    fn get(&self, digest: KeyDigest, now: Instant) -> Option<Held> {
         let entries = self.entries.as_ref()?;
         let held = entries.get(&digest)?;
         if self.is_old(&held, now) {
             entries.remove(&digest);
             return None;
         }
-        Some(held.answer(claim))
+        Some(held)
     }
 
     /// Keeps an entry, unless one with a higher token is there: a slow caller must not undo what a quicker one knows.
@@ -242,6 +299,8 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::event::{Key, fixture};
 
@@ -291,7 +350,63 @@ mod tests {
             for claim in &claims {
                 assert_eq!(Held::of(entry, 0, &common).answer(claim), entry.answer(claim), "{entry:?} {claim:?}");
             }
+            // Of a claim that says nothing but its payload.
+            for digest in [[3; 32], [4; 32]] {
+                let claim = Claim { claim_id: "another".into(), payload_digest: Some(digest), ..claim() };
+                let memory = Memory::new(1 << 20);
+                memory.put(KeyDigest::of(&claim.key), entry);
+                let payload = Payload { bytes: b"{}", digest: &|| digest };
+                let token = memory.duplicated(KeyDigest::of(&claim.key), payload, Instant::now());
+                assert_eq!(token, entry.answer(&claim).map(|answer| answer.fencing_token), "{entry:?} {digest:?}");
+            }
         }
+    }
+
+    #[test]
+    fn a_payload_that_came_before_is_not_hashed_again() {
+        let memory = Memory::new(1 << 20);
+        let key = KeyDigest::of(&claim().key);
+        let hashed = Cell::new(0);
+        let duplicated = |bytes: &[u8]| {
+            let digest = || {
+                hashed.set(hashed.get() + 1);
+                // The entry's own, of one payload alone.
+                if bytes == b"one" { [3; 32] } else { [4; 32] }
+            };
+            let token = memory.duplicated(key, Payload { bytes, digest: &digest }, Instant::now());
+            (token, hashed.take())
+        };
+        memory.put(key, &entry(7));
+        assert_eq!(duplicated(b"two"), (None, 1));
+        assert_eq!(duplicated(b"one"), (Some(7), 1));
+        assert_eq!(duplicated(b"one"), (Some(7), 0));
+        assert_eq!(duplicated(b"two"), (None, 0));
+        // There is nothing left to compare a digest with.
+        assert_eq!(memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()), None);
+        assert_eq!(memory.answer(key, &claim(), Instant::now()), Some(entry(7).answer(&claim())));
+        // What comes from the ledger, or from Redis, has one again.
+        memory.put(key, &entry(7));
+        assert_eq!(duplicated(b"one"), (Some(7), 1));
+    }
+
+    #[test]
+    fn a_mark_is_put_on_nothing_but_what_was_compared() {
+        let memory = Memory::new(1 << 20);
+        let key = KeyDigest::of(&claim().key);
+        let held = |token| {
+            memory.put(key, &entry(token));
+            memory.get(key, Instant::now()).expect("it was put")
+        };
+        let compared = held(7);
+        memory.forget(key);
+        memory.put_mark(key, &compared, 1);
+        assert!(memory.get(key, Instant::now()).is_none());
+        let compared = held(7);
+        let newer = held(8);
+        memory.put_mark(key, &compared, 1);
+        assert!(memory.get(key, Instant::now()).is_some_and(|held| !held.stamp.has_mark()));
+        memory.put_mark(key, &newer, 1);
+        assert!(memory.get(key, Instant::now()).is_some_and(|held| held.stamp.has_mark() && held.payload == 1));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{
     service::Api,
 };
 use crate::{
-    event::Key,
+    event::{Key, Payload},
     method::{Called, Method},
     metrics::{Claimed, Metrics, Told},
 };
@@ -33,14 +33,14 @@ impl Local {
     /// the common one, for which making the call costs more than answering it. Then it was that call: counted, logged, and in
     /// a span as any other. False says nothing of the event.
     #[must_use]
-    pub fn is_duplicate(&self, tenant: &str, provider: &str, event_id: &str, payload_digest: &[u8; 32]) -> bool {
+    pub fn is_duplicate(&self, tenant: &str, provider: &str, event_id: &str, payload: Payload<'_>) -> bool {
         // What is not within its tenant's quota is told by the call.
         if self.api.has_quotas() {
             return false;
         }
         let started = Instant::now();
         let key = Key { tenant: tenant.to_owned(), provider: provider.to_owned(), event_id: event_id.to_owned() };
-        if !self.api.is_duplicate(key, payload_digest, started) {
+        if !self.api.is_duplicate(&key, payload, started) {
             return false;
         }
         let called = Called::Api(Method::CheckAndLock);

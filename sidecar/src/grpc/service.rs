@@ -21,7 +21,7 @@ use super::{
 use crate::{
     config::Policy,
     coordinator::{Answer, Coordinator},
-    event::{Claim, Decision, Digest, Event, Key, Refusal},
+    event::{Decision, Event, Key, Payload, Refusal},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope, Cursor, Page},
@@ -57,10 +57,9 @@ impl Api {
         self.quota.is_some()
     }
 
-    /// Whether a claim of the event that says nothing but its payload is a plain duplicate, as far as is known without a wait.
-    /// It is counted as one then.
-    pub(super) fn is_duplicate(&self, key: Key, payload_digest: &Digest, now: Instant) -> bool {
-        self.coordinator.at_hand(&Claim::asking(key, *payload_digest), now).is_some()
+    /// As [`Coordinator::is_duplicate`].
+    pub(super) fn is_duplicate(&self, key: &Key, payload: Payload<'_>, now: Instant) -> bool {
+        self.coordinator.is_duplicate(key, payload, now)
     }
 
     /// An event for its holder; what the limit left out of its metadata is counted.
@@ -328,7 +327,7 @@ mod tests {
     use super::*;
     use crate::{
         cache::stats::CacheStats,
-        event::{Time, fixture::claim},
+        event::{Claim, Time, fixture::claim},
         ledger::filter::CleanupTotals,
         metrics::Standing,
     };
