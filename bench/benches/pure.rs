@@ -84,7 +84,7 @@ fn providers(criterion: &mut Criterion) {
         };
         criterion.bench_function(&format!("verify/{}", provider.name()), |bench| bench.iter(|| black_box(verify())));
         let signed = verify();
-        let identify = || provider.identify(&signed, &body).expect("the body names its event");
+        let identify = || provider.identify(&signed, &body, || [7; 32]).expect("the body names its event");
         criterion.bench_function(&format!("key/{}", provider.name()), |bench| bench.iter(|| black_box(identify())));
     }
 }

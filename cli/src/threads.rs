@@ -1,6 +1,6 @@
 //! How many threads serve requests, and when they sleep.
 
-use std::{io, num::NonZero, time::Duration};
+use std::{io, num::NonZero, thread, time::Duration};
 
 use oncegate_runtime::{
     config::{self, Span},
@@ -9,7 +9,7 @@ use oncegate_runtime::{
 use tokio::runtime::{Builder, Runtime};
 
 /// Longer than this a thread never looks for work: it would then no longer be a matter of being woken late.
-const IDLE_POLL_MAX: Duration = Duration::from_millis(100);
+const IDLE_POLL_MAX: Duration = Duration::from_millis(10);
 
 /// Threads that serve.
 #[derive(clap::Args, Clone, Debug)]
@@ -17,8 +17,8 @@ pub(crate) struct ThreadOptions {
     /// Threads that serve requests
     ///
     /// One does the most where the database shares the machine, or has few cores: it does not wake others, and its
-    /// calls reach the ledger in larger batches. Raise it, to the number of free cores at most, when one core is busy and
-    /// others are not.
+    /// calls reach the ledger in larger batches. Raise it, to the number of free cores at most, when one core is busy with work
+    /// (process_cpu_seconds_total less oncegate_idle_poll_seconds_total) and others are not.
     #[arg(
         long,
         env = "ONCEGATE_THREADS",
@@ -31,8 +31,9 @@ pub(crate) struct ThreadOptions {
     /// How long the thread looks for work, at most, before it sleeps; 0s: not at all
     ///
     /// To be woken takes a thread longer than most calls do. It looks only as long as that has paid lately, and gives way to
-    /// whoever wants its core; the time counts as processor time all the same (oncegate_idle_poll_seconds_total says how much
-    /// of it). Of several threads none does so. At most 100ms.
+    /// others on its core; the time counts as processor time all the same (oncegate_idle_poll_seconds_total says how much
+    /// of it). Of several threads none does so, nor where the process has fewer than two processors, by the machine or by a
+    /// limit of its container. At most 10ms.
     #[arg(long, env = "ONCEGATE_IDLE_POLL", value_name = "DURATION", default_value = "1ms", value_parser = idle_poll)]
     idle_poll: Duration,
 }
@@ -70,7 +71,10 @@ pub(crate) fn runtime(threads: Threads) -> io::Result<Runtime> {
     let mut builder = match threads.count.get() {
         1 => {
             let mut builder = Builder::new_current_thread();
-            idle::poll_before_sleep(&mut builder, threads.idle_poll);
+            // With one, somebody else always wants it, or its quota is used up by looking.
+            if thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
+                idle::poll_before_sleep(&mut builder, threads.idle_poll);
+            }
             builder
         }
         many => {
@@ -89,8 +93,8 @@ mod tests {
     #[test]
     fn looking_for_work_has_an_end() {
         assert_eq!(idle_poll("0s"), Ok(Duration::ZERO));
-        assert_eq!(idle_poll("100ms"), Ok(IDLE_POLL_MAX));
-        assert_eq!(idle_poll("101ms"), Err("at most 100ms".to_owned()));
+        assert_eq!(idle_poll("10ms"), Ok(IDLE_POLL_MAX));
+        assert_eq!(idle_poll("11ms"), Err("at most 10ms".to_owned()));
         assert!(idle_poll("1").is_err_and(|error| error.contains("unit")));
     }
 }

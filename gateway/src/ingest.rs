@@ -124,7 +124,7 @@ impl Ingest {
             .map_err(|refusal| self.refuse(route, refusal, &parts.headers, peer, Unread::Nothing))?;
         self.metrics.verified(&route.provider, signed.secret);
         received.verified();
-        let identity = route.provider.identify(&signed, &received.bytes).map_err(|error| {
+        let identity = route.provider.identify(&signed, &received.bytes, || *received.digest()).map_err(|error| {
             // Signed by the provider, and still no event: worth a line.
             tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
             (Answer::MalformedBody, Unread::Nothing)

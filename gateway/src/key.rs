@@ -75,13 +75,19 @@ pub(crate) struct Sent {
 #[error("the body is not one JSON object that names its event once")]
 pub struct MalformedBody;
 
-/// Names the event. `signed_id` is its id where a signed header carries it.
-pub(crate) fn identify(members: &Members, signed_id: Option<&str>, body: &[u8]) -> Result<Identity, MalformedBody> {
+/// Names the event. `signed_id` is its id where a signed header carries it; `digest` is asked for
+/// the SHA-256 of `body` where that is its name.
+pub(crate) fn identify(
+    members: &Members,
+    signed_id: Option<&str>,
+    body: &[u8],
+    digest: impl Fn() -> [u8; 32],
+) -> Result<Identity, MalformedBody> {
     let found = read(members, body)?;
     let event_id = match signed_id {
         Some(id) if fits(id, EVENT_ID_BYTES_MAX) => id.to_owned(),
-        Some(_) => hashed(body),
-        None => event_id(members, &found, body),
+        Some(_) => hashed(digest()),
+        None => event_id(members, &found, digest),
     };
     Ok(Identity { event_id, event_type: event_type(first(&found, members.event_type)) })
 }
@@ -120,7 +126,7 @@ fn first<'f, 'a>(found: &'f Found<'a>, indices: &[usize]) -> Option<&'f Text<'a>
 
 /// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
 /// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
-fn event_id(members: &Members, found: &Found<'_>, body: &[u8]) -> String {
+fn event_id(members: &Members, found: &Found<'_>, digest: impl Fn() -> [u8; 32]) -> String {
     let mut id = String::new();
     let (mut named, mut readable) = (false, true);
     for (index, part) in members.key.iter().enumerate() {
@@ -133,7 +139,7 @@ fn event_id(members: &Members, found: &Found<'_>, body: &[u8]) -> String {
             readable &= part.readable;
         }
     }
-    if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(body) }
+    if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest()) }
 }
 
 /// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
@@ -142,7 +148,7 @@ fn event_type(sent: Option<&Text<'_>>) -> String {
     match sent {
         None => TYPE_UNKNOWN.to_owned(),
         Some(sent) if sent.readable && fits(&sent.text, EVENT_TYPE_BYTES_MAX) => sent.text.clone().into_owned(),
-        Some(sent) => hashed(sent.text.as_bytes()),
+        Some(sent) => hashed(Sha256::digest(sent.text.as_bytes()).into()),
     }
 }
 
@@ -150,8 +156,8 @@ fn fits(text: &str, bytes_max: usize) -> bool {
     (1..=bytes_max).contains(&text.len()) && text.bytes().all(|byte| (0x21..=0x7E).contains(&byte))
 }
 
-fn hashed(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+fn hashed(digest: [u8; 32]) -> String {
+    format!("sha256:{}", hex::encode(digest))
 }
 
 /// Whether brackets outside strings nest at most `max` deep. Says nothing sensible about what is not JSON.

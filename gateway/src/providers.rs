@@ -219,13 +219,18 @@ impl Provider {
         }
     }
 
-    /// Names the event in a verified body (G4).
+    /// Names the event in a verified body (G4). `digest` is asked for the SHA-256 of `body` where that is its name.
     ///
     /// # Errors
     ///
     /// The body is not a JSON object, or names the event twice.
-    pub fn identify(&self, signed: &Signed, body: &[u8]) -> Result<Identity, MalformedBody> {
-        key::identify(self.members(), signed.event_id.as_deref(), body)
+    pub fn identify(
+        &self,
+        signed: &Signed,
+        body: &[u8],
+        digest: impl Fn() -> [u8; 32],
+    ) -> Result<Identity, MalformedBody> {
+        key::identify(self.members(), signed.event_id.as_deref(), body, digest)
     }
 
     /// What the provider itself calls the event in a verified body.

@@ -17,6 +17,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use oncegate_runtime::secret::Secret;
 use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::key::Sent;
 use crate::providers::{
@@ -163,7 +164,7 @@ impl Case {
                 return report(refusal.name(), explanation);
             }
         };
-        let identity = provider.identify(&signed, &body).ok();
+        let identity = provider.identify(&signed, &body, || Sha256::digest(&body).into()).ok();
         let explanation = explain::valid(&provider, identity.as_ref());
         let Sent { event_id, event_type } = provider.sent(&signed, &body).unwrap_or_default();
         let key = identity.map(|identity| identity.event_id);

@@ -22,7 +22,8 @@ fn digest(body: &[u8]) -> [u8; 32] {
 }
 
 fn named(members: &Members, body: &str) -> Result<(String, String), MalformedBody> {
-    identify(members, None, body.as_bytes()).map(|identity| (identity.event_id, identity.event_type))
+    identify(members, None, body.as_bytes(), || digest(body.as_bytes()))
+        .map(|identity| (identity.event_id, identity.event_type))
 }
 
 /// The id is the body's digest.
@@ -137,7 +138,7 @@ fn what_is_not_one_json_object_is_malformed() {
         assert_eq!(named(&ID_ONLY, body), Err(MalformedBody), "{body:?}");
     }
     let not_utf8 = b"{\"id\":\"e\",\"x\":\"\xff\"}";
-    assert_eq!(identify(&ID_ONLY, None, not_utf8), Err(MalformedBody));
+    assert_eq!(identify(&ID_ONLY, None, not_utf8, || digest(not_utf8)), Err(MalformedBody));
 }
 
 #[test]

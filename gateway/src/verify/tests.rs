@@ -1,6 +1,5 @@
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
-use sha2::Sha256;
 
 use super::*;
 

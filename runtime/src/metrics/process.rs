@@ -18,7 +18,7 @@ const CPU: Family = Family::counter("process_cpu_seconds_total", &[], "Processor
 const IDLE_POLL: Family = Family::counter(
     "oncegate_idle_poll_seconds_total",
     &[],
-    "The part of that with nothing to do, in which threads looked for work before they slept (ONCEGATE_IDLE_POLL).",
+    "About the part of that with nothing to do, in which threads looked for work before they slept (ONCEGATE_IDLE_POLL).",
 );
 const FDS: Family = Family::gauge("process_open_fds", &[], "File descriptors in use.");
 const FDS_MAX: Family = Family::gauge("process_max_fds", &[], "File descriptors permitted.");

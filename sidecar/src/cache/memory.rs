@@ -217,9 +217,9 @@ impl Memory {
     /// Whether the event is known `now`, and the answer if the claim is a plain duplicate of it.
     pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
         let held = self.get(digest, now)?;
-        // With nothing to compare the digest with, the event is as good as not known.
+        // With nothing left to compare a digest with, it is the ledger's to judge.
         let compares = !(held.stamp.has_mark() && claim.payload_digest.is_some());
-        compares.then(|| held.answer(claim))
+        Some(if compares { held.answer(claim) } else { None })
     }
 
     /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed where that was
@@ -382,7 +382,7 @@ mod tests {
         assert_eq!(duplicated(b"one"), (Some(7), 0));
         assert_eq!(duplicated(b"two"), (None, 0));
         // There is nothing left to compare a digest with.
-        assert_eq!(memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()), None);
+        assert_eq!(memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()), Some(None));
         assert_eq!(memory.answer(key, &claim(), Instant::now()), Some(entry(7).answer(&claim())));
         // What comes from the ledger, or from Redis, has one again.
         memory.put(key, &entry(7));

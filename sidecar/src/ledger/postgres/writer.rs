@@ -15,12 +15,12 @@ use tracing::Instrument as _;
 use self::follow::Unanswered;
 use super::{
     cold::{
-        ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain, RecordDeliveries,
-        Tokened,
+        Applied, ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain,
+        RecordDeliveries, Tokened,
     },
     counts::Counts,
     hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Past, Pending},
-    statement::{Link, Part},
+    statement::{Link, Statement},
 };
 use crate::{
     event::{
@@ -308,19 +308,7 @@ impl Writer {
                 dealt.insert(event.key.clone(), (event.clone(), now));
             }
         };
-        for (items, result) in self.link.run(&Hot { claims }, items).await {
-            let rows = match result {
-                Ok(rows) => rows,
-                Err(error) => {
-                    for item in items {
-                        match item {
-                            HotItem::Claim(claim) => send(claim, Err(error.clone())),
-                            HotItem::Mark(mark) => send(mark, Err(error.clone())),
-                        }
-                    }
-                    continue;
-                }
-            };
+        for (items, rows) in self.run_for(&Hot { claims }, items).await {
             let half = self.step.split(rows.len(), self.ops.len() + self.deferred.len());
             for (place, (item, row)) in items.into_iter().zip(rows).enumerate() {
                 if half == Some(place) {
@@ -373,8 +361,8 @@ impl Writer {
 
     async fn grant_again(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
-        for (candidates, result) in self.link.run(&GrantAgain, candidates).await {
-            self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
+        for (candidates, rows) in self.run_for(&GrantAgain, candidates).await {
+            self.apply(candidates, rows, |writer, candidate: Candidate, event, now| {
                 let changed = candidate.event.payload_differs(&candidate.claim.request);
                 dealt.insert(event.key.clone(), (event.clone(), now));
                 writer.granted(candidate.claim, event, now, changed);
@@ -384,8 +372,8 @@ impl Writer {
 
     async fn bury(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
-        for (candidates, result) in self.link.run(&Bury, candidates).await {
-            self.apply(candidates, result, |writer, candidate: Candidate, event, now| {
+        for (candidates, rows) in self.run_for(&Bury, candidates).await {
+            self.apply(candidates, rows, |writer, candidate: Candidate, event, now| {
                 dealt.insert(event.key.clone(), (event.clone(), now));
                 writer.answer(candidate.claim, Decision::Refused, event, now);
             });
@@ -396,22 +384,13 @@ impl Writer {
     fn apply(
         &mut self,
         candidates: Vec<Candidate>,
-        result: Result<Vec<Option<(Event, Time)>>, Error>,
+        rows: Vec<Applied>,
         mut done: impl FnMut(&mut Writer, Candidate, Event, Time),
     ) {
-        match result {
-            Ok(rows) => {
-                for (candidate, row) in candidates.into_iter().zip(rows) {
-                    match row {
-                        Some((event, now)) => done(self, candidate, event, now),
-                        None => self.again(candidate.claim, Op::Claim),
-                    }
-                }
-            }
-            Err(error) => {
-                for candidate in candidates {
-                    send(candidate.claim, Err(error.clone()));
-                }
+        for (candidate, row) in candidates.into_iter().zip(rows) {
+            match row {
+                Some((event, now)) => done(self, candidate, event, now),
+                None => self.again(candidate.claim, Op::Claim),
             }
         }
     }
@@ -440,41 +419,19 @@ impl Writer {
         &mut self,
         requests: Vec<Pending<R, A>>,
     ) -> Vec<(Pending<R, A>, Option<Classified>)> {
-        let mut classified = Vec::with_capacity(requests.len());
-        for (requests, result) in self.link.run(&Classify::default(), requests).await {
-            match result {
-                Ok(found) => classified.extend(requests.into_iter().zip(found)),
-                Err(error) => {
-                    for request in requests {
-                        send(request, Err(error.clone()));
-                    }
-                }
-            }
-        }
-        classified
+        let read = self.run_for(&Classify::default(), requests).await;
+        read.into_iter().flat_map(|(requests, found)| requests.into_iter().zip(found)).collect()
     }
 
     // === Extensions and resolutions ===
 
     async fn extend(&mut self, extends: Vec<Pending<Extend, Lock>>) {
         let mut unapplied = Vec::new();
-        for (extends, result) in self.link.run(&ExtendLocks, extends).await {
-            match result {
-                Ok(rows) => {
-                    for (extend, row) in extends.into_iter().zip(rows) {
-                        match row.as_ref().and_then(|(event, now)| Some((event, event.latest.as_ref()?, *now))) {
-                            Some((event, latest, now)) => {
-                                let lock = transition::lock_of(event, latest, now);
-                                send(extend, Ok(lock));
-                            }
-                            None => unapplied.push(extend),
-                        }
-                    }
-                }
-                Err(error) => {
-                    for extend in extends {
-                        send(extend, Err(error.clone()));
-                    }
+        for (extends, rows) in self.run_for(&ExtendLocks, extends).await {
+            for (extend, row) in extends.into_iter().zip(rows) {
+                match row.as_ref().and_then(|(event, now)| Some((event, event.latest.as_ref()?, *now))) {
+                    Some((event, latest, now)) => send(extend, Ok(transition::lock_of(event, latest, now))),
+                    None => unapplied.push(extend),
                 }
             }
         }
@@ -504,27 +461,32 @@ impl Writer {
             }
         }
         decided.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
-        let parts: Vec<Part<ApplyResolutions>> = self.link.run(&ApplyResolutions, decided).await;
-        for (decided, result) in parts {
-            match result {
-                Ok(rows) => {
-                    for (Decided { resolve, .. }, row) in decided.into_iter().zip(rows) {
-                        match row {
-                            Some((event, _)) => send(resolve, Ok(event)),
-                            None => self.again(resolve, Op::Resolve),
-                        }
-                    }
-                }
-                Err(error) => {
-                    for Decided { resolve, .. } in decided {
-                        send(resolve, Err(error.clone()));
-                    }
+        for (decided, rows) in self.run_for(&ApplyResolutions, decided).await {
+            for (Decided { resolve, .. }, row) in decided.into_iter().zip(rows) {
+                match row {
+                    Some((event, _)) => send(resolve, Ok(event)),
+                    None => self.again(resolve, Op::Resolve),
                 }
             }
         }
     }
 
     // === Answers ===
+
+    /// Runs a statement for callers. Those whom it could not serve are told why; the others' items, with what it came to.
+    async fn run_for<S>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<(Vec<S::Item>, S::Output)>
+    where
+        S: Statement<Item: Awaited>,
+    {
+        let mut served = Vec::new();
+        for (items, result) in self.link.run(statement, items).await {
+            match result {
+                Ok(output) => served.push((items, output)),
+                Err(error) => items.into_iter().for_each(|item| item.fail(error.clone())),
+            }
+        }
+        served
+    }
 
     /// Answers a claim that changed nothing.
     fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
@@ -566,6 +528,39 @@ impl Writer {
         let Pending { request, reply, past } = pending;
         let past = Past { tries: past.tries + 1, ..past };
         self.deferred.push_back(Queued { op: Box::new(op(request, reply)), past });
+    }
+}
+
+/// What a caller waits for the answer of.
+trait Awaited {
+    /// Tells the caller that there is none.
+    fn fail(self, error: Error);
+}
+
+impl<R, A> Awaited for Pending<R, A> {
+    fn fail(self, error: Error) {
+        send(self, Err(error));
+    }
+}
+
+impl Awaited for HotItem {
+    fn fail(self, error: Error) {
+        match self {
+            HotItem::Claim(claim) => claim.fail(error),
+            HotItem::Mark(mark) => mark.fail(error),
+        }
+    }
+}
+
+impl Awaited for Candidate {
+    fn fail(self, error: Error) {
+        self.claim.fail(error);
+    }
+}
+
+impl Awaited for Decided {
+    fn fail(self, error: Error) {
+        self.resolve.fail(error);
     }
 }
 
