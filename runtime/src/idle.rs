@@ -260,6 +260,7 @@ mod tests {
         while pace.limit > Duration::ZERO {
             let began = now;
             while pace.idle(now) {
+                assert!(now.duration_since(began) < AWAKE * LONGEST, "it never sleeps");
                 now += LOOK_MAX;
                 assert!(pace.gave_way(now, now));
                 now += LOOK_MAX;

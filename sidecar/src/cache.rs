@@ -208,6 +208,9 @@ impl Cache {
         };
         let digest = ticket.digest;
         if let Some(answer) = self.in_memory(epoch, digest, claim, began) {
+            if answer.is_none() {
+                self.stats.memory_referred.add();
+            }
             return (answer, ticket);
         }
         self.stats.memory_misses.add();

@@ -137,7 +137,10 @@ impl Coordinator {
     pub(crate) fn standing(&self) -> metrics::Standing {
         let (waiting, waiting_max) = self.waiters.load();
         metrics::Standing {
-            calls: [&self.claims, &self.others].map(|places| self.calls_max - places.available_permits()).iter().sum(),
+            calls: [&self.claims, &self.others]
+                .map(|places| self.calls_max - places.available_permits())
+                .into_iter()
+                .fold(0, usize::max),
             calls_max: self.calls_max,
             waiting,
             waiting_max,
@@ -348,12 +351,12 @@ impl Coordinator {
         self.ledger.stats(filter).await
     }
 
-    /// The database's clock.
+    /// What Cleanup counts its days from.
     ///
     /// # Errors
     /// As the ledger's.
-    pub async fn now(&self) -> Result<Time, Error> {
-        self.ledger.now().await
+    pub async fn cleanup_now(&self) -> Result<Time, Error> {
+        self.ledger.cleanup_now().await
     }
 
     /// One step of a Cleanup.

@@ -77,6 +77,10 @@ pub trait Ledger: Send + Sync + 'static {
     async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error>;
     /// The database's clock.
     async fn now(&self) -> Result<Time, Error>;
+    /// What Cleanup counts its days from: the same, unless that is known to be late.
+    async fn cleanup_now(&self) -> Result<Time, Error> {
+        self.now().await
+    }
     /// One bounded step of Cleanup: deletes (or counts) within the next `batch_size` rows after the cursor that
     /// `progress` holds, adds to its totals, and says by `progress.done` whether that was all.
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error>;

@@ -70,7 +70,11 @@ const OVERLOADED: Family = Family::counter(
     &["bound"],
     "Calls refused as OVERLOADED: too many at once, or the ledger's queue full.",
 );
-const CALLS: Family = Family::gauge("oncegate_calls_under_way", &[], "Calls on the ledger at this moment.");
+const CALLS: Family = Family::gauge(
+    "oncegate_calls_under_way",
+    &[],
+    "Calls on the ledger at this moment: claims, or the others, whichever are more.",
+);
 const CALLS_MAX: Family = Family::gauge(
     "oncegate_calls_max",
     &[],

@@ -385,9 +385,10 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         let (asked, mut askers) = (askers.len(), askers.into_iter());
         // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
         let look_up = pin!(many(&client, names, clustered));
-        match while_they_wait(&mut askers, look_up, || breaker.failed(Reason::Silent)).await {
+        let mut judged = breaker.look_up();
+        match while_they_wait(&mut askers, look_up, || judged.is_late()).await {
             Some(Ok(found)) => {
-                breaker.succeeded();
+                judged.answered();
                 let given_up = asked - askers.len();
                 let half = step.split(askers.len(), queue.len());
                 for (place, (asker, found)) in askers.zip(found.into_iter().skip(given_up)).enumerate() {
@@ -404,7 +405,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
             }
             Some(Err(error)) => {
                 tracing::debug!(error = &error as &dyn std::error::Error, "a look-up in redis failed");
-                breaker.failed(Reason::Said(&error));
+                judged.failed(Reason::Said(&error));
             }
             None => {}
         }
@@ -503,7 +504,8 @@ async fn do_puts(
             batch.drain(..).for_each(|_| stats.redis_writes_lost.add());
             continue;
         }
-        // Two entries of one name in one batch: the later one has the higher token, or is the same.
+        // Two entries of one name in one batch: the later one is the same, or newer. Where callers went on in another order it is
+        // older, and costs a miss (C7).
         let latest: HashMap<String, (Vec<u8>, Micros)> =
             batch.drain(..).map(|put| (put.name, (put.value, put.life))).collect();
         let entries = latest.len();

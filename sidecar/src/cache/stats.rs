@@ -9,6 +9,9 @@ pub struct CacheStats {
     pub memory_hits: Counter,
     /// Look-ups that it could not answer.
     pub memory_misses: Counter,
+    /// Look-ups of events that it knows, and that are not for a cache to answer: more than one attempt, another payload, a copy of
+    /// the call that completed it. No other layer is asked.
+    pub memory_referred: Counter,
     /// Look-ups that no layer was asked for, because it was not known what had been replayed in the last seconds (C7).
     pub unsure: Counter,
     /// Duplicates answered from Redis.
@@ -38,10 +41,11 @@ pub struct CacheStats {
 
 impl CacheStats {
     /// The look-ups by layer and result.
-    pub(crate) fn lookups(&self) -> [(&'static str, &'static str, u64); 9] {
+    pub(crate) fn lookups(&self) -> [(&'static str, &'static str, u64); 10] {
         [
             ("memory", "hit", self.memory_hits.get()),
             ("memory", "miss", self.memory_misses.get()),
+            ("memory", "referred", self.memory_referred.get()),
             ("memory", "unsure", self.unsure.get()),
             ("redis", "hit", self.redis_hits.get()),
             ("redis", "miss", self.redis_misses.get()),

@@ -226,7 +226,7 @@ impl IdempotencyService for Api {
         let wanted = validate::cleanup(request.into_inner(), &self.policy)
             // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
             .inspect_err(|status| audit::refused(&who, Method::Cleanup, status))?;
-        let now = self.coordinator.now().await?;
+        let now = self.coordinator.cleanup_now().await?;
         let scope = CleanupScope {
             tenant: wanted.tenant,
             provider: wanted.provider,

@@ -15,6 +15,8 @@ pub struct Window {
     pub quiet: Option<Duration>,
     /// Mean time of a call in a batch, whatever ran beside it.
     pub all: Option<Duration>,
+    /// A batch is under way: that none has ended does not mean that nobody calls.
+    pub is_busy: bool,
 }
 
 /// What one Cleanup has seen so far. Each has its own: two at once do not take each other's view.
@@ -48,12 +50,15 @@ impl Sum {
 pub struct Load {
     sums: Mutex<Seen>,
     steps: AtomicUsize,
+    /// Batches under way.
+    batches: AtomicUsize,
 }
 
 /// A batch that has begun.
 #[derive(Debug)]
 pub struct Batch {
     begun: Instant,
+    calls: u64,
     quiet: bool,
 }
 
@@ -68,16 +73,19 @@ impl Drop for Step<'_> {
 }
 
 impl Load {
-    /// A batch begins.
-    pub fn begin(&self) -> Batch {
-        Batch { begun: Instant::now(), quiet: self.steps.load(Ordering::Relaxed) == 0 }
+    /// A batch of so many calls begins.
+    pub fn begin(&self, calls: usize) -> Batch {
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        let calls = u64::try_from(calls).unwrap_or(u64::MAX);
+        Batch { begun: Instant::now(), calls, quiet: self.steps.load(Ordering::Relaxed) == 0 }
     }
 
-    /// A batch of so many calls has ended.
-    pub fn end(&self, batch: Batch, calls: usize) {
-        let Some(calls) = u64::try_from(calls).ok().filter(|calls| *calls > 0) else { return };
-        let time = batch.begun.elapsed();
-        let quiet = batch.quiet && self.steps.load(Ordering::Relaxed) == 0;
+    /// It has ended.
+    pub fn end(&self, batch: Batch) {
+        self.batches.fetch_sub(1, Ordering::Relaxed);
+        let Batch { begun, calls, quiet } = batch;
+        let time = begun.elapsed();
+        let quiet = quiet && self.steps.load(Ordering::Relaxed) == 0;
         // Numbers are added under it; nothing there can panic half-way.
         let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         sums.all.add(time, calls);
@@ -96,7 +104,11 @@ impl Load {
     pub fn look(&self, seen: &mut Seen) -> Window {
         let now = *self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(seen, now);
-        Window { quiet: now.quiet.mean_since(before.quiet), all: now.all.mean_since(before.all) }
+        Window {
+            quiet: now.quiet.mean_since(before.quiet),
+            all: now.all.mean_since(before.all),
+            is_busy: self.batches.load(Ordering::Relaxed) > 0,
+        }
     }
 }
 
@@ -109,25 +121,28 @@ mod tests {
         let load = Load::default();
         let (mut one, mut other) = (Seen::default(), Seen::default());
         assert_eq!(load.look(&mut one), Window::default());
-        load.end(load.begin(), 3);
+        load.end(load.begin(3));
         let window = load.look(&mut one);
         assert!(window.quiet.is_some() && window.quiet == window.all, "{window:?}");
         let step = load.step();
-        load.end(load.begin(), 1);
+        load.end(load.begin(1));
         let window = load.look(&mut one);
         assert!(window.quiet.is_none() && window.all.is_some(), "{window:?}");
         // Begun before the step or after it: it was beside it for a while.
-        let batch = load.begin();
+        let batch = load.begin(1);
         drop(step);
-        load.end(batch, 1);
-        let batch = load.begin();
+        load.end(batch);
+        let batch = load.begin(1);
         let step = load.step();
-        load.end(batch, 1);
+        load.end(batch);
         assert_eq!(load.look(&mut one).quiet, None);
         drop(step);
         assert_eq!(load.look(&mut one), Window::default());
         assert!(load.look(&mut other).all.is_some(), "the other has not looked yet");
-        load.end(load.begin(), 0);
-        assert_eq!(load.look(&mut other), Window::default());
+        // One that goes on for longer than between two looks.
+        let batch = load.begin(1);
+        assert_eq!(load.look(&mut other), Window { is_busy: true, ..Window::default() });
+        load.end(batch);
+        assert!(!load.look(&mut other).is_busy);
     }
 }

@@ -25,6 +25,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use oncegate_runtime::throttle::Throttle;
 use rusqlite::{Connection, OpenFlags};
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -241,6 +242,8 @@ impl SqliteLedger {
             conn: database.conn,
             tally: tally.clone(),
             metrics: settings.metrics.clone(),
+            faults: Throttle::default(),
+            is_ahead: false,
             batch_max: settings.batch_max.max(1),
             ops,
             cleanups: cleanup_steps,
@@ -330,6 +333,10 @@ impl Ledger for SqliteLedger {
 
     async fn now(&self) -> Result<Time, Error> {
         if self.lists.is_closed() { Err(unavailable()) } else { Ok(self.clock.now()) }
+    }
+
+    async fn cleanup_now(&self) -> Result<Time, Error> {
+        self.now().await.map(|now| now.minus(self.clock.ahead()))
     }
 
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {

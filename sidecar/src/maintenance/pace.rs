@@ -29,6 +29,11 @@ impl Pace {
     /// The pause after a step that took so long, by what the writer did in the meantime.
     pub fn after(&mut self, step: Duration, window: Window) -> Duration {
         let Some(all) = window.all else {
+            if window.is_busy {
+                // A batch takes longer than some steps: this is when the database has the least to spare.
+                self.share = self.share.max(PAUSE_MIN);
+                return step.mul_f64(self.share);
+            }
             // Nobody calls.
             self.share = 0.0;
             return Duration::ZERO;
@@ -55,7 +60,17 @@ mod tests {
     const STEP: Duration = Duration::from_millis(10);
 
     fn window(quiet: Option<u64>, all: Option<u64>) -> Window {
-        Window { quiet: quiet.map(Duration::from_micros), all: all.map(Duration::from_micros) }
+        Window { quiet: quiet.map(Duration::from_micros), all: all.map(Duration::from_micros), is_busy: false }
+    }
+
+    #[test]
+    fn a_batch_that_does_not_end_is_no_reason_to_hurry() {
+        let mut pace = Pace::default();
+        let slow = (0..5).map(|_| pace.after(STEP, window(Some(1_000), Some(1_500)))).last();
+        let busy = Window { is_busy: true, ..window(None, None) };
+        assert_eq!(Some(pace.after(STEP, busy)), slow);
+        assert_eq!(Pace::default().after(STEP, busy), STEP.mul_f64(PAUSE_MIN));
+        assert_eq!(pace.after(STEP, window(None, None)), Duration::ZERO);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! When Redis is left alone, and what is said of it.
 
 use std::{
-    fmt,
+    fmt, mem,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -10,7 +10,7 @@ use std::{
 
 use super::LOOK_UP_TIME_MAX;
 
-/// Failures in a row after which Redis is left alone.
+/// Failures with no look-up answered in between after which Redis is left alone.
 pub(super) const FAILURES_MAX: u32 = 5;
 
 /// Open: Redis is left alone.
@@ -58,6 +58,11 @@ impl Breaker {
         self.open.load(Ordering::Relaxed)
     }
 
+    /// Judges a look-up.
+    pub(super) fn look_up(&self) -> LookUp<'_> {
+        LookUp { breaker: self, late: false }
+    }
+
     pub(super) fn failed(&self, reason: Reason<'_>) {
         if self.failures.fetch_add(1, Ordering::Relaxed) + 1 >= FAILURES_MAX && !self.open.swap(true, Ordering::Relaxed)
         {
@@ -99,6 +104,36 @@ impl Breaker {
     }
 }
 
+/// One look-up, whoever waits for it: those who come together must not make five failures of one that is late, and that some
+/// could wait for it is no success. Redis would by turns be left alone and asked again, and keep everybody waiting.
+pub(super) struct LookUp<'b> {
+    breaker: &'b Breaker,
+    late: bool,
+}
+
+impl LookUp<'_> {
+    /// Somebody could not wait for it.
+    pub(super) fn is_late(&mut self) {
+        if !mem::replace(&mut self.late, true) {
+            self.breaker.failed(Reason::Silent);
+        }
+    }
+
+    /// It was answered.
+    pub(super) fn answered(self) {
+        if !self.late {
+            self.breaker.succeeded();
+        }
+    }
+
+    /// It came to nothing.
+    pub(super) fn failed(self, reason: Reason<'_>) {
+        if !self.late {
+            self.breaker.failed(reason);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Breaker, FAILURES_MAX, Reason};
@@ -113,5 +148,19 @@ mod tests {
         assert!(!breaker.is_news(Reason::Silent.kind()) && !breaker.is_news("IO Error"));
         breaker.succeeded();
         assert!(breaker.is_news("IO Error"));
+    }
+
+    #[test]
+    fn a_late_look_up_is_one_failure_and_no_success() {
+        let breaker = Breaker::default();
+        for late in 1..=FAILURES_MAX {
+            assert!(!breaker.is_open(), "after {} late ones", late - 1);
+            let mut look_up = breaker.look_up();
+            (0..100).for_each(|_| look_up.is_late());
+            look_up.answered();
+        }
+        assert!(breaker.is_open());
+        breaker.look_up().answered();
+        assert!(!breaker.is_open());
     }
 }

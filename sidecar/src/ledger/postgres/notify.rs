@@ -63,7 +63,7 @@ impl Notifier {
     }
 
     pub(super) fn announce(&self, announcement: Announcement) {
-        // What an operator decides is announced in any case: a sidecar may just have started.
+        // What an operator decides is announced also where nobody else is known: a sidecar may just have started.
         if self.peers.load(Ordering::Relaxed) || announcement.resolved {
             // Full: the net will do.
             let _full = self.announcements.try_send(announcement);
@@ -191,9 +191,13 @@ async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> R
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             Err(_quiet) => {
-                // A server that vanished says nothing either.
-                let alive = sqlx::query("select 1").execute(&mut listener);
-                tokio::time::timeout(ANSWER_MAX, alive).await.map_err(|_| late())??;
+                // A server that vanished says nothing either, nor does one that others have taken over from.
+                let read_only = sqlx::query_scalar("select current_setting('default_transaction_read_only')::boolean")
+                    .fetch_one(&mut listener);
+                let read_only: bool = tokio::time::timeout(ANSWER_MAX, read_only).await.map_err(|_| late())??;
+                if read_only {
+                    return Ok(());
+                }
             }
         }
     }

@@ -1,9 +1,10 @@
 //! The connections that read: small pools apart from the writer's connection, so that a long list never stands in the way of a
 //! decision, nor of what the service itself has to know.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use futures::future::BoxFuture;
+use oncegate_runtime::throttle::Throttle;
 use sqlx::{
     Executor as _, PgConnection, PgPool, Postgres, Row as _,
     pool::PoolConnection,
@@ -25,6 +26,8 @@ use crate::{
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Above the server's statement time-out of these sessions: for a server that vanished without a word.
 const READ_TIME_MAX: Duration = Duration::from_secs(6);
+/// How long a connection is used. One to a server that others have taken over from would go on answering, for as long as it lives.
+const LIFE_MAX: Duration = Duration::from_secs(60);
 /// How long a connection that is given back may keep its place before it is closed. Less than the next one waits for it.
 const RETURN_TIME_MAX: Duration = Duration::from_secs(1);
 
@@ -39,6 +42,7 @@ impl Reader {
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIME_MAX)
+            .max_lifetime(LIFE_MAX)
             // A ping costs a round trip on each use, and says nothing about the next moment.
             .test_before_acquire(false)
             .after_connect(|connection, _| {
@@ -157,7 +161,11 @@ fn give_back(mut connection: PoolConnection<Postgres>) {
 pub(super) fn read_error(error: &sqlx::Error) -> Error {
     match failure::classify(error) {
         Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended => {
-            tracing::warn!(error = error as &dyn std::error::Error, "the ledger could not be read");
+            // What the service itself has to know is asked for ten times a second.
+            static FAILURES: LazyLock<Throttle> = LazyLock::new(Throttle::default);
+            if let Some(unreported) = FAILURES.pass() {
+                tracing::warn!(error = error as &dyn std::error::Error, unreported, "the ledger could not be read");
+            }
             Error::Unavailable { retry_after: Duration::from_secs(1) }
         }
         Failure::BadItem | Failure::Defect => {

@@ -108,15 +108,15 @@ impl Writer {
                 }
             }
             let batch = self.gather(&mut closing);
-            let (begun, calls) = (self.load.begin(), batch.len());
             if !batch.is_empty() {
                 self.worked = true;
+                let begun = self.load.begin(batch.len());
                 let span = batch_span(batch.iter().map(|queued| &*queued.op));
                 let metrics = self.link.metrics.clone();
                 let _counted = metrics.batch(batch.len());
                 self.process(batch).instrument(span).await;
+                self.load.end(begun);
             }
-            self.load.end(begun, calls);
             self.counts.keep_up().await;
             if !closing.is_empty() {
                 // What was queued before the close is answered first.

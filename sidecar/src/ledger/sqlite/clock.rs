@@ -29,6 +29,11 @@ impl Clock {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         advance(&mut last, system(), Instant::now())
     }
+
+    /// How far it is ahead of the system's, which was set back.
+    pub(super) fn ahead(&self) -> Micros {
+        Micros(self.now().since(system()).0.max(0))
+    }
 }
 
 fn advance(last: &mut (Time, Instant), system: Time, steady: Instant) -> Time {
@@ -72,5 +77,8 @@ mod tests {
         let first = clock.now();
         assert!(first >= floor);
         assert!(clock.now() >= first);
+        let ahead = clock.ahead();
+        assert!(ahead > Micros(50_000_000) && ahead <= Micros(60_000_000), "{ahead:?}");
+        assert_eq!(Clock::from(Time(0)).ahead(), Micros(0));
     }
 }

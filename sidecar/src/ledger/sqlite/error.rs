@@ -55,6 +55,8 @@ impl From<&Fault> for LedgerFailure {
         match fault {
             Fault::Environment(_) => Self::Refusing,
             Fault::Item(_) => Self::BadItem,
+            // A full disk shows when a batch is written, which is at its commit. The callers' outcome is open all the same.
+            Fault::Commit(error) if is_environment(error) => Self::Refusing,
             Fault::Commit(_) => Self::Broken,
             Fault::Defect(_) | Fault::NeedsWrite => Self::Defect,
         }
@@ -63,26 +65,30 @@ impl From<&Fault> for LedgerFailure {
 
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
-        let environment = error.sqlite_error_code().is_some_and(|code| {
-            matches!(
-                code,
-                ErrorCode::DatabaseBusy
-                    | ErrorCode::DatabaseLocked
-                    | ErrorCode::PermissionDenied
-                    | ErrorCode::OutOfMemory
-                    | ErrorCode::ReadOnly
-                    | ErrorCode::OperationInterrupted
-                    | ErrorCode::SystemIoFailure
-                    | ErrorCode::DatabaseCorrupt
-                    | ErrorCode::DiskFull
-                    | ErrorCode::CannotOpen
-                    | ErrorCode::FileLockingProtocolFailed
-                    | ErrorCode::NoLargeFileSupport
-                    | ErrorCode::NotADatabase
-            )
-        });
-        if environment { Fault::Environment(error) } else { Fault::Item(error) }
+        if is_environment(&error) { Fault::Environment(error) } else { Fault::Item(error) }
     }
+}
+
+/// Whether it is about the file, and nothing that was in a statement.
+fn is_environment(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code().is_some_and(|code| {
+        matches!(
+            code,
+            ErrorCode::DatabaseBusy
+                | ErrorCode::DatabaseLocked
+                | ErrorCode::PermissionDenied
+                | ErrorCode::OutOfMemory
+                | ErrorCode::ReadOnly
+                | ErrorCode::OperationInterrupted
+                | ErrorCode::SystemIoFailure
+                | ErrorCode::DatabaseCorrupt
+                | ErrorCode::DiskFull
+                | ErrorCode::CannotOpen
+                | ErrorCode::FileLockingProtocolFailed
+                | ErrorCode::NoLargeFileSupport
+                | ErrorCode::NotADatabase
+        )
+    })
 }
 
 #[cfg(test)]
@@ -93,6 +99,8 @@ mod tests {
     fn only_a_commit_that_failed_may_have_happened() {
         let full = || rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_FULL), None);
         assert!(matches!(Fault::Commit(full()).answer(), Error::OutcomeUnknown));
+        // For who is on call it is the disk.
+        assert!(matches!(LedgerFailure::from(&Fault::Commit(full())), LedgerFailure::Refusing));
         assert!(matches!(Fault::from(full()).answer(), Error::Unavailable { .. }));
         let text = Some("near \"4242 4242\": syntax error".to_owned());
         let item = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ERROR), text);

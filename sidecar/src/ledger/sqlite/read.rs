@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use oncegate_runtime::throttle::Throttle;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
@@ -33,11 +34,13 @@ pub(super) struct Readers {
     idle: Mutex<Vec<Connection>>,
     /// As many queries at once; closed with the ledger.
     permits: Arc<Semaphore>,
+    failures: Throttle,
 }
 
 impl Readers {
     pub(super) fn new(path: PathBuf, busy_timeout: Duration, connections: usize) -> Self {
-        Self { path, busy_timeout, idle: Mutex::default(), permits: Arc::new(Semaphore::new(connections.max(1))) }
+        let permits = Arc::new(Semaphore::new(connections.max(1)));
+        Self { path, busy_timeout, idle: Mutex::default(), permits, failures: Throttle::default() }
     }
 
     /// Runs a query on one snapshot. Cancelled, it goes on to its end and is forgotten.
@@ -55,7 +58,13 @@ impl Readers {
         match done.await {
             Ok(done) => done.map_err(|error| {
                 let fault = Fault::from(error);
-                tracing::warn!(error = &fault as &dyn std::error::Error, "the embedded database could not be read");
+                if let Some(unreported) = self.failures.pass() {
+                    tracing::warn!(
+                        error = &fault as &dyn std::error::Error,
+                        unreported,
+                        "the embedded database could not be read"
+                    );
+                }
                 fault.answer()
             }),
             Err(error) if error.is_panic() => Err(Error::Internal("a read of the ledger ended early".into())),

@@ -178,6 +178,19 @@ async fn neither_tokens_nor_times_go_back_when_the_clock_was_set_back() {
 }
 
 #[tokio::test]
+async fn cleanup_counts_its_days_from_the_machines_clock_when_that_was_set_back() {
+    let (_directory, path) = file();
+    SqliteLedger::open(&path, &settings()).unwrap().close().await;
+    let machine = Clock::from(Time(0));
+    let ahead = machine.now().plus(Micros(40 * Micros::DAY.0)).0;
+    shell(&path).execute("update oncegate_counter set clock_time = ?1", params![ahead]).unwrap();
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    assert!(ledger.now().await.unwrap().0 >= ahead);
+    assert!(ledger.cleanup_now().await.unwrap() <= machine.now());
+    ledger.close().await;
+}
+
+#[tokio::test]
 async fn a_file_that_came_back_from_a_backup_does_not_repeat_tokens() {
     let (_directory, path) = file();
     SqliteLedger::open(&path, &settings()).unwrap().close().await;
@@ -340,6 +353,8 @@ fn writer(path: &Path) -> (Queue, Writer) {
         conn: database.conn,
         tally: Tally::default(),
         metrics: Arc::default(),
+        faults: Throttle::default(),
+        is_ahead: false,
         batch_max: 64,
         ops,
         cleanups,

@@ -4,8 +4,9 @@
 //! It is a thread of its own, not a task: it waits for the disk, and a caller that is cancelled must not take
 //! a transaction along.
 
-use std::{fs::File, sync::Arc};
+use std::{fs::File, mem, sync::Arc};
 
+use oncegate_runtime::throttle::Throttle;
 use rusqlite::Connection;
 use tokio::sync::{
     mpsc::{self, error::TryRecvError},
@@ -18,7 +19,7 @@ use super::{
     transaction::{ClaimOutcome, Transaction},
 };
 use crate::{
-    event::{Event, Lock, Marked, Refusal},
+    event::{Event, Lock, Marked, Micros, Refusal},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope},
@@ -37,6 +38,9 @@ pub(super) struct CleanupStep {
     pub(super) reply: oneshot::Sender<Result<CleanupProgress, Error>>,
 }
 
+/// How far the clock may be ahead of the machine's before somebody has to know.
+const AHEAD_MAX: Micros = Micros(60_000_000);
+
 /// The thread's own.
 pub(super) struct Writer {
     pub(super) conn: Connection,
@@ -45,6 +49,9 @@ pub(super) struct Writer {
     pub(super) token: i64,
     pub(super) tally: Tally,
     pub(super) metrics: Arc<LedgerMetrics>,
+    pub(super) faults: Throttle,
+    /// It has been said that the clock is far ahead.
+    pub(super) is_ahead: bool,
     pub(super) batch_max: usize,
     pub(super) ops: mpsc::Receiver<Box<Op>>,
     pub(super) cleanups: mpsc::Receiver<CleanupStep>,
@@ -80,6 +87,9 @@ impl Writer {
             let Some(batch) = self.next(goes_on) else { break };
             closing = batch.close;
             self.calls(batch.calls);
+            if batch.flush {
+                self.look_at_clock();
+            }
             let is_due = batch.flush || (written && self.tally.is_full());
             if is_due {
                 written = self.flush();
@@ -163,8 +173,7 @@ impl Writer {
                 }
             }
             Err(fault) => {
-                report(&fault, calls.len());
-                self.metrics.failed((&fault).into());
+                self.report(&fault, calls.len());
                 for call in calls {
                     call.refuse(fault.answer());
                 }
@@ -236,9 +245,9 @@ impl Writer {
         match &written {
             Ok(()) => {}
             // Whether they were written is unknown. Counted once too little rather than twice.
-            Err(fault @ Fault::Commit(_)) => report(fault, counts.len()),
+            Err(fault @ Fault::Commit(_)) => self.report(fault, counts.len()),
             Err(fault) => {
-                report(fault, counts.len());
+                self.report(fault, counts.len());
                 self.tally.restore(counts);
             }
         }
@@ -254,11 +263,36 @@ impl Writer {
         let answer = match done {
             Ok(()) => Ok(progress),
             Err(fault) => {
-                report(&fault, 1);
+                self.report(&fault, 1);
                 Err(fault.answer())
             }
         };
         drop(reply.send(answer));
+    }
+
+    /// Counts a transaction that failed, and says why: a disk that is full would say so thousands of times a second.
+    fn report(&self, fault: &Fault, items: usize) {
+        self.metrics.failed(fault.into());
+        if let Some(unreported) = self.faults.pass() {
+            tracing::error!(
+                error = fault as &dyn std::error::Error,
+                items,
+                unreported,
+                "a transaction of the embedded database failed"
+            );
+        }
+    }
+
+    /// Says it once when the clock is far ahead of the machine's, which was set back: nothing else tells.
+    fn look_at_clock(&mut self) {
+        let ahead = self.clock.ahead();
+        if (ahead > AHEAD_MAX) != mem::replace(&mut self.is_ahead, ahead > AHEAD_MAX) && self.is_ahead {
+            tracing::warn!(
+                seconds = ahead.0 / 1_000_000,
+                "the embedded database's clock is ahead of the machine's, which was set back: times are as many seconds late, \
+                 and Cleanup counts its days from the machine's"
+            );
+        }
     }
 }
 
@@ -274,8 +308,4 @@ fn each(transaction: &mut Transaction<'_>, calls: &[Op]) -> Result<Vec<Outcome>,
         });
     }
     Ok(outcomes)
-}
-
-fn report(fault: &Fault, items: usize) {
-    tracing::error!(error = fault as &dyn std::error::Error, items, "a transaction of the embedded database failed");
 }
