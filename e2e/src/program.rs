@@ -46,6 +46,8 @@ impl Oncegate {
             .current_dir(directory)
             .env_clear()
             .env("ONCEGATE_LOG_FORMAT", "json")
+            // Dozens of them share the machine with their databases, whose time it would be.
+            .env("ONCEGATE_IDLE_POLL", "0s")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -96,6 +96,7 @@ async fn measure(cluster: &Cluster, rows: i64, time: Duration, check: bool) -> R
         // What is asked for is the table.
         .env("CACHE_SIZE", "0B")
         .env("RETENTION_MIN", "1h")
+        .env("ONCEGATE_IDLE_POLL", "1ms")
         .start()?;
     let address = sidecar.address("sidecar").await?;
     let mut clients = Vec::new();

@@ -1,6 +1,6 @@
 //! Every metric in the code is on a page and in the document, and the reverse; the numbers add up; a real Prometheus takes them.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, thread};
 
 use anyhow::{Context as _, Result};
 use oncegate_api::v1::{CheckAndLockRequest, EventKey, FailureKind, MarkCompletedRequest, MarkFailedRequest};
@@ -159,6 +159,29 @@ async fn an_event_whose_holder_is_gone_is_counted_as_stuck() -> Result<()> {
         (sum(&page, "oncegate_events_stuck", &[]) == 1.0).then_some(())
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_process_looks_for_work_before_it_sleeps_and_says_for_how_long() -> Result<()> {
+    let looks = thread::available_parallelism()?.get() > 1;
+    for (setting, looks) in [("0s", false), ("1ms", looks)] {
+        let services = Services::start(&[("ONCEGATE_IDLE_POLL", setting)]).await?;
+        let mut client = services.client().await?;
+        let mut looked = false;
+        for call in 0.. {
+            client.check_and_lock(claim("evt")).await?;
+            if call % 50 == 49 {
+                let page = page(services.sidecar_admin).await?;
+                looked = sum(&page, "oncegate_idle_poll_seconds_total", &[]) > 0.0;
+                // Where others have the cores it takes some more calls.
+                if looked || !looks || call > 50_000 {
+                    break;
+                }
+            }
+        }
+        assert_eq!(looked, looks, "{setting}");
+    }
     Ok(())
 }
 
