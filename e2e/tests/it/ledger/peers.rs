@@ -10,7 +10,7 @@ use oncegate_sidecar::{
         postgres::{PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::postgres::PgListener;
+use sqlx::{Executor as _, postgres::PgListener};
 
 use super::{
     claim, completion,
@@ -109,6 +109,21 @@ async fn listeners_that_are_lost_without_a_word_are_replaced_and_keep_no_place_o
         .await;
     }
     other.close().await;
+    ledger.close().await;
+}
+
+/// As an old primary is fenced: it goes on answering, and nothing happens on it any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_leaves_a_server_that_has_become_read_only() {
+    let Reached { ledger, proxy: _proxy, database, _cluster } = through_a_proxy().await;
+    let listening = eventually("it listens", async || listens(&database, &[0]).await).await;
+    let mut connection = database.connect().await.unwrap();
+    for sql in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
+        connection.execute(sql).await.unwrap();
+    }
+    // Where it connects to leads to the new one.
+    let anew = within(2 * DEADLINE, async || listens(&database, &[0, listening]).await).await;
+    anew.expect("it listens anew");
     ledger.close().await;
 }
 
