@@ -402,7 +402,7 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::event::fixture::claim;
+    use crate::{cache::stats::Counter, event::fixture::claim};
 
     const NOW: Time = Time(1_700_000_000_000_000);
     const HOUR: Micros = RETENTION_MARGIN;
@@ -460,6 +460,22 @@ mod tests {
         let unread = unread(Duration::from_secs(6 * 86_400));
         filled(&unread);
         agree(&unread, &second, false);
+    }
+
+    #[test]
+    fn a_look_up_of_a_known_event_that_only_the_ledger_can_answer_is_counted_as_referred() {
+        let cache = cache(Duration::from_secs(6 * 86_400));
+        let look_up = |claim: &Claim| cache.look_up(claim).now_or_never().expect("nobody else is asked");
+        let (_, ticket) = look_up(&claim("evt_1", "second"));
+        cache.told(&ticket, &completed("evt_1", Micros(0)));
+        let counts =
+            || [&cache.stats.memory_hits, &cache.stats.memory_misses, &cache.stats.memory_referred].map(Counter::get);
+        assert_eq!(counts(), [0, 1, 0]);
+        // A late copy of the call that completed it.
+        assert!(look_up(&claim("evt_1", "first")).0.is_none());
+        assert_eq!(counts(), [0, 1, 1]);
+        assert!(look_up(&claim("evt_1", "second")).0.is_some());
+        assert_eq!(counts(), [1, 1, 1]);
     }
 
     /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has deleted.
