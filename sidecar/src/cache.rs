@@ -476,6 +476,11 @@ mod tests {
         assert_eq!(counts(), [0, 1, 1]);
         assert!(look_up(&claim("evt_1", "second")).0.is_some());
         assert_eq!(counts(), [1, 1, 1]);
+        // It has none of its own to compare with.
+        assert!(look_up(&Claim { fingerprint: Some([9; 32]), ..claim("evt_1", "second") }).0.is_some());
+        // Which delivery it is is compared by the ledger, whatever is known of the event.
+        assert!(look_up(&Claim { delivery_id: Some("d".into()), ..claim("evt_1", "second") }).0.is_none());
+        assert_eq!(counts(), [2, 1, 1]);
     }
 
     /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has deleted.
