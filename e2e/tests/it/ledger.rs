@@ -15,6 +15,7 @@ mod growth;
 mod history;
 mod marks;
 mod model;
+mod own;
 mod peers;
 mod postgres_only;
 mod postgres_slow;

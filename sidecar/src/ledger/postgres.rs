@@ -9,6 +9,7 @@ mod cold;
 mod connect;
 mod counts;
 mod failure;
+mod grants;
 mod history;
 mod hot;
 pub mod migrate;
@@ -267,7 +268,7 @@ impl Ledger for PostgresLedger {
     }
 
     fn count_duplicate(&self, key: &Key) {
-        self.counts.tally.duplicate(key);
+        self.counts.tally.duplicate(key, None);
     }
 
     fn durability(&self) -> Option<Durability> {

@@ -351,7 +351,7 @@ impl Ledger for SqliteLedger {
     }
 
     fn count_duplicate(&self, key: &Key) {
-        self.tally.duplicate(key);
+        self.tally.duplicate(key, None);
     }
 
     fn durability(&self) -> Option<Durability> {

@@ -20,6 +20,17 @@ pub struct Count {
     pub mismatches: i64,
     /// When the last mismatch came.
     pub last_mismatch_time: Option<Time>,
+    /// Where the event stands in the ledger, if whoever counted has read it: it is then not looked for by its key again.
+    pub row: Option<i64>,
+}
+
+impl Count {
+    fn add(&mut self, other: Count) {
+        self.duplicates += other.duplicates;
+        self.mismatches += other.mismatches;
+        self.last_mismatch_time = self.last_mismatch_time.max(other.last_mismatch_time);
+        self.row = other.row.or(self.row);
+    }
 }
 
 type Counts = HashMap<Key, Count, RandomState>;
@@ -47,27 +58,24 @@ impl Tally {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call on the event was answered with anything but the lock.
-    pub fn duplicate(&self, key: &Key) {
-        self.count(key, |count| count.duplicates += 1);
+    /// A call on the event, whose row is `row` as far as that is known, was answered with anything but the lock.
+    pub fn duplicate(&self, key: &Key, row: Option<i64>) {
+        self.count(key, Count { duplicates: 1, row, ..Count::default() });
     }
 
     /// A call on the event came with another fingerprint or payload digest.
     pub fn mismatch(&self, key: &Key, time: Time) {
-        self.count(key, |count| {
-            count.mismatches += 1;
-            count.last_mismatch_time = count.last_mismatch_time.max(Some(time));
-        });
+        self.count(key, Count { mismatches: 1, last_mismatch_time: Some(time), ..Count::default() });
     }
 
-    fn count(&self, key: &Key, add: impl FnOnce(&mut Count)) {
+    fn count(&self, key: &Key, added: Count) {
         let mut counts = self.lock();
         let room = counts.len() < Self::KEYS_KEPT_MAX;
         // Most calls find the key: no clone then.
         match counts.get_mut(key) {
-            Some(count) => add(count),
+            Some(count) => count.add(added),
             None if room => {
-                add(counts.entry(key.clone()).or_default());
+                counts.insert(key.clone(), added);
                 if counts.len() >= Self::KEYS_MAX {
                     self.full.notify_one();
                 }
@@ -122,10 +130,7 @@ impl Tally {
             if waiting.len() >= Self::KEYS_KEPT_MAX && !waiting.contains_key(&key) {
                 continue;
             }
-            let entry = waiting.entry(key).or_default();
-            entry.duplicates += count.duplicates;
-            entry.mismatches += count.mismatches;
-            entry.last_mismatch_time = entry.last_mismatch_time.max(count.last_mismatch_time);
+            waiting.entry(key).or_default().add(count);
         }
     }
 }
@@ -148,7 +153,7 @@ mod tests {
         let freed = taken[0].0.clone();
         for number in Tally::KEYS_KEPT_MAX..Tally::KEYS_KEPT_MAX + 9 {
             tally.mismatch(&key(number), now);
-            tally.duplicate(&key(number));
+            tally.duplicate(&key(number), None);
         }
         assert_eq!(tally.len(), Tally::KEYS_KEPT_MAX, "the first of the nine had the place that was free");
         tally.restore(taken);
@@ -158,6 +163,7 @@ mod tests {
         let all = tally.take(usize::MAX);
         assert!(!all.iter().any(|(key, _)| *key == freed), "there was no room for it");
         let counted = all.iter().find(|(key, _)| *key == known).map(|(_, count)| *count);
-        assert_eq!(counted, Some(Count { duplicates: 3, mismatches: 1, last_mismatch_time: Some(now) }));
+        let expected = Count { duplicates: 3, mismatches: 1, last_mismatch_time: Some(now), row: None };
+        assert_eq!(counted, Some(expected));
     }
 }

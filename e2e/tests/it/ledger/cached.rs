@@ -31,7 +31,7 @@ use tokio::sync::{broadcast, watch};
 pub(crate) enum Condition {
     /// Nothing.
     On,
-    /// Nobody listens there.
+    /// Nobody listens there; and another sidecar marks what this one grants.
     Off,
     /// It loses everything, again and again.
     Flushed,
@@ -129,6 +129,8 @@ const RUBBISH: &str = "EVAL \"local names = redis.call('KEYS', 'oncegate:*') \
 pub(crate) struct Cached {
     ledger: Arc<PostgresLedger>,
     coordinator: Arc<Coordinator>,
+    /// Whom marks go to, if it is another sidecar.
+    marker: Option<PostgresLedger>,
     /// A Cleanup was run, by the ledger's own measure of what is old.
     cleaned: AtomicBool,
 }
@@ -148,11 +150,15 @@ impl Cached {
         };
         let cache = Cache::new(&settings, ledger.standing()).unwrap();
         let coordinator = Coordinator::new(ledger.clone(), cache, Limits::default());
-        Self { ledger, coordinator, cleaned: AtomicBool::new(false) }
+        Self { ledger, coordinator, marker: None, cleaned: AtomicBool::new(false) }
     }
 
     pub(crate) async fn in_condition(database: &Database, condition: Condition) -> Self {
-        let cached = Self::connect(database, &condition.url()).await;
+        let mut cached = Self::connect(database, &condition.url()).await;
+        if condition == Condition::Off {
+            let other = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+            cached.marker = Some(other);
+        }
         // A test begins when its trouble does, however short it is.
         condition.strikes_again().await;
         cached
@@ -194,7 +200,10 @@ impl Ledger for Cached {
     }
 
     async fn mark(&self, mark: Mark) -> Result<Marked, Error> {
-        self.coordinator.mark(mark).await
+        match &self.marker {
+            Some(other) => other.mark(mark).await,
+            None => self.coordinator.mark(mark).await,
+        }
     }
 
     async fn extend(&self, extend: Extend) -> Result<Lock, Error> {
@@ -255,6 +264,9 @@ impl Ledger for Cached {
     }
 
     async fn close(&self) {
+        if let Some(other) = &self.marker {
+            other.close().await;
+        }
         self.coordinator.close().await;
     }
 }

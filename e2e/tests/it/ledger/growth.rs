@@ -9,7 +9,7 @@ use oncegate_e2e::{
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::{Decision, Ending, Mark, Micros, Refusal, State},
+    event::{Decision, Ending, FailureKind, Mark, Micros, Refusal, State},
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
@@ -19,7 +19,7 @@ use oncegate_sidecar::{
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use super::{
-    Fixture, claim, completion, extension, key,
+    Fixture, claim, completion, extension, failure, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
     refused,
     stats::{everything, total},
@@ -264,9 +264,12 @@ async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed
                     panic!("it is new")
                 };
                 ledger.extend(extension(&key, &lock, Micros(60_000_000))).await.unwrap();
-                ledger.mark(completion(&key, &lock)).await.unwrap();
+                // In its own statement, unlike a completion of what the same process granted.
+                let failed = number % 2 == 0;
+                let mark = if failed { failure(&key, &lock, FailureKind::Terminal) } else { completion(&key, &lock) };
+                ledger.mark(mark).await.unwrap();
                 let again = ledger.claim(claim(&key, "b")).await.unwrap();
-                assert_eq!(again.decision, Decision::AlreadyCompleted);
+                assert_eq!(again.decision, if failed { Decision::Refused } else { Decision::AlreadyCompleted });
             }))
             .await;
         })

@@ -168,6 +168,7 @@ impl Statement for Flush {
             .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
             .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())
             .bind(slot)
+            .bind(items.iter().map(|(_, count)| count.row).bind_iter())
             .execute(connection)
             .await?;
         Ok(())
@@ -219,7 +220,7 @@ mod tests {
         let counts = Counts::default();
         for number in 0..keys {
             let event_id = format!("evt_{number}");
-            counts.tally.duplicate(&Key { tenant: "default".into(), provider: "stripe".into(), event_id });
+            counts.tally.duplicate(&Key { tenant: "default".into(), provider: "stripe".into(), event_id }, None);
         }
         counts
     }

@@ -1,19 +1,19 @@
 -- Adds the duplicates and mismatches that were counted in memory to their events, and the duplicates to the counts.
 --
--- In:  keys and counts as arrays, sorted by key; $7 is the session's slot. Events deleted meanwhile are passed over.
+-- In:  keys and counts as arrays, sorted by key, and the row's number ($8) where whoever counted has read it; $7 is the session's
+--      slot. Events deleted meanwhile are passed over.
 -- Out: nothing.
--- Index: payment_webhook_events_key, then the primary key. The update is heap-only. It locks the rows itself, in the order
--- of the keys, and adds to what then stands in them: no lock is needed before.
--- OFFSET keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
+-- Index: payment_webhook_events_key for those without a number, then the primary key. The update is heap-only. It locks the rows
+-- itself, in the order of the keys, and adds to what then stands in them: no lock is needed before.
+-- As a subquery of one value a look-up cannot become a join over the whole table (a plan trap).
 with held as materialized (
-    select q.duplicates, q.mismatches, q.last_mismatch_time, e.id
-    from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[])
-        as q (tenant, provider, event_id, duplicates, mismatches, last_mismatch_time)
-    cross join lateral (
+    select q.duplicates, q.mismatches, q.last_mismatch_time, coalesce(q.id, (
         select v.id from payment_webhook_events v
         where v.tenant = q.tenant and v.provider = q.provider and v.event_id = q.event_id
-        offset 0
-    ) e
+    )) as id
+    from unnest(
+        $1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[], $8::bigint[]
+    ) as q (tenant, provider, event_id, duplicates, mismatches, last_mismatch_time, id)
 ),
 flushed as (
     update payment_webhook_events e set

@@ -205,6 +205,48 @@ impl Marked {
     }
 }
 
+/// What others may have changed in an event between its grant and the completion of that grant: duplicates are counted, and the
+/// lock is extended. All else that stands in it changes with its token.
+pub(super) struct Since {
+    duplicate_count: i64,
+    mismatch_count: i64,
+    last_mismatch_time: Option<Time>,
+    lock_expire_time: Time,
+    /// With what the completion added to it.
+    completion_metadata: Option<String>,
+}
+
+impl Since {
+    /// From columns that begin at `first`.
+    pub(super) fn read(row: &PgRow, first: usize) -> Result<Since, sqlx::Error> {
+        Ok(Since {
+            duplicate_count: row.try_get(first)?,
+            mismatch_count: row.try_get(first + 1)?,
+            last_mismatch_time: row.try_get(first + 2)?,
+            lock_expire_time: row.try_get(first + 3)?,
+            completion_metadata: row.try_get(first + 4)?,
+        })
+    }
+
+    /// The event, as it was granted, after `mark` completed it at `now`.
+    pub(super) fn completed(self, granted: Event, mark: &Mark, now: Time) -> Event {
+        let Since { duplicate_count, mismatch_count, last_mismatch_time, lock_expire_time, completion_metadata } = self;
+        Event {
+            state: State::Completed,
+            duplicate_count,
+            mismatch_count,
+            last_mismatch_time,
+            update_time: now,
+            end_time: Some(now),
+            retry_time: None,
+            completion_metadata,
+            result: mark.result.clone(),
+            latest: granted.latest.map(|latest| Latest { lock_expire_time, outcome: Outcome::Completed, ..latest }),
+            ..granted
+        }
+    }
+}
+
 fn result(code: Option<i32>, body: Option<&[u8]>, content_type: Option<String>) -> Option<StoredResult> {
     Some(StoredResult {
         code: code?,

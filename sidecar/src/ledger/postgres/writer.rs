@@ -19,6 +19,7 @@ use super::{
         RecordDeliveries, Tokened,
     },
     counts::Counts,
+    grants::Grants,
     hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Past, Pending},
     statement::{Link, Statement},
 };
@@ -67,6 +68,7 @@ pub(super) struct Writer {
     deferred_max: usize,
     counts: Counts,
     outlook: Outlook,
+    grants: Grants,
     step: Step,
     load: Arc<Load>,
     /// Since the last look at the connection there were calls, which would have told.
@@ -83,7 +85,8 @@ impl Writer {
     ) -> Writer {
         let deferred_max = ops.max_capacity();
         let (deferred, outlook, step) = (VecDeque::new(), Outlook::default(), Step::default());
-        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, step, load, worked: false }
+        let grants = Grants::default();
+        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, grants, step, load, worked: false }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -192,7 +195,10 @@ impl Writer {
             }
             match *op {
                 Op::Claim(request, reply) => hot.push(HotItem::Claim(Pending { request, reply, past })),
-                Op::Mark(request, reply) => hot.push(HotItem::Mark(Pending { request, reply, past })),
+                Op::Mark(request, reply) => {
+                    let grant = self.grants.take(&request);
+                    hot.push(HotItem::Mark(Pending { request, reply, past }, grant));
+                }
                 Op::Extend(request, reply) => extends.push(Pending { request, reply, past }),
                 Op::Resolve(request, reply) => resolves.push(Pending { request, reply, past }),
                 Op::Flush | Op::Close(_) => {}
@@ -223,7 +229,7 @@ impl Writer {
             .iter()
             .filter_map(|item| match item {
                 HotItem::Claim(claim) => Delivery::of(&claim.request),
-                HotItem::Mark(_) => None,
+                HotItem::Mark(..) => None,
             })
             .collect();
         if deliveries.is_empty() {
@@ -248,7 +254,7 @@ impl Writer {
         let mut forged = Vec::new();
         for item in items {
             let claim = match item {
-                HotItem::Mark(_) => {
+                HotItem::Mark(..) => {
                     admitted.push(item);
                     continue;
                 }
@@ -279,11 +285,11 @@ impl Writer {
 
     async fn hot(&mut self, items: Vec<HotItem>, dealt: &mut Dealt, followed: &HashSet<Key>) {
         let mut met = Met::default();
-        let mut known = self.hot_as(self.outlook.claims(), items, &mut met, dealt, followed).await;
-        if !known.is_empty() {
+        let mut unexpected = self.hot_as(self.outlook.claims(), items, &mut met, dealt, followed).await;
+        if !unexpected.is_empty() {
             // Parts of a batch that was halved come back in any order.
-            known.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-            self.hot_as(Claims::Any, known, &mut met, dealt, followed).await;
+            unexpected.sort_unstable_by(|a, b| a.key().cmp(b.key()));
+            self.hot_as(Claims::Any, unexpected, &mut met, dealt, followed).await;
         }
         self.outlook.saw(met);
     }
@@ -298,7 +304,7 @@ impl Writer {
         dealt: &mut Dealt,
         followed: &HashSet<Key>,
     ) -> Vec<HotItem> {
-        let mut known = Vec::new();
+        let mut unexpected = Vec::new();
         let mut grants: Vec<Candidate> = Vec::new();
         let mut burials: Vec<Candidate> = Vec::new();
         let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
@@ -342,21 +348,25 @@ impl Writer {
                             ClaimStep::Insert => self.again(claim, Op::Claim),
                         }
                     }
-                    (HotItem::Mark(mark), HotRow::Marked { event, now }) => {
+                    (HotItem::Mark(mark, _), HotRow::Marked { event, now }) => {
                         keep(dealt, &event, now);
-                        self.counts.completed(&event);
-                        send(mark, Ok(Marked { event, repeated: false }));
+                        self.marked(mark, event);
                     }
-                    (item @ HotItem::Claim(_), HotRow::Nothing) if claims == Claims::New => known.push(item),
-                    (HotItem::Claim(claim), HotRow::Nothing | HotRow::Marked { .. }) => self.again(claim, Op::Claim),
-                    (HotItem::Mark(mark), _) => unapplied.push(mark),
+                    (HotItem::Mark(mark, Some(grant)), HotRow::Completed { since, now }) => {
+                        let event = since.completed(*grant, &mark.request, now);
+                        keep(dealt, &event, now);
+                        self.marked(mark, event);
+                    }
+                    (item @ HotItem::Claim(_), HotRow::Nothing) if claims != Claims::Any => unexpected.push(item),
+                    (HotItem::Claim(claim), _) => self.again(claim, Op::Claim),
+                    (HotItem::Mark(mark, _), _) => unapplied.push(mark),
                 }
             }
         }
         self.grant_again(grants, dealt).await;
         self.bury(burials, dealt).await;
         self.classify_marks(unapplied, dealt, followed).await;
-        known
+        unexpected
     }
 
     async fn grant_again(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
@@ -491,13 +501,13 @@ impl Writer {
     /// Answers a claim that changed nothing.
     fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
         let payload_changed = event.payload_differs(&claim.request);
-        self.count(&claim.request, Ok(&decision), payload_changed, now);
+        self.count(&claim.request, Some(event.row), Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: false, event, payload_changed, now }));
     }
 
     /// Refuses a claim of an event that exists.
     fn refuse(&mut self, claim: Pending<Claim, Claimed>, refusal: Refusal, now: Time) {
-        self.count(&claim.request, Err(&refusal), false, now);
+        self.count(&claim.request, None, Err(&refusal), false, now);
         send(claim, Err(refusal.into()));
     }
 
@@ -509,14 +519,28 @@ impl Writer {
             return send(claim, Err(Error::Internal("granted without an attempt".into())));
         };
         let decision = Decision::Acquired(transition::lock_of(&event, latest, now));
-        self.count(&claim.request, Ok(&decision), payload_changed, now);
+        self.grants.keep(&event);
+        self.count(&claim.request, Some(event.row), Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: true, event, payload_changed, now }));
     }
 
-    fn count(&self, claim: &Claim, answer: Result<&Decision, &Refusal>, payload_changed: bool, now: Time) {
+    /// Answers a mark that was applied.
+    fn marked(&self, mark: Pending<Mark, Marked>, event: Event) {
+        self.counts.completed(&event);
+        send(mark, Ok(Marked { event, repeated: false }));
+    }
+
+    fn count(
+        &self,
+        claim: &Claim,
+        row: Option<i64>,
+        answer: Result<&Decision, &Refusal>,
+        payload_changed: bool,
+        now: Time,
+    ) {
         let Tallied { duplicate, mismatch } = transition::tallied(claim, answer, payload_changed);
         if duplicate {
-            self.counts.tally.duplicate(&claim.key);
+            self.counts.tally.duplicate(&claim.key, row);
         }
         if mismatch {
             self.counts.tally.mismatch(&claim.key, now);
@@ -547,7 +571,7 @@ impl Awaited for HotItem {
     fn fail(self, error: Error) {
         match self {
             HotItem::Claim(claim) => claim.fail(error),
-            HotItem::Mark(mark) => mark.fail(error),
+            HotItem::Mark(mark, _) => mark.fail(error),
         }
     }
 }

@@ -493,7 +493,7 @@ async fn however_many_events_have_duplicates_their_counts_are_written_by_one_flu
     let count = |events: std::ops::RangeInclusive<i32>| {
         for number in events {
             let provider = if (20_001..=25_000).contains(&number) { "paypal" } else { "stripe" };
-            tally.duplicate(&Key { provider: provider.into(), ..key(&format!("evt_{number}")) });
+            tally.duplicate(&Key { provider: provider.into(), ..key(&format!("evt_{number}")) }, None);
         }
     };
     let written = || -> i64 {

@@ -220,7 +220,7 @@ impl Writer {
         match (call, outcome) {
             (Op::Claim(claim, reply), Outcome::Claim(outcome)) => {
                 if outcome.tallied.duplicate {
-                    self.tally.duplicate(&claim.key);
+                    self.tally.duplicate(&claim.key, None);
                 }
                 if outcome.tallied.mismatch {
                     self.tally.mismatch(&claim.key, outcome.now);

@@ -1,0 +1,30 @@
+-- 'marks' for completions of what this process granted and still knows: they name the row, and are told only what others may have
+-- changed in it since. Where one changes nothing, its event is read and classified, as with every mark (S3).
+-- Why it is safe: each is a conditional update by the primary key, and what it decides on is the version that it locks. A token
+-- is of one grant of one event (S2), so a row that has it is the one that was granted.
+-- Ranges, where equality would do, of all columns that an index has with the row's number: no merge of two sorted lists can come of
+-- them, so the planner has no use for all of an index in its order, and whichever index it takes it can look the row up in. By
+-- equality, and statistics of a handful of rows, it walked the whole primary key (a plan trap, measured).
+marked as (
+    update payment_webhook_events e set
+        state = 'completed',
+        outcome = 'completed',
+        update_time = t.now,
+        end_time = t.now,
+        retry_time = null,
+        result_code = m.result_code,
+        result_body = m.result_body,
+        result_content_type = m.result_content_type,
+        completion_metadata = case when m.metadata is null then e.completion_metadata
+            else coalesce(e.completion_metadata, '{}'::jsonb) || m.metadata::jsonb end
+    from unnest(
+        $13::bigint[], $14::bigint[], $15::integer[], $16::bytea[], $17::text[], $18::text[], $19::integer[],
+        $20::timestamptz[]
+    ) as m (id, fencing_token, result_code, result_body, result_content_type, metadata, place, create_time)
+    cross join (select clock_timestamp() as now) t
+    where e.id between m.id and m.id and e.create_time between m.create_time and m.create_time
+        and e.fencing_token = m.fencing_token and e.state = 'processing'
+    returning
+        m.place, t.now, e.tenant, e.provider, e.create_time, e.duplicate_count, e.mismatch_count, e.last_mismatch_time,
+        e.lock_expire_time, e.completion_metadata::text as completion_metadata
+)
