@@ -1,7 +1,10 @@
 //! `oncegate check`.
 
 use jiff::Timestamp;
-use oncegate_sidecar::ledger::check::{Difference, Report};
+use oncegate_sidecar::{
+    config::Store,
+    ledger::check::{Difference, Report},
+};
 use serde::Serialize;
 
 use crate::{
@@ -15,7 +18,8 @@ use crate::{
 /// Reads every event of the database that DATABASE_URL names, or of ./oncegate.db where none is named, and compares counts
 /// and percentiles with those that the service keeps. Counts have to be equal; percentiles may differ by the histograms'
 /// error of 1.6 %. Works on one snapshot, beside a running service, which it does not go through: a large table takes
-/// a while. Exits with 1 when something differs. Changes nothing.
+/// a while, and needs a database that is written to: its list of events is a temporary table. Exits with 1 when something
+/// differs. Changes nothing.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -37,13 +41,13 @@ impl Check {
         if self.json {
             output::json(&Document::from(&report));
         } else {
-            show(&report);
+            show(&store, &report);
         }
         if report.differences.is_empty() { Ok(()) } else { Err(Failure::NotAsItShouldBe) }
     }
 }
 
-fn show(report: &Report) {
+fn show(store: &Store, report: &Report) {
     if !report.differences.is_empty() {
         let columns = [
             Column::Text("tenant"),
@@ -67,7 +71,7 @@ fn show(report: &Report) {
         output::table(&columns, rows);
     }
     output::line(format_args!(
-        "{} events in {} tenants, providers and hours: {}",
+        "{store}: {} events in {} tenants, providers and hours: {}",
         report.events,
         report.places,
         match report.differences.len() {

@@ -1,5 +1,6 @@
 //! `oncegate cleanup`.
 
+use clap::builder::NonEmptyStringValueParser;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -36,12 +37,12 @@ pub(crate) struct Cleanup {
     days: u32,
 
     /// Only this provider's events
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
-    provider: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    provider: Option<String>,
 
     /// Only this tenant's events
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
-    tenant: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    tenant: Option<String>,
 
     /// Which events, by their state. Deleting unknown or dead ones permits a second effect
     #[arg(long, value_enum, value_delimiter = ',', default_value = "completed", value_name = "STATE,...")]
@@ -115,8 +116,8 @@ impl Cleanup {
         mut progress: impl FnMut(&CleanupResponse),
     ) -> Result<CleanupResponse, Failure> {
         let request = CleanupRequest {
-            tenant: self.tenant.clone(),
-            provider: self.provider.clone(),
+            tenant: self.tenant.clone().unwrap_or_default(),
+            provider: self.provider.clone().unwrap_or_default(),
             older_than: Some(prost_types::Duration { seconds: i64::from(self.days) * DAY, nanos: 0 }),
             states: self.states.iter().map(|state| State::from(*state).into()).collect(),
             dry_run,

@@ -146,7 +146,7 @@ impl Dev {
             store: oncegate_sidecar::config::StoreOptions {
                 database_url: None,
                 database_url_file: None,
-                store: self.database.clone(),
+                store: Some(self.database.clone()),
             },
             ..defaults()
         }

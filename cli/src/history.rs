@@ -1,5 +1,6 @@
 //! `oncegate history`.
 
+use clap::builder::NonEmptyStringValueParser;
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
@@ -51,11 +52,11 @@ pub(crate) struct History {
     id: Option<String>,
 
     /// The tenant of the event, or only this tenant's events
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
-    tenant: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    tenant: Option<String>,
 
     /// Only this provider's events
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     provider: Option<String>,
 
     /// Only events of this type
@@ -112,7 +113,8 @@ impl History {
         let (Some(provider), Some(event_id)) = (&self.of, &self.id) else {
             return self.list(&mut client).await;
         };
-        let key = EventKey { tenant: self.tenant.clone(), provider: provider.clone(), event_id: event_id.clone() };
+        let tenant = self.tenant.clone().unwrap_or_default();
+        let key = EventKey { tenant, provider: provider.clone(), event_id: event_id.clone() };
         let history = find(&mut client, &self.sidecar, key).await?;
         if self.json {
             // Nobody who reads, nobody to tell.
@@ -162,7 +164,7 @@ impl History {
     fn page(&self, size: usize, page_token: String) -> Result<HistoryRequest, Failure> {
         Ok(HistoryRequest {
             key: None,
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.clone().unwrap_or_default(),
             provider: self.provider.clone().unwrap_or_default(),
             event_type: self.event_type.clone().unwrap_or_default(),
             states: self.states.iter().map(|name| State::from(*name).into()).collect(),
@@ -174,7 +176,7 @@ impl History {
     }
 }
 
-const COLUMNS: [Column; 8] = [
+const COLUMNS: [Column; 9] = [
     Column::Text("created"),
     Column::Text("tenant"),
     Column::Text("provider"),
@@ -183,7 +185,21 @@ const COLUMNS: [Column; 8] = [
     Column::Text("state"),
     Column::Number("attempts"),
     Column::Number("duplicates"),
+    Column::Text("why"),
 ];
+
+/// What an event that is not done waits for: the end of a lock, of a pause, or somebody who reads its last error.
+fn why(event: &Event) -> String {
+    match event.state() {
+        State::Completed => String::new(),
+        State::Processing => {
+            format!("held by {} until {}", event.holder, message::second(event.lock_expire_time.as_ref()))
+        }
+        State::Unspecified | State::Pending | State::Failed | State::Unknown | State::Dead => {
+            excerpt(&event.last_error)
+        }
+    }
+}
 
 fn row(event: &Event) -> Vec<String> {
     let key = event.key.clone().unwrap_or_default();
@@ -196,6 +212,7 @@ fn row(event: &Event) -> Vec<String> {
         message::state(event.state()),
         event.attempt_count.to_string(),
         event.duplicate_count.to_string(),
+        why(event),
     ]
 }
 

@@ -1,5 +1,6 @@
 //! `oncegate resolve`.
 
+use clap::builder::NonEmptyStringValueParser;
 use oncegate_api::v1::{EventKey, ResolveRequest, State};
 use oncegate_runtime::config::Problem;
 
@@ -41,11 +42,11 @@ pub(crate) struct Resolve {
     to: Decided,
 
     /// Why, for those who read the history later
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     reason: String,
 
     /// Who decides [default: the user of the operating system]
-    #[arg(long, value_name = "NAME", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     actor: Option<String>,
 
     /// The fencing token of the event that the decision is made on; 0 is any [default: that of the event shown]

@@ -1,5 +1,6 @@
 //! `oncegate stats`.
 
+use clap::builder::NonEmptyStringValueParser;
 use std::{fmt::Write as _, io, time::Duration};
 
 use anyhow::Context as _;
@@ -38,12 +39,12 @@ With --json the names are those of the API; processing times are in seconds, and
 --watch as well, there is one document a line.")]
 pub(crate) struct Stats {
     /// Only this tenant's events
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
-    tenant: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    tenant: Option<String>,
 
     /// Only this provider's events
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
-    provider: String,
+    #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    provider: Option<String>,
 
     /// Only events created from this time on: RFC 3339, or an age like 24h
     #[arg(long, value_name = "TIME", value_parser = bound)]
@@ -147,8 +148,8 @@ impl Stats {
 
     async fn ask(&self, client: &mut IdempotencyServiceClient<Pool>) -> Result<StatsResponse, Failure> {
         let request = StatsRequest {
-            tenant: self.tenant.clone(),
-            provider: self.provider.clone(),
+            tenant: self.tenant.clone().unwrap_or_default(),
+            provider: self.provider.clone().unwrap_or_default(),
             start_time: self.since.map(timestamp),
             end_time: self.until.map(timestamp),
             bucket_duration: self.bucket.map(|bucket| prost_types::Duration {

@@ -293,6 +293,12 @@ impl Database {
         Self::create_from(&Shared::get().await?.admin_url, None).await
     }
 
+    /// A database with nothing in it, that keeps text in this encoding.
+    pub async fn create_in(encoding: &str) -> Result<Self> {
+        let template = format!("template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'");
+        Self::create_from(&Shared::get().await?.admin_url, Some(&template)).await
+    }
+
     async fn create_from(admin_url: &str, template: Option<&str>) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);

@@ -15,30 +15,25 @@ use crate::config::{HeldStatus, InProgressStatus};
 /// The body type of every answer.
 pub(crate) type Body = Full<Bytes>;
 
-/// When asking again is worth it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum RetryAfter {
-    /// Rounded up to whole seconds, at least one, at most [`RETRY_AFTER_MAX`].
-    After(Duration),
-    /// The application's own header, checked to be one (G5).
-    Upstream(HeaderValue),
-}
+/// When asking again is worth it: rounded up to whole seconds, at least one, at most [`RETRY_AFTER_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RetryAfter(Duration);
 
-/// Providers that obey the header should not be sent away for longer than their own schedule would.
+/// Providers that obey the header should not be sent away for longer than their own schedule would, whoever asks for it: the
+/// application's own is passed on (G5), within this.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
 impl RetryAfter {
     /// One second: for what is over by then or will still be so later.
-    pub(crate) const SOON: Self = Self::After(Duration::from_secs(1));
+    pub(crate) const SOON: Self = Self(Duration::from_secs(1));
 
-    fn value(&self) -> HeaderValue {
-        match self {
-            Self::After(pause) => {
-                let pause = (*pause).min(RETRY_AFTER_MAX);
-                HeaderValue::from(pause.as_secs() + u64::from(pause.subsec_nanos() > 0 || pause.is_zero()))
-            }
-            Self::Upstream(value) => value.clone(),
-        }
+    pub(crate) const fn after(pause: Duration) -> Self {
+        Self(pause)
+    }
+
+    fn value(self) -> HeaderValue {
+        let pause = self.0.min(RETRY_AFTER_MAX);
+        HeaderValue::from(pause.as_secs() + u64::from(pause.subsec_nanos() > 0 || pause.is_zero()))
     }
 }
 
@@ -184,13 +179,13 @@ impl Answer {
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            Self::Failed(after) => after.as_ref().map(RetryAfter::value),
+            Self::Failed(after) => after.map(RetryAfter::value),
             Self::InProgress(InProgressStatus::Conflict, after)
             | Self::Unsettled(after)
             | Self::Paused(after)
             | Self::TooManyFailures(after)
             | Self::Unavailable(after) => Some(after.value()),
-            Self::Continues => Some(RetryAfter::After(Duration::from_secs(30)).value()),
+            Self::Continues => Some(RetryAfter::after(Duration::from_secs(30)).value()),
             Self::Overloaded => Some(RetryAfter::SOON.value()),
             Self::Processed
             | Self::AlreadyProcessed
@@ -247,18 +242,18 @@ mod tests {
 
     #[test]
     fn g6_every_outcome_has_its_status_word_and_retry_after() {
-        let pause = || RetryAfter::After(Duration::from_millis(2_500));
+        let pause = || RetryAfter::after(Duration::from_millis(2_500));
         for (answer, status, word, retry_after) in [
             (Answer::Processed, 200, "processed", None),
             (Answer::AlreadyProcessed, 200, "already_processed", None),
             (Answer::Failed(None), 500, "failed", None),
             (Answer::Failed(Some(pause())), 500, "failed", Some("3")),
-            (Answer::Failed(Some(RetryAfter::Upstream(HeaderValue::from_static("120")))), 500, "failed", Some("120")),
+            (Answer::Failed(Some(RetryAfter::after(Duration::from_secs(120)))), 500, "failed", Some("120")),
             (Answer::InProgress(InProgressStatus::Conflict, pause()), 409, "in_progress", Some("3")),
             (Answer::InProgress(InProgressStatus::Ok, pause()), 200, "in_progress", None),
             (Answer::Unsettled(RetryAfter::SOON), 409, "in_progress", Some("1")),
             (Answer::Continues, 503, "in_progress", Some("30")),
-            (Answer::Paused(RetryAfter::After(Duration::from_secs(86_400))), 503, "paused", Some("3600")),
+            (Answer::Paused(RetryAfter::after(Duration::from_secs(86_400))), 503, "paused", Some("3600")),
             (Answer::Held(HeldStatus::Unprocessable), 422, "held", None),
             (Answer::Held(HeldStatus::Ok), 200, "held", None),
             (Answer::Conflict, 422, "conflict", None),
@@ -272,7 +267,7 @@ mod tests {
             (Answer::NotFound, 404, "not_found", None),
             (Answer::MethodNotAllowed("POST"), 405, "method_not_allowed", None),
             (Answer::Overloaded, 503, "overloaded", Some("1")),
-            (Answer::Unavailable(RetryAfter::After(Duration::ZERO)), 503, "unavailable", Some("1")),
+            (Answer::Unavailable(RetryAfter::after(Duration::ZERO)), 503, "unavailable", Some("1")),
             (Answer::Defect, 500, "failed", None),
         ] {
             let response = answer.response();

@@ -363,7 +363,7 @@ impl Courier {
                 if let Some(unreported) = self.unavailable.pass() {
                     tracing::warn!(event, status, unreported, "sidecar is unavailable");
                 }
-                Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::After))
+                Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::after))
             }
             Kind::Mismatch => {
                 tracing::error!(event, status, "event was first claimed with something else");
@@ -545,8 +545,8 @@ fn granted(claim: Claim, claim_id: String, asked: Instant, route: &Route) -> Res
     match claim {
         Claim::Acquired(grant) => Ok(Lock::new(claim_id, grant, asked)),
         Claim::Completed => Err(Answer::AlreadyProcessed),
-        Claim::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::After(after))),
-        Claim::Paused(after) => Err(Answer::Paused(RetryAfter::After(after))),
+        Claim::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::after(after))),
+        Claim::Paused(after) => Err(Answer::Paused(RetryAfter::after(after))),
         Claim::Refused => Err(Answer::Held(route.policy.held)),
     }
 }
@@ -560,7 +560,7 @@ fn lock_lost(completed: bool) -> Answer {
 fn settled(outcome: Outcome, lock: &Lock) -> Answer {
     match outcome {
         Outcome::Completed { .. } => Answer::Processed,
-        Outcome::Failed { pause: true, .. } => Answer::Failed(Some(RetryAfter::After(lock.remaining()))),
+        Outcome::Failed { pause: true, .. } => Answer::Failed(Some(RetryAfter::after(lock.remaining()))),
         Outcome::Failed { retry_after, .. } => Answer::Failed(retry_after),
     }
 }

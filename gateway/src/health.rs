@@ -1,6 +1,9 @@
 //! The health page: is the gateway of use, and what has it done (G1).
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{Response, StatusCode};
@@ -19,13 +22,18 @@ const FAILURE_KEPT: Duration = Duration::from_secs(1);
 
 /// The page, with the statistics that everybody gets for a while.
 pub(crate) struct Health {
+    source: Arc<Source>,
+    kept: Duration,
+    /// Held during the call to the sidecar: whoever comes meanwhile waits for the same answer, so that this public page
+    /// causes one call at a time at most. By the call and not by whoever asked for it: readers that hang up cause no more.
+    latest: Arc<Mutex<Option<Latest>>>,
+}
+
+/// Whom to ask, and for what.
+struct Source {
     sidecar: Sidecar,
     /// Those of the gateway's routes: what others have is none of this public page's business (W21).
     tenants: Vec<String>,
-    kept: Duration,
-    /// Held during the call to the sidecar: whoever comes meanwhile waits for the same answer, so that this public page
-    /// causes one call at a time at most.
-    latest: Mutex<Option<Latest>>,
 }
 
 #[derive(Clone, Copy)]
@@ -52,7 +60,7 @@ struct Page {
 
 impl Health {
     pub(crate) fn new(sidecar: Sidecar, tenants: Vec<String>, kept: Duration) -> Self {
-        Self { sidecar, tenants, kept, latest: Mutex::new(None) }
+        Self { source: Arc::new(Source { sidecar, tenants }), kept, latest: Arc::default() }
     }
 
     /// 200 with statistics, or 503 without when the sidecar does not give any.
@@ -69,23 +77,30 @@ impl Health {
     }
 
     async fn statistics(&self) -> Option<Statistics> {
-        let mut latest = self.latest.lock().await;
+        let mut latest = Arc::clone(&self.latest).lock_owned().await;
         if let Some(latest) = latest.filter(|latest| Instant::now() < latest.until) {
             return latest.statistics;
         }
-        let statistics = match self.ask().await {
-            Ok(statistics) => Some(statistics),
-            Err(failure) => {
-                let status = &failure.status as &dyn std::error::Error;
-                tracing::warn!(status, "sidecar gives no statistics");
-                None
-            }
-        };
-        let kept = if statistics.is_some() { self.kept } else { FAILURE_KEPT };
-        *latest = Some(Latest { until: Instant::now() + kept, statistics });
-        statistics
+        let (source, kept) = (Arc::clone(&self.source), self.kept);
+        let asking = tokio::spawn(async move {
+            let statistics = match source.ask().await {
+                Ok(statistics) => Some(statistics),
+                Err(failure) => {
+                    let status = &failure.status as &dyn std::error::Error;
+                    tracing::warn!(status, "sidecar gives no statistics");
+                    None
+                }
+            };
+            let kept = if statistics.is_some() { kept } else { FAILURE_KEPT };
+            *latest = Some(Latest { until: Instant::now() + kept, statistics });
+            statistics
+        });
+        // One that panicked has said so, and gives none.
+        asking.await.unwrap_or_default()
     }
+}
 
+impl Source {
     async fn ask(&self) -> Result<Statistics, Failure> {
         let mut sum = Statistics::default();
         for tenant in &self.tenants {

@@ -151,7 +151,7 @@ impl Ingest {
         self.metrics.refused(&route.provider, refusal);
         let counts = refusal.is_the_senders();
         if let Some(wait) = counts.then(|| self.failures.add(route, headers, peer)).flatten() {
-            return (Answer::TooManyFailures(RetryAfter::After(wait)), Unread::Nothing);
+            return (Answer::TooManyFailures(RetryAfter::after(wait)), Unread::Nothing);
         }
         // Providers disable an endpoint that refuses them for days, so somebody has to hear of it; a stranger must not be
         // able to fill the log.
@@ -165,7 +165,7 @@ impl Ingest {
         }
         let answer = match refusal {
             // The one that is mended by waiting (G6).
-            Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::After(Duration::from_secs(5))),
+            Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::after(Duration::from_secs(5))),
             Refusal::MissingHeader
             | Refusal::MalformedHeader
             | Refusal::MalformedBody

@@ -1,4 +1,5 @@
-//! Reads secrets from files again when they change (G3, W5).
+//! Looks again at what a running gateway takes from files: secrets, the listener's certificate, PayPal's certificates, and which
+//! routes enforce (G3, W5).
 
 use std::{convert::Infallible, error::Error as StdError, future::pending, io, mem, sync::Arc, time::Duration};
 

@@ -81,15 +81,20 @@ pub(crate) struct Hold {
     pub(crate) remaining: Duration,
 }
 
+/// Headers of an answer. Room is made for as many, for each.
+const HEADERS_MAX: usize = 256;
+
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
     /// A status line, with its Retry-After where it has a usable one.
-    Status(StatusCode, Option<HeaderValue>),
+    Status(StatusCode, Option<Duration>),
     /// Nothing was sent: refused, unreachable, no TLS.
     NotSent,
     /// The connection was lost after sending.
     Lost,
+    /// What came back is no answer of HTTP/1.1.
+    Unreadable,
     /// No answer in time.
     TimedOut,
     /// No answer before the gateway had to end (G9).
@@ -147,6 +152,8 @@ impl Upstream {
             // Only what was never written to a connection that had gone stale in the pool is sent again; a request that
             // may have arrived never is: the lock decides about that.
             .retry_canceled_requests(true)
+            // With more than the library's 100 an application that has done its work would count as lost.
+            .http1_max_headers(HEADERS_MAX)
             .build(connector);
         Ok(Self { client, limits, unreachable: Throttle::default() })
     }
@@ -192,11 +199,15 @@ impl Upstream {
                     // Read so that the connection can be used again; nobody waits for it.
                     tokio::spawn(discard(body, self.limits.body_bytes_max, self.limits.body_timeout));
                 }
-                Reply::Status(parts.status, retry_after(&parts.headers))
+                Reply::Status(parts.status, retry_after(&parts.headers, SystemTime::now()))
             }
             Ok(Err(error)) if was_not_sent(&error) => {
                 self.report(&error, server.as_ref(), "upstream cannot be reached");
                 Reply::NotSent
+            }
+            Ok(Err(error)) if caused_by(&error, hyper::Error::is_parse) => {
+                self.report(&error, server.as_ref(), "answer of the upstream cannot be read");
+                Reply::Unreadable
             }
             Ok(Err(error)) => {
                 self.report(&error, server.as_ref(), "connection to the upstream was lost");
@@ -215,12 +226,14 @@ impl Upstream {
 }
 
 fn was_not_sent(error: &hyper_util::client::legacy::Error) -> bool {
-    if error.is_connect() {
-        return true;
-    }
+    error.is_connect() || caused_by(error, hyper::Error::is_canceled)
+}
+
+/// Whether the connection failed for such a reason.
+fn caused_by(error: &hyper_util::client::legacy::Error, reason: fn(&hyper::Error) -> bool) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
-        if cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled) {
+        if cause.downcast_ref::<hyper::Error>().is_some_and(reason) {
             return true;
         }
         source = cause.source();
@@ -294,15 +307,15 @@ fn traceparent() -> String {
     format!("00-{trace:032x}-{span:016x}-01")
 }
 
-/// The header, if it is one: seconds, or a date in the one form that is still written (29 characters).
-fn retry_after(headers: &HeaderMap) -> Option<HeaderValue> {
-    let value = headers.get(header::RETRY_AFTER)?;
-    let bytes = value.as_bytes();
-    let seconds = (1..=9).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_digit);
-    let date = bytes.len() == 29
-        && bytes.ends_with(b" GMT")
-        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b' ' | b',' | b':'));
-    (seconds || date).then(|| value.clone())
+/// How long the header asks to wait, if it is one: seconds, or a date (RFC 9110, section 10.2.3), which may be over.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        // A number too large for it asks for longer than anybody will be told.
+        return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
+    }
+    let until = httpdate::parse_http_date(value).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
 }
 
 /// What a reply comes to by G5.
@@ -328,10 +341,11 @@ pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcom
                 error: format!("upstream answered {}", status.as_u16()),
                 code: Some(i32::from(status.as_u16())),
                 pause: false,
-                retry_after: retry_after.map(RetryAfter::Upstream),
+                retry_after: retry_after.map(RetryAfter::after),
             }
         }
         Reply::NotSent => nothing_sent("upstream cannot be reached"),
+        Reply::Unreadable => failed(unclear, "upstream's answer could not be read".to_owned(), false),
         Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned(), false),
         Reply::TimedOut => {
             no_answer(unclear, format!("upstream did not answer in {}", humantime::format_duration(timeout)))

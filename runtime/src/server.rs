@@ -135,7 +135,7 @@ impl Default for Http1 {
 /// Limits of an HTTP/2 connection. Those of hyper against reset and continuation floods stay.
 #[derive(Debug, Clone)]
 pub struct Http2 {
-    /// Requests under way on one connection. Default 256.
+    /// Requests under way on one connection. Default 256, which is too few where requests wait for others of the same client.
     pub streams_max: u32,
     /// How often a silent connection is asked whether it is alive. Default 20 s: below the idle time-outs of common
     /// load balancers and NATs.

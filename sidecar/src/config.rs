@@ -2,7 +2,7 @@
 
 mod access;
 
-use std::{collections::BTreeMap, error::Error as _, num::NonZeroU32, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, error::Error as _, fmt, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::builder::BoolishValueParser;
 use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
@@ -30,8 +30,9 @@ const REDIS_PORT: u16 = 6_379;
 #[group(skip)]
 #[command(next_help_heading = "Sidecar")]
 pub struct Options {
-    /// Where the gRPC service listens: address and port, or unix:/path/of/a.sock for callers in the same pod. Anything but
-    /// loopback and Unix sockets needs TLS and identities (SIDECAR_TOKENS_FILE), or --insecure.
+    /// Where the gRPC service listens: address and port, or unix:/path/of/a.sock for callers in the same pod (of which
+    /// some need an option, docs/errors.md). Anything but loopback and Unix sockets needs TLS and identities
+    /// (SIDECAR_TOKENS_FILE), or --insecure.
     #[arg(long, env = "SIDECAR_LISTEN", default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
     pub sidecar_listen: Address,
 
@@ -138,7 +139,8 @@ pub struct Options {
     pub provider_attempts_max: Vec<String>,
 
     /// Events younger than this are never deleted, whatever Cleanup is asked for: the longest time over which
-    /// providers deliver again by themselves, with a margin.
+    /// providers deliver again by themselves, with a margin. Caches keep what is completed until an hour before it: with 1h
+    /// or less they keep nothing.
     #[arg(long, env = "RETENTION_MIN", default_value = "6d", value_parser = duration, value_name = "DURATION")]
     pub retention_min: Duration,
 
@@ -172,9 +174,9 @@ pub struct StoreOptions {
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", value_parser = file)]
     pub database_url_file: Option<PathBuf>,
 
-    /// The embedded store's file, where no database is given. One process at a time.
-    #[arg(long, env = "ONCEGATE_STORE", default_value = "./oncegate.db", value_name = "FILE")]
-    pub store: PathBuf,
+    /// The embedded store's file, instead of a database: ./oncegate.db if neither is given. One process at a time.
+    #[arg(long, env = "ONCEGATE_STORE", value_name = "FILE", value_parser = file)]
+    pub store: Option<PathBuf>,
 }
 
 impl StoreOptions {
@@ -196,12 +198,26 @@ impl StoreOptions {
                 "given and empty, has to lead to a Postgres database: unset it for the embedded store",
             ));
         }
+        let store = self.store.filter(|file| !file.as_os_str().is_empty());
+        // The one is mostly given on the command line and the other in the environment: neither may go unheard.
+        if let (Some(setting), Some(store)) = (given, &store) {
+            return Err(Problem::new(
+                "ONCEGATE_STORE",
+                format!(
+                    "{} is given beside {setting}: one of them says where events are kept, unset the other",
+                    store.display()
+                ),
+            ));
+        }
         if let Some(source) = &database {
             let setting = if source.path().is_some() { "DATABASE_URL_FILE" } else { "DATABASE_URL" };
             let url = source.read_one().map_err(|error| Problem::from_error(setting, &error))?;
             database_url(setting, url.expose())?;
         }
-        Ok(database.map_or(Store::Embedded(self.store), Store::Postgres))
+        Ok(match database {
+            Some(source) => Store::Postgres(source),
+            None => Store::Embedded(store.unwrap_or_else(|| "./oncegate.db".into())),
+        })
     }
 }
 
@@ -212,6 +228,16 @@ pub enum Store {
     Postgres(Source),
     /// The embedded store's file.
     Embedded(PathBuf),
+}
+
+impl fmt::Display for Store {
+    /// For people; without the URL, which may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Store::Postgres(_) => write!(f, "the Postgres database"),
+            Store::Embedded(file) => write!(f, "{}", file.display()),
+        }
+    }
 }
 
 /// What the service promises its callers when they do not say otherwise.

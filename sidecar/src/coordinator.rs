@@ -49,6 +49,16 @@ pub struct Limits {
     pub waiting_max: usize,
 }
 
+impl Limits {
+    /// How many calls one connection may have under way: all that may be at the ledger or wait, and some that only read. A client
+    /// has one connection as a rule, and with fewer its waiting calls would keep the marks that they wait for from being sent.
+    pub fn streams_max(&self) -> u32 {
+        const READS: usize = 64;
+        let all = self.calls_max.saturating_mul(2).saturating_add(self.waiting_max).saturating_add(READS);
+        u32::try_from(all).unwrap_or(u32::MAX)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Limits { calls_max: 1_024, waiting_max: 4_096 }
@@ -388,12 +398,22 @@ impl Coordinator {
         self.ledger.check().await
     }
 
+    /// Told when the service begins to end.
+    pub(crate) fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Runs what [`Coordinator::close`] is to wait for.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.tasks.spawn(task));
+    }
+
     /// Sends waiting callers away with what is known, lets marks under way finish, and closes the ledger.
     pub async fn close(&self) {
         self.closing.cancel();
         let left = self.tasks.within(CLOSE_TIME_MAX).await;
         if left > 0 {
-            tracing::warn!(left, "marks and resolutions were still under way when the ledger was closed");
+            tracing::warn!(left, "calls were still under way when the ledger was closed");
         }
         self.ledger.close().await;
         self.cache.close().await;

@@ -45,8 +45,10 @@ pub enum Error {
         /// When asking again is worth it.
         retry_after: Duration,
     },
-    /// The ledger went away while the call was under way; it may or may not have happened.
-    #[error("the ledger went away while the call was under way, and it may or may not have happened")]
+    /// The ledger did not say in time, or went away while the call was under way; it may or may not have happened.
+    #[error(
+        "the ledger did not say in time what became of the call, or went away meanwhile: it may or may not have happened"
+    )]
     OutcomeUnknown,
     /// A defect: the ledger refused a statement that it should have taken.
     #[error("the ledger failed: {0}")]

@@ -27,7 +27,7 @@ use oncegate_runtime::{
     metrics::certificates::{CertificateFile, Certificates},
     reload::Files,
     secret::ReadError,
-    server::{self, Address, Listener, Peer, TowerToHyperService},
+    server::{self, Address, Http2, Listener, Peer, Protocol, TowerToHyperService},
     tls::{ClientTls, Lent, ServerTls},
 };
 use tokio::task::JoinSet;
@@ -202,7 +202,10 @@ impl Sidecar {
                     watches.spawn(Files::watch(directory.clone(), access.reload));
                     Door::new(directory, self.metrics.clone())
                 });
-                let options = server::Options { tls: access.tls, ..server::Options::http2(self.settings.drain) };
+                let protocol =
+                    Protocol::Http2(Http2 { streams_max: self.settings.limits.streams_max(), ..Http2::default() });
+                let options =
+                    server::Options { tls: access.tls, protocol, ..server::Options::http2(self.settings.drain) };
                 let service = self.service;
                 let service = move |peer: &Peer| {
                     let service = service.clone();

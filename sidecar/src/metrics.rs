@@ -288,6 +288,8 @@ labels! {
         Failed => "failed",
         /// Its caller went away, and took it along.
         CallerGone => "caller_gone",
+        /// The service ended.
+        Stopping => "stopping",
     }
 }
 

@@ -26,6 +26,7 @@ struct Served {
     client: IdempotencyServiceClient<Channel>,
     channel: Channel,
     service: oncegate_sidecar::grpc::Service,
+    metrics: oncegate_runtime::admin::Metrics,
     shutdown: CancellationToken,
     running: AbortOnDropHandle<()>,
     ledger: Ledger,
@@ -60,12 +61,12 @@ impl Served {
         };
         let sidecar = Sidecar::start(settings).await?;
         let address = sidecar.local_addr().context("a listener")?.clone();
-        let service = sidecar.service();
+        let (service, metrics) = (sidecar.service(), sidecar.metrics());
         let shutdown = CancellationToken::new();
         let running = AbortOnDropHandle::new(tokio::spawn(sidecar.run(shutdown.clone())));
         let channel = Channel::from_shared(format!("http://{address}"))?.connect().await?;
         let client = IdempotencyServiceClient::new(channel.clone());
-        Ok(Served { client, channel, service, shutdown, running, ledger, directory })
+        Ok(Served { client, channel, service, metrics, shutdown, running, ledger, directory })
     }
 
     fn client(&self) -> IdempotencyServiceClient<Channel> {
@@ -118,6 +119,7 @@ on_each_ledger!(
     a_waiting_caller_gets_the_outcome_of_the_running_attempt,
     a_waiting_caller_gets_the_lock_when_the_pause_ends,
     one_waiting_caller_gets_the_lock_when_the_attempt_fails,
+    those_who_wait_on_a_connection_leave_room_for_the_mark_that_they_wait_for,
     a_waiting_call_is_counted_once,
     an_elapsed_deadline_is_deadline_exceeded,
     resolve_replays_and_is_on_record,
@@ -327,6 +329,18 @@ async fn one_waiting_caller_gets_the_lock_when_the_attempt_fails(ledger: Ledger)
     }
     assert_eq!(tokens.len(), 1);
     assert!(tokens[0] > lock.fencing_token);
+    Ok(())
+}
+
+async fn those_who_wait_on_a_connection_leave_room_for_the_mark_that_they_wait_for(ledger: Ledger) -> Result<()> {
+    let served = Served::start(ledger).await?;
+    let lock = served.lock("evt_1").await?;
+    let waiters = futures::future::join_all((0..600).map(|_| waiting(&served, "evt_1"))).await;
+    eventually("they wait", async || (served.metrics)().contains("oncegate_calls_waiting 600").then_some(())).await;
+    served.complete("evt_1", lock.fencing_token).await?;
+    for waiter in waiters {
+        assert_eq!(waiter.await??.0.decision(), Decision::AlreadyCompleted);
+    }
     Ok(())
 }
 

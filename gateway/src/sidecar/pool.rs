@@ -377,7 +377,12 @@ enum Verdict {
 fn verdict(response: &http::Response<Body>) -> Verdict {
     let headers = response.headers();
     if !headers.contains_key("grpc-status") {
-        return Verdict::Done;
+        return match response.status().as_u16() {
+            200 => Verdict::Done,
+            // No sidecar's: by these a proxy says that the call may have reached one.
+            429 | 502..=504 => Verdict::Unknown,
+            _ => Verdict::Refused,
+        };
     }
     let Some(status) = Status::from_header_map(headers) else { return Verdict::Done };
     match status.code() {
@@ -464,5 +469,31 @@ impl Drop for InFlight<'_> {
             self.member.failed(Instant::now());
             self.pool.wanting.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_proxy_answers_by_itself_is_not_taken_for_the_sidecars_word() {
+        let answered = |status: u16, grpc: Option<&'static str>| {
+            let mut response = http::Response::builder().status(status);
+            if let Some(grpc) = grpc {
+                response = response.header("grpc-status", grpc);
+            }
+            verdict(&response.body(Body::empty()).expect("an answer"))
+        };
+        assert_eq!(answered(200, None), Verdict::Done);
+        assert_eq!(answered(200, Some("5")), Verdict::Done);
+        for status in [400, 401, 403, 404, 500] {
+            assert_eq!(answered(status, None), Verdict::Refused, "{status}");
+        }
+        for status in [429, 502, 503, 504] {
+            assert_eq!(answered(status, None), Verdict::Unknown, "{status}");
+        }
+        // Who says it in gRPC's words is heard by them.
+        assert_eq!(answered(503, Some("7")), Verdict::Refused);
     }
 }

@@ -216,18 +216,25 @@ fn g7_the_signed_id_holds_no_full_stop_and_names_one_event_only() {
 
 #[test]
 fn only_a_usable_retry_after_is_passed_on() {
-    for (value, usable) in [
-        ("120", true),
-        ("0", true),
-        ("Fri, 31 Dec 1999 23:59:59 GMT", true),
-        ("", false),
-        ("-1", false),
-        ("soon", false),
-        ("1234567890", false),
-        ("120; x", false),
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(946_684_000);
+    for (value, pause) in [
+        ("120", Some(120)),
+        ("0", Some(0)),
+        ("999999999", Some(999_999_999)),
+        ("99999999999999999999999", Some(Duration::MAX.as_secs())),
+        // In 799 seconds; and over.
+        ("Fri, 31 Dec 1999 23:59:59 GMT", Some(799)),
+        ("Thu, 30 Dec 1999 23:59:59 GMT", Some(0)),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        ("aaaaaaaaaaaaaaaaaaaaaaaaa GMT", None),
+        ("Fri, 31 Foo 1999 23:59:59 GMT", None),
+        ("120; x", None),
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static(value));
-        assert_eq!(retry_after(&headers).is_some(), usable, "{value}");
+        assert_eq!(retry_after(&headers, now).map(|pause| pause.as_secs()), pause, "{value}");
     }
 }

@@ -137,6 +137,22 @@ pub(crate) async fn that_resets() -> String {
     url
 }
 
+/// An application that answers each event with exactly these bytes, and closes.
+pub(crate) async fn that_answers(answer: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = Vec::new();
+            while !request.ends_with(b"}}}") {
+                assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0, "closed early");
+            }
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    url
+}
+
 /// An application that closes each connection after one answer, without having said so.
 pub(crate) async fn that_closes_quietly() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

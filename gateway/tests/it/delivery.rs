@@ -175,6 +175,28 @@ async fn g5_a_reset_after_sending_is_retryable_or_unknown() {
 }
 
 #[tokio::test]
+async fn g5_the_status_line_decides_however_many_headers_follow() {
+    let headers: String = (0..150).map(|number| format!("x-header-{number}: value\r\n")).collect();
+    let answer = format!("HTTP/1.1 200 OK\r\n{headers}content-length: 0\r\n\r\n");
+    let url = application::that_answers(answer).await;
+    let harness = Harness::with(|options| Options { upstream_url: Some(url), ..options }).await;
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+}
+
+#[tokio::test]
+async fn g5_an_answer_that_is_none_of_http_is_unclear_and_said_to_be_that() {
+    let url = application::that_answers("ICY 200 OK\r\n\r\n".to_owned()).await;
+    for (policy, kind) in [(OnUnclear::Retryable, FailureKind::Retryable), (OnUnclear::Unknown, FailureKind::Unknown)] {
+        let harness =
+            Harness::with(|options| Options { upstream_url: Some(url.clone()), upstream_unclear: policy, ..options })
+                .await;
+        assert_said(&harness.deliver("evt_1").await, 500, "failed", None);
+        let mark = harness.sidecar.failures().remove(0);
+        assert_eq!((mark.kind(), mark.retry_after, &*mark.error), (kind, None, "upstream's answer could not be read"));
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_went_stale_in_the_pool_costs_no_attempt() {
     let url = application::that_closes_quietly().await;
     let harness = Harness::with(|options| Options { upstream_url: Some(url), ..options }).await;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use oncegate_api::v1::{Counts, State, StateCount, StatsResponse};
 use oncegate_gateway::config::Options;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::{
     client::request,
@@ -61,6 +62,24 @@ async fn many_readers_cause_one_call() {
     for reader in readers {
         assert_eq!(reader.await.unwrap().status, 200);
     }
+    assert_eq!(asked(&harness), 1);
+}
+
+#[tokio::test]
+async fn readers_that_hang_up_cause_no_more_calls_than_those_who_wait() {
+    let harness = Harness::start().await;
+    harness.sidecar.stats(Scripted::Late(Duration::from_millis(500), stats()));
+    for number in 0..20 {
+        let mut stream = tokio::net::TcpStream::connect(harness.address).await.unwrap();
+        stream.write_all(request("GET", PATH, &[], "").as_bytes()).await.unwrap();
+        if number == 0 {
+            harness.sidecar.until(|calls| calls.iter().any(|call| matches!(call, Call::Stats(_)))).await;
+        }
+        // Gone.
+        drop(stream);
+    }
+    let answer = harness.send(request("GET", PATH, &[], "")).await;
+    assert_eq!(answer.status, 200);
     assert_eq!(asked(&harness), 1);
 }
 

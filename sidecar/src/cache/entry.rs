@@ -156,6 +156,9 @@ pub enum DecodeError {
 const VERSION: u8 = 1;
 const TAG_BYTES: usize = 16;
 const HEAD_BYTES: usize = 1 + 8 + 1 + 4 + 8 + 1;
+const BODY_BYTES_MAX: usize = HEAD_BYTES + 2 * 255 + 64 + 4 + RESULT_BYTES_MAX;
+/// The largest value; whatever is larger is none of ours.
+pub(super) const VALUE_BYTES_MAX: usize = BODY_BYTES_MAX + TAG_BYTES;
 const TOMBSTONE: u8 = 1;
 const FINGERPRINT: u8 = 2;
 const PAYLOAD_DIGEST: u8 = 4;
@@ -240,7 +243,7 @@ impl Codec {
     pub fn decode(&self, digest: KeyDigest, value: &[u8]) -> Result<Entry, DecodeError> {
         let length = value.len().checked_sub(TAG_BYTES).ok_or(DecodeError::Malformed)?;
         let (mut rest, tag) = value.split_at(length);
-        if rest.len() < HEAD_BYTES || rest.len() > HEAD_BYTES + 2 * 255 + 64 + 4 + RESULT_BYTES_MAX {
+        if rest.len() < HEAD_BYTES || rest.len() > BODY_BYTES_MAX {
             return Err(DecodeError::Malformed);
         }
         self.tag(digest, rest).verify_truncated_left(tag).map_err(|_| DecodeError::Tag)?;

@@ -1,7 +1,7 @@
 //! The shared layer. Every key of ours is `oncegate:1:<identity of the database>:<digest of the event's name>`, a string with
 //! a time to live; losing it costs one read of the ledger. The value is [`super::entry::Codec`]'s.
 //!
-//! Look-ups form batches by themselves: those that arrive while one is out go into the next MGET. A look-up that takes
+//! Look-ups form batches by themselves: those that arrive while one is out go into the next one. A look-up that takes
 //! longer than its budget is a miss (C4). After a few failures in a row Redis is not asked at all until a probe in the
 //! background has found it again: its trouble must not become every caller's 50 ms.
 
@@ -20,7 +20,7 @@ use bytes::Bytes;
 use fred::{
     clients::Client,
     error::ErrorKind,
-    interfaces::{ClientLike as _, EventInterface as _, KeysInterface as _, LuaInterface as _},
+    interfaces::{ClientLike as _, EventInterface as _, LuaInterface as _},
     types::{
         Builder, Value,
         config::{
@@ -42,14 +42,14 @@ use self::{
     breaker::{Breaker, FAILURES_MAX, Reason},
     refusals::Refusals,
 };
-use super::stats::CacheStats;
+use super::{entry::VALUE_BYTES_MAX, stats::CacheStats};
 use crate::{event::Micros, step::Step};
 
 /// The longest that a look-up may hold up a call (C4).
 const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
 /// The longest that a resolution waits for its tombstone.
 const WRITE_TIME_MAX: Duration = Duration::from_millis(200);
-/// How often it is probed then.
+/// How often Redis is probed while it is left alone.
 const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// Names in one look-up, entries in one write.
 const BATCH_MAX: usize = 128;
@@ -59,6 +59,8 @@ const WRITE_LINGER: Duration = Duration::from_millis(5);
 /// Look-ups and writes that may wait. Beyond it a look-up is a miss and a write is lost.
 const QUEUE_MAX: usize = 4_096;
 
+/// Reads entries, and of what is larger so much that it is seen to be.
+const READ: &str = include_str!("redis/read.lua");
 /// Writes entries, each only over one with a smaller token (C2).
 const WRITE: &str = include_str!("redis/write.lua");
 
@@ -360,13 +362,16 @@ async fn probe(
             continue;
         }
         // A real command: the client's own flag may lag.
-        let probe = client.get::<Value, _>("oncegate:1:probe");
+        // And that of a look-up: what somebody has put under this name is no reason to leave it alone either.
+        let probe = read(client, vec!["oncegate:1:probe".to_owned()]);
         match (tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await, &disconnected) {
             (Ok(Ok(_)), _) => breaker.succeeded(),
-            (Ok(Err(error)), _) => breaker.tell(Reason::Said(&error)),
-            (Err(_), Some(error)) => breaker.tell(Reason::Said(error)),
+            // That the library knows of no server to ask is no reason either.
+            (Ok(Err(error)), _) if *error.kind() != ErrorKind::Cluster => breaker.tell(Reason::Said(&error)),
+            (_, Some(error)) => breaker.tell(Reason::Said(error)),
             // The first connection takes its time.
-            (Err(_), None) if unanswered < FAILURES_MAX => unanswered += 1,
+            (_, None) if unanswered < FAILURES_MAX => unanswered += 1,
+            (Ok(Err(error)), None) => breaker.tell(Reason::Said(&error)),
             (Err(_), None) => breaker.tell(Reason::Silent),
         }
     }
@@ -443,16 +448,24 @@ enum Found {
 /// when none of them was answered.
 async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Vec<Found>, fred::error::Error> {
     if clustered {
-        let gets = names.into_iter().map(|name| client.get::<Value, _>(name));
-        return each(futures::future::join_all(gets).await);
+        let reads = names.into_iter().map(|name| read(client, vec![name]));
+        let answers = futures::future::join_all(reads).await.into_iter();
+        return each(
+            answers.map(|answer| answer.map(|values| values.into_iter().next().unwrap_or(Value::Null))).collect(),
+        );
     }
     let asked = names.len();
-    let values: Vec<Value> = client.mget(names).await?;
+    let values = read(client, names).await?;
     // A reply of another length would put values under wrong names; they would not verify, but why try.
     if values.len() != asked {
         return Ok(vec![Found::Answer(None); asked]);
     }
     Ok(values.into_iter().map(|value| Found::Answer(bytes(value))).collect())
+}
+
+async fn read(client: &Client, names: Vec<String>) -> Result<Vec<Value>, fred::error::Error> {
+    let last = i64::try_from(VALUE_BYTES_MAX).expect("some kilobytes");
+    client.eval(READ, names, last).await
 }
 
 /// The answers of a Cluster's servers, unless each is an error.

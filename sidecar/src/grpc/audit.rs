@@ -112,6 +112,7 @@ pub(super) fn cleanup(who: &Who, scope: &CleanupScope, progress: &CleanupProgres
     let outcome = match end {
         End::Done => DONE,
         End::CallerGone => "caller gone",
+        End::Stopping => "stopping",
         End::Failed(error) => reason_of(error),
     };
     tracing::info!(

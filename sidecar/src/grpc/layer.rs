@@ -138,6 +138,10 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
     let Some(plain) = Status::from_header_map(headers).filter(|plain| plain.code() != Code::Ok) else {
         return response;
     };
+    if plain.code() == Code::NotFound {
+        // The health service's, of a service that it does not know: no mistake of ours, and no event.
+        return response;
+    }
     let message = plain.message().to_owned();
     let accepted = headers.get(ACCEPT_ENCODING).cloned();
     let explained = match plain.code() {
@@ -183,9 +187,17 @@ mod tests {
         if let Some(encoding) = encoding {
             request = request.header("grpc-encoding", encoding);
         }
-        let body = http_body_util::Full::new(Bytes::from_static(&[0; 5]));
-        let request = request.body(body).expect("a request");
-        let answer = answer(Called::of(path), None, request, |request| Box::pin(routes.clone().call(request)));
+        reply(request, &[0; 5], routes).await
+    }
+
+    async fn reply(
+        request: http::request::Builder,
+        message: &'static [u8],
+        routes: Routes,
+    ) -> (Code, String, String, Option<String>) {
+        let path = request.uri_ref().expect("a path").path().to_owned();
+        let request = request.body(http_body_util::Full::new(Bytes::from_static(message))).expect("a request");
+        let answer = answer(Called::of(&path), None, request, |request| Box::pin(routes.clone().call(request)));
         let response = answer.await.expect("an answer");
         let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
@@ -206,6 +218,16 @@ mod tests {
             assert_eq!((code, reason.as_str()), (Code::Unimplemented, reason::UNIMPLEMENTED), "{path}");
             assert_eq!((message.as_str(), accepted), ("there is no such method", None), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_not_known_to_health_is_no_defect_of_ours() {
+        let (_, health) = tonic_health::server::health_reporter();
+        let request = http::Request::post("/grpc.health.v1.Health/Check").header("content-type", "application/grpc");
+        // The field `service`, "nobody".
+        let message = b"\0\0\0\0\x08\x0a\x06nobody";
+        let (code, reason, ..) = reply(request, message, Routes::new(health).prepare()).await;
+        assert_eq!((code, reason.as_str()), (Code::NotFound, ""));
     }
 
     #[test]

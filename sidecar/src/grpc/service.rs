@@ -239,7 +239,8 @@ impl IdempotencyService for Api {
         let (progress, stream) = mpsc::channel(1);
         let coordinator = self.coordinator.clone();
         let mut counting = Counting::new(self.metrics.clone(), &scope);
-        tokio::spawn(async move {
+        // What it has deleted is on record, also when the service ends meanwhile.
+        self.coordinator.spawn(async move {
             let tell = |update: cleanup::Update<'_>| {
                 let message = match update {
                     cleanup::Update::Progress(totals) => {
@@ -247,14 +248,15 @@ impl IdempotencyService for Api {
                         Ok(cleanup_response(totals))
                     }
                     cleanup::Update::Failed(error) => {
-                        counting.end(CleanupEnd::Failed);
+                        let stopping = coordinator.closing().is_cancelled();
+                        counting.end(if stopping { CleanupEnd::Stopping } else { CleanupEnd::Failed });
                         Err(Status::from(error))
                     }
                 };
                 let progress = progress.clone();
                 async move { progress.send(message).await.is_ok() }
             };
-            let (totals, end) = cleanup::run(coordinator, &scope, tell).await;
+            let (totals, end) = cleanup::run(&coordinator, &scope, tell).await;
             counting.ended(&totals, &end);
             audit::cleanup(&who, &scope, &totals, &end);
         });
@@ -298,6 +300,7 @@ impl Counting {
         self.end(match end {
             cleanup::End::Done => CleanupEnd::Done,
             cleanup::End::CallerGone => CleanupEnd::CallerGone,
+            cleanup::End::Stopping => CleanupEnd::Stopping,
             cleanup::End::Failed(_) => CleanupEnd::Failed,
         });
     }

@@ -72,7 +72,7 @@ const SIGNALS_CONNECTIONS_MAX: u32 = 2;
 pub struct PostgresSettings {
     /// Calls that may wait for the writer; beyond it they are refused as overloaded.
     pub queue_max: usize,
-    /// Operations in one batch.
+    /// New operations in one batch; of those put off before, as many again.
     pub batch_max: usize,
     /// Where to count.
     pub metrics: Arc<LedgerMetrics>,

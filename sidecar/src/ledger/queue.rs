@@ -56,7 +56,8 @@ pub enum Op {
     Extend(Extend, Reply<Lock>),
     /// Resolve.
     Resolve(Resolve, Reply<Event>),
-    /// Write the counts that are kept in memory, if it is the one who does.
+    /// For the embedded store: write the counts that are kept in memory, and look for a step of Cleanup. In Postgres both have
+    /// connections of their own.
     Flush,
     /// Write what is kept in memory, close the connection, and end.
     Close(oneshot::Sender<()>),

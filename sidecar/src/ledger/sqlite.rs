@@ -17,7 +17,7 @@ mod writer;
 
 use std::{
     fs::{File, TryLockError},
-    io,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -123,6 +123,15 @@ pub enum OpenError {
         path: PathBuf,
         /// The file that is locked.
         lock: PathBuf,
+    },
+    /// The file cannot be written to.
+    #[error("{} cannot be written to", path.display())]
+    ReadOnly {
+        /// The database.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The file that keeps other processes out cannot be made or locked.
     #[error("cannot lock {}", lock.display())]
@@ -395,7 +404,7 @@ impl Ledger for SqliteLedger {
 /// An open database that nobody else works on.
 struct Database {
     conn: Connection,
-    lock: File,
+    lock: FileLock,
     path: PathBuf,
     migrated: Migrated,
     fencing_token: i64,
@@ -411,7 +420,7 @@ impl Database {
         if !migrate && !path.exists() {
             return Err(OpenError::Behind { path, found: 0, needed: migrate::needed() });
         }
-        let lock = lock(&path)?;
+        let lock = FileLock::take(&path, migrate)?;
         let (conn, migrated, fencing_token, clock_time) = connect(&path, migrate, busy_timeout)?;
         Ok(Self { conn, lock, path, migrated, fencing_token, clock_time })
     }
@@ -430,21 +439,50 @@ fn canonical(path: &Path) -> PathBuf {
     }
 }
 
-/// Keeps other processes out. The operating system lets go of it when the process ends, however it ends; the file
-/// stays, because removing it would let in one who has it open and one who makes it anew.
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock = PathBuf::from(name);
-    let file = match File::options().create(true).truncate(false).write(true).open(&lock) {
-        Ok(file) => file,
-        Err(source) => return Err(OpenError::Lock { lock, source }),
-    };
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned(), lock }),
-        Err(TryLockError::Error(source)) => Err(OpenError::Lock { lock, source }),
+/// Keeps other processes out. The operating system lets go of it when the process ends, however it ends; the files stay, because
+/// removing one would let in one who has it open and one who makes it anew.
+struct FileLock {
+    _name: File,
+    /// The database itself: by a second name, a hard link or a mount of the file alone, there is another file beside it. Of another
+    /// kind than the locks that SQLite takes in it, and held as long as there are connections: to close a file ends those of its
+    /// process.
+    _database: Option<File>,
+}
+
+impl FileLock {
+    fn take(path: &Path, create: bool) -> Result<FileLock, OpenError> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".lock");
+        let lock = PathBuf::from(name);
+        let in_use = || OpenError::InUse { path: path.to_owned(), lock: lock.clone() };
+        let cannot = |source| OpenError::Lock { lock: lock.clone(), source };
+        let file = File::options().create(true).truncate(false).write(true).open(&lock).map_err(cannot)?;
+        take(&file, in_use, cannot)?;
+        let database = match File::options().create(create).truncate(false).write(true).open(path) {
+            Ok(database) => {
+                take(&database, in_use, |source| OpenError::Lock { lock: path.to_owned(), source })?;
+                Some(database)
+            }
+            // SQLite would open it to read, and refuse every call.
+            Err(source) if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
+                return Err(OpenError::ReadOnly { path: path.to_owned(), source });
+            }
+            // It will say better what is wrong.
+            Err(_) => None,
+        };
+        Ok(FileLock { _name: file, _database: database })
     }
+}
+
+fn take(
+    file: &File,
+    in_use: impl FnOnce() -> OpenError,
+    cannot: impl FnOnce(io::Error) -> OpenError,
+) -> Result<(), OpenError> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => in_use(),
+        TryLockError::Error(source) => cannot(source),
+    })
 }
 
 fn connect(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<(Connection, Migrated, i64, Time), OpenError> {

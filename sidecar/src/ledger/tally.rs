@@ -35,7 +35,7 @@ impl Count {
 
 type Counts = HashMap<Key, Count, RandomState>;
 
-/// Counts that wait to be written. Clones share them: the writer flushes what others count as well.
+/// Counts that wait to be written. Clones share them: whoever flushes writes what all of them count.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     counts: Arc<Mutex<Counts>>,

@@ -3,9 +3,10 @@
 
 use std::{
     future::Future,
-    sync::Arc,
     time::{Duration, Instant},
 };
+
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     coordinator::Coordinator,
@@ -37,12 +38,15 @@ pub enum End {
     Done,
     /// Nobody listened any more.
     CallerGone,
+    /// The service ends.
+    Stopping,
     /// The ledger failed.
     Failed(Error),
 }
 
-/// Runs a Cleanup to its end, or until `tell` says that nobody listens. Gives the totals of what it did.
-pub async fn run<F, T>(coordinator: Arc<Coordinator>, scope: &CleanupScope, mut tell: F) -> (CleanupProgress, End)
+/// Runs a Cleanup to its end, or until `tell` says that nobody listens, or the service ends: what is left, the next run finds.
+/// Gives the totals of what it did.
+pub async fn run<F, T>(coordinator: &Coordinator, scope: &CleanupScope, mut tell: F) -> (CleanupProgress, End)
 where
     F: FnMut(Update<'_>) -> T,
     T: Future<Output = bool>,
@@ -71,8 +75,10 @@ where
             {
                 tries += 1;
                 tracing::warn!(error = &error as &dyn std::error::Error, tries, "a step of the cleanup is tried again");
-                tokio::time::sleep(Duration::from_millis(200) * tries).await;
-                continue;
+                rest(Duration::from_millis(200) * tries, coordinator.closing()).await;
+                if !coordinator.closing().is_cancelled() {
+                    continue;
+                }
             }
             Err(error) => {
                 tell(Update::Failed(error.clone())).await;
@@ -88,10 +94,18 @@ where
         if progress.done {
             return (progress, End::Done);
         }
+        if coordinator.closing().is_cancelled() {
+            tell(Update::Failed(Error::Unavailable { retry_after: Duration::from_secs(1) })).await;
+            return (progress, End::Stopping);
+        }
         // The foreground goes first.
         match load.as_ref().map_or(Duration::ZERO, |load| pace.after(step, load.look(&mut seen))) {
             Duration::ZERO => tokio::task::yield_now().await,
-            pause => tokio::time::sleep(pause).await,
+            pause => rest(pause, coordinator.closing()).await,
         }
     }
+}
+
+async fn rest(pause: Duration, closing: &CancellationToken) {
+    drop(tokio::time::timeout(pause, closing.cancelled()).await);
 }

@@ -17,7 +17,11 @@ pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) {
             _ = interval.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = coordinator.maintain().await {
+        let maintained = tokio::select! {
+            maintained = coordinator.maintain() => maintained,
+            () = shutdown.cancelled() => return,
+        };
+        if let Err(error) = maintained {
             // An outage is told by others, and the next second tries again.
             tracing::debug!(error = &error as &dyn std::error::Error, "the ledger could not be maintained");
         }

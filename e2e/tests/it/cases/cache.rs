@@ -431,20 +431,45 @@ async fn entries_that_are_forged_swapped_cut_or_changed_are_misses_counted_by_re
     // Another event's, both ways.
     shared.refuses("evt_1", &name, &other, &["unverified"]).await?;
     shared.refuses("evt_2", &other_name, &value, &["unverified"]).await?;
-    // Cut at either end, and nothing at all.
-    for length in [0, 1, 15, 16, value.len() / 2, value.len() - 1] {
+    // Cut at either end. Of nothing at all a look-up says that there is none.
+    for length in [1, 15, 16, value.len() / 2, value.len() - 1] {
         shared.refuses("evt_1", &name, &value[..length], &["malformed", "unverified"]).await?;
     }
     shared.refuses("evt_1", &name, &value[1..], &["malformed", "unverified"]).await?;
     // Made up: as long as one of ours, and far longer.
     shared.refuses("evt_1", &name, &vec![1; value.len()], &["unverified"]).await?;
     shared.refuses("evt_1", &name, &vec![1; 1024 * 1024], &["malformed"]).await?;
+    // Of which, and be it the largest that Redis takes, no more is carried than the largest of ours has.
+    let before = sent(&shared.redis).await?;
+    shared.refuses("evt_1", &name, &vec![1; 64 * 1024 * 1024], &["malformed"]).await?;
+    let carried = sent(&shared.redis).await? - before;
+    assert!(carried < 4 * 1024 * 1024, "{carried} bytes");
     // One bit, in every byte.
     for place in 0..value.len() {
         let mut changed = value.clone();
         changed[place] ^= 1 << (place % 8);
         shared.refuses("evt_1", &name, &changed, &["unverified"]).await?;
     }
+    Ok(())
+}
+
+/// What Redis has sent since its start.
+async fn sent(redis: &Redis) -> Result<u64> {
+    let told = String::from_utf8(raw(redis, &[b"INFO", b"stats"]).await?.context("statistics")?)?;
+    let sent = told.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:")).context("its bytes")?;
+    Ok(sent.trim().parse()?)
+}
+
+/// The name that is asked for while Redis is left alone: whatever stands there, it answers.
+#[tokio::test]
+async fn something_foreign_under_the_probes_name_does_not_keep_redis_away() -> Result<()> {
+    let redis = Redis::start().await?;
+    assert_eq!(redis.command("LPUSH oncegate:1:probe foreign").await?, ":1");
+    let sidecar = sidecar(&redis.url()).await?;
+    let shared = Foreign { redis, sidecar };
+    // Which is written, and so Redis was found.
+    shared.entry(&shared.sidecar, "evt_1").await?;
+    assert_eq!(metric(&shared.sidecar, "oncegate_cache_breaker_open").await?, 0);
     Ok(())
 }
 

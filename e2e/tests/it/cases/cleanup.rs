@@ -20,7 +20,10 @@ fn rows(ledger: &Ledger) -> usize {
     std::env::var("ONCEGATE_CLEANUP_ROWS").ok().and_then(|rows| rows.parse().ok()).unwrap_or(short)
 }
 
-on_each_ledger!(two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted);
+on_each_ledger!(
+    two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted,
+    a_cleanup_under_way_ends_with_its_sidecar_and_is_on_record,
+);
 
 /// As young as a Cleanup may be asked to delete.
 const OLD: prost_types::Duration = prost_types::Duration { seconds: 3_600, nanos: 0 };
@@ -237,5 +240,42 @@ async fn a_cleanup_that_nobody_can_mean_is_refused_and_deletes_nothing(ledger: L
     let line = sidecar.program.line_where("it is logged", |line| line.contains("cleanup was refused")).await?;
     assert!(line.contains("\"WARN\""), "{line}");
     assert_eq!(sidecar.outside("select count(*) from payment_webhook_events").await?, "1");
+    Ok(())
+}
+
+/// Nobody waits for its pauses, and what it has deleted is told.
+async fn a_cleanup_under_way_ends_with_its_sidecar_and_is_on_record(ledger: Ledger) -> Result<()> {
+    const ROWS: usize = 2_000;
+    let mut sidecar = Sidecar::start_with(ledger, low_minimum).await?;
+    let client = sidecar.client().await?;
+    let filled: Vec<Result<()>> = stream::iter(0..ROWS)
+        .map(async |number| {
+            let event_id = format!("evt_{number}");
+            let lock = ask(&client, claim(&event_id, "claim")).await?.lock.context("the lock")?;
+            client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await?;
+            Ok(())
+        })
+        .buffer_unordered(64)
+        .collect()
+        .await;
+    filled.into_iter().collect::<Result<Vec<()>>>()?;
+    age(&sidecar).await?;
+    let mut cleanup = begin(&client, false, 1).await?;
+    let first = cleanup.message().await?.context("progress")?;
+    anyhow::ensure!(!first.done, "{ROWS} rows are too few for this machine");
+    sidecar.program.signal("TERM")?;
+    let told = loop {
+        match cleanup.message().await {
+            Ok(Some(progress)) => anyhow::ensure!(!progress.done, "it went on to its end"),
+            Ok(None) => anyhow::bail!("an orderly end, and not done"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(told.code(), tonic::Code::Unavailable, "{told:?}");
+    // Within the default drain of the connections it would end as well: cut off, and without a word.
+    let line = sidecar.program.line_where("the record of the Cleanup", |line| line.contains("a cleanup ended")).await?;
+    assert!(line.contains("stopping"), "{line}");
+    let finished = sidecar.program.finish(oncegate_e2e::DEADLINE).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
     Ok(())
 }

@@ -20,7 +20,7 @@ use oncegate_sidecar::{
         postgres::{self, OpenError, PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::{Connection as _, PgConnection, Postgres, Transaction};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
 use super::{claim, completion, failure, key, stats::everything};
 
@@ -410,6 +410,49 @@ async fn a_schema_that_does_not_fit_is_a_clear_refusal() {
         assert!(postgres::migrate::run(newer.url()).await.is_err());
         assert!(postgres::check(newer.url()).await.is_err());
     }
+}
+
+// A completion would be refused for a character of its result, for ever.
+#[tokio::test]
+async fn a_database_that_cannot_keep_all_text_is_refused_before_anything_is_made_in_it() {
+    let latin = Database::create_in("LATIN1").await.unwrap();
+    let refusals = [
+        postgres::migrate::run(latin.url()).await.map(drop).unwrap_err(),
+        PostgresLedger::connect(latin.url(), &PostgresSettings::default()).await.map(drop).unwrap_err(),
+    ];
+    for error in refusals {
+        let error = error.to_string();
+        assert!(error.contains("LATIN1") && error.contains("UTF8"), "{error}");
+    }
+    assert_eq!(latin.query("select count(*) from pg_tables where schemaname = 'public'").await.unwrap(), "0");
+    // Where bytes are kept as they come, all text is.
+    let bytes = Database::create_in("SQL_ASCII").await.unwrap();
+    postgres::migrate::run(bytes.url()).await.unwrap();
+    let ledger = PostgresLedger::connect(bytes.url(), &PostgresSettings::default()).await.unwrap();
+    let given = Claim { holder: "größer €".into(), ..claim(&key("evt"), "a") };
+    assert_eq!(ledger.claim(given).await.unwrap().event.latest.unwrap().holder, "größer €");
+    let kept = ledger.history_of(key("evt")).await.unwrap().unwrap().event;
+    assert_eq!(kept.latest.unwrap().holder, "größer €");
+    ledger.close().await;
+}
+
+/// A role that may not read what migrations were applied is told that, and not that a migration failed.
+#[tokio::test]
+async fn a_role_without_rights_is_told_of_the_right_that_it_lacks() {
+    let database = Database::create().await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    let role = format!("{}_poor", database.name());
+    for sql in [format!("create role {role} login password 'poor'"), format!("grant usage on schema public to {role}")]
+    {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
+    }
+    let (_, place) = database.url().split_once("://").unwrap();
+    let place = place.split_once('@').map_or(place, |(_, place)| place);
+    let error = postgres::check(&format!("postgres://{role}:poor@{place}")).await.unwrap_err();
+    let drop_role = format!("drop owned by {role}; drop role {role}");
+    sqlx::raw_sql(AssertSqlSafe(drop_role)).execute(&mut admin).await.unwrap();
+    let told = format!("{:#}", anyhow::Error::from(error));
+    assert!(told.contains("the state of the schema could not be read") && told.contains("permission denied"), "{told}");
 }
 
 /// What a next version's migration would make of the schema: it knows more, and has more.

@@ -17,8 +17,6 @@ use oncegate_e2e::wire::{
     },
     say, until_closed,
 };
-use prost::Message as _;
-use prost_types::Duration as Lasting;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -242,7 +240,8 @@ async fn two_thousand_silent_connections_are_closed_by_their_deadline() -> Resul
 on_each_ledger!(metadata_messages_and_streams_have_their_limits);
 
 async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Result<()> {
-    let everything = Everything::start(ledger).await?;
+    let limits = [("SIDECAR_CALLS_MAX", "64"), ("SIDECAR_WAITING_MAX", "64")];
+    let everything = Everything::start_with(ledger, &limits).await?;
     let mut client = IdempotencyServiceClient::connect(format!("http://{}", everything.sidecar)).await?;
     // Metadata of 64 KiB.
     let mut request = tonic::Request::new(HistoryRequest::default());
@@ -251,7 +250,7 @@ async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Resu
     assert!(!matches!(status.code(), tonic::Code::Ok | tonic::Code::Internal), "{status:?}");
     // A message of more than a megabyte.
     let key = Some(EventKey { provider: "stripe".into(), event_id: "evt_1".into(), ..Default::default() });
-    let large = CheckAndLockRequest { key: key.clone(), event_type: "y".repeat(1024 * 1024 + 1), ..Default::default() };
+    let large = CheckAndLockRequest { key, event_type: "y".repeat(1024 * 1024 + 1), ..Default::default() };
     let status = client.check_and_lock(large).await.expect_err("a message beyond the limit");
     assert_eq!(status.code(), tonic::Code::InvalidArgument, "{status:?}");
     // One that says that it is four gigabytes.
@@ -260,15 +259,12 @@ async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Resu
     stream.write_all(&[headers, frame(DATA, 0, 1, &[0, 0xff, 0xff, 0xff, 0xff])].concat()).await?;
     until(&mut stream, HEADERS).await.context("refused without waiting for the rest")?;
 
-    // More streams than permitted: those beyond are refused, and the connection goes on.
-    let claim = CheckAndLockRequest { key, event_type: "charge.succeeded".into(), ..Default::default() };
-    client.check_and_lock(claim.clone()).await?;
-    let waiting = CheckAndLockRequest { wait_duration: Some(Lasting { seconds: 20, nanos: 0 }), ..claim };
-    let message = prost_message(&waiting);
+    // More streams than permitted, which are the calls at the ledger, those that wait, and 64 to read: those beyond are refused,
+    // and the connection goes on.
     let mut stream = begin(everything.sidecar, &[]).await?;
     for number in 0..400_u32 {
-        let headers = frame(HEADERS, END_HEADERS, number * 2 + 1, &call("CheckAndLock"));
-        stream.write_all(&[headers, frame(DATA, END_STREAM, number * 2 + 1, &message)].concat()).await?;
+        // Each is under way until its message has come.
+        stream.write_all(&frame(HEADERS, END_HEADERS, number * 2 + 1, &call("CheckAndLock"))).await?;
     }
     stream.write_all(&frame(PING, 0, 0, b"01234567")).await?;
     let seen = until(&mut stream, PING).await?;
@@ -278,12 +274,6 @@ async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Resu
     let refused = seen.iter().filter(|(kind, _, why)| *kind == RST_STREAM && why == &7_u32.to_be_bytes()).count();
     assert_eq!(refused, 144, "those beyond 256");
     Ok(())
-}
-
-fn prost_message(message: &CheckAndLockRequest) -> Vec<u8> {
-    let bytes = message.encode_to_vec();
-    let length = u32::try_from(bytes.len()).expect("a short message").to_be_bytes();
-    [&[0], &length[..], &bytes].concat()
 }
 
 /// Reads until a frame of a kind has come.

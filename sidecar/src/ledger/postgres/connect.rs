@@ -36,8 +36,8 @@ const SESSION: &str = "
     set timezone = 'UTC';
 ";
 
-/// Settings of a session that reads lists and counts: more time. The planner's are the same: statistics of an empty table
-/// made it read a third of a million index entries for a page of fifty. Each statement is planned anew, for these are few
+/// Settings of a session that reads lists and counts: more time. Of the planner's the same ways are closed: statistics of
+/// an empty table made it read a third of a million index entries for a page of fifty. Its costs stay as they are. Each statement is planned anew, for these are few
 /// and read much: the plan that a small table had left looked 90,000 open events up in a list, one by one. Who waits for a
 /// lock here is a step of Cleanup, for the counts that the step of another one has in hand: until that has ended, which on
 /// a busy machine takes a while.

@@ -72,6 +72,14 @@ pub(super) struct Flusher {
     closes: mpsc::Receiver<Close>,
 }
 
+impl Drop for Flusher {
+    /// However it ends: nobody waits any more for what it would have written.
+    fn drop(&mut self) {
+        self.counts.halted.store(true, Ordering::Relaxed);
+        self.counts.tried.notify_waiters();
+    }
+}
+
 impl Flusher {
     /// Ends when it is asked to, or nobody is left who could.
     pub(super) fn new(link: Link, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {

@@ -56,6 +56,12 @@ pub enum SchemaError {
     /// A migration failed half-way or was changed after it had been applied.
     #[error("a migration failed, or differs from the one that was applied")]
     Migrate(#[source] MigrateError),
+    /// A migration failed half-way, which Postgres rolls back: somebody has changed the table by hand.
+    #[error("migration {0} is on record in {TABLE} as begun and not done")]
+    Dirty(i64),
+    /// The database keeps text in an encoding that has not all characters, and would refuse what is to be recorded.
+    #[error("the database's encoding is {0}, and has to be UTF8: create one with `encoding 'UTF8' template template0`")]
+    Encoding(String),
     /// The state of the schema could not be read.
     #[error("the state of the schema could not be read")]
     Read(#[source] sqlx::Error),
@@ -106,7 +112,7 @@ pub async fn run(url: &str) -> Result<Migrated, OpenError> {
     let mut connection = connect(&super::options(url)?).await?;
     let migrated = loop {
         match apply(&mut connection).await {
-            Err(SchemaError::Migrate(error)) if is_locked(&error) => {
+            Err(error) if is_locked(&error) => {
                 tracing::warn!("a migration waits for a lock that somebody else holds, and is tried again");
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
@@ -120,6 +126,7 @@ pub async fn run(url: &str) -> Result<Migrated, OpenError> {
 async fn apply(connection: &mut PgConnection) -> Result<Migrated, SchemaError> {
     // Before anything is read, so that who waited finds what was done. The session's, and held until its end.
     connection.lock().await.map_err(SchemaError::Migrate)?;
+    keeps_all_text(connection).await?;
     let from = version(connection).await?;
     if from > needed() {
         fits(connection, from).await?;
@@ -129,14 +136,19 @@ async fn apply(connection: &mut PgConnection) -> Result<Migrated, SchemaError> {
 }
 
 /// Whether somebody else holds what a migration needs.
-fn is_locked(error: &MigrateError) -> bool {
-    let (MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) = error else { return false };
+fn is_locked(error: &SchemaError) -> bool {
+    let (SchemaError::Read(error)
+    | SchemaError::Migrate(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _))) = error
+    else {
+        return false;
+    };
     failure::classify(error) == Failure::Contended
 }
 
 /// Checks that this version can work on the schema.
 pub(super) async fn check(options: &PgConnectOptions) -> Result<(), OpenError> {
     let mut connection = connect(options).await?;
+    keeps_all_text(&mut connection).await?;
     let found = version(&mut connection).await?;
     fits(&mut connection, found).await?;
     drop(connection.close().await);
@@ -189,6 +201,24 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectErro
         .map_err(ConnectError::Refused)
 }
 
+/// What reading the table of migrations came to: none was being applied.
+fn unread(error: MigrateError) -> SchemaError {
+    match error {
+        MigrateError::Execute(error) => SchemaError::Read(error),
+        error => SchemaError::Migrate(error),
+    }
+}
+
+/// Refuses a database that cannot keep all text: the completion of an effect that has happened would be refused for a word in it.
+/// SQL_ASCII keeps bytes as they come.
+async fn keeps_all_text(connection: &mut PgConnection) -> Result<(), SchemaError> {
+    let encoding: String = sqlx::query_scalar("select current_setting('server_encoding')")
+        .fetch_one(connection)
+        .await
+        .map_err(SchemaError::Read)?;
+    if matches!(&*encoding, "UTF8" | "SQL_ASCII") { Ok(()) } else { Err(SchemaError::Encoding(encoding)) }
+}
+
 /// The newest migration that was applied; 0: none.
 async fn version(connection: &mut PgConnection) -> Result<i64, SchemaError> {
     let exists: bool = sqlx::query_scalar("select to_regclass($1) is not null")
@@ -199,10 +229,10 @@ async fn version(connection: &mut PgConnection) -> Result<i64, SchemaError> {
     if !exists {
         return Ok(0);
     }
-    if let Some(version) = connection.dirty_version(TABLE).await.map_err(SchemaError::Migrate)? {
-        return Err(SchemaError::Migrate(MigrateError::Dirty(version)));
+    if let Some(version) = connection.dirty_version(TABLE).await.map_err(unread)? {
+        return Err(SchemaError::Dirty(version));
     }
-    let applied = connection.list_applied_migrations(TABLE).await.map_err(SchemaError::Migrate)?;
+    let applied = connection.list_applied_migrations(TABLE).await.map_err(unread)?;
     Ok(applied.iter().map(|migration| migration.version).max().unwrap_or(0))
 }
 

@@ -91,6 +91,14 @@ struct Told {
     generation: u64,
 }
 
+impl Drop for Told {
+    /// However the writer ends: one that is gone decides nothing, and must not be taken for one that is there.
+    fn drop(&mut self) {
+        self.node.send_replace(None);
+        self.standing.send_replace(None);
+    }
+}
+
 impl Link {
     /// The link of the writer, over a connection that was just made, and what tells others what it stands on; None while it
     /// is down.

@@ -28,7 +28,7 @@ pub fn check(path: &Path) -> Result<Report, OpenError> {
     let conn = Connection::open_with_flags(&path, flags).map_err(open)?;
     conn.busy_timeout(BUSY_TIME_MAX).map_err(open)?;
     conn.pragma_update(None, "query_only", true).map_err(open)?;
-    let found = migrate::version(&conn).map_err(open)?;
+    let found = migrate::version(&conn, &path)?;
     migrate::fits(&conn, &path, found)?;
     run(&conn).map_err(open)
 }

@@ -33,10 +33,21 @@ pub(super) fn needed() -> i64 {
     i64::try_from(MIGRATIONS.len()).expect("there are a few migrations")
 }
 
-/// The newest migration that was applied; 0: none, or no file of ours.
-pub(super) fn version(conn: &Connection) -> rusqlite::Result<i64> {
-    let ours = pragma::<i32>(conn, "application_id")? == APPLICATION_ID;
-    Ok(if ours { pragma(conn, "user_version")? } else { 0 })
+/// The newest migration that was applied; 0: none. Refuses another application's file.
+pub(super) fn version(conn: &Connection, path: &Path) -> Result<i64, OpenError> {
+    let open = |source| OpenError::Open { path: path.to_owned(), source };
+    if is_foreign(conn).map_err(open)? {
+        return Err(OpenError::Foreign { path: path.to_owned() });
+    }
+    pragma(conn, "user_version").map_err(open)
+}
+
+/// Whether the file is another application's.
+fn is_foreign(conn: &Connection) -> rusqlite::Result<bool> {
+    let (found, application_id): (i64, i32) = (pragma(conn, "user_version")?, pragma(conn, "application_id")?);
+    let tables: i64 = conn.query_row("select count(*) from sqlite_schema", [], |row| row.get(0))?;
+    let empty = application_id == 0 && found == 0 && tables == 0;
+    Ok(!empty && application_id != APPLICATION_ID)
 }
 
 /// Brings the schema up to date if `migrate` permits it, and refuses what does not fit.
@@ -44,14 +55,7 @@ pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Resul
     let open = |source| OpenError::Open { path: path.to_owned(), source };
     // All of it or nothing; another program that is at the file is waited for here and not half-way.
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
-    let found: i64 = pragma(&transaction, "user_version").map_err(open)?;
-    let application_id: i32 = pragma(&transaction, "application_id").map_err(open)?;
-    let tables: i64 =
-        transaction.query_row("select count(*) from sqlite_schema", [], |row| row.get(0)).map_err(open)?;
-    let empty = application_id == 0 && found == 0 && tables == 0;
-    if !empty && application_id != APPLICATION_ID {
-        return Err(OpenError::Foreign { path: path.to_owned() });
-    }
+    let found = version(&transaction, path)?;
     if !migrate || found > needed() {
         fits(&transaction, path, found)?;
     }

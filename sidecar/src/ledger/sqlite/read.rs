@@ -111,7 +111,7 @@ impl Readers {
         self.permits.is_closed()
     }
 
-    /// Refuses further queries and closes the connections; those under way end first.
+    /// Refuses further queries and closes the connections; those of queries under way end with them.
     pub(super) fn close(&self) {
         self.permits.close();
         self.idle().clear();

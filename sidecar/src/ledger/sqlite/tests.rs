@@ -107,9 +107,16 @@ async fn a_second_opener_is_refused_by_any_name_of_the_file() {
         assert!(error.to_string().contains("oncegate.db.lock"), "{error}");
         assert!(matches!(SqliteLedger::migrate(&name), Err(OpenError::InUse { .. })));
     }
+    // A file of two names, or mounted alone elsewhere: there is another file beside it.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let second = elsewhere.path().join("second.db");
+    fs::hard_link(&path, &second).unwrap();
+    assert!(matches!(refusal(&second, &settings()), OpenError::InUse { .. }));
+    assert!(matches!(SqliteLedger::migrate(&second), Err(OpenError::InUse { .. })));
     // Once it says that it is closed, it is.
     ledger.close().await;
     SqliteLedger::open(&path, &settings()).unwrap().close().await;
+    SqliteLedger::open(&second, &settings()).unwrap().close().await;
 }
 
 #[tokio::test]
@@ -230,6 +237,7 @@ fn a_schema_that_does_not_fit_is_refused() {
     let foreign = directory.path().join("foreign.db");
     shell(&foreign).execute_batch("create table orders (id integer)").unwrap();
     assert!(matches!(refusal(&foreign, &settings()), OpenError::Foreign { .. }));
+    assert!(matches!(check(&foreign), Err(OpenError::Foreign { .. })));
 
     let text = directory.path().join("text.db");
     fs::write(&text, "not a database, but long enough to be taken for one at first sight".repeat(100)).unwrap();

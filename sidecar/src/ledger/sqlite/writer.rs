@@ -4,7 +4,7 @@
 //! It is a thread of its own, not a task: it waits for the disk, and a caller that is cancelled must not take
 //! a transaction along.
 
-use std::{fs::File, mem, sync::Arc};
+use std::{mem, sync::Arc};
 
 use oncegate_runtime::throttle::Throttle;
 use rusqlite::Connection;
@@ -14,6 +14,7 @@ use tokio::sync::{
 };
 
 use super::{
+    FileLock,
     clock::Clock,
     error::{Fault, unavailable},
     transaction::{ClaimOutcome, Transaction},
@@ -56,7 +57,7 @@ pub(super) struct Writer {
     pub(super) ops: mpsc::Receiver<Box<Op>>,
     pub(super) cleanups: mpsc::Receiver<CleanupStep>,
     /// Held for as long as the connection is open. Declared after it, and so released after it.
-    pub(super) _lock: File,
+    pub(super) _lock: FileLock,
 }
 
 /// What the thread is to do next.
