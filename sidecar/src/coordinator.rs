@@ -144,9 +144,9 @@ impl Coordinator {
     }
 
     /// How much is under way, for the metrics.
-    pub(crate) fn standing(&self) -> metrics::Standing {
+    pub(crate) fn gauges(&self) -> metrics::Gauges {
         let (waiting, waiting_max) = self.waiters.load();
-        metrics::Standing {
+        metrics::Gauges {
             calls: [&self.claims, &self.others]
                 .map(|places| self.calls_max - places.available_permits())
                 .into_iter()
@@ -157,7 +157,7 @@ impl Coordinator {
             breaker_open: self.cache.is_redis_left_alone(),
             ledger_up: self.ledger.standing().borrow().is_some(),
             durability_warnings: self.ledger.durability().map_or(0, |durability| durability.warnings.len()),
-            ..metrics::Standing::default()
+            ..metrics::Gauges::default()
         }
     }
 

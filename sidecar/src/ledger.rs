@@ -6,7 +6,7 @@ pub mod filter;
 pub mod load;
 pub mod postgres;
 pub mod queue;
-mod spans;
+mod stretches;
 pub mod sqlite;
 pub mod tally;
 pub mod timings;

@@ -45,7 +45,7 @@ use crate::{
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
     maintenance::{count, sweep, watch},
-    metrics::{Metrics, Standing},
+    metrics::{Gauges, Metrics},
 };
 
 /// Why the sidecar does not start.
@@ -140,7 +140,7 @@ impl Sidecar {
         Arc::new(move || {
             let certificates = access.tls.as_ref().map(ServerTls::counts);
             let identities = access.directory.as_ref().map(|files| files.counts());
-            metrics.render(&cache, &Standing { certificates, identities, ..coordinator.standing() })
+            metrics.render(&cache, &Gauges { certificates, identities, ..coordinator.gauges() })
         })
     }
 

@@ -393,7 +393,7 @@ impl Default for Metrics {
 
 /// What stands elsewhere and is read when the page is made.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standing {
+pub(crate) struct Gauges {
     pub(crate) calls: usize,
     pub(crate) calls_max: usize,
     pub(crate) waiting: usize,
@@ -470,7 +470,7 @@ impl Metrics {
     }
 
     /// Everything that is counted.
-    pub(crate) fn render(&self, cache: &CacheStats, standing: &Standing) -> String {
+    pub(crate) fn render(&self, cache: &CacheStats, gauges: &Gauges) -> String {
         let mut page = Page::new();
         page.counters(&RPCS, &self.rpcs);
         let mut seconds = page.family(&RPC_SECONDS);
@@ -486,16 +486,16 @@ impl Metrics {
         }
         page.counters(&RESOLUTIONS, &self.resolutions);
         page.counters(&OVERLOADED, &self.ledger.overloaded);
-        page.single(&CALLS, standing.calls);
-        page.single(&CALLS_MAX, standing.calls_max);
-        page.single(&WAITING, standing.waiting);
-        page.single(&WAITING_MAX, standing.waiting_max);
+        page.single(&CALLS, gauges.calls);
+        page.single(&CALLS_MAX, gauges.calls_max);
+        page.single(&WAITING, gauges.waiting);
+        page.single(&WAITING_MAX, gauges.waiting_max);
         page.single(&METADATA_LEFT_OUT, &self.metadata_left_out);
         page.single(&PAYLOAD_CHANGES, &self.payload_changes);
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
         page.single(&DENIED, &self.permission_denied);
         page.single(&OVER_QUOTA, &self.quota_exceeded);
-        let files = [("certificates", standing.certificates), ("identities", standing.identities)];
+        let files = [("certificates", gauges.certificates), ("identities", gauges.identities)];
         let files = files.into_iter().filter_map(|(files, counts)| Some((files, counts?)));
         let mut reloads = page.family(&RELOADS);
         for (files, counts) in files.clone() {
@@ -515,7 +515,7 @@ impl Metrics {
             refused.row(&[reason], count);
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
-        page.single(&BREAKER, standing.breaker_open);
+        page.single(&BREAKER, gauges.breaker_open);
         // A zero that nobody has counted would pass for events that are gone, and come again with the first count.
         let counted = self.counted.get() != 0;
         let mut events = page.family(&EVENTS);
@@ -530,7 +530,7 @@ impl Metrics {
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
         page.single(&CLEANUP_TIME, &self.cleanup_time);
-        self.ledger.render(&mut page, standing);
+        self.ledger.render(&mut page, gauges);
         page.finish()
     }
 }
@@ -564,7 +564,7 @@ mod tests {
     fn nothing_is_told_of_events_before_they_were_counted() {
         let metrics = Metrics::default();
         let rows = || {
-            let page = metrics.render(&CacheStats::default(), &Standing::default());
+            let page = metrics.render(&CacheStats::default(), &Gauges::default());
             page.lines()
                 .filter(|line| ["oncegate_events{", "oncegate_events_stuck "].iter().any(|row| line.starts_with(row)))
                 .count()

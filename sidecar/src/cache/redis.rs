@@ -12,12 +12,13 @@ use std::{
     collections::HashMap,
     fmt,
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use fred::{
+    bytes_utils::Str,
     clients::Client,
     error::ErrorKind,
     interfaces::{ClientLike as _, EventInterface as _, LuaInterface as _},
@@ -60,9 +61,14 @@ const WRITE_LINGER: Duration = Duration::from_millis(5);
 const QUEUE_MAX: usize = 4_096;
 
 /// Reads entries, and of what is larger so much that it is seen to be.
-const READ: &str = include_str!("redis/read.lua");
+static READ: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/read.lua")));
 /// Writes entries, each only over one with a smaller token (C2).
-const WRITE: &str = include_str!("redis/write.lua");
+static WRITE: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/write.lua")));
+
+/// Scripts are sent, and hashed by the server, with every batch.
+fn without_comments(script: &str) -> Str {
+    script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("--")).collect::<Vec<_>>().join("\n").into()
+}
 
 /// Where Redis is, and how to get in.
 #[derive(Clone)]
@@ -465,7 +471,7 @@ async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Ve
 
 async fn read(client: &Client, names: Vec<String>) -> Result<Vec<Value>, fred::error::Error> {
     let last = i64::try_from(VALUE_BYTES_MAX).expect("some kilobytes");
-    client.eval(READ, names, last).await
+    client.eval(READ.clone(), names, last).await
 }
 
 /// The answers of a Cluster's servers, unless each is an error.
@@ -557,7 +563,7 @@ async fn write(client: &Client, puts: impl IntoIterator<Item = Put>) -> Result<(
         names.push(name);
         arguments.extend([Value::Bytes(value.into()), Value::Integer((life.0 / 1_000).max(1))]);
     }
-    client.eval::<Value, _, _, _>(WRITE, names, arguments).await.map(drop)
+    client.eval::<Value, _, _, _>(WRITE.clone(), names, arguments).await.map(drop)
 }
 
 #[cfg(test)]

@@ -332,7 +332,7 @@ mod tests {
         cache::stats::CacheStats,
         event::{Claim, Time, fixture::claim},
         ledger::filter::CleanupTotals,
-        metrics::Standing,
+        metrics::Gauges,
     };
 
     /// With 8 KiB of metadata, which are 45 in a message.
@@ -373,7 +373,7 @@ mod tests {
             let mut counting = Counting::new(metrics.clone(), &scope);
             counting.goes_on(&told);
             counting.ended(&last, &end);
-            let page = metrics.render(&CacheStats::default(), &Standing::default());
+            let page = metrics.render(&CacheStats::default(), &Gauges::default());
             let row = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
             assert_eq!(row("oncegate_cleanup_events_deleted_total "), Some(counted.1.to_string()), "{end:?}");
             for result in ["done", "failed", "caller_gone"] {

@@ -46,7 +46,7 @@ use super::{
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
-    spans::PAGE_TIME_MAX,
+    stretches::PAGE_TIME_MAX,
     tally::Tally,
 };
 use crate::{

@@ -7,7 +7,7 @@ use oncegate_runtime::{
     metrics::{Counters, Family, Histogram, Page},
 };
 
-use super::{Bound, Standing};
+use super::{Bound, Gauges};
 
 const ITEMS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
@@ -137,13 +137,13 @@ impl LedgerMetrics {
         self.connects.add(Connected::No);
     }
 
-    pub(super) fn render(&self, page: &mut Page, standing: &Standing) {
+    pub(super) fn render(&self, page: &mut Page, gauges: &Gauges) {
         page.single(&QUEUE, self.queued.get().map_or(0, |ask| ask()));
         page.family(&BATCH_ITEMS).histogram(&[], &self.batch_items);
         page.family(&BATCH_SECONDS).histogram(&[], &self.batch_seconds);
         page.counters(&FAILURES, &self.failures);
         page.counters(&CONNECTS, &self.connects);
-        page.single(&UP, standing.ledger_up);
-        page.single(&WEAK, standing.durability_warnings);
+        page.single(&UP, gauges.ledger_up);
+        page.single(&WEAK, gauges.durability_warnings);
     }
 }

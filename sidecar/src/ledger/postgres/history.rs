@@ -11,7 +11,7 @@ use crate::{
     ledger::{
         Attempts, Error, EventHistory,
         filter::{Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page},
-        spans::{LOOK_MAX, PAGE_TIME_MAX, Span, of_hours},
+        stretches::{LOOK_MAX, PAGE_TIME_MAX, Stretch, of_hours},
     },
 };
 
@@ -81,8 +81,8 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
     let start = filter.start_time.unwrap_or(EARLIEST);
     let states =
         (!filter.states.is_empty()).then(|| filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>());
-    let spans = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
-        vec![Span { start, end }]
+    let stretches = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
+        vec![Stretch { start, end }]
     } else {
         let hours: Vec<Time> = sqlx::query_scalar(include_str!("history_hours.sql"))
             .bind(&filter.tenant)
@@ -95,14 +95,15 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
         of_hours(hours, start, end)
     };
     let mut filling = Filling::new(filter.page_size);
-    for span in spans {
-        let mut place = span.end;
+    let mut stretches = stretches.into_iter();
+    while let Some(stretch) = stretches.next() {
+        let mut place = stretch.end;
         loop {
             let wanted = filling.wanted();
             let mut rows = sqlx::query(include_str!("history_page.sql"))
                 .bind(place.create_time)
                 .bind(place.row)
-                .bind(span.start)
+                .bind(stretch.start)
                 .bind(&filter.tenant)
                 .bind(&filter.provider)
                 .bind(&filter.event_type)
@@ -120,7 +121,7 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
             let boundary = sqlx::query(include_str!("history_boundary.sql"))
                 .bind(place.create_time)
                 .bind(place.row)
-                .bind(span.start)
+                .bind(stretch.start)
                 .bind(LOOK_MAX.max(wanted))
                 .fetch_optional(&mut *snapshot)
                 .await?;
@@ -128,7 +129,7 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
                 Some(boundary) => place = Cursor { create_time: boundary.try_get(0)?, row: boundary.try_get(1)? },
                 None => {
                     // The stretch is walked to its end.
-                    place = Cursor { create_time: span.start, row: 0 };
+                    place = Cursor { create_time: stretch.start, row: 0 };
                     break;
                 }
             }
@@ -136,7 +137,8 @@ async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Pag
                 return Ok(filling.ending_at(Some(place)));
             }
         }
-        if begun.elapsed() >= PAGE_TIME_MAX {
+        // Behind the last one there is nothing to go on with.
+        if stretches.len() > 0 && begun.elapsed() >= PAGE_TIME_MAX {
             return Ok(filling.ending_at(Some(place)));
         }
     }

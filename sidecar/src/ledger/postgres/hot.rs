@@ -286,7 +286,7 @@ fn mixed_row(items: &[HotItem], row: &PgRow) -> Placed {
     let now: Time = row.try_get(2)?;
     Ok(match row.try_get(0)? {
         "fresh" => fresh(items, row, EVENT_COLUMN, now)?,
-        "marked" => marked(items, row, place(row, 1)?, now, row::Marked::AmongAll(EVENT_COLUMN))?,
+        "marked" => marked(items, row, place(row, 1)?, now, row::MarkedColumns::AmongAll(EVENT_COLUMN))?,
         _ => (
             place(row, 1)?,
             HotRow::Seen { claim_ended: row.try_get("claim_ended")?, event: row::event(row, EVENT_COLUMN)?, now },
@@ -302,7 +302,7 @@ fn known_row(row: &PgRow) -> Placed {
 
 /// A row of the form for marks.
 fn marked_row(items: &[HotItem], row: &PgRow) -> Placed {
-    marked(items, row, place(row, 0)?, row.try_get(1)?, row::Marked::Alone(2))
+    marked(items, row, place(row, 0)?, row.try_get(1)?, row::MarkedColumns::Alone(2))
 }
 
 /// A row about a completion of this process's own, from a column on.
@@ -319,7 +319,7 @@ fn new_or_own_row(items: &[HotItem], row: &PgRow) -> Placed {
     }
 }
 
-fn marked(items: &[HotItem], row: &PgRow, place: Option<usize>, now: Time, columns: row::Marked) -> Placed {
+fn marked(items: &[HotItem], row: &PgRow, place: Option<usize>, now: Time, columns: row::MarkedColumns) -> Placed {
     Ok(match place.and_then(|place| items.get(place)) {
         Some(HotItem::Mark(mark, _)) => (place, HotRow::Marked { event: columns.event(row, &mark.request, now)?, now }),
         // A row of nobody's.
@@ -379,7 +379,7 @@ async fn completion_alone(
         .await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let now = row.try_get(0)?;
-    Ok(Some(HotRow::Marked { event: row::Marked::Alone(1).event(row, mark, now)?, now }))
+    Ok(Some(HotRow::Marked { event: row::MarkedColumns::Alone(1).event(row, mark, now)?, now }))
 }
 
 /// A completion of what this process granted, if the event still stands under that token.

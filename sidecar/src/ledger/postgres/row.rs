@@ -145,14 +145,14 @@ const MARKED: [usize; 18] = [0, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 18, 22, 23, 24
 
 /// Where the columns of a marked event stand in a row.
 #[derive(Clone, Copy)]
-pub(super) enum Marked {
+pub(super) enum MarkedColumns {
     /// One behind the other, from here on.
     Alone(usize),
     /// Among all those of an event, which begin here.
     AmongAll(usize),
 }
 
-impl Marked {
+impl MarkedColumns {
     fn place(self, column: usize) -> usize {
         match self {
             Self::Alone(first) => first + column,

@@ -21,7 +21,7 @@ use crate::{
     ledger::{
         Attempts, Error, EventHistory, Replayed,
         filter::{Counts, Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
-        spans::{LOOK_MAX, Span, of_hours},
+        stretches::{LOOK_MAX, Stretch, of_hours},
         timings::Folding,
     },
 };
@@ -179,8 +179,8 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
     let start = filter.start_time.unwrap_or(EARLIEST);
     let states = (!filter.states.is_empty())
         .then(|| serde_json::Value::from_iter(filter.states.iter().map(|state| state.as_str())).to_string());
-    let spans = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
-        vec![Span { start, end }]
+    let stretches = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
+        vec![Stretch { start, end }]
     } else {
         let mut statement = conn.prepare_cached(include_str!("history_hours.sql"))?;
         let hours = statement
@@ -192,17 +192,17 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
     let mut boundary = conn.prepare_cached(include_str!("history_boundary.sql"))?;
     let mut part = conn.prepare_cached(include_str!("history_page.sql"))?;
     let mut filling = Filling::new(filter.page_size);
-    let mut spans = spans.into_iter();
-    while let Some(span) = spans.next() {
-        let mut place = span.end;
+    let mut stretches = stretches.into_iter();
+    while let Some(stretch) = stretches.next() {
+        let mut place = stretch.end;
         loop {
             let wanted = filling.wanted();
             let last = boundary
-                .query_row(params![place.create_time, place.row, span.start, LOOK_MAX.max(wanted)], |row| {
+                .query_row(params![place.create_time, place.row, stretch.start, LOOK_MAX.max(wanted)], |row| {
                     Ok(Cursor { create_time: row.get(0)?, row: row.get(1)? })
                 })
                 .optional()?;
-            let until = last.unwrap_or(Cursor { create_time: span.start, row: 0 });
+            let until = last.unwrap_or(Cursor { create_time: stretch.start, row: 0 });
             let rows = part.query_map(
                 params![
                     place.create_time,
@@ -222,7 +222,7 @@ pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Durat
                     return Ok(filling.full());
                 }
             }
-            let is_left = last.is_some() || spans.len() > 0;
+            let is_left = last.is_some() || stretches.len() > 0;
             if is_left && begun.elapsed() >= time_max {
                 return Ok(filling.ending_at(Some(until)));
             }

@@ -16,25 +16,25 @@ const HOUR: Micros = Micros(3_600_000_000);
 
 /// A stretch of the order of events by creation, half open: from `start` on, before `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Span {
+pub(crate) struct Stretch {
     pub(crate) start: Time,
     pub(crate) end: Cursor,
 }
 
 /// The stretches that the hours (newest first) make up within the bounds, newest first; neighbours are one.
-pub(crate) fn of_hours(hours: impl IntoIterator<Item = Time>, start: Time, end: Cursor) -> Vec<Span> {
-    let mut spans: Vec<Span> = Vec::new();
+pub(crate) fn of_hours(hours: impl IntoIterator<Item = Time>, start: Time, end: Cursor) -> Vec<Stretch> {
+    let mut stretches: Vec<Stretch> = Vec::new();
     for hour in hours {
         let next = Cursor { create_time: hour.plus(HOUR), row: 0 };
-        match spans.last_mut() {
+        match stretches.last_mut() {
             Some(last) if last.start == next.create_time => last.start = hour,
-            Some(_) | None => spans.push(Span { start: hour, end: next }),
+            Some(_) | None => stretches.push(Stretch { start: hour, end: next }),
         }
     }
-    spans
+    stretches
         .into_iter()
-        .map(|span| Span { start: span.start.max(start), end: span.end.min(end) })
-        .filter(|span| Cursor { create_time: span.start, row: 0 } < span.end)
+        .map(|stretch| Stretch { start: stretch.start.max(start), end: stretch.end.min(end) })
+        .filter(|stretch| Cursor { create_time: stretch.start, row: 0 } < stretch.end)
         .collect()
 }
 
@@ -53,18 +53,18 @@ mod tests {
     #[test]
     fn neighbouring_hours_are_one_stretch_within_the_bounds() {
         let hours = [9, 8, 7, 4, 2, 1].map(hour);
-        let spans = |start, end| -> Vec<(i64, i64)> {
+        let stretches = |start, end| -> Vec<(i64, i64)> {
             of_hours(hours, start, before(end))
                 .into_iter()
-                .map(|span| (span.start.0 / HOUR.0, span.end.create_time.0 / HOUR.0))
+                .map(|stretch| (stretch.start.0 / HOUR.0, stretch.end.create_time.0 / HOUR.0))
                 .collect()
         };
-        assert_eq!(spans(hour(0), hour(20)), [(7, 10), (4, 5), (1, 3)]);
-        assert_eq!(spans(hour(2), hour(8)), [(7, 8), (4, 5), (2, 3)]);
-        assert_eq!(spans(hour(5), hour(7)), []);
+        assert_eq!(stretches(hour(0), hour(20)), [(7, 10), (4, 5), (1, 3)]);
+        assert_eq!(stretches(hour(2), hour(8)), [(7, 8), (4, 5), (2, 3)]);
+        assert_eq!(stretches(hour(5), hour(7)), []);
         assert_eq!(of_hours([], hour(0), before(hour(9))), []);
         // The place within an hour where the last page ended.
         let end = Cursor { create_time: Time(hour(4).0 + 5), row: 17 };
-        assert_eq!(of_hours(hours, hour(4), end), [Span { start: hour(4), end }]);
+        assert_eq!(of_hours(hours, hour(4), end), [Stretch { start: hour(4), end }]);
     }
 }
