@@ -6,8 +6,8 @@ pub mod filter;
 pub mod load;
 pub mod postgres;
 pub mod queue;
-mod stretches;
 pub mod sqlite;
+mod stretches;
 pub mod tally;
 pub mod timings;
 

@@ -67,7 +67,13 @@ static WRITE: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("re
 
 /// Scripts are sent, and hashed by the server, with every batch.
 fn without_comments(script: &str) -> Str {
-    script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("--")).collect::<Vec<_>>().join("\n").into()
+    script
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with("--"))
+        .collect::<Vec<_>>()
+        .join("\n")
+        .into()
 }
 
 /// Where Redis is, and how to get in.
