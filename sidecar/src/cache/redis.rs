@@ -17,11 +17,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use fred::{
     bytes_utils::Str,
     clients::Client,
     error::ErrorKind,
-    interfaces::{ClientLike as _, EventInterface as _, LuaInterface as _},
+    interfaces::{ClientLike as _, EventInterface as _, KeysInterface as _, LuaInterface as _},
     types::{
         Builder, Value,
         config::{
@@ -60,7 +61,7 @@ const WRITE_LINGER: Duration = Duration::from_millis(5);
 /// Look-ups and writes that may wait. Beyond it a look-up is a miss and a write is lost.
 const QUEUE_MAX: usize = 4_096;
 
-/// Reads entries, and of what is larger so much that it is seen to be.
+/// Reads entries, and tells of what is larger that it is none.
 static READ: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/read.lua")));
 /// Writes entries, each only over one with a smaller token (C2).
 static WRITE: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/write.lua")));
@@ -389,8 +390,15 @@ async fn probe(
     }
 }
 
+/// From so many names on they are read without a bound, as long as nothing foreign was seen: the script takes a tenth of the rate.
+/// Whoever puts something large there has it found by a smaller batch, which most are.
+const UNBOUNDED_MIN: usize = 16;
+/// How long everything is read with a bound after something foreign was seen.
+const WARY_TIME: Duration = Duration::from_secs(3_600);
+
 async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Arc<Breaker>, clustered: bool) {
     let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
+    let mut wary_since: Option<Instant> = None;
     let mut step = Step::default();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         // Those that nobody waits for any more.
@@ -400,12 +408,17 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         }
         let (names, askers): (Vec<String>, Vec<Asker>) = batch.drain(..).map(|get| (get.name, get.asker)).unzip();
         let (asked, mut askers) = (askers.len(), askers.into_iter());
+        let is_wary = wary_since.is_some_and(|since| since.elapsed() < WARY_TIME);
+        let bounded = clustered || is_wary || asked < UNBOUNDED_MIN;
         // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
-        let look_up = pin!(many(&client, names, clustered));
+        let look_up = pin!(many(&client, names, clustered, bounded));
         let mut judged = breaker.look_up();
         match while_they_wait(&mut askers, look_up, || judged.is_late()).await {
             Some(Ok(found)) => {
                 judged.answered();
+                if found.iter().any(Found::is_foreign) {
+                    wary_since = Some(Instant::now());
+                }
                 let given_up = asked - askers.len();
                 let half = step.split(askers.len(), queue.len());
                 for (place, (asker, found)) in askers.zip(found.into_iter().skip(given_up)).enumerate() {
@@ -456,9 +469,21 @@ enum Found {
     Failed,
 }
 
-/// The values under names, in their order. A Cluster has names in many places: there one by one, all at once, and it fails
+impl Found {
+    /// Whether it is larger than any entry, or was: of such the script tells a byte.
+    fn is_foreign(&self) -> bool {
+        matches!(self, Found::Answer(Some(value)) if value.len() == 1 || value.len() > VALUE_BYTES_MAX)
+    }
+}
+
+/// The values under names, in their order, `bounded` by what an entry can have. A Cluster has names in many places: there one by one, all at once, and it fails
 /// when none of them was answered.
-async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Vec<Found>, fred::error::Error> {
+async fn many(
+    client: &Client,
+    names: Vec<String>,
+    clustered: bool,
+    bounded: bool,
+) -> Result<Vec<Found>, fred::error::Error> {
     if clustered {
         let reads = names.into_iter().map(|name| read(client, vec![name]));
         let answers = futures::future::join_all(reads).await.into_iter();
@@ -466,18 +491,37 @@ async fn many(client: &Client, names: Vec<String>, clustered: bool) -> Result<Ve
             answers.map(|answer| answer.map(|values| values.into_iter().next().unwrap_or(Value::Null))).collect(),
         );
     }
-    let asked = names.len();
-    let values = read(client, names).await?;
+    let (distinct, places) = distinct(names);
+    let asked = distinct.len();
+    let values: Vec<Value> = if bounded { read(client, distinct).await? } else { client.mget(distinct).await? };
     // A reply of another length would put values under wrong names; they would not verify, but why try.
     if values.len() != asked {
-        return Ok(vec![Found::Answer(None); asked]);
+        return Ok(vec![Found::Answer(None); places.len()]);
     }
-    Ok(values.into_iter().map(|value| Found::Answer(bytes(value))).collect())
+    let values: Vec<Option<Bytes>> = values.into_iter().map(bytes).collect();
+    Ok(places.into_iter().map(|place| Found::Answer(values[place].clone())).collect())
 }
 
+/// Each name once, and for each that was given its place among them: duplicates of one event come together.
+fn distinct(names: Vec<String>) -> (Vec<String>, Vec<usize>) {
+    let mut known: HashMap<String, usize, RandomState> =
+        HashMap::with_capacity_and_hasher(names.len(), RandomState::default());
+    let places = names
+        .into_iter()
+        .map(|name| {
+            let next = known.len();
+            *known.entry(name).or_insert(next)
+        })
+        .collect();
+    let mut distinct: Vec<(String, usize)> = known.into_iter().collect();
+    distinct.sort_unstable_by_key(|(_, place)| *place);
+    (distinct.into_iter().map(|(name, _)| name).collect(), places)
+}
+
+/// The values under names, each given once.
 async fn read(client: &Client, names: Vec<String>) -> Result<Vec<Value>, fred::error::Error> {
-    let last = i64::try_from(VALUE_BYTES_MAX).expect("some kilobytes");
-    client.eval(READ.clone(), names, last).await
+    let most = i64::try_from(VALUE_BYTES_MAX).expect("some kilobytes");
+    client.eval(READ.clone(), names, most).await
 }
 
 /// The answers of a Cluster's servers, unless each is an error.
@@ -587,7 +631,8 @@ mod tests {
     };
 
     use super::{
-        Asker, Found, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, each, in_the_clear, scheme, while_they_wait,
+        Asker, Found, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, distinct, each, in_the_clear, scheme,
+        while_they_wait,
     };
 
     #[tokio::test(start_paused = true)]
@@ -622,6 +667,14 @@ mod tests {
     }
 
     // C4, C5
+    #[test]
+    fn a_name_is_asked_for_once_however_many_ask_for_it() {
+        let names = ["a", "b", "a", "c", "b", "a"].map(str::to_owned).to_vec();
+        let (distinct, places) = distinct(names.clone());
+        assert_eq!(distinct.len(), 3);
+        assert_eq!(places.iter().map(|&place| distinct[place].clone()).collect::<Vec<_>>(), names);
+    }
+
     #[test]
     fn a_cluster_fails_a_look_up_when_no_server_of_it_answers() {
         let routed = || Err(Error::new(ErrorKind::Routing, "Too many redirections."));
