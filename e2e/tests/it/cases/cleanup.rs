@@ -44,6 +44,23 @@ async fn begin(client: &Client, dry_run: bool, batch_size: i32) -> Result<Stream
     Ok(client.clone().cleanup(request).await?.into_inner())
 }
 
+/// Grants so many events, and completes some.
+async fn fill(client: &Client, rows: usize, completes: impl Fn(usize) -> bool) -> Result<()> {
+    let filled: Vec<Result<()>> = stream::iter(0..rows)
+        .map(async |number| {
+            let event_id = format!("evt_{number}");
+            let lock = ask(client, claim(&event_id, "claim")).await?.lock.context("the lock")?;
+            if completes(number) {
+                client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await?;
+            }
+            Ok(())
+        })
+        .buffer_unordered(64)
+        .collect()
+        .await;
+    filled.into_iter().collect()
+}
+
 /// Makes every event two hours older than it is.
 async fn age(sidecar: &Sidecar) -> Result<()> {
     const TIMES: [&str; 5] = ["create_time", "update_time", "end_time", "start_time", "lock_expire_time"];
@@ -93,19 +110,7 @@ async fn two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted(le
     let client = sidecar.client().await?;
     // Completed, except every tenth, which is still being processed and may never go.
     let open = rows.div_ceil(10);
-    let filled: Vec<Result<()>> = stream::iter(0..rows)
-        .map(async |number| {
-            let event_id = format!("evt_{number}");
-            let lock = ask(&client, claim(&event_id, "claim")).await?.lock.context("the lock")?;
-            if number % 10 != 0 {
-                client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await?;
-            }
-            Ok(())
-        })
-        .buffer_unordered(64)
-        .collect()
-        .await;
-    filled.into_iter().collect::<Result<Vec<()>>>()?;
+    fill(&client, rows, |number| number % 10 != 0).await?;
     age(&sidecar).await?;
     let matched = end(&mut begin(&client, true, 1_000).await?).await?.matched_count;
     assert_eq!(usize::try_from(matched)?, rows - open, "the dry run counts what has ended");
@@ -248,17 +253,7 @@ async fn a_cleanup_under_way_ends_with_its_sidecar_and_is_on_record(ledger: Ledg
     const ROWS: usize = 2_000;
     let mut sidecar = Sidecar::start_with(ledger, low_minimum).await?;
     let client = sidecar.client().await?;
-    let filled: Vec<Result<()>> = stream::iter(0..ROWS)
-        .map(async |number| {
-            let event_id = format!("evt_{number}");
-            let lock = ask(&client, claim(&event_id, "claim")).await?.lock.context("the lock")?;
-            client.clone().mark_completed(completion(&event_id, lock.fencing_token)).await?;
-            Ok(())
-        })
-        .buffer_unordered(64)
-        .collect()
-        .await;
-    filled.into_iter().collect::<Result<Vec<()>>>()?;
+    fill(&client, ROWS, |_| true).await?;
     age(&sidecar).await?;
     let mut cleanup = begin(&client, false, 1).await?;
     let first = cleanup.message().await?.context("progress")?;
