@@ -108,6 +108,19 @@ pub(crate) async fn with_redis(condition: Condition, test: impl AsyncFnOnce(&Fix
     fixture.close().await;
 }
 
+/// A ledger on a database, once that answers in time: where dozens of tests begin at once, a first connection may take longer than
+/// a service waits for it.
+pub(crate) async fn connected(database: &Database) -> PostgresLedger {
+    eventually("the database answers in time", async || {
+        match PostgresLedger::connect(database.url(), &PostgresSettings::default()).await {
+            Ok(ledger) => Some(ledger),
+            Err(postgres::OpenError::Connect(postgres::ConnectError::TimedOut)) => None,
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await
+}
+
 /// A ledger of the test's own.
 pub(crate) struct Fixture {
     pub(crate) ledger: Arc<dyn Ledger>,
@@ -132,7 +145,7 @@ impl Fixture {
 
     pub(crate) async fn postgres() -> Self {
         let database = Database::create().await.unwrap();
-        let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+        let ledger = connected(&database).await;
         Self { ledger: Arc::new(ledger), store: Store::Postgres { database }, is_cached: false }
     }
 

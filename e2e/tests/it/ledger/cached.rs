@@ -21,7 +21,7 @@ use oncegate_sidecar::{
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
-        postgres::{PostgresLedger, PostgresSettings},
+        postgres::PostgresLedger,
     },
 };
 use tokio::sync::{broadcast, watch};
@@ -142,7 +142,7 @@ impl Cached {
     }
 
     async fn with_memory(database: &Database, redis: &str, memory_bytes_max: u64) -> Self {
-        let ledger = Arc::new(PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap());
+        let ledger = Arc::new(super::connected(database).await);
         let settings = CacheSettings {
             memory_bytes_max,
             redis: Some(RedisOptions::from_url(redis, &ClientTlsFiles::default()).unwrap()),
@@ -156,8 +156,7 @@ impl Cached {
     pub(crate) async fn in_condition(database: &Database, condition: Condition) -> Self {
         let mut cached = Self::connect(database, &condition.url()).await;
         if condition == Condition::Off {
-            let other = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-            cached.marker = Some(other);
+            cached.marker = Some(super::connected(database).await);
         }
         // A test begins when its trouble does, however short it is.
         condition.strikes_again().await;

@@ -4,13 +4,10 @@ use futures::future::join_all;
 use oncegate_e2e::postgres::Database;
 use oncegate_sidecar::{
     event::{Claim, Decision, Ending, Event, Lock, Mark, Micros, Refusal, State},
-    ledger::{
-        Error, Ledger,
-        postgres::{PostgresLedger, PostgresSettings},
-    },
+    ledger::{Error, Ledger, postgres::PostgresLedger},
 };
 
-use super::{HOUR, claim, comparable, completion, extension, key, mark, result};
+use super::{HOUR, claim, comparable, completion, connected, extension, key, mark, result};
 
 struct Two {
     first: PostgresLedger,
@@ -20,8 +17,7 @@ struct Two {
 
 async fn two() -> Two {
     let database = Database::create().await.unwrap();
-    let connect = async || PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-    Two { first: connect().await, second: connect().await, _database: database }
+    Two { first: connected(&database).await, second: connected(&database).await, _database: database }
 }
 
 impl Two {
