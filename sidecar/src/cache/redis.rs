@@ -6,11 +6,11 @@
 //! background has found it again: its trouble must not become every caller's 50 ms.
 
 mod breaker;
+mod options;
 mod refusals;
 
 use std::{
     collections::HashMap,
-    fmt,
     pin::{Pin, pin},
     sync::{Arc, LazyLock},
     time::{Duration, Instant},
@@ -26,20 +26,14 @@ use fred::{
     types::{
         Builder, Value,
         config::{
-            Config, ConnectionConfig, PerformanceConfig, ReconnectError, ReconnectPolicy, Server, ServerConfig,
-            TcpConfig, UnresponsiveConfig,
+            ConnectionConfig, PerformanceConfig, ReconnectError, ReconnectPolicy, Server, TcpConfig, UnresponsiveConfig,
         },
     },
 };
-use oncegate_runtime::{
-    config::scheme,
-    reload::FilesError,
-    tls::{ClientTls, ClientTlsFiles},
-};
-use rustls::ClientConfig;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub use self::options::{RedisOptions, RedisOptionsError, RedisUrlError};
 use self::{
     breaker::{Breaker, FAILURES_MAX, Reason},
     refusals::Refusals,
@@ -75,113 +69,6 @@ fn without_comments(script: &str) -> Str {
         .collect::<Vec<_>>()
         .join("\n")
         .into()
-}
-
-/// Where Redis is, and how to get in.
-#[derive(Clone)]
-pub struct RedisOptions {
-    config: Config,
-    tls: Option<ClientTls>,
-}
-
-impl fmt::Debug for RedisOptions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The configuration holds passwords.
-        f.debug_struct("RedisOptions").finish_non_exhaustive()
-    }
-}
-
-/// The URL is none that can be used. Does not hold the URL: it may contain a password.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "is no URL of Redis: redis://[user:password@]host[:port][/database], rediss:// for TLS, \
-     redis-cluster://host:port?node=..., or redis-sentinel://host:port?sentinelServiceName=..."
-)]
-pub struct RedisUrlError;
-
-/// Redis cannot be used as it is configured.
-#[derive(Debug, thiserror::Error)]
-pub enum RedisOptionsError {
-    /// By its URL.
-    #[error(transparent)]
-    Url(#[from] RedisUrlError),
-    /// By what its URL begins with.
-    #[error("begins with {0}://, and {RedisUrlError}")]
-    Scheme(String),
-    /// By the files for TLS, or the system's trust roots.
-    #[error("begins with rediss://, and TLS cannot be set up")]
-    Tls(#[source] FilesError),
-}
-
-/// Those of the library that mean a server that is reached by TCP. It takes any other one for `redis`, in the clear.
-const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
-
-fn is_of_redis(scheme: &str) -> bool {
-    let scheme = scheme.to_ascii_lowercase();
-    let server = ["-cluster", "-sentinel"].iter().find_map(|kind| scheme.strip_suffix(kind)).unwrap_or(&scheme);
-    SCHEMES.contains(&server)
-}
-
-/// The URL without its TLS, if its scheme says that there is to be some.
-fn in_the_clear(url: &str, scheme: &str) -> Option<String> {
-    let rest = &url[scheme.len()..];
-    let scheme = scheme.to_ascii_lowercase();
-    [("rediss", "redis"), ("valkeys", "valkey")]
-        .iter()
-        .find_map(|(by_tls, plain)| Some(format!("{plain}{}{rest}", scheme.strip_prefix(by_tls)?)))
-}
-
-impl RedisOptions {
-    /// One server, Sentinel or Cluster, as the URL says (C5); with these certificates, where it says TLS. They are read now.
-    ///
-    /// # Errors
-    /// When it is none, or TLS cannot be set up.
-    pub fn from_url(url: &str, certificates: &ClientTlsFiles) -> Result<RedisOptions, RedisOptionsError> {
-        // The library overlooks blanks around it. What is told from it here is whether there is to be TLS.
-        let url = url.trim();
-        let scheme = scheme(url).ok_or(RedisUrlError)?;
-        if !is_of_redis(scheme) {
-            return Err(RedisOptionsError::Scheme(scheme.to_owned()));
-        }
-        // The library's own way to TLS takes the system's roots alone, and fails if it does not like a single one.
-        let by_tls = in_the_clear(url, scheme);
-        let mut config = Config::from_url(by_tls.as_deref().unwrap_or(url)).map_err(|_| RedisUrlError)?;
-        // That one is about the first connection: Redis is not needed at start (C4).
-        config.fail_fast = false;
-        let tls = match by_tls {
-            None => None,
-            Some(_) => Some(ClientTls::read(certificates, &[]).map_err(RedisOptionsError::Tls)?),
-        };
-        config.tls = tls.as_ref().map(|tls| ClientConfig::clone(&tls.config()).into());
-        Ok(RedisOptions { config, tls })
-    }
-
-    /// The certificates that TLS is spoken with, if it is.
-    pub fn tls(&self) -> Option<&ClientTls> {
-        self.tls.as_ref()
-    }
-
-    /// With a password where there is none yet; None where there is another one.
-    pub fn with_password(mut self, password: &str) -> Option<RedisOptions> {
-        match &self.config.password {
-            Some(known) if known != password => None,
-            _ => {
-                self.config.password = Some(password.to_owned());
-                Some(self)
-            }
-        }
-    }
-
-    /// One server, as the first version was configured.
-    pub fn from_parts(host: &str, port: u16, password: Option<String>) -> RedisOptions {
-        let config = Config {
-            fail_fast: false,
-            password,
-            server: ServerConfig::new_centralized(host, port),
-            ..Config::default()
-        };
-        RedisOptions { config, tls: None }
-    }
 }
 
 /// A look-up, and where its answer goes.
@@ -624,14 +511,14 @@ mod tests {
         error::{Error, ErrorKind},
         types::Value,
     };
-    use oncegate_runtime::tls::ClientTlsFiles;
+    use oncegate_runtime::{config::scheme, tls::ClientTlsFiles};
     use tokio::{
         sync::oneshot::{self, error::TryRecvError},
         time::Instant,
     };
 
     use super::{
-        Asker, Found, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, distinct, each, in_the_clear, scheme,
+        Asker, Found, LOOK_UP_TIME_MAX, RedisOptions, RedisOptionsError, distinct, each, options::in_the_clear,
         while_they_wait,
     };
 
