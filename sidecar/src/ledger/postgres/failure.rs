@@ -21,6 +21,14 @@ pub(super) enum Failure {
     Defect,
 }
 
+impl Failure {
+    /// Whether the connection is of no use any more. After a defect a pooler may have lost our prepared statements: then nothing
+    /// else would ever work again on it.
+    pub(super) fn ends_connection(self) -> bool {
+        matches!(self, Failure::Broken | Failure::Refusing | Failure::Defect)
+    }
+}
+
 impl From<Failure> for LedgerFailure {
     fn from(failure: Failure) -> Self {
         match failure {

@@ -62,6 +62,51 @@ struct Waiting<I> {
     uncertain: bool,
 }
 
+/// One run of a statement over items, and what went before it.
+#[derive(Clone, Copy)]
+struct Attempt {
+    items: usize,
+    /// The runs before this one.
+    tries: u32,
+    /// Since the first run of the batch that the items are of.
+    spent: Duration,
+}
+
+/// What becomes of the items of a run that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// They are run again.
+    Again,
+    /// Each half is run by itself.
+    Halved,
+    /// Their callers are told to come back after so long.
+    Unavailable(Duration),
+    /// Their callers are told that nobody knows whether it happened.
+    Unknown,
+    /// Their callers are told of a defect.
+    Defect,
+}
+
+impl Attempt {
+    /// What becomes of the items of a statement `S`.
+    fn failed<S: Statement>(self, failure: Failure) -> Next {
+        let Attempt { items, tries, spent } = self;
+        let may_try_again = tries + 1 < TRIES_MAX;
+        match failure {
+            Failure::Broken if S::REPEATABLE && may_try_again => Next::Again,
+            Failure::Broken => Next::Unknown,
+            Failure::Refusing => Next::Unavailable(Duration::from_secs(1)),
+            Failure::TooSlow if spent >= HALVING_TIME_MAX => Next::Unavailable(Duration::from_secs(1)),
+            Failure::Contended if !S::PARTS => Next::Unavailable(Duration::from_millis(500)),
+            Failure::Contended | Failure::BadItem | Failure::TooSlow if items > 1 => Next::Halved,
+            Failure::Contended if may_try_again => Next::Again,
+            Failure::Contended => Next::Unavailable(Duration::from_millis(500)),
+            Failure::TooSlow => Next::Unavailable(Duration::from_secs(1)),
+            Failure::BadItem | Failure::Defect => Next::Defect,
+        }
+    }
+}
+
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
 /// How long a statement that takes too long is tried in parts: whoever waits for it has been told by then, and all others wait
@@ -159,7 +204,6 @@ impl Link {
             }
             // What was tried on a connection that broke may have happened, whatever comes of it now.
             let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
-            let unavailable = |millis| failed(Error::Unavailable { retry_after: Duration::from_millis(millis) });
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
                 Err(retry_after) => {
@@ -181,59 +225,34 @@ impl Link {
             let failure = failure::classify(&error);
             self.metrics.failed(failure.into());
             self.report(failure, &error, items.len());
-            match failure {
-                Failure::Broken => {
-                    self.discard();
-                    impatient = false;
-                    items.iter_mut().for_each(S::doubt);
-                    if S::REPEATABLE && tries + 1 < TRIES_MAX {
-                        waiting.push(Waiting { items, tries: tries + 1, uncertain: true });
-                    } else {
-                        parts.push((items, Err(Error::OutcomeUnknown)));
-                    }
+            if failure.ends_connection() {
+                self.discard();
+                impatient = false;
+            }
+            let attempt = Attempt { items: items.len(), tries, spent: begun.elapsed() };
+            let next = attempt.failed::<S>(failure);
+            // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
+            if failure == Failure::Contended && !impatient && matches!(next, Next::Again | Next::Halved) {
+                impatient = self.lock_timeout("25ms").await;
+            }
+            if failure == Failure::Broken {
+                items.iter_mut().for_each(S::doubt);
+            }
+            match next {
+                Next::Again => {
+                    let uncertain = uncertain || failure == Failure::Broken;
+                    waiting.push(Waiting { items, tries: tries + 1, uncertain });
                 }
-                Failure::Refusing => {
-                    self.discard();
-                    impatient = false;
-                    parts.push((items, Err(unavailable(1_000))));
-                }
-                Failure::Contended if !S::PARTS => parts.push((items, Err(unavailable(500)))),
-                Failure::TooSlow if begun.elapsed() >= HALVING_TIME_MAX => {
-                    parts.push((items, Err(unavailable(1_000))));
-                }
-                Failure::Contended | Failure::BadItem | Failure::TooSlow if items.len() > 1 => {
-                    // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
-                    if failure == Failure::Contended && !impatient {
-                        impatient = self.lock_timeout("25ms").await;
-                    }
+                Next::Halved => {
                     let second = items.split_off(items.len() / 2);
                     waiting.push(Waiting { items: second, tries, uncertain });
                     waiting.push(Waiting { items, tries, uncertain });
                 }
-                Failure::Contended if tries + 1 < TRIES_MAX => {
-                    if !impatient {
-                        impatient = self.lock_timeout("25ms").await;
-                    }
-                    waiting.push(Waiting { items, tries: tries + 1, uncertain });
+                Next::Unavailable(retry_after) => {
+                    parts.push((items, Err(failed(Error::Unavailable { retry_after }))));
                 }
-                Failure::Contended => parts.push((items, Err(unavailable(500)))),
-                Failure::TooSlow => parts.push((items, Err(unavailable(1_000)))),
-                Failure::BadItem | Failure::Defect => {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "the ledger refused a statement that it should have taken"
-                    );
-                    if failure == Failure::Defect {
-                        // A pooler may have lost our prepared statements: then nothing else would ever work again.
-                        self.discard();
-                        impatient = false;
-                    }
-                    let message = match error.as_database_error().and_then(|error| error.code()) {
-                        Some(code) => format!("sqlstate {code}"),
-                        None => "the answer could not be read".into(),
-                    };
-                    parts.push((items, Err(failed(Error::Internal(message)))));
-                }
+                Next::Unknown => parts.push((items, Err(Error::OutcomeUnknown))),
+                Next::Defect => parts.push((items, Err(failed(refused(&error))))),
             }
         }
         if impatient {
@@ -338,6 +357,18 @@ impl Link {
     }
 }
 
+/// What a caller is told of a statement that the server should have taken. The log has the rest.
+fn refused(error: &sqlx::Error) -> Error {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "the ledger refused a statement that it should have taken"
+    );
+    Error::Internal(match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
+        Some(code) => format!("sqlstate {code}"),
+        None => "the answer could not be read".into(),
+    })
+}
+
 /// The span of a statement within that of its batch, if that is recorded. The name is the type's.
 fn span<S>(items: usize) -> Span {
     if Span::current().is_none() {
@@ -352,4 +383,69 @@ fn span<S>(items: usize) -> Span {
         db.system.name = "postgresql",
         db.operation.batch.size = items,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A statement whose items are run in parts or not, and run again or not.
+    struct Of<const REPEATABLE: bool, const PARTS: bool>;
+
+    impl<const REPEATABLE: bool, const PARTS: bool> Statement for Of<REPEATABLE, PARTS> {
+        type Item = ();
+        type Output = ();
+        const REPEATABLE: bool = REPEATABLE;
+        const PARTS: bool = PARTS;
+
+        async fn run(&self, _: &mut PgConnection, _: i32, _: &[()]) -> Result<(), sqlx::Error> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_becomes_of_items_depends_on_the_failure_their_number_and_what_went_before() {
+        type Common = Of<true, true>;
+        const AT_ONCE: Duration = Duration::ZERO;
+        let unavailable = |millis| Next::Unavailable(Duration::from_millis(millis));
+        let failed = |items, tries, spent, failure| Attempt { items, tries, spent }.failed::<Common>(failure);
+        for (items, tries, spent, failure, next) in [
+            (64, 0, AT_ONCE, Failure::Broken, Next::Again),
+            (64, 1, AT_ONCE, Failure::Broken, Next::Again),
+            (64, 2, AT_ONCE, Failure::Broken, Next::Unknown),
+            (64, 0, AT_ONCE, Failure::Refusing, unavailable(1_000)),
+            (64, 2, AT_ONCE, Failure::Contended, Next::Halved),
+            (1, 0, AT_ONCE, Failure::Contended, Next::Again),
+            (1, 2, AT_ONCE, Failure::Contended, unavailable(500)),
+            (64, 0, AT_ONCE, Failure::BadItem, Next::Halved),
+            (1, 0, AT_ONCE, Failure::BadItem, Next::Defect),
+            (2, 0, AT_ONCE, Failure::TooSlow, Next::Halved),
+            (1, 0, AT_ONCE, Failure::TooSlow, unavailable(1_000)),
+            (64, 0, HALVING_TIME_MAX, Failure::TooSlow, unavailable(1_000)),
+            (64, 0, HALVING_TIME_MAX, Failure::Contended, Next::Halved),
+            (64, 0, AT_ONCE, Failure::Defect, Next::Defect),
+        ] {
+            assert_eq!(
+                failed(items, tries, spent, failure),
+                next,
+                "{items} items, {tries} tries, {spent:?}, {failure:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_may_not_run_twice_is_not_tried_again_when_nobody_knows_whether_it_happened() {
+        let attempt = Attempt { items: 1, tries: 0, spent: Duration::ZERO };
+        assert_eq!(attempt.failed::<Of<false, true>>(Failure::Broken), Next::Unknown);
+        assert_eq!(attempt.failed::<Of<false, true>>(Failure::Contended), Next::Again);
+    }
+
+    #[test]
+    fn what_waits_as_one_is_not_tried_in_parts() {
+        let attempt = Attempt { items: 64, tries: 0, spent: Duration::ZERO };
+        assert_eq!(
+            attempt.failed::<Of<true, false>>(Failure::Contended),
+            Next::Unavailable(Duration::from_millis(500))
+        );
+    }
 }
