@@ -648,3 +648,40 @@ async fn hours_that_take_too_long_to_fold_are_left_to_the_next_run() {
     assert!(run().await.is_empty());
     fixture.close().await;
 }
+
+/// A consumer has gone away: what came meanwhile is written down a part a second, so that calls do not wait for it, and Stats
+/// knows of all of it all the time (L5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_noted_over_several_sweeps_and_counted_at_once() {
+    let fixture = Fixture::postgres().await;
+    fixture
+        .tamper(
+            "create function a_while_ago() returns timestamptz language sql as
+                $$ select date_trunc('hour', clock_timestamp() - interval '1 minute', 'UTC') $$;
+            -- Half of it was created at one moment, more than one sweep notes.
+            insert into payment_webhook_events (
+                fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
+                tenant, provider, event_id, event_type, claim_id, holder
+            )
+            select n, t.at, t.at, t.at, t.at, 1, 'processing', 'running', 'default', 'stripe', 'open_' || n, 'paid', 'a', 'pod-1'
+            from a_while_ago() as begun,
+                generate_series(1, 50000) n,
+                lateral (select begun + greatest(n - 25000, 0) * interval '1 microsecond' as at) t;
+            insert into payment_webhook_counts (slot, tenant, provider, hour, processing)
+            select 0, 'default', 'stripe', a_while_ago(), 50000;
+            update payment_webhook_sweep set swept_until = a_while_ago() - interval '1 hour';
+            analyze payment_webhook_events",
+        )
+        .await;
+    let mut connection = fixture.connect().await;
+    let mut noted: Vec<i64> = Vec::new();
+    for _ in 0..3 {
+        fixture.ledger.maintain().await.unwrap();
+        let count = sqlx::query_scalar("select count(*) from payment_webhook_open").fetch_one(&mut connection);
+        noted.push(count.await.unwrap());
+        assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 50_000);
+    }
+    // The second one found those of the first again, and went on. Stats noticed that some were passed over, and noted all.
+    assert_eq!(noted, [20_000, 20_000, 50_000]);
+    fixture.close().await;
+}
