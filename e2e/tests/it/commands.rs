@@ -101,6 +101,21 @@ async fn cleanup_deletes_what_is_old_enough() -> Result<()> {
     Ok(())
 }
 
+/// `--tenant "$TENANT"` of a script whose variable is not set must not ask for everybody's.
+#[tokio::test]
+async fn a_filter_that_is_given_and_empty_is_refused_before_anybody_is_asked() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    for name in ["cleanup", "stats", "history"] {
+        for filter in ["--tenant", "--provider"] {
+            let arguments = [name, "--sidecar", "http://127.0.0.1:1", filter, ""];
+            let finished = Oncegate::new(directory.path(), arguments)?.run().await?;
+            assert_eq!(finished.code, Some(2), "{finished}");
+            assert!(finished.stderr.contains(filter), "{finished}");
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn nobody_there_is_exit_code_3() -> Result<()> {
     let directory = tempfile::tempdir()?;
@@ -258,6 +273,23 @@ async fn an_empty_database_url_is_refused_and_makes_no_store() -> Result<()> {
         assert_eq!(finished.code, Some(2), "{finished}");
         assert!(finished.stderr.contains(&format!("{setting}: given and empty")), "{finished}");
         assert!(!finished.stderr.contains("REDIS"), "{finished}");
+    }
+    assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_store_beside_a_database_is_refused_and_neither_is_touched() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let nobody = "postgres://oncegate:tr0ub4dor@127.0.0.1:1/oncegate";
+    for name in ["migrate", "check", "sidecar"] {
+        let command = Oncegate::new(directory.path(), [name, "--store", "mine.db"])?.env("DATABASE_URL", nobody);
+        let finished = command.run().await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        for expected in ["ONCEGATE_STORE: mine.db is given beside DATABASE_URL", "unset the other"] {
+            assert!(finished.stderr.contains(expected), "{expected}: {finished}");
+        }
+        assert!(!finished.stderr.contains("tr0ub4dor"), "{finished}");
     }
     assert_eq!(std::fs::read_dir(directory.path())?.count(), 0);
     Ok(())

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use oncegate_api::v1::{
     idempotency_service_client::IdempotencyServiceClient,
 };
 use oncegate_e2e::{
-    eventually,
+    eventually, http_client,
     postgres::Database,
     program::{Oncegate, Running},
     redis::Redis,
@@ -26,6 +27,7 @@ type Client = IdempotencyServiceClient<Channel>;
 /// See the module.
 struct Pair {
     clients: [Client; 2],
+    admins: [SocketAddr; 2],
     redis: Redis,
     _programs: [Running; 2],
     _database: Database,
@@ -37,20 +39,23 @@ impl Pair {
         let database = Database::create().await?;
         let redis = Redis::start().await?;
         let directory = tempfile::tempdir()?;
-        let start = async || -> Result<(Running, Client)> {
+        let start = async || -> Result<(Running, Client, SocketAddr)> {
             let mut program = Oncegate::new(directory.path(), ["sidecar"])?
                 .env("SIDECAR_LISTEN", "127.0.0.1:0")
+                .env("ADMIN_LISTEN", "127.0.0.1:0")
                 .env("DATABASE_URL", database.url())
                 .env("REDIS_URL", redis.url())
                 .start()?;
+            let admin = program.address("admin").await?;
             let address = program.address("sidecar").await?;
             let client = IdempotencyServiceClient::connect(format!("http://{address}")).await?;
-            Ok((program, client))
+            Ok((program, client, admin))
         };
-        let (first, client) = start().await?;
-        let (second, other) = start().await?;
+        let (first, client, admin) = start().await?;
+        let (second, other, others) = start().await?;
         Ok(Self {
             clients: [client, other],
+            admins: [admin, others],
             redis,
             _programs: [first, second],
             _database: database,
@@ -118,8 +123,11 @@ async fn a_waiter_on_the_other_sidecar_is_woken_by_the_outcome() -> Result<()> {
         let wait = Some(prost_types::Duration { seconds: 20, nanos: 0 });
         let waiting = ask(pair.client(1), CheckAndLockRequest { wait_duration: wait, ..claim(&event_id) });
         let waiting = AbortOnDropHandle::new(tokio::spawn(async move { (waiting.await, Instant::now()) }));
-        // Answered after the waiting one was asked on the same connection.
-        ask(pair.client(1), claim(&event_id)).await?;
+        eventually("it waits", async || {
+            let page = http_client::get(pair.admins[1], "/metrics").await.ok()?;
+            String::from_utf8_lossy(&page.body).contains("\noncegate_calls_waiting 1\n").then_some(())
+        })
+        .await;
         complete(pair.client(0), &event_id, lock.fencing_token).await?;
         let completed = Instant::now();
         let (answer, woken) = waiting.await?;
