@@ -99,11 +99,11 @@ pub(crate) async fn serve_both(
             gateway_stop.cancel();
             // What matters is why the sidecar ended.
             let _ = gateway.await;
-            ended.context("the sidecar failed")?;
+            ended.context("the sidecar failed")?.context("the sidecar failed")?;
             anyhow::bail!("the sidecar ended by itself");
         }
     };
     sidecar_stop.cancel();
-    sidecar.await.context("the sidecar failed")?;
+    sidecar.await.context("the sidecar failed")?.context("the sidecar failed")?;
     gateway.context("the gateway failed")
 }

@@ -1,5 +1,6 @@
 //! `oncegate sidecar`.
 
+use anyhow::Context as _;
 use oncegate_runtime::config::Problems;
 
 use crate::{
@@ -49,8 +50,8 @@ impl Sidecar {
         service.show([sidecar.metrics()], [sidecar.certificates()]);
         service.tell(sidecar.facts());
         let shutdown = service.ready();
-        sidecar.run(shutdown).await;
+        let ended = sidecar.run(shutdown).await;
         service.end().await;
-        Ok(())
+        Ok(ended.context("the sidecar failed")?)
     }
 }

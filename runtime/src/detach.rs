@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::runtime::Handle;
+use tokio_util::task::task_tracker::TrackedFuture;
 
 use crate::shutdown::Drain;
 
@@ -18,15 +19,14 @@ use crate::shutdown::Drain;
 /// One that panics is gone, and its waiter with it.
 pub struct Detach<F: Future<Output: Send> + Send + 'static> {
     /// Empty once finished, or after it panicked.
-    future: Option<Pin<Box<F>>>,
-    drain: Drain,
+    future: Option<Pin<Box<TrackedFuture<F>>>>,
     runtime: Handle,
 }
 
 impl<F: Future<Output: Send> + Send + 'static> Detach<F> {
-    /// Has to be called inside a tokio runtime: that one takes the future over. `drain` waits for it then.
+    /// Has to be called inside a tokio runtime: that one takes the future over. `drain` waits for it from now on, whoever runs it.
     pub fn new(future: F, drain: &Drain) -> Self {
-        Self { future: Some(Box::pin(future)), drain: drain.clone(), runtime: Handle::current() }
+        Self { future: Some(Box::pin(drain.track(future))), runtime: Handle::current() }
     }
 }
 
@@ -54,7 +54,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Detach<F> {
 impl<F: Future<Output: Send> + Send + 'static> Drop for Detach<F> {
     fn drop(&mut self) {
         if let Some(future) = self.future.take() {
-            self.drain.spawn_on(future, &self.runtime);
+            self.runtime.spawn(future);
         }
     }
 }
@@ -78,6 +78,7 @@ mod tests {
             },
             &drain,
         );
+        assert_eq!(drain.under_way(), 1);
         assert!(timeout(Duration::from_millis(1), detached).await.is_err());
         assert_eq!(drain.under_way(), 1);
         go.notify_one();

@@ -2,10 +2,7 @@
 
 use std::{future::Future, io, thread, time::Duration};
 
-use tokio::{
-    runtime::{Builder, Handle},
-    task::JoinHandle,
-};
+use tokio::{runtime::Builder, task::JoinHandle};
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
@@ -106,17 +103,8 @@ impl Drain {
         self.tasks.spawn(task)
     }
 
-    /// Like [`Drain::spawn`], on the runtime of `handle`, for callers outside of one (a destructor, say).
-    pub fn spawn_on<F>(&self, task: F, handle: &Handle) -> JoinHandle<F::Output>
-    where
-        F: Future + Send + 'static,
-        F::Output: Send + 'static,
-    {
-        self.tasks.spawn_on(task, handle)
-    }
-
     /// A future that counts as a task, wherever it runs.
-    pub fn track<F: Future>(&self, future: F) -> TrackedFuture<F> {
+    pub(crate) fn track<F: Future>(&self, future: F) -> TrackedFuture<F> {
         self.tasks.track_future(future)
     }
 

@@ -92,6 +92,8 @@ pub struct Coordinator {
     /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
     tasks: Drain,
     closing: CancellationToken,
+    /// Cancelled when a task that the coordinator works through has ended.
+    ended: CancellationToken,
 }
 
 impl Coordinator {
@@ -117,20 +119,24 @@ impl Coordinator {
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
             tasks: Drain::new(),
             closing: CancellationToken::new(),
+            ended: CancellationToken::new(),
         });
-        tokio::spawn(cast_net(coordinator.ledger.clone(), coordinator.waiters.clone(), coordinator.closing.clone()));
-        tokio::spawn(replays::follow(
-            coordinator.ledger.clone(),
-            coordinator.cache.clone(),
-            coordinator.closing.clone(),
-        ));
-        tokio::spawn(heed(
-            coordinator.ledger.announcements(),
-            coordinator.cache.clone(),
-            coordinator.waiters.clone(),
-            coordinator.closing.clone(),
-        ));
+        let (ledger, closing) = (coordinator.ledger.clone(), coordinator.closing.clone());
+        coordinator.rely_on(cast_net(ledger.clone(), coordinator.waiters.clone(), closing.clone()));
+        coordinator.rely_on(replays::follow(ledger.clone(), coordinator.cache.clone(), closing.clone()));
+        let announcements = ledger.announcements();
+        coordinator.rely_on(heed(announcements, coordinator.cache.clone(), coordinator.waiters.clone(), closing));
         coordinator
+    }
+
+    /// Runs a task without which calls are answered wrongly, or no more.
+    fn rely_on(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Dropped with the task, also by a panic.
+        let ended = self.ended.clone().drop_guard();
+        tokio::spawn(async move {
+            task.await;
+            drop(ended);
+        });
     }
 
     fn admit<'a>(&self, places: &'a Semaphore) -> Result<SemaphorePermit<'a>, Error> {
@@ -275,7 +281,7 @@ impl Coordinator {
             answer
         };
         // Whoever waits for the outcome is woken though the caller has gone away.
-        Detach::new(self.tasks.track(marked), &self.tasks).await
+        Detach::new(marked, &self.tasks).await
     }
 
     /// ExtendLock.
@@ -417,6 +423,15 @@ impl Coordinator {
         }
         self.ledger.close().await;
         self.cache.close().await;
+    }
+
+    /// Waits until calls cannot be answered any more as they should be: the service begins to end, or a task that it works
+    /// through is gone, which takes a panic. Cancel-safe.
+    pub async fn ended(&self) {
+        tokio::select! {
+            () = self.ledger.ended() => {}
+            () = self.ended.cancelled() => {}
+        }
     }
 
     /// Lets callers that wait for an outcome go, with what is known now: the first step of a drain.

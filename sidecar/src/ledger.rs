@@ -119,6 +119,9 @@ pub trait Ledger: Send + Sync + 'static {
     async fn check(&self) -> Result<(), Error>;
     /// Writes what is kept in memory (duplicate counts), closes connections. Calls after it are unavailable.
     async fn close(&self);
+    /// Waits until nothing can be decided here any more, whatever the database does: the ledger was closed, or a task of its own is
+    /// gone, which takes a panic. Cancel-safe.
+    async fn ended(&self);
 }
 
 /// What the ledger's connection stands on: what caches are keyed by.

@@ -80,6 +80,15 @@ pub enum StartError {
     },
 }
 
+/// Why the sidecar stopped serving before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A task that it works through is gone, which takes a panic: the log has its message. Nothing but a new process brings the task
+    /// back.
+    #[error("a task that the sidecar works through has ended")]
+    TaskEnded,
+}
+
 /// The sidecar, with its ledger open and its listener bound.
 pub struct Sidecar {
     service: grpc::Service,
@@ -174,8 +183,14 @@ impl Sidecar {
     }
 
     /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish
-    /// within the drain time, what the ledger keeps in memory is written.
-    pub async fn run(self, shutdown: CancellationToken) {
+    /// within the drain time, what the ledger keeps in memory is written. Dropping the future drops the listener and calls
+    /// under way; what the ledger was asked is done all the same, and what it keeps in memory is lost.
+    ///
+    /// # Errors
+    /// When the sidecar has drained because it can serve no more: whoever supervises the process starts it anew.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let shutdown = shutdown.child_token();
+        let supervised = tokio::spawn(supervise(self.coordinator.clone(), shutdown.clone()));
         let watch = tokio::spawn(watch::run(self.coordinator.clone(), self.health.clone(), shutdown.clone()));
         let stopping = tokio::spawn({
             let (coordinator, shutdown) = (self.coordinator.clone(), shutdown.clone());
@@ -224,6 +239,20 @@ impl Sidecar {
         drop(stopping.await);
         drop(count.await);
         self.coordinator.close().await;
+        supervised.await.unwrap_or(Err(RunError::TaskEnded))
+    }
+}
+
+/// Has the service end when it can serve no more. Until `shutdown` that is an error, after it what was asked for.
+async fn supervise(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -> Result<(), RunError> {
+    tokio::select! {
+        biased;
+        () = shutdown.cancelled() => Ok(()),
+        () = coordinator.ended() => {
+            tracing::error!("a task that the sidecar works through has ended, so the sidecar ends");
+            shutdown.cancel();
+            Err(RunError::TaskEnded)
+        }
     }
 }
 
@@ -314,5 +343,50 @@ pub async fn migrate(store: &Store) -> Result<Migrated, StartError> {
                 SqliteLedger::migrate(path).map_err(|source| StartError::Embedded { path: path.clone(), source })?;
             Ok(Migrated { store: path.display().to_string(), from: done.from, to: done.to })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: config::Options,
+    }
+
+    async fn started(directory: &tempfile::TempDir) -> Sidecar {
+        let file = directory.path().join("oncegate.db");
+        let arguments = ["oncegate", "--sidecar-listen", "127.0.0.1:0", "--store"].map(Into::into);
+        let command = Command::try_parse_from(arguments.into_iter().chain([file.into_os_string()])).unwrap();
+        Sidecar::start(command.options.validate().unwrap()).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_whose_ledger_has_ended_ends_too_and_says_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let sidecar = started(&directory).await;
+        let coordinator = sidecar.coordinator.clone();
+        let running = tokio::spawn(sidecar.run(CancellationToken::new()));
+        assert!(!running.is_finished());
+        // The end of its writer, for whatever reason.
+        coordinator.close().await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap();
+        assert!(matches!(ended, Err(RunError::TaskEnded)));
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_that_is_told_to_end_ends_well() {
+        let directory = tempfile::tempdir().unwrap();
+        let sidecar = started(&directory).await;
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(sidecar.run(shutdown.clone()));
+        shutdown.cancel();
+        tokio::time::timeout(Duration::from_secs(20), running).await.unwrap().unwrap().unwrap();
     }
 }

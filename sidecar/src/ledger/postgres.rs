@@ -335,6 +335,13 @@ impl Ledger for PostgresLedger {
         self.signals.close().await;
         self.replays.close().await;
     }
+
+    async fn ended(&self) {
+        tokio::select! {
+            () = self.queue.ended() => {}
+            () = self.closes.closed() => {}
+        }
+    }
 }
 
 #[cfg(test)]

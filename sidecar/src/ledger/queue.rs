@@ -195,6 +195,11 @@ impl Queue {
         drop(self.ops.try_send(Box::new(Op::Flush)));
     }
 
+    /// Waits for the writer's end, for whatever reason. Cancel-safe.
+    pub async fn ended(&self) {
+        self.ops.closed().await;
+    }
+
     /// Waits until the writer has written everything queued before this call, and ended.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();

@@ -399,6 +399,10 @@ impl Ledger for SqliteLedger {
         self.lists.close();
         self.signals.close();
     }
+
+    async fn ended(&self) {
+        self.queue.ended().await;
+    }
 }
 
 /// An open database that nobody else works on.

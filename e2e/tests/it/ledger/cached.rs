@@ -268,6 +268,10 @@ impl Ledger for Cached {
         }
         self.coordinator.close().await;
     }
+
+    async fn ended(&self) {
+        self.coordinator.ended().await;
+    }
 }
 
 /// C2: only a completion that was acknowledged gets into the cache, and no other end of an attempt.

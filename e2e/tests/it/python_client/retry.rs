@@ -78,7 +78,7 @@ async fn a_lost_reply_is_settled_by_grpcs_own_retry_with_the_same_claim() -> Res
     assert_eq!(*replies.lock().unwrap_or_else(std::sync::PoisonError::into_inner), wanted);
     stop.cancel();
     proxy.await?;
-    running.await?;
+    running.await??;
     Ok(())
 }
 
