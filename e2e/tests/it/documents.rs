@@ -4,7 +4,7 @@ mod commands;
 mod roles;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
 };
@@ -142,6 +142,52 @@ fn the_map_has_every_directory() -> Result<()> {
         }
         assert!(architecture.contains(&format!("`{name}/")), "ARCHITECTURE.md does not say what {name}/ is");
     }
+    Ok(())
+}
+
+/// Whether it is the name of a rule, a case or a figure: S1, PG2, T31.
+fn is_rule(name: &str) -> bool {
+    let number = name.trim_start_matches(|c: char| c.is_ascii_uppercase());
+    let letters = &name[..name.len() - number.len()];
+    let known = ["S", "L", "C", "G", "P", "I", "T", "W", "PG"].contains(&letters);
+    known && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// The rules that the code beneath a directory cites as "(S1)" or "(S1, PG2)", each with one of the files that do.
+fn cited(directory: &Path, rules: &mut BTreeMap<String, PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() && !name.starts_with('.') && name != "target" {
+            cited(&path, rules)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "sql") {
+            let text = fs::read_to_string(&path)?;
+            let citations = text.split('(').skip(1).filter_map(|rest| rest.split(')').next());
+            for citation in citations.filter(|citation| citation.split(", ").all(is_rule)) {
+                rules.extend(citation.split(", ").map(|rule| (rule.to_owned(), path.clone())));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_rule_that_the_code_cites_is_written_down() -> Result<()> {
+    let mut written = BTreeSet::new();
+    for name in ["docs/rules.md", "docs/faults.md", "docs/performance.md"] {
+        for line in fs::read_to_string(root().join(name))?.lines() {
+            // A rule begins an item, a case or a figure (P9a, P9b) a row.
+            let item = line.strip_prefix("- **").and_then(|rest| rest.split("**").next());
+            let row = line.strip_prefix("| ").and_then(|rest| rest.split(' ').next());
+            let name = item.or(row).unwrap_or_default().trim_end_matches(|c: char| c.is_ascii_lowercase());
+            written.insert(name.to_owned());
+        }
+    }
+    let mut rules = BTreeMap::new();
+    cited(&root(), &mut rules)?;
+    assert!(rules.len() > 50, "rules are cited where this test looks: {rules:?}");
+    rules.retain(|rule, _| !written.contains(rule));
+    assert!(rules.is_empty(), "no document says what these are: {rules:#?}");
     Ok(())
 }
 
