@@ -10,6 +10,7 @@ pub mod sqlite;
 mod stretches;
 pub mod tally;
 pub mod timings;
+mod walk;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

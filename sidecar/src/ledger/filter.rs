@@ -47,6 +47,11 @@ impl Cursor {
     pub fn of(event: &Event) -> Cursor {
         Cursor { create_time: event.create_time, row: event.row }
     }
+
+    /// The place before every event that was created at this time: rows are numbered from 1.
+    pub(super) fn before(time: Time) -> Cursor {
+        Cursor { create_time: time, row: 0 }
+    }
 }
 
 /// One page.

@@ -46,8 +46,8 @@ use super::{
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     queue::{Op, Queue},
-    stretches::PAGE_TIME_MAX,
     tally::Tally,
+    walk::PAGE_TIME_MAX,
 };
 use crate::{
     event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},

@@ -10,8 +10,9 @@ use crate::{
     event::{Key, Time},
     ledger::{
         Attempts, Error, EventHistory,
-        filter::{Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page},
-        stretches::{LOOK_MAX, PAGE_TIME_MAX, Stretch, of_hours},
+        filter::{Cursor, HistoryFilter, Page},
+        stretches::of_hours,
+        walk::{Bounds, PAGE_TIME_MAX, Walk},
     },
 };
 
@@ -75,72 +76,54 @@ async fn page(connection: &mut PgConnection, filter: &HistoryFilter) -> Result<P
 
 async fn walk(snapshot: &mut PgConnection, filter: &HistoryFilter) -> Result<Page, sqlx::Error> {
     let begun = Instant::now();
-    // The end is exclusive: a place before every row that was created at it.
-    let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
-    let end = filter.after.map_or(end, |after| after.min(end));
-    let start = filter.start_time.unwrap_or(EARLIEST);
+    let bounds = Bounds::of(filter);
     let states =
         (!filter.states.is_empty()).then(|| filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>());
-    let stretches = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
-        vec![Stretch { start, end }]
-    } else {
+    let stretches = if bounds.by_hours {
         let hours: Vec<Time> = sqlx::query_scalar(include_str!("history_hours.sql"))
             .bind(&filter.tenant)
             .bind(&filter.provider)
             .bind(&states)
-            .bind(start.hour())
-            .bind(end.create_time)
+            .bind(bounds.start.hour())
+            .bind(bounds.end.create_time)
             .fetch_all(&mut *snapshot)
             .await?;
-        of_hours(hours, start, end)
+        of_hours(hours, bounds.start, bounds.end)
+    } else {
+        vec![bounds.whole()]
     };
-    let mut filling = Filling::new(filter.page_size);
-    let mut stretches = stretches.into_iter();
-    while let Some(stretch) = stretches.next() {
-        let mut place = stretch.end;
-        loop {
-            let wanted = filling.wanted();
-            let mut rows = sqlx::query(include_str!("history_page.sql"))
-                .bind(place.create_time)
-                .bind(place.row)
-                .bind(stretch.start)
-                .bind(&filter.tenant)
-                .bind(&filter.provider)
-                .bind(&filter.event_type)
-                .bind(&states)
-                .bind(wanted)
-                .bind(LOOK_MAX.max(wanted))
-                .fetch(&mut *snapshot);
-            while let Some(row) = rows.try_next().await? {
-                if !filling.push(row::event(&row, 0)?) {
-                    // What else the statement found is read and dropped, row by row, before the connection's next one.
-                    return Ok(filling.full());
-                }
-            }
-            drop(rows);
-            let boundary = sqlx::query(include_str!("history_boundary.sql"))
-                .bind(place.create_time)
-                .bind(place.row)
-                .bind(stretch.start)
-                .bind(LOOK_MAX.max(wanted))
-                .fetch_optional(&mut *snapshot)
-                .await?;
-            match boundary {
-                Some(boundary) => place = Cursor { create_time: boundary.try_get(0)?, row: boundary.try_get(1)? },
-                None => {
-                    // The stretch is walked to its end.
-                    place = Cursor { create_time: stretch.start, row: 0 };
-                    break;
-                }
-            }
-            if begun.elapsed() >= PAGE_TIME_MAX {
-                return Ok(filling.ending_at(Some(place)));
+    let mut walk = Walk::new(filter.page_size, stretches, begun, PAGE_TIME_MAX);
+    while let Some(look) = walk.look() {
+        let mut rows = sqlx::query(include_str!("history_page.sql"))
+            .bind(look.place.create_time)
+            .bind(look.place.row)
+            .bind(look.start)
+            .bind(&filter.tenant)
+            .bind(&filter.provider)
+            .bind(&filter.event_type)
+            .bind(&states)
+            .bind(look.wanted)
+            .bind(look.look_max)
+            .fetch(&mut *snapshot);
+        while let Some(row) = rows.try_next().await? {
+            if !walk.push(row::event(&row, 0)?) {
+                // What else the statement found is read and dropped, row by row, before the connection's next one.
+                return Ok(walk.page());
             }
         }
-        // Behind the last one there is nothing to go on with.
-        if stretches.len() > 0 && begun.elapsed() >= PAGE_TIME_MAX {
-            return Ok(filling.ending_at(Some(place)));
-        }
+        drop(rows);
+        let boundary = sqlx::query(include_str!("history_boundary.sql"))
+            .bind(look.place.create_time)
+            .bind(look.place.row)
+            .bind(look.start)
+            .bind(look.look_max)
+            .fetch_optional(&mut *snapshot)
+            .await?;
+        let boundary = match boundary {
+            Some(row) => Some(Cursor { create_time: row.try_get(0)?, row: row.try_get(1)? }),
+            None => None,
+        };
+        walk.looked(boundary, Instant::now());
     }
-    Ok(filling.ending_at(None))
+    Ok(walk.page())
 }

@@ -20,9 +20,10 @@ use crate::{
     event::{Key, KeyDigest, State, Time},
     ledger::{
         Attempts, Error, EventHistory, Replayed,
-        filter::{Counts, Cursor, EARLIEST, Filling, HistoryFilter, LATEST, Page, StatsFilter, StatsReport},
-        stretches::{LOOK_MAX, Stretch, of_hours},
+        filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
+        stretches::of_hours,
         timings::Folding,
+        walk::{Bounds, Walk},
     },
 };
 
@@ -169,71 +170,54 @@ pub(super) fn history_of(conn: &Connection, key: &Key) -> rusqlite::Result<Optio
 
 /// Events, newest first. A page whose time is over ends where it has come to.
 ///
-/// The walk of `postgres/history.rs`, but for the order: the end of a part is looked up first, because SQLite would copy whole
-/// rows, with their large bodies, out of a subquery that bounds it.
+/// The end of a part is looked up first, because SQLite would copy whole rows, with their large bodies, out of a subquery that
+/// bounds it.
 pub(super) fn history(conn: &Connection, filter: &HistoryFilter, time_max: Duration) -> rusqlite::Result<Page> {
     let begun = Instant::now();
-    // The end is exclusive: a place before every row that was created at it.
-    let end = Cursor { create_time: filter.end_time.unwrap_or(LATEST), row: 0 };
-    let end = filter.after.map_or(end, |after| after.min(end));
-    let start = filter.start_time.unwrap_or(EARLIEST);
+    let bounds = Bounds::of(filter);
     let states = (!filter.states.is_empty())
         .then(|| serde_json::Value::from_iter(filter.states.iter().map(|state| state.as_str())).to_string());
-    let stretches = if states.is_none() && filter.tenant.is_none() && filter.provider.is_none() {
-        vec![Stretch { start, end }]
-    } else {
+    let stretches = if bounds.by_hours {
         let mut statement = conn.prepare_cached(include_str!("history_hours.sql"))?;
+        let (first, last) = (bounds.start.hour(), bounds.end.create_time);
         let hours = statement
-            .query_map(params![filter.tenant, filter.provider, states, start.hour(), end.create_time], |row| {
-                row.get::<_, Time>(0)
-            })?;
-        of_hours(hours.collect::<Result<Vec<_>, _>>()?, start, end)
+            .query_map(params![filter.tenant, filter.provider, states, first, last], |row| row.get::<_, Time>(0))?;
+        of_hours(hours.collect::<Result<Vec<_>, _>>()?, bounds.start, bounds.end)
+    } else {
+        vec![bounds.whole()]
     };
     let mut boundary = conn.prepare_cached(include_str!("history_boundary.sql"))?;
     let mut part = conn.prepare_cached(include_str!("history_page.sql"))?;
-    let mut filling = Filling::new(filter.page_size);
-    let mut stretches = stretches.into_iter();
-    while let Some(stretch) = stretches.next() {
-        let mut place = stretch.end;
-        loop {
-            let wanted = filling.wanted();
-            let last = boundary
-                .query_row(params![place.create_time, place.row, stretch.start, LOOK_MAX.max(wanted)], |row| {
-                    Ok(Cursor { create_time: row.get(0)?, row: row.get(1)? })
-                })
-                .optional()?;
-            let until = last.unwrap_or(Cursor { create_time: stretch.start, row: 0 });
-            let rows = part.query_map(
-                params![
-                    place.create_time,
-                    place.row,
-                    until.create_time,
-                    until.row,
-                    filter.tenant,
-                    filter.provider,
-                    filter.event_type,
-                    states,
-                    wanted,
-                ],
-                rows::event,
-            )?;
-            for event in rows {
-                if !filling.push(event?) {
-                    return Ok(filling.full());
-                }
-            }
-            let is_left = last.is_some() || stretches.len() > 0;
-            if is_left && begun.elapsed() >= time_max {
-                return Ok(filling.ending_at(Some(until)));
-            }
-            match last {
-                Some(last) => place = last,
-                // The stretch is walked to its end.
-                None => break,
+    let mut walk = Walk::new(filter.page_size, stretches, begun, time_max);
+    while let Some(look) = walk.look() {
+        let last = boundary
+            .query_row(params![look.place.create_time, look.place.row, look.start, look.look_max], |row| {
+                Ok(Cursor { create_time: row.get(0)?, row: row.get(1)? })
+            })
+            .optional()?;
+        let until = last.unwrap_or(Cursor::before(look.start));
+        let rows = part.query_map(
+            params![
+                look.place.create_time,
+                look.place.row,
+                until.create_time,
+                until.row,
+                filter.tenant,
+                filter.provider,
+                filter.event_type,
+                states,
+                look.wanted,
+            ],
+            rows::event,
+        )?;
+        for event in rows {
+            if !walk.push(event?) {
+                return Ok(walk.page());
             }
         }
+        walk.looked(last, Instant::now());
     }
-    Ok(filling.ending_at(None))
+    Ok(walk.page())
 }
 
 /// Counts, and what is stuck.
