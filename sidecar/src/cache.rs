@@ -44,9 +44,9 @@ use crate::{
 };
 
 /// The longest that Redis keeps an entry (C2).
-const REDIS_ENTRY_AGE_MAX: Micros = Micros(7 * 24 * 3_600_000_000);
+const REDIS_ENTRY_AGE_MAX: Micros = Micros(7 * Micros::DAY.0);
 /// An entry ends this long before Cleanup may delete its event (C2).
-const RETENTION_MARGIN: Micros = Micros(3_600_000_000);
+const RETENTION_MARGIN: Micros = Micros::HOUR;
 
 /// How often a tombstone is tried that Redis did not take.
 const TOMBSTONE_INTERVAL: Duration = Duration::from_millis(500);

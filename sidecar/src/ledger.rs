@@ -4,6 +4,7 @@ pub mod check;
 pub mod durability;
 pub mod filter;
 pub mod load;
+mod place;
 pub mod postgres;
 pub mod queue;
 pub mod sqlite;

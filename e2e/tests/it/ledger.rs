@@ -49,7 +49,7 @@ use oncegate_sidecar::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub(crate) const HOUR: Micros = Micros(3_600_000_000);
+pub(crate) const HOUR: Micros = Micros::HOUR;
 pub(crate) const MINUTE: Micros = Micros(60_000_000);
 
 /// Makes one test for each ledger of a function that takes a [`Fixture`].

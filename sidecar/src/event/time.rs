@@ -9,6 +9,8 @@ pub struct Micros(pub i64);
 impl Micros {
     /// No time at all.
     pub const ZERO: Micros = Micros(0);
+    /// 60 minutes.
+    pub const HOUR: Micros = Micros(3_600_000_000);
     /// 24 hours.
     pub const DAY: Micros = Micros(86_400_000_000);
 
@@ -48,8 +50,7 @@ impl Time {
 
     /// Lowered to the full hour, as counts are kept (L5).
     pub fn hour(self) -> Time {
-        const HOUR: i64 = 3_600_000_000;
-        Time(self.0.div_euclid(HOUR) * HOUR)
+        Time(self.0.div_euclid(Micros::HOUR.0) * Micros::HOUR.0)
     }
 
     /// Lowered to the full day (UTC), as processing times are kept as well (L5).

@@ -6,10 +6,7 @@ use std::{
     fmt,
 };
 
-use super::{
-    filter::Counts,
-    timings::{Place, Timings},
-};
+use super::{filter::Counts, place::Place, timings::Timings};
 use crate::event::{Micros, State, Time};
 
 /// What one snapshot says.
@@ -19,12 +16,16 @@ pub(crate) struct Snapshot {
     pub(crate) kept: BTreeMap<Place, Counts>,
     /// The counts that the rows give.
     pub(crate) recounted: BTreeMap<Place, Counts>,
-    /// The processing times that are kept, by tenant and provider.
+    /// The processing times that are kept, of all hours.
     pub(crate) timings: BTreeMap<Provider, Timings>,
 }
 
-/// A tenant and a provider.
-pub(crate) type Provider = (String, String);
+/// A provider of a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Provider {
+    pub(crate) tenant: String,
+    pub(crate) name: String,
+}
 
 /// The percentiles that are compared: those of the API.
 pub(crate) const SHARES: [f64; 3] = [0.5, 0.95, 0.99];
@@ -84,9 +85,9 @@ pub(crate) fn counts(snapshot: &Snapshot) -> Report {
         ]);
         report.differences.extend(numbers.filter(|(_, kept, recounted)| kept != recounted).map(
             |(what, kept, recounted)| Difference {
-                tenant: place.0.clone(),
-                provider: place.1.clone(),
-                hour: Some(place.2),
+                tenant: place.tenant.clone(),
+                provider: place.provider.clone(),
+                hour: Some(place.hour),
                 what: what.to_owned(),
                 kept,
                 recounted,
@@ -97,10 +98,10 @@ pub(crate) fn counts(snapshot: &Snapshot) -> Report {
 }
 
 /// A bucket of the processing times of a day that are not the sum of its hours.
-pub(crate) fn day((tenant, provider): Provider, day: Time, bucket: i16, kept: i64, recounted: i64) -> Difference {
+pub(crate) fn day(of: Provider, day: Time, bucket: i16, kept: i64, recounted: i64) -> Difference {
     Difference {
-        tenant,
-        provider,
+        tenant: of.tenant,
+        provider: of.name,
         hour: Some(day),
         what: format!("times of the day in bucket {bucket}"),
         kept,
@@ -118,10 +119,10 @@ pub(crate) fn ranks(share: f64, completions: i64, times: i64) -> (i64, i64) {
     ((rank - off).clamp(1, completions.max(1)), (rank + off).clamp(1, completions.max(1)))
 }
 
-/// Compares the percentiles of one tenant and provider with the rows' times at [`ranks`].
+/// Compares the percentiles of one provider with the rows' times at [`ranks`].
 pub(crate) fn percentiles(
     report: &mut Report,
-    (tenant, provider): &Provider,
+    of: &Provider,
     timings: &Timings,
     completions: i64,
     exact: &[(Micros, Micros); SHARES.len()],
@@ -139,8 +140,8 @@ pub(crate) fn percentiles(
             && kept.0 as f64 <= highest.0 as f64 * (1.0 + Timings::ERROR_MAX) + 1.0;
         if !within {
             report.differences.push(Difference {
-                tenant: tenant.clone(),
-                provider: provider.clone(),
+                tenant: of.tenant.clone(),
+                provider: of.name.clone(),
                 hour: None,
                 what: name.to_owned(),
                 kept: kept.0,
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     fn place(hour: i64) -> Place {
-        ("default".into(), "stripe".into(), Time(hour * 3_600_000_000))
+        Place::at("default", "stripe", Time(hour * Micros::HOUR.0))
     }
 
     #[test]
@@ -183,10 +184,11 @@ mod tests {
         assert_eq!(ranks(0.5, 1, 0), (1, 1));
         let mut timings = Timings::default();
         timings.record(Micros(1_000_000));
+        let of = Provider { tenant: "a".into(), name: "b".into() };
         let compare = |lowest, highest| {
             let mut report = Report::default();
             let exact = [(Micros(lowest), Micros(highest)); 3];
-            percentiles(&mut report, &("a".into(), "b".into()), &timings, 1, &exact);
+            percentiles(&mut report, &of, &timings, 1, &exact);
             report.differences.len()
         };
         assert_eq!(compare(1_000_000, 1_000_000), 0);

@@ -297,7 +297,7 @@ mod tests {
     use super::*;
     use crate::event::{StoredResult, fixture::claim};
 
-    const HOUR: i64 = 3_600_000_000;
+    const HOUR: i64 = Micros::HOUR.0;
 
     fn filter(start: Option<i64>, end: Option<i64>, bucket: Option<i64>) -> StatsFilter {
         let hours = |hours: i64| hours * HOUR;

@@ -4,8 +4,6 @@
 use super::filter::Cursor;
 use crate::event::{Micros, Time};
 
-const HOUR: Micros = Micros(3_600_000_000);
-
 /// A stretch of the order of events by creation, half open: from `start` on, before `end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stretch {
@@ -24,7 +22,7 @@ impl Stretch {
 pub(crate) fn of_hours(hours: impl IntoIterator<Item = Time>, start: Time, end: Cursor) -> Vec<Stretch> {
     let mut stretches: Vec<Stretch> = Vec::new();
     for hour in hours {
-        let next = Cursor::before(hour.plus(HOUR));
+        let next = Cursor::before(hour.plus(Micros::HOUR));
         match stretches.last_mut() {
             Some(last) if last.start == next.create_time => last.start = hour,
             Some(_) | None => stretches.push(Stretch { start: hour, end: next }),
@@ -42,7 +40,7 @@ mod tests {
     use super::*;
 
     fn hour(number: i64) -> Time {
-        Time(number * HOUR.0)
+        Time(number * Micros::HOUR.0)
     }
 
     #[test]
@@ -51,7 +49,7 @@ mod tests {
         let stretches = |start, end| -> Vec<(i64, i64)> {
             of_hours(hours, start, Cursor::before(end))
                 .into_iter()
-                .map(|stretch| (stretch.start.0 / HOUR.0, stretch.end.create_time.0 / HOUR.0))
+                .map(|stretch| (stretch.start.0 / Micros::HOUR.0, stretch.end.create_time.0 / Micros::HOUR.0))
                 .collect()
         };
         assert_eq!(stretches(hour(0), hour(20)), [(7, 10), (4, 5), (1, 3)]);

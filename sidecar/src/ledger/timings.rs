@@ -10,6 +10,7 @@ use std::{
 
 use histogram::{Config, Histogram};
 
+use super::place::Place;
 use crate::event::{Event, Micros, Outcome, State, Time};
 
 /// Buckets a doubling, as a power of two.
@@ -158,9 +159,6 @@ impl Folding {
     }
 }
 
-/// Where times are counted: tenant, provider, and the full hour of the events' creation.
-pub(crate) type Place = (String, String, Time);
-
 /// Times that wait to be written, for a ledger that writes them each second. A crash loses that second's.
 #[derive(Debug, Default)]
 pub(crate) struct PendingTimings {
@@ -201,7 +199,9 @@ impl PendingTimings {
             .flat_map(|(tenant, providers)| {
                 providers.into_iter().flat_map(move |(provider, hours)| {
                     let tenant = tenant.clone();
-                    hours.into_iter().map(move |(hour, timings)| ((tenant.clone(), provider.clone(), hour), timings))
+                    hours.into_iter().map(move |(hour, timings)| {
+                        (Place { tenant: tenant.clone(), provider: provider.clone(), hour }, timings)
+                    })
                 })
             })
             .collect();
@@ -211,7 +211,7 @@ impl PendingTimings {
 
     /// Puts back what could not be written, as far as there is room.
     pub(crate) fn restore(&mut self, taken: Vec<(Place, Timings)>) {
-        for ((tenant, provider, hour), timings) in taken {
+        for (Place { tenant, provider, hour }, timings) in taken {
             let hours = self.places.entry(tenant).or_default().entry(provider).or_default();
             match hours.get_mut(&hour) {
                 Some(known) => known.merge(&timings),

@@ -215,7 +215,7 @@ async fn the_check_passes_and_finds_what_was_planted(fixture: &Fixture) {
     assert_eq!(fixture.check().await.differences, []);
 
     // Rows that took an hour longer than the histograms know.
-    let hour = 3_600_000_000_i64;
+    let hour = Micros::HOUR.0;
     match &fixture.store {
         super::Store::Sqlite { .. } => {
             fixture.tamper("update payment_webhook_events set start_time = start_time - 3600000000").await;

@@ -7,11 +7,12 @@ use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _, postgre
 
 use super::{OpenError, connect::ConnectError, migrate, options};
 use crate::{
-    event::{Micros, State, Time},
+    event::{Micros, State},
     ledger::{
         check::{self, Provider, Report, SHARES, Snapshot},
         filter::Counts,
-        timings::{Place, Timings},
+        place::Place,
+        timings::Timings,
     },
 };
 
@@ -54,7 +55,7 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         .fetch_all(&mut *snapshot)
         .await?
     {
-        let timings = found.timings.entry((row.try_get(0)?, row.try_get(1)?)).or_default();
+        let timings = found.timings.entry(provider(&row)?).or_default();
         let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
         for (bucket, count) in buckets.into_iter().zip(counts) {
             timings.add(bucket, count);
@@ -68,7 +69,7 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         .fetch_all(&mut *snapshot)
         .await?
     {
-        completions.insert((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?);
+        completions.insert(provider(&row)?, row.try_get(2)?);
     }
     for (of, completions) in completions {
         let none = Timings::default();
@@ -76,13 +77,13 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         let times = i64::try_from(timings.count()).unwrap_or(i64::MAX);
         let mut exact = [(Micros::ZERO, Micros::ZERO); SHARES.len()];
         for ((lowest, highest), share) in exact.iter_mut().zip(SHARES) {
-            let ranks = check::ranks(share, completions, times);
-            for (time, rank) in [(lowest, ranks.0), (highest, ranks.1)] {
+            let (first, last) = check::ranks(share, completions, times);
+            for (time, rank) in [(lowest, first), (highest, last)] {
                 let micros: Option<i64> = sqlx::query_scalar(
                     "select micros from oncegate_check where tenant = $1 and provider = $2 and rank = $3",
                 )
-                .bind(&of.0)
-                .bind(&of.1)
+                .bind(&of.tenant)
+                .bind(&of.name)
                 .bind(rank)
                 .fetch_optional(&mut *snapshot)
                 .await?;
@@ -92,19 +93,29 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         check::percentiles(&mut report, &of, timings, completions, &exact);
     }
     for row in sqlx::query(include_str!("check_days.sql")).fetch_all(&mut *snapshot).await? {
-        let of = (row.try_get(0)?, row.try_get(1)?);
-        report.differences.push(check::day(of, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?));
+        report.differences.push(check::day(
+            provider(&row)?,
+            row.try_get(2)?,
+            row.try_get(3)?,
+            row.try_get(4)?,
+            row.try_get(5)?,
+        ));
     }
     snapshot.rollback().await?;
     Ok(report)
 }
 
+fn provider(row: &PgRow) -> Result<Provider, sqlx::Error> {
+    Ok(Provider { tenant: row.try_get(0)?, name: row.try_get(1)? })
+}
+
 fn counted(row: &PgRow) -> Result<(Place, Counts), sqlx::Error> {
-    let hour: Time = row.try_get("hour")?;
     let mut counts =
         Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
     for state in State::ALL {
         counts[state] = row.try_get(state.as_str())?;
     }
-    Ok(((row.try_get("tenant")?, row.try_get("provider")?, hour), counts))
+    let place =
+        Place { tenant: row.try_get("tenant")?, provider: row.try_get("provider")?, hour: row.try_get("hour")? };
+    Ok((place, counts))
 }

@@ -20,8 +20,9 @@ use crate::{
     event::{Event, Key, Time},
     ledger::{
         Error,
+        place::Place,
         tally::{Count, Tally},
-        timings::{PendingTimings, Place, Timings},
+        timings::{PendingTimings, Timings},
     },
 };
 
@@ -201,7 +202,7 @@ impl Statement for FlushTimings {
     ) -> Result<(), sqlx::Error> {
         let rows: Vec<(&str, &str, Time, i16, i64)> = items
             .iter()
-            .flat_map(|((tenant, provider, hour), timings)| {
+            .flat_map(|(Place { tenant, provider, hour }, timings)| {
                 timings.buckets().map(move |(bucket, count)| (tenant.as_str(), provider.as_str(), *hour, bucket, count))
             })
             .collect();

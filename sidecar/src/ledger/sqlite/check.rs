@@ -6,11 +6,12 @@ use rusqlite::{Connection, OpenFlags, Row};
 
 use super::{OpenError, canonical, migrate};
 use crate::{
-    event::{Micros, State, Time},
+    event::{Micros, State},
     ledger::{
         check::{self, Provider, Report, SHARES, Snapshot},
         filter::Counts,
-        timings::{Place, Timings},
+        place::Place,
+        timings::Timings,
     },
 };
 
@@ -48,14 +49,14 @@ fn run(conn: &Connection) -> rusqlite::Result<Report> {
     let mut statement = snapshot.prepare("select tenant, provider, bucket, count from payment_webhook_timings")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        found.timings.entry((row.get(0)?, row.get(1)?)).or_default().add(row.get(2)?, row.get(3)?);
+        found.timings.entry(provider(row)?).or_default().add(row.get(2)?, row.get(3)?);
     }
     let mut report = check::counts(&found);
     let mut times: BTreeMap<Provider, Vec<i64>> = found.timings.keys().map(|of| (of.clone(), Vec::new())).collect();
     let mut statement = snapshot.prepare(include_str!("check_times.sql"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        times.entry((row.get(0)?, row.get(1)?)).or_default().push(row.get(2)?);
+        times.entry(provider(row)?).or_default().push(row.get(2)?);
     }
     for (of, times) in times {
         let none = Timings::default();
@@ -74,8 +75,7 @@ fn run(conn: &Connection) -> rusqlite::Result<Report> {
     let mut statement = snapshot.prepare(include_str!("check_days.sql"))?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        let of = (row.get(0)?, row.get(1)?);
-        report.differences.push(check::day(of, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?));
+        report.differences.push(check::day(provider(row)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?));
     }
     Ok(report)
 }
@@ -84,11 +84,14 @@ fn counted(conn: &Connection, sql: &str) -> rusqlite::Result<BTreeMap<Place, Cou
     conn.prepare(sql)?.query_map([], place)?.collect()
 }
 
+fn provider(row: &Row<'_>) -> rusqlite::Result<Provider> {
+    Ok(Provider { tenant: row.get(0)?, name: row.get(1)? })
+}
+
 fn place(row: &Row<'_>) -> rusqlite::Result<(Place, Counts)> {
-    let hour: Time = row.get(2)?;
     let mut counts = Counts { duplicates: row.get(9)?, retries: row.get(10)?, ..Counts::default() };
     for (column, state) in (3..).zip(State::ALL) {
         counts[state] = row.get(column)?;
     }
-    Ok(((row.get(0)?, row.get(1)?, hour), counts))
+    Ok((Place { tenant: row.get(0)?, provider: row.get(1)?, hour: row.get(2)? }, counts))
 }

@@ -65,7 +65,7 @@ mod tests {
         let ahead = start.plus(Micros(10_000_000));
         let steady = steady + Duration::from_secs(1);
         assert_eq!(advance(&mut last, ahead, steady), ahead, "the system clock leads");
-        let back = start.minus(Micros(3_600_000_000));
+        let back = start.minus(Micros::HOUR);
         let later = advance(&mut last, back, steady + Duration::from_micros(7));
         assert_eq!(later, ahead.plus(Micros(7)), "and an hour back changes nothing");
     }

@@ -9,17 +9,10 @@ use crate::{
     event::{Event, Time},
     ledger::{
         filter::Counts,
+        place::Place,
         timings::{Timings, processing_time},
     },
 };
-
-/// Where an event is counted.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) tenant: String,
-    pub(super) provider: String,
-    pub(super) hour: Time,
-}
 
 /// What a transaction adds to the counts.
 #[derive(Debug, Default)]
@@ -31,14 +24,13 @@ pub(super) struct Deltas {
 impl Deltas {
     /// What is added where events of this tenant and provider are counted that were created at `create_time`.
     pub(super) fn at(&mut self, tenant: &str, provider: &str, create_time: Time) -> &mut Counts {
-        self.places.entry(place(tenant, provider, create_time)).or_default()
+        self.places.entry(Place::at(tenant, provider, create_time)).or_default()
     }
 
     /// An event was marked; counted is how long its completion took, if it was one.
     pub(super) fn marked(&mut self, event: &Event) {
         if let Some(time) = processing_time(event) {
-            let place = place(&event.key.tenant, &event.key.provider, event.create_time);
-            self.timings.entry(place).or_default().record(time);
+            self.timings.entry(Place::of(event)).or_default().record(time);
         }
     }
 
@@ -95,10 +87,6 @@ impl Deltas {
         }
         Ok(())
     }
-}
-
-fn place(tenant: &str, provider: &str, create_time: Time) -> Place {
-    Place { tenant: tenant.to_owned(), provider: provider.to_owned(), hour: create_time.hour() }
 }
 
 /// The attempts of an event beyond the first.

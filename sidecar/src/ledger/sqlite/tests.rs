@@ -174,7 +174,7 @@ async fn a_restart_loses_nothing_and_goes_back_in_nothing() {
 async fn neither_tokens_nor_times_go_back_when_the_clock_was_set_back() {
     let (_directory, path) = file();
     SqliteLedger::open(&path, &settings()).unwrap().close().await;
-    let ahead = Clock::from(Time(0)).now().plus(Micros(3_600_000_000)).0;
+    let ahead = Clock::from(Time(0)).now().plus(Micros::HOUR).0;
     shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![ahead]).unwrap();
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
     let lock = acquire(&ledger, "evt_1").await;
@@ -201,7 +201,7 @@ async fn cleanup_counts_its_days_from_the_machines_clock_when_that_was_set_back(
 async fn a_file_that_came_back_from_a_backup_does_not_repeat_tokens() {
     let (_directory, path) = file();
     SqliteLedger::open(&path, &settings()).unwrap().close().await;
-    let old = Clock::from(Time(0)).now().minus(Micros(3_600_000_000)).0;
+    let old = Clock::from(Time(0)).now().minus(Micros::HOUR).0;
     shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![old]).unwrap();
     let before = Clock::from(Time(0)).now().0;
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
