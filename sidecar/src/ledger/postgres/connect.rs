@@ -100,32 +100,7 @@ pub(super) async fn writing(
     tokio::time::timeout(CONNECT_TIME_MAX, async {
         let mut connection = PgConnection::connect_with(options).await?;
         connection.execute(SESSION).await?;
-        let row = sqlx::query(
-            // pg_control_checkpoint() still tells the old timeline after a promotion; the name of the current WAL file
-            // tells the new one. On a standby it cannot be asked for.
-            "select
-                pg_is_in_recovery() or current_setting('transaction_read_only')::boolean as read_only,
-                (select system_identifier from pg_control_system())::text as system_identifier,
-                case when pg_is_in_recovery() then '' else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end
-                    as timeline,
-                -- A restored snapshot has everything else of its original, but has to be started.
-                (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as started,
-                -- A copy within one server has its original's cache key; its own number tells them apart.
-                (select oid from pg_database where datname = current_database())::text as database,
-                current_setting('synchronous_commit') as synchronous_commit,
-                current_setting('fsync') as fsync,
-                current_setting('full_page_writes') as full_page_writes,
-                current_setting('synchronous_standby_names') as synchronous_standby_names,
-                -- Others see that a standby is there, and nothing of it.
-                pg_has_role('pg_read_all_stats', 'usage') as sees_standbys,
-                (select coalesce(array_agg(concat_ws(' ', application_name, state, sync_state)), '{}')
-                    from pg_stat_replication) as standbys,
-                exists (select from pg_stat_replication where state = 'streaming' and sync_state in ('sync', 'quorum'))
-                    as synchronous_standby,
-                (select value from oncegate_meta where key = 'cache_key') as cache_key",
-        )
-        .fetch_one(&mut connection)
-        .await?;
+        let row = sqlx::query(include_str!("node.sql")).fetch_one(&mut connection).await?;
         if row.try_get::<bool, _>("read_only")? {
             return Ok(None);
         }
@@ -162,22 +137,9 @@ pub(super) async fn writing(
     .ok_or(ConnectError::ReadOnly)
 }
 
-/// Moves the token to at least now when the database has another identity than the one it was last checked against: a
-/// restore or a promotion may have lost tokens that were issued (S2). One statement; the row's lock lets one session do
-/// it. Always forward, by a million at least, so that neither a clock that stands behind nor what other sessions draw
-/// meanwhile can make it issue a token twice.
+/// Moves the token to at least now, if the database has another identity than the one it was last checked against (S2).
 async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<(), sqlx::Error> {
-    let moved = sqlx::query(
-        "with changed as (
-            update oncegate_meta set value = $1 where key = 'database_identity' and value <> $1
-            returning nextval('oncegate_fencing_token') as token,
-                (extract(epoch from clock_timestamp()) * 1000000)::bigint + 1000000 as floor
-        )
-        select setval('oncegate_fencing_token', greatest(floor, token + 1000000)) from changed",
-    )
-    .bind(identity)
-    .fetch_optional(&mut *connection)
-    .await?;
+    let moved = sqlx::query(include_str!("advance_token.sql")).bind(identity).fetch_optional(&mut *connection).await?;
     if moved.is_some() {
         tracing::info!(identity, "the database has started anew; fencing tokens continue from the present time");
     }
@@ -210,19 +172,12 @@ impl Slots {
 
     /// Takes the first that is free. Where none is, one that is shared.
     async fn take(self, connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
-        let slot: Option<i32> = sqlx::query_scalar(
-            "with recursive taken (slot, free) as (
-                select $2, pg_try_advisory_lock($1, $2)
-                union all
-                select slot + 1, pg_try_advisory_lock($1, slot + 1) from taken where not free and slot < $3
-            )
-            select slot from taken where free",
-        )
-        .bind(self.class)
-        .bind(self.first)
-        .bind(self.first + Self::COUNT - 1)
-        .fetch_optional(&mut *connection)
-        .await?;
+        let slot: Option<i32> = sqlx::query_scalar(include_str!("take_slot.sql"))
+            .bind(self.class)
+            .bind(self.first)
+            .bind(self.first + Self::COUNT - 1)
+            .fetch_optional(&mut *connection)
+            .await?;
         Ok(slot.unwrap_or(self.first + Self::COUNT))
     }
 }

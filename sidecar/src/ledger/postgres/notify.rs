@@ -126,7 +126,7 @@ async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::E
         .await
 }
 
-/// Each sidecar's writer holds a slot as an advisory lock.
+/// Looks up whether other sidecars are there, again and again.
 async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
     let mut interval = tokio::time::interval(PEERS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -135,14 +135,10 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
         let writers: Result<i64, _> = reader
             .run(|connection| {
                 Box::pin(async move {
-                    sqlx::query_scalar(
-                        "select count(*) from pg_locks
-                        where locktype = 'advisory' and granted and classid = $1::integer::oid
-                            and database = (select oid from pg_database where datname = current_database())",
-                    )
-                    .bind(Slots::WRITERS.class())
-                    .fetch_one(connection)
-                    .await
+                    sqlx::query_scalar(include_str!("count_peers.sql"))
+                        .bind(Slots::WRITERS.class())
+                        .fetch_one(connection)
+                        .await
                 })
             })
             .await;

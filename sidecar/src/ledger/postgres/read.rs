@@ -103,15 +103,9 @@ impl Reader {
     /// Whether commits on this server wait for a standby that is not there.
     pub(super) async fn misses_standby(&self) -> Result<bool, Error> {
         self.run(move |connection| {
-            Box::pin(async move {
-                sqlx::query_scalar(
-                    "select not pg_is_in_recovery() and current_setting('synchronous_standby_names') <> '' and not exists (
-                        select from pg_stat_replication where state = 'streaming' and sync_state in ('sync', 'quorum')
-                    )",
-                )
-                .fetch_one(&mut *connection)
-                .await
-            })
+            Box::pin(
+                async move { sqlx::query_scalar(include_str!("misses_standby.sql")).fetch_one(&mut *connection).await },
+            )
         })
         .await
     }

@@ -38,11 +38,7 @@ fn run(conn: &Connection) -> rusqlite::Result<Report> {
     // One snapshot for all.
     let snapshot = conn.unchecked_transaction()?;
     let mut found = Snapshot {
-        kept: counted(
-            &snapshot,
-            "select tenant, provider, hour, pending, processing, completed, failed, unknown, dead, duplicates, retries
-            from payment_webhook_counts",
-        )?,
+        kept: counted(&snapshot, include_str!("check_counts.sql"))?,
         recounted: counted(&snapshot, include_str!("check_rows.sql"))?,
         timings: BTreeMap::new(),
     };
