@@ -4,7 +4,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection, Row as _, postgres::PgB
 
 use super::{
     failure::{self, Failure},
-    read::{Reader, read_error},
+    read::Reader,
 };
 use crate::{
     event::Time,
@@ -25,7 +25,7 @@ impl Reader {
         let rows = self
             .run(move |connection| {
                 Box::pin(async move {
-                    sqlx::query(include_str!("cleanup.sql"))
+                    let rows = sqlx::query(include_str!("cleanup.sql"))
                         .bind(after.create_time)
                         .bind(after.row)
                         .bind(wanted.before)
@@ -36,11 +36,12 @@ impl Reader {
                         .bind(!wanted.dry_run)
                         .bind(CLEANUP_SLOT)
                         .fetch_all(&mut *connection)
-                        .await
+                        .await?;
+                    Ok(rows)
                 })
             })
             .await?;
-        let read = |error: sqlx::Error| read_error(&error);
+        let read = |error: sqlx::Error| self.failed(error);
         let mut looked_at = 0;
         for row in &rows {
             looked_at = row.try_get("looked_at").map_err(read)?;
@@ -99,7 +100,7 @@ impl Reader {
                             "counts take too long to fold, and are left for the next cleanup"
                         );
                     }
-                    _ => return Err(error),
+                    _ => return Err(error.into()),
                 }
                 Ok(until)
             })
@@ -119,14 +120,15 @@ impl Reader {
         let (looked_at, until): (i64, Option<Time>) = self
             .run(move |connection| {
                 Box::pin(async move {
-                    sqlx::query_as(include_str!("cleanup_deliveries.sql"))
+                    let row = sqlx::query_as(include_str!("cleanup_deliveries.sql"))
                         .bind(after)
                         .bind(before)
                         .bind(tenant)
                         .bind(provider)
                         .bind(limit)
                         .fetch_one(&mut *connection)
-                        .await
+                        .await?;
+                    Ok(row)
                 })
             })
             .await?;

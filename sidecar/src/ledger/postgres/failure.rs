@@ -42,6 +42,11 @@ impl From<Failure> for LedgerFailure {
     }
 }
 
+/// The error of a statement that was given up on because its answer did not come in time.
+pub(super) fn timed_out() -> sqlx::Error {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())
+}
+
 /// Classifies an error.
 pub(super) fn classify(error: &sqlx::Error) -> Failure {
     match error {

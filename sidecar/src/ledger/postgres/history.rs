@@ -61,7 +61,7 @@ impl Reader {
     }
 
     pub(super) async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.run(move |connection| Box::pin(async move { page(connection, &filter).await })).await
+        self.run(move |connection| Box::pin(async move { Ok(page(connection, &filter).await?) })).await
     }
 }
 

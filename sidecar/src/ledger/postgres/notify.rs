@@ -15,7 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgListener};
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{connect::Slots, read::Reader};
+use super::{connect::Slots, failure, read::Reader};
 use crate::{
     event::KeyDigest,
     ledger::{Announcement, Heard},
@@ -119,8 +119,8 @@ async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::E
                     .bind(CHANNEL)
                     .bind(payload)
                     .execute(connection)
-                    .await
-                    .map(drop)
+                    .await?;
+                Ok(())
             })
         })
         .await
@@ -135,10 +135,11 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
         let writers: Result<i64, _> = reader
             .run(|connection| {
                 Box::pin(async move {
-                    sqlx::query_scalar(include_str!("count_peers.sql"))
+                    let writers = sqlx::query_scalar(include_str!("count_peers.sql"))
                         .bind(Slots::WRITERS.class())
                         .fetch_one(connection)
-                        .await
+                        .await?;
+                    Ok(writers)
                 })
             })
             .await;
@@ -169,12 +170,11 @@ async fn listen(
 }
 
 async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> Result<(), sqlx::Error> {
-    let late = || sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
     // The pool bounds how long the making of its connection takes.
     let mut listener = PgListener::connect_with(&own.pool()).await?;
     // A reconnection within would be a gap that nobody hears of.
     listener.eager_reconnect(false);
-    tokio::time::timeout(ANSWER_MAX, listener.listen(CHANNEL)).await.map_err(|_| late())??;
+    tokio::time::timeout(ANSWER_MAX, listener.listen(CHANNEL)).await.map_err(|_late| failure::timed_out())??;
     // What was sent before is lost. Nobody may be listening here.
     let _nobody = heard.send(Heard::Missed);
     loop {
@@ -190,7 +190,8 @@ async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> R
                 // A server that vanished says nothing either, nor does one that others have taken over from.
                 let read_only = sqlx::query_scalar("select current_setting('default_transaction_read_only')::boolean")
                     .fetch_one(&mut listener);
-                let read_only: bool = tokio::time::timeout(ANSWER_MAX, read_only).await.map_err(|_| late())??;
+                let read_only: bool =
+                    tokio::time::timeout(ANSWER_MAX, read_only).await.map_err(|_late| failure::timed_out())??;
                 if read_only {
                     return Ok(());
                 }

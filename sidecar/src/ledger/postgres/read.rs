@@ -1,7 +1,7 @@
 //! The connections that read: small pools apart from the writer's connection, so that a long list never stands in the way of a
 //! decision, nor of what the service itself has to know.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use oncegate_runtime::throttle::Throttle;
@@ -31,9 +31,32 @@ const LIFE_MAX: Duration = Duration::from_secs(60);
 /// How long a connection that is given back may keep its place before it is closed. Less than the next one waits for it.
 const RETURN_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// Why a read failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    /// The statement failed, or its answer could not be read.
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    /// What was read is not of the database that the ledger stands on: a connection may outlive a failover.
+    #[error("the node that was read is another one than the ledger's")]
+    OtherNode,
+}
+
+impl ReadError {
+    fn failure(&self) -> Failure {
+        match self {
+            ReadError::Sql(error) => failure::classify(error),
+            // Another connection may lead to the right one.
+            ReadError::OtherNode => Failure::Broken,
+        }
+    }
+}
+
+/// Connections that read. Clones share them.
 #[derive(Clone)]
 pub(super) struct Reader {
     pool: PgPool,
+    failures: Arc<Throttle>,
 }
 
 impl Reader {
@@ -52,7 +75,7 @@ impl Reader {
                 })
             })
             .connect_lazy_with(options);
-        Reader { pool }
+        Reader { pool, failures: Arc::default() }
     }
 
     /// The pool, for the one who listens.
@@ -65,11 +88,11 @@ impl Reader {
     pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>> + Send + 'static,
+        F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, ReadError>> + Send + 'static,
     {
-        let pool = self.pool.clone();
+        let reader = self.clone();
         let task = tokio::spawn(async move {
-            let mut connection = pool.acquire().await.map_err(|error| read_error(&error))?;
+            let mut connection = reader.pool.acquire().await.map_err(|error| reader.failed(error))?;
             let answer = tokio::time::timeout(READ_TIME_MAX, read(&mut connection)).await;
             let error = match answer {
                 Ok(Ok(value)) => {
@@ -77,16 +100,39 @@ impl Reader {
                     return Ok(value);
                 }
                 Ok(Err(error)) => error,
-                Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+                Err(_elapsed) => failure::timed_out().into(),
             };
-            if matches!(failure::classify(&error), Failure::Broken | Failure::Refusing | Failure::Defect) {
+            if matches!(error.failure(), Failure::Broken | Failure::Refusing | Failure::Defect) {
                 connection.close_on_drop();
             } else {
                 give_back(connection);
             }
-            Err(read_error(&error))
+            Err(reader.failed(error))
         });
         task.await.unwrap_or_else(|_panicked| Err(Error::Internal("a read of the ledger ended early".into())))
+    }
+
+    /// What a failed read means to its caller. Nothing was changed by it; a Cleanup step that was cut off may have been
+    /// applied, and the next run finds what it left.
+    pub(super) fn failed(&self, error: impl Into<ReadError>) -> Error {
+        let error = error.into();
+        match error.failure() {
+            Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended => {
+                // What the service itself has to know is asked for ten times a second.
+                if let Some(unreported) = self.failures.pass() {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        unreported,
+                        "the ledger could not be read"
+                    );
+                }
+                Error::Unavailable { retry_after: Duration::from_secs(1) }
+            }
+            Failure::BadItem | Failure::Defect => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a read of the ledger failed");
+                Error::Internal("a read of the ledger failed".into())
+            }
+        }
     }
 
     pub(super) async fn close(&self) {
@@ -95,7 +141,10 @@ impl Reader {
 
     pub(super) async fn check(&self) -> Result<(), Error> {
         self.run(move |connection| {
-            Box::pin(async move { sqlx::query("select 1").execute(&mut *connection).await.map(drop) })
+            Box::pin(async move {
+                sqlx::query("select 1").execute(&mut *connection).await?;
+                Ok(())
+            })
         })
         .await
     }
@@ -103,16 +152,18 @@ impl Reader {
     /// Whether commits on this server wait for a standby that is not there.
     pub(super) async fn misses_standby(&self) -> Result<bool, Error> {
         self.run(move |connection| {
-            Box::pin(
-                async move { sqlx::query_scalar(include_str!("misses_standby.sql")).fetch_one(&mut *connection).await },
-            )
+            Box::pin(async move {
+                Ok(sqlx::query_scalar(include_str!("misses_standby.sql")).fetch_one(&mut *connection).await?)
+            })
         })
         .await
     }
 
     pub(super) async fn now(&self) -> Result<Time, Error> {
         self.run(move |connection| {
-            Box::pin(async move { sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await })
+            Box::pin(
+                async move { Ok(sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *connection).await?) },
+            )
         })
         .await
     }
@@ -148,25 +199,6 @@ fn give_back(mut connection: PoolConnection<Postgres>) {
             tracing::debug!("a connection that was given back did not answer, and is closed");
         }
     });
-}
-
-/// What a failed read means to its caller. Nothing was changed by it; a Cleanup step that was cut off may have been
-/// applied, and the next run finds what it left.
-pub(super) fn read_error(error: &sqlx::Error) -> Error {
-    match failure::classify(error) {
-        Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended => {
-            // What the service itself has to know is asked for ten times a second.
-            static FAILURES: LazyLock<Throttle> = LazyLock::new(Throttle::default);
-            if let Some(unreported) = FAILURES.pass() {
-                tracing::warn!(error = error as &dyn std::error::Error, unreported, "the ledger could not be read");
-            }
-            Error::Unavailable { retry_after: Duration::from_secs(1) }
-        }
-        Failure::BadItem | Failure::Defect => {
-            tracing::error!(error = error as &dyn std::error::Error, "a read of the ledger failed");
-            Error::Internal("a read of the ledger failed".into())
-        }
-    }
 }
 
 #[cfg(test)]
@@ -216,7 +248,12 @@ mod tests {
         let reader = Reader::new(options, 1);
         for _ in 0..2 {
             reader
-                .run(|connection| Box::pin(async move { connection.execute("select 1").await.map(drop) }))
+                .run(|connection| {
+                    Box::pin(async move {
+                        connection.execute("select 1").await?;
+                        Ok(())
+                    })
+                })
                 .await
                 .unwrap();
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::TryStreamExt as _;
 use sqlx::Row as _;
 
-use super::read::Reader;
+use super::read::{ReadError, Reader};
 use crate::{
     event::{Key, KeyDigest, Time},
     ledger::{Error, REPLAYS_MAX, Replayed},
@@ -18,11 +18,6 @@ const ALL: &str =
     concat!(include_str!("replays/node.sql"), include_str!("replays/all.sql"), include_str!("replays/answer.sql"));
 const SINCE: &str =
     concat!(include_str!("replays/node.sql"), include_str!("replays/since.sql"), include_str!("replays/answer.sql"));
-
-/// A read that went to another node: what it says is not of the database that the ledger stands on.
-#[derive(Debug, thiserror::Error)]
-#[error("the node that was read is another one than the ledger's")]
-struct OtherNode;
 
 impl Reader {
     /// What was replayed, all of it or what the snapshot `after` does not show, from the node of this identity.
@@ -39,8 +34,7 @@ impl Reader {
                     match row.try_get::<Option<&str>, _>(0)? {
                         Some(found) => {
                             if *found != *identity {
-                                // A connection of the pool may outlive a failover.
-                                return Err(sqlx::Error::Io(std::io::Error::other(OtherNode)));
+                                return Err(ReadError::OtherNode);
                             }
                             node = Some((row.try_get::<&str, _>(1)?.into(), row.try_get::<Time, _>(2)?));
                         }

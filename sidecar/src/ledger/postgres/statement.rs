@@ -220,7 +220,7 @@ impl Link {
                     continue;
                 }
                 Ok(Err(error)) => error,
-                Err(_elapsed) => sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()),
+                Err(_elapsed) => failure::timed_out(),
             };
             let failure = failure::classify(&error);
             self.metrics.failed(failure.into());

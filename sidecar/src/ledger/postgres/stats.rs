@@ -28,7 +28,7 @@ const PRUNE_MAX: i32 = 2_000;
 impl Reader {
     pub(super) async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
         let (report, missing) =
-            self.run(move |connection| Box::pin(async move { snapshot(connection, &filter).await })).await?;
+            self.run(move |connection| Box::pin(async move { Ok(snapshot(connection, &filter).await?) })).await?;
         if !missing.is_empty() {
             // The next one need not walk these hours. Best effort: it would notice.
             let healed = self
@@ -37,8 +37,8 @@ impl Reader {
                         sqlx::query(include_str!("open_heal.sql"))
                             .bind(missing.into_iter().bind_iter())
                             .execute(&mut *connection)
-                            .await
-                            .map(drop)
+                            .await?;
+                        Ok(())
                     })
                 })
                 .await;
