@@ -57,6 +57,30 @@ pub enum Error {
     Internal(String),
 }
 
+impl Error {
+    /// The ledger cannot be reached, cannot write, or is closed: worth asking again after a second, when a connection may have
+    /// been made anew, a disk emptied, or another node taken over.
+    pub fn unavailable() -> Error {
+        Error::Unavailable { retry_after: Duration::from_secs(1) }
+    }
+
+    /// Somebody else has held what the call needs for longer than it may wait: worth asking again after 500 ms, for as long as a
+    /// statement waits for a row.
+    pub fn contended() -> Error {
+        Error::Unavailable { retry_after: Duration::from_millis(500) }
+    }
+
+    /// The event changed each time that the call was judged: worth asking again after 100 ms, when whoever changes it is done.
+    pub fn changed() -> Error {
+        Error::Unavailable { retry_after: Duration::from_millis(100) }
+    }
+
+    /// All places are taken: worth asking again after 250 ms, when those who were there are served.
+    pub fn overloaded() -> Error {
+        Error::Overloaded { retry_after: Duration::from_millis(250) }
+    }
+}
+
 /// The store that decides who may process an event.
 ///
 /// Every method is safe to cancel: the work is done by a task of the ledger's own. A cancelled claim that has not

@@ -315,7 +315,7 @@ impl Ledger for PostgresLedger {
         self.misses_standby.store(misses_standby, Ordering::Relaxed);
         checked?;
         if is_down {
-            return Err(Error::Unavailable { retry_after: Duration::from_secs(1) });
+            return Err(Error::unavailable());
         }
         Ok(())
     }

@@ -182,11 +182,9 @@ impl Queue {
             Ok(()) => Ok(answer),
             Err(mpsc::error::TrySendError::Full(_)) => {
                 self.metrics.overloaded.add(Bound::Queue);
-                Err(Error::Overloaded { retry_after: Duration::from_millis(250) })
+                Err(Error::overloaded())
             }
-            Err(mpsc::error::TrySendError::Closed(_)) => {
-                Err(Error::Unavailable { retry_after: Duration::from_secs(1) })
-            }
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::unavailable()),
         }
     }
 

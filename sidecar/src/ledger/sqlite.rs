@@ -37,7 +37,6 @@ use uuid::Uuid;
 pub use self::{check::check, migrate::Migrated};
 use self::{
     clock::Clock,
-    error::unavailable,
     read::Readers,
     writer::{CleanupStep, Writer},
 };
@@ -341,7 +340,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn now(&self) -> Result<Time, Error> {
-        if self.lists.is_closed() { Err(unavailable()) } else { Ok(self.clock.now()) }
+        if self.lists.is_closed() { Err(Error::unavailable()) } else { Ok(self.clock.now()) }
     }
 
     async fn cleanup_now(&self) -> Result<Time, Error> {
@@ -351,7 +350,7 @@ impl Ledger for SqliteLedger {
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
         let step = CleanupStep { scope: scope.clone(), progress: progress.clone(), reply };
-        self.cleanups.send(step).await.map_err(|_ended| unavailable())?;
+        self.cleanups.send(step).await.map_err(|_ended| Error::unavailable())?;
         // The writer looks for steps between two batches. Where none is to come, this makes one; where the queue is
         // full, there is one.
         self.queue.flush();
@@ -388,9 +387,9 @@ impl Ledger for SqliteLedger {
 
     async fn check(&self) -> Result<(), Error> {
         if self.writer.is_finished() {
-            return Err(unavailable());
+            return Err(Error::unavailable());
         }
-        timeout(CHECK_TIME_MAX, self.signals.read(read::check)).await.unwrap_or_else(|_late| Err(unavailable()))
+        timeout(CHECK_TIME_MAX, self.signals.read(read::check)).await.unwrap_or_else(|_late| Err(Error::unavailable()))
     }
 
     async fn close(&self) {

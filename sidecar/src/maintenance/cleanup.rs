@@ -95,7 +95,7 @@ where
             return (progress, End::Done);
         }
         if coordinator.closing().is_cancelled() {
-            tell(Update::Failed(Error::Unavailable { retry_after: Duration::from_secs(1) })).await;
+            tell(Update::Failed(Error::unavailable())).await;
             return (progress, End::Stopping);
         }
         // The foreground goes first.

@@ -126,7 +126,7 @@ impl Reader {
                         "the ledger could not be read"
                     );
                 }
-                Error::Unavailable { retry_after: Duration::from_secs(1) }
+                Error::unavailable()
             }
             Failure::BadItem | Failure::Defect => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a read of the ledger failed");

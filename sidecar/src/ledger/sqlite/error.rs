@@ -1,18 +1,8 @@
 //! What an error of SQLite means: by its code, never by its text.
 
-use std::time::Duration;
-
 use rusqlite::ErrorCode;
 
 use crate::{ledger::Error, metrics::LedgerFailure};
-
-/// Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// The answer to a call that nothing was done for.
-pub(super) fn unavailable() -> Error {
-    Error::Unavailable { retry_after: RETRY_AFTER }
-}
 
 /// Why a transaction was given up.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +28,8 @@ impl Fault {
     /// What a caller is told whose item was in the transaction.
     pub(super) fn answer(&self) -> Error {
         match self {
-            Fault::Environment(_) => unavailable(),
+            // Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
+            Fault::Environment(_) => Error::unavailable(),
             Fault::Commit(_) => Error::OutcomeUnknown,
             // Its code: the library's text may hold what was given.
             Fault::Item(error) => {

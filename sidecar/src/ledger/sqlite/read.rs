@@ -11,11 +11,7 @@ use oncegate_runtime::throttle::Throttle;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use super::{
-    clock::Clock,
-    error::{Fault, unavailable},
-    rows,
-};
+use super::{clock::Clock, error::Fault, rows};
 use crate::{
     event::{Key, KeyDigest, State, Time},
     ledger::{
@@ -49,7 +45,7 @@ impl Readers {
         self: &Arc<Self>,
         query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_closed| unavailable())?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_closed| Error::unavailable())?;
         let readers = Arc::clone(self);
         let done = spawn_blocking(move || {
             let done = readers.snapshot(query);
@@ -70,7 +66,7 @@ impl Readers {
             }),
             Err(error) if error.is_panic() => Err(Error::Internal("a read of the ledger ended early".into())),
             // The runtime is shutting down.
-            Err(_) => Err(unavailable()),
+            Err(_) => Err(Error::unavailable()),
         }
     }
 

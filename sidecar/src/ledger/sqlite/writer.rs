@@ -16,7 +16,7 @@ use tokio::sync::{
 use super::{
     FileLock,
     clock::Clock,
-    error::{Fault, unavailable},
+    error::Fault,
     transaction::{ClaimOutcome, Transaction},
 };
 use crate::{
@@ -108,7 +108,7 @@ impl Writer {
         // Whoever asks from here on, or is asking, is told; then the file is free, and only then is it said to be.
         self.ops.close();
         while let Ok(op) = self.ops.try_recv() {
-            op.refuse(unavailable());
+            op.refuse(Error::unavailable());
         }
         drop(self);
         if let Some(closed) = closing {
