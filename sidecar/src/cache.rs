@@ -48,7 +48,7 @@ const REDIS_ENTRY_AGE_MAX: Micros = Micros(7 * Micros::DAY.0);
 /// An entry ends this long before Cleanup may delete its event (C2).
 const RETENTION_MARGIN: Micros = Micros::HOUR;
 
-/// How often a tombstone is tried that Redis did not take.
+/// How often a tombstone that Redis did not take is tried again.
 const TOMBSTONE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How the cache works.
@@ -58,7 +58,7 @@ pub struct CacheSettings {
     pub memory_bytes_max: u64,
     /// Redis, if there is one.
     pub redis: Option<RedisOptions>,
-    /// What Cleanup cannot undercut.
+    /// The minimum retention, which Cleanup cannot undercut.
     pub retention_min: Duration,
 }
 
@@ -97,12 +97,12 @@ pub(crate) struct Reading {
 }
 
 impl Reading {
-    /// What it is to be read from.
+    /// What to read from.
     pub(crate) fn standing(&self) -> &Standing {
         &self.epoch.standing
     }
 
-    /// After what, as an earlier read has told.
+    /// Where to read on, as an earlier read has told.
     pub(crate) fn after(&self) -> Option<Arc<str>> {
         self.epoch.replays().bookmark()
     }
@@ -126,7 +126,7 @@ pub struct Cache {
 /// A look-up that may be followed by a fill.
 #[derive(Clone)]
 pub struct Ticket {
-    /// Of the time when the ledger was asked.
+    /// As it stood when the ledger was asked.
     epoch: Option<Arc<Epoch>>,
     digest: KeyDigest,
     /// Redis might have answered, but was not worth asking.
@@ -134,7 +134,7 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Of the event that it is about.
+    /// The digest of the event that it is about.
     pub fn digest(&self) -> KeyDigest {
         self.digest
     }
@@ -255,8 +255,8 @@ impl Cache {
         (answer, ticket)
     }
 
-    /// The same of the process's own layer alone, at once, for a claim that says nothing but its payload. What it does not know is
-    /// not counted: it is looked up after this.
+    /// The same in the process's own layer alone, and at once, for a claim that says nothing but its payload. A miss is not
+    /// counted: the look-up that follows it is.
     pub(crate) fn has_duplicate(&self, key: &Key, payload: Payload<'_>, now: Instant) -> bool {
         let Some(epoch) = self.epoch() else { return false };
         // C7, as above.
@@ -279,7 +279,8 @@ impl Cache {
         Some(answer)
     }
 
-    /// Whether what the process's own layer answers, of this token, was not replayed since. It is let go of otherwise.
+    /// Whether what the process's own layer answers still stands: the event was not replayed after this token. Otherwise it is
+    /// dropped.
     fn stands(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: i64) -> bool {
         let stands = fencing_token > epoch.replays().replayed(digest);
         if stands {
@@ -315,8 +316,8 @@ impl Cache {
         let Some(entry) = Entry::completed(event) else { return };
         let life = Micros(self.entry_life.0.saturating_sub(now.since(entry.end_time).0));
         if life.0 <= 0 {
-            // Cleanup may soon delete the event. The process's own layer asks for no age when it answers: its entries live for a
-            // minute, and the margin is an hour.
+            // Cleanup may soon delete the event. The process's own layer asks for no age when it answers: its entries live for
+            // a minute, and the margin is an hour.
             return;
         }
         let digest = ticket.digest;
@@ -326,14 +327,14 @@ impl Cache {
         self.keep(epoch, digest, &entry);
     }
 
-    /// A ticket for a fill that no look-up came before: a Mark's.
+    /// A ticket for a fill without a look-up before it: a Mark's.
     pub fn ticket(&self, key: &Key) -> Ticket {
         Ticket { epoch: self.epoch(), digest: KeyDigest::of(key), unasked: false }
     }
 
     /// An operator has decided on the event: this process answers nothing from before any more. Others hear of it, or read it
-    /// within [`BEHIND_MAX`]; until then a tombstone in Redis keeps them from believing what stands there. Waits for that, for a
-    /// bounded time; where it fails it is tried until nobody needs it any more.
+    /// within [`BEHIND_MAX`]; until then a tombstone in Redis keeps them from believing what stands there. Waits for that, for
+    /// a bounded time; where it fails it is tried until nobody needs it any more.
     pub async fn bury(self: &Arc<Self>, event: &Event) {
         let digest = KeyDigest::of(&event.key);
         self.void(digest, event.fencing_token);
@@ -483,7 +484,8 @@ mod tests {
         assert_eq!(counts(), [2, 1, 1]);
     }
 
-    /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has deleted.
+    /// C2: what the process itself holds is bound by it too, or a sidecar would call completed for a minute what Cleanup has
+    /// deleted.
     #[test]
     fn an_event_that_cleanup_may_delete_soon_is_not_kept_in_memory() {
         let day = Micros::DAY;

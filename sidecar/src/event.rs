@@ -60,7 +60,7 @@ pub struct Event {
     pub mismatch_count: i64,
     /// When the last of them came.
     pub last_mismatch_time: Option<Time>,
-    /// Of the latest grant or resolution. Strictly grows.
+    /// The token of the latest grant or resolution. Strictly increases.
     pub fencing_token: i64,
     /// When the event was first seen.
     pub create_time: Time,
@@ -249,7 +249,7 @@ pub struct Claim {
     pub waiting: bool,
 }
 
-/// A payload where it is at hand whole: its digest costs more than most of what else a duplicate takes, and is not always needed.
+/// A payload that is at hand whole: its digest costs more than most of the rest of a duplicate, and is not always needed.
 #[derive(Clone, Copy)]
 pub struct Payload<'a> {
     /// As received.

@@ -26,7 +26,7 @@ use crate::event::{
 use durability::Durability;
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
 
-/// The most replayed events that are known one by one.
+/// The most replayed events that are remembered individually.
 pub const REPLAYS_MAX: usize = 100_000;
 
 /// Why the ledger did not answer. Classified by SQLSTATE or error kind, never by text.
@@ -64,8 +64,8 @@ impl Error {
         Error::Unavailable { retry_after: Duration::from_secs(1) }
     }
 
-    /// Somebody else has held what the call needs for longer than it may wait: worth asking again after 500 ms, for as long as a
-    /// statement waits for a row.
+    /// Somebody else has held what the call needs for longer than it may wait: worth asking again after 500 ms, which is how
+    /// long a statement waits for a row.
     pub fn contended() -> Error {
         Error::Unavailable { retry_after: Duration::from_millis(500) }
     }
@@ -105,14 +105,14 @@ pub trait Ledger: Send + Sync + 'static {
     async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error>;
     /// The database's clock.
     async fn now(&self) -> Result<Time, Error>;
-    /// What Cleanup counts its days from: the same, unless that is known to be late.
+    /// The time that Cleanup counts its days from: the database's clock, set right where it is known to run ahead.
     async fn cleanup_now(&self) -> Result<Time, Error> {
         self.now().await
     }
     /// One bounded step of Cleanup: deletes (or counts) within the next `batch_size` rows after the cursor that
     /// `progress` holds, adds to its totals, and says by `progress.done` whether that was all.
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error>;
-    /// A call was answered with anything but the lock without the ledger having been asked: it is counted all the same.
+    /// Counts a duplicate that was answered without asking the ledger.
     fn count_duplicate(&self, key: &Key);
     /// What the ledger's connection stands on; None while it is down (C6).
     fn standing(&self) -> watch::Receiver<Option<Standing>>;
@@ -129,15 +129,16 @@ pub trait Ledger: Send + Sync + 'static {
     fn announce(&self, announcement: Announcement);
     /// What other processes announce.
     fn announcements(&self) -> broadcast::Receiver<Heard>;
-    /// The replays of completed events, whoever made them: those that were committed since what `after` was given with, or all
-    /// that something cached under `standing` can be older than. From the node that it tells, or not at all (C7).
+    /// The replays of completed events, whoever made them: those committed since the read that gave `after`, or, without it,
+    /// all that something cached under `standing` may be older than. Read from the node that `standing` names, or not at all
+    /// (C7).
     async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error>;
     /// How long the writer's batches take; None where Cleanup need not know, because its steps take turns with them.
     fn load(&self) -> Option<Arc<load::Load>> {
         None
     }
-    /// What has to be done again and again for queries to stay quick; called each second. Any process may do it, and
-    /// nothing but their speed depends on it.
+    /// Periodic upkeep that keeps queries fast; called each second. Any process may do it, and nothing but their speed depends
+    /// on it.
     async fn maintain(&self) -> Result<(), Error> {
         Ok(())
     }
@@ -175,13 +176,13 @@ impl std::fmt::Debug for Standing {
 pub struct Announcement {
     /// Which.
     pub digest: KeyDigest,
-    /// Its token then.
+    /// Its token after the change.
     pub fencing_token: i64,
     /// An operator decided on it: what is cached of it up to this token is void.
     pub resolved: bool,
 }
 
-/// What is heard of other processes.
+/// What other processes announce, as it is heard here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// An event has changed.
@@ -197,7 +198,7 @@ pub struct Replayed {
     pub now: Time,
     /// Events, each with the token that its replay drew.
     pub events: Vec<(KeyDigest, i64)>,
-    /// Beyond [`REPLAYS_MAX`]: replays with this token and lower ones may be missing. Otherwise 0.
+    /// Beyond [`REPLAYS_MAX`]: replays with this token or a lower one may be missing. Otherwise 0.
     pub floor: i64,
     /// Where to read on.
     pub bookmark: Option<Arc<str>>,
@@ -211,7 +212,7 @@ pub struct EventHistory {
     /// The latest attempts, at most [`Self::ATTEMPTS_MAX`], oldest first. Of their results' bodies the latest
     /// [`Self::BODIES_BYTES_MAX`].
     pub attempts: Vec<Attempt>,
-    /// Those whose result has a body that is left out.
+    /// The numbers of the attempts whose result's body is left out.
     pub bodies_omitted: BTreeSet<i32>,
     /// The latest resolutions, at most [`Self::RESOLUTIONS_MAX`], oldest first.
     pub resolutions: Vec<Resolution>,
@@ -239,7 +240,7 @@ struct Attempts {
 }
 
 impl Attempts {
-    /// Takes attempts that came before those that it has.
+    /// Adds attempts that are earlier than those it has.
     fn extend(&mut self, earlier: impl IntoIterator<Item = Attempt>) {
         let most = usize::try_from(EventHistory::ATTEMPTS_MAX).unwrap_or(usize::MAX);
         for mut attempt in earlier.into_iter().take(most.saturating_sub(self.found.len())) {

@@ -27,8 +27,8 @@ pub struct Entry {
     pub(super) result: Option<StoredResult>,
 }
 
-/// What tells the plain duplicates of an event from other claims. Of the payload's digest and the claim id there may be as little as
-/// the one who keeps it compares.
+/// What tells the plain duplicates of an event from other claims. Digest and claim id may be shortened to what the owner
+/// compares.
 pub(super) struct Known<'a, P, C> {
     /// As [`Entry::is_answerable`].
     pub(super) is_answerable: bool,
@@ -38,8 +38,8 @@ pub(super) struct Known<'a, P, C> {
 }
 
 impl<P: PartialEq, C: PartialEq> Known<'_, P, C> {
-    /// Whether a claim, with this of its payload's digest and its id, is a plain duplicate. Whatever the ledger would have to count,
-    /// compare with the archive, or refuse, is not for a cache to answer.
+    /// Whether a claim, with this of its payload's digest and its id, is a plain duplicate. Whatever the ledger would have to
+    /// count, compare with the archive, or refuse, is not for a cache to answer.
     pub(super) fn has_duplicate(&self, claim: &Claim, payload: Option<P>, claim_id: C) -> bool {
         self.is_answerable
             && !differs(self.fingerprint, claim.fingerprint.as_ref())
@@ -54,7 +54,7 @@ fn differs<T: PartialEq>(known: Option<T>, given: Option<T>) -> bool {
     matches!((known, given), (Some(known), Some(given)) if known != given)
 }
 
-/// What a duplicate is told from the cache: what the contract says is set, and no more.
+/// What the cache tells a duplicate: what the contract says is set, and no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// Of the latest grant.
@@ -120,8 +120,9 @@ impl Entry {
         })
     }
 
-    /// Whether it may still be believed at `now` of the database's clock, where an operator has last replayed the event under
-    /// `replayed` (0: never) and entries live for `life`. Whoever keeps it may have kept it for too long, or brought it back (C7).
+    /// Whether it may still be believed at `now` of the database's clock, if an operator last replayed the event with the token
+    /// `replayed` (0: never) and entries live for `life`. Whoever keeps it may have kept it for too long, or brought it back
+    /// (C7).
     pub fn holds(&self, replayed: i64, now: Time, life: Micros) -> bool {
         self.fencing_token > replayed && now.since(self.end_time) < life
     }
@@ -228,7 +229,7 @@ impl Codec {
         value.put_slice(&tag[..TAG_BYTES]);
     }
 
-    /// Any bytes, as if a sidecar had written them: what is behind the MAC has to be as careful.
+    /// Seals any bytes as if a sidecar had written them: what reads behind the MAC has to be just as careful.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn sealed(&self, digest: KeyDigest, value: &[u8]) -> Vec<u8> {
         let mut value = value.to_vec();

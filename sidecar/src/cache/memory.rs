@@ -28,18 +28,19 @@ pub(super) struct Memory {
     began: Instant,
 }
 
-/// An entry in little room. Claim ids with one mark are left to the ledger. Of a payload's digest its beginning is compared: a
-/// difference is counted, and refuses nothing. A payload that was hashed to be compared and is the same leaves a mark in its
-/// digest's place, so that it need not be hashed when it comes again. A fingerprint, which does refuse, is kept whole.
+/// An entry in little room. Claim ids that share a mark are left to the ledger. Only the beginning of a payload's digest is
+/// compared: a difference is counted, and refuses nothing. A payload that was hashed for the comparison and is the same leaves
+/// a mark in its digest's place, so that it need not be hashed when it comes again. A fingerprint, which does refuse, is kept
+/// whole.
 #[derive(Clone)]
 struct Held {
     fencing_token: i64,
     end_time: i64,
     /// Fingerprint and result, where there is either.
     rest: Option<Arc<Rest>>,
-    /// Of the payload, what the stamp says.
+    /// Of the payload: what the stamp says it is.
     payload: u16,
-    /// Of the claim that completed the event. Two claims with one of these: the ledger tells them apart.
+    /// A mark of the claim that completed the event. Two claims that share one are told apart by the ledger.
     claim: u16,
     stamp: Stamp,
 }
@@ -116,14 +117,14 @@ struct Common {
 
 impl Common {
     const SLOTS: usize = 64;
-    /// Larger ones are the event's own.
+    /// Larger ones are not shared.
     const BYTES_MAX: usize = 256;
 
     fn new() -> Common {
         Common { hasher: RandomState::default(), slots: [const { Mutex::new(None) }; Self::SLOTS] }
     }
 
-    /// The one like it that others have, if it was met lately.
+    /// The shared copy, if an equal one was seen recently.
     fn share(&self, rest: Rest) -> Arc<Rest> {
         if rest.fingerprint.is_some() || rest.bytes() > Self::BYTES_MAX {
             return Arc::new(rest);
@@ -145,7 +146,7 @@ impl Weighter<KeyDigest, Held> for ByBytes {
     fn weight(&self, _: &KeyDigest, held: &Held) -> u64 {
         // The key, the entry, and what the table needs for each.
         const OVERHEAD: usize = size_of::<KeyDigest>() + size_of::<Held>() + 32;
-        // In full, also where it is shared: who shares it last has it alone.
+        // In full, even where it is shared: the last entry that shares it has it alone.
         let rest = held.rest.as_ref().map_or(0, |rest| size_of::<Rest>() + rest.bytes() + 32);
         u64::try_from(OVERHEAD + rest).unwrap_or(u64::MAX)
     }
@@ -196,8 +197,8 @@ fn mark(claim_id: &str) -> u16 {
 impl Memory {
     pub(super) fn new(bytes_max: u64) -> Memory {
         let entries = (bytes_max > 0).then(|| {
-            // Not how many will fit: the table grows as it is used in any case, and would remember half as many of those that
-            // went, beside its bound.
+            // Not as many as will fit: the table grows with use in any case, and half as many again of those that were dropped
+            // would be remembered beside its bound.
             sync::Cache::with(1_024, bytes_max, ByBytes, RandomState::default(), DefaultLifecycle::default())
         });
         Memory { entries, stripes: [const { Mutex::new(()) }; STRIPES], common: Common::new(), began: Instant::now() }
@@ -222,8 +223,8 @@ impl Memory {
         Some(if compares { held.answer(claim) } else { None })
     }
 
-    /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed where that was
-    /// not done before.
+    /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed unless
+    /// that was done before.
     pub(super) fn duplicated(&self, digest: KeyDigest, payload: Payload<'_>, now: Instant) -> Option<i64> {
         let held = self.get(digest, now)?;
         if !held.stamp.attempts_shown() {
@@ -241,21 +242,21 @@ impl Memory {
         Some(held.fencing_token)
     }
 
-    /// What a payload is known by in this process alone, where it costs a tenth of its digest.
+    /// What a payload is known by within this process, at a tenth of the cost of its digest.
     fn mark(&self, payload: Payload<'_>) -> u16 {
         let [a, b, ..] = self.common.hasher.hash_one(payload.bytes).to_ne_bytes();
         u16::from_ne_bytes([a, b])
     }
 
-    /// Has an entry keep a mark of its payload, unless something else stands there by now.
+    /// Stores a payload mark in the entry, unless the entry has changed.
     fn put_mark(&self, digest: KeyDigest, held: &Held, mark: u16) {
         let Some(entries) = &self.entries else { return };
         let stripe = &self.stripes[digest.stripe(STRIPES)];
-        let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
         let is_same = |now: Held| now.fencing_token == held.fencing_token && now.stamp.0 == held.stamp.0;
         if entries.peek(&digest).is_some_and(is_same) {
             let marked = Held { payload: mark, stamp: held.stamp.marked(), ..held.clone() };
-            // Never brings back what was let go of meanwhile: that takes no stripe.
+            // Never brings back what was dropped meanwhile: dropping takes no stripe.
             let _ = entries.replace(digest, marked, true);
         }
     }
@@ -275,7 +276,7 @@ impl Memory {
     pub(super) fn put(&self, digest: KeyDigest, entry: &Entry) {
         let Some(entries) = &self.entries else { return };
         let stripe = &self.stripes[digest.stripe(STRIPES)];
-        let _held = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        let _stripe = stripe.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let is_newer = |held: Held| held.fencing_token > entry.fencing_token && !self.is_old(&held, now);
         if !entries.peek(&digest).is_some_and(is_newer) {
@@ -283,7 +284,7 @@ impl Memory {
         }
     }
 
-    /// Lets go of an event.
+    /// Drops an event.
     pub(super) fn forget(&self, digest: KeyDigest) {
         if let Some(entries) = &self.entries {
             entries.remove(&digest);

@@ -55,7 +55,7 @@ const WRITE_LINGER: Duration = Duration::from_millis(5);
 /// Look-ups and writes that may wait. Beyond it a look-up is a miss and a write is lost.
 const QUEUE_MAX: usize = 4_096;
 
-/// Reads entries, and tells of what is larger that it is none.
+/// Reads entries; reports oversized values as foreign.
 static READ: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/read.lua")));
 /// Writes entries, each only over one with a smaller token (C2).
 static WRITE: LazyLock<Str> = LazyLock::new(|| without_comments(include_str!("redis/write.lua")));
@@ -77,8 +77,8 @@ struct Get {
     asker: Asker,
 }
 
-/// Who waits for a look-up, and since when. An answer that does not come within the budget is an error to it: it has no
-/// timer of its own, for one a call costs more than its place in the batch.
+/// Who waits for a look-up, and since when. An answer that does not come within the budget is an error to it. It has no timer
+/// of its own, because one for each call costs more than its place in the batch.
 struct Asker {
     since: Instant,
     reply: oneshot::Sender<Option<Bytes>>,
@@ -116,8 +116,8 @@ impl Redis {
                 internal_command_timeout: Duration::from_millis(500),
                 // A command that is sent again after a broken connection arrives too late for its caller.
                 max_command_attempts: 1,
-                // The library sends a command that was redirected by ASK to where it came from, until its attempts are
-                // over, and then ends itself. A slot on its way to another node is a miss; MOVED has it found anyway.
+                // The library sends a command that was redirected by ASK back to where it came from, until its attempts are
+                // used up, and then ends itself. A slot on its way to another node is a miss; MOVED leads to it anyway.
                 max_redirections: 0,
                 max_command_buffer_len: QUEUE_MAX,
                 unresponsive: UnresponsiveConfig {
@@ -211,10 +211,10 @@ impl Drop for Redis {
 
 /// Connects, and probes while Redis is left alone.
 async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: CancellationToken) {
-    // Before it begins: the reason why it does not succeed is heard nowhere else.
+    // Before it begins: why it does not succeed is heard nowhere else.
     let errors = client.error_rx();
     tokio::select! {
-        // First: what ends then was meant to.
+        // First, because what ends then was meant to end.
         biased;
         () = closing.cancelled() => {}
         () = stay_connected(&client, &breaker) => {}
@@ -223,7 +223,7 @@ async fn connect_and_probe(client: Client, breaker: Arc<Breaker>, closing: Cance
 }
 
 /// Connects, for as long as it takes, and anew when the library has given up: it does so at an answer that it takes for a
-/// mistake of ours, and wherever it knows no further. Nobody would read what is sent after that.
+/// mistake of ours, and wherever it does not know how to go on. Nobody would read what is sent after that.
 async fn stay_connected(client: &Client, breaker: &Breaker) {
     loop {
         // Reconnects by its policy, without end; ends when the client quits, or by itself.
@@ -249,7 +249,7 @@ async fn probe(
         tokio::select! {
             _ = interval.tick() => {}
             Ok((error, _)) = errors.recv() => {
-                // That the connection has ended is no reason; why there is no other one is.
+                // That the connection has ended is not a reason; why no other one can be made is.
                 if *error.kind() != ErrorKind::Canceled {
                     disconnected = Some(error);
                 }
@@ -266,7 +266,7 @@ async fn probe(
         let probe = read(client, vec!["oncegate:1:probe".to_owned()]);
         match (tokio::time::timeout(LOOK_UP_TIME_MAX, probe).await, &disconnected) {
             (Ok(Ok(_)), _) => breaker.succeeded(),
-            // That the library knows of no server to ask is no reason either.
+            // That the library knows of no server to ask is not a reason either.
             (Ok(Err(error)), _) if *error.kind() != ErrorKind::Cluster => breaker.tell(Reason::Said(&error)),
             (_, Some(error)) => breaker.tell(Reason::Said(error)),
             // The first connection takes its time.
@@ -277,8 +277,8 @@ async fn probe(
     }
 }
 
-/// From so many names on they are read without a bound, as long as nothing foreign was seen: the script takes a tenth of the rate.
-/// Whoever puts something large there has it found by a smaller batch, which most are.
+/// Batches of this many names or more are read without a bound, as long as nothing foreign was seen: the script costs a tenth
+/// of the rate. If somebody puts something large there, a smaller batch finds it, as most batches are.
 const UNBOUNDED_MIN: usize = 16;
 /// How long everything is read with a bound after something foreign was seen.
 const WARY_TIME: Duration = Duration::from_secs(3_600);
@@ -297,7 +297,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
         let (asked, mut askers) = (askers.len(), askers.into_iter());
         let is_wary = wary_since.is_some_and(|since| since.elapsed() < WARY_TIME);
         let bounded = clustered || is_wary || asked < UNBOUNDED_MIN;
-        // Pinned here, for it is of several kilobytes: each function that it is handed to would copy it.
+        // Pinned here, because it has several kilobytes: each function that it is handed to would copy it.
         let look_up = pin!(many(&client, names, clustered, bounded));
         let mut judged = breaker.look_up();
         match while_they_wait(&mut askers, look_up, || judged.is_late()).await {
@@ -315,7 +315,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
                     match found {
                         // Its caller may have gone.
                         Found::Answer(value) => drop(asker.reply.send(value)),
-                        // Who asked hears of it by the end of the channel.
+                        // Whoever asked hears of it by the end of the channel.
                         Found::Failed => drop(asker),
                     }
                 }
@@ -329,8 +329,8 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
     }
 }
 
-/// What a look-up comes to, as long as somebody waits for it. Each of those who ask has its own budget (C4); it is taken from
-/// them when that is used up, and `gave_up` is called. They come in the order in which they began, or nearly.
+/// What a look-up comes to, as long as somebody waits for it. Each asker has its own budget (C4): whoever has used it up is
+/// removed, and `gave_up` is called. Askers stand in the order in which they began, or nearly.
 async fn while_they_wait<T>(
     askers: &mut std::vec::IntoIter<Asker>,
     mut look_up: Pin<&mut impl Future<Output = T>>,
@@ -357,14 +357,14 @@ enum Found {
 }
 
 impl Found {
-    /// Whether it is larger than any entry, or was: of such the script tells a byte.
+    /// Whether it is larger than any entry, or was: the script gives one byte in place of such a value.
     fn is_foreign(&self) -> bool {
         matches!(self, Found::Answer(Some(value)) if value.len() == 1 || value.len() > VALUE_BYTES_MAX)
     }
 }
 
-/// The values under names, in their order, `bounded` by what an entry can have. A Cluster has names in many places: there one by one, all at once, and it fails
-/// when none of them was answered.
+/// The values under names, in their order, `bounded` by what an entry can have. A cluster spreads names over nodes, so they are
+/// read individually and concurrently, which fails when none of them was answered.
 async fn many(
     client: &Client,
     names: Vec<String>,
@@ -389,7 +389,7 @@ async fn many(
     Ok(places.into_iter().map(|place| Found::Answer(values[place].clone())).collect())
 }
 
-/// Each name once, and for each that was given its place among them: duplicates of one event come together.
+/// Each name once, and for each that was given its place among those: duplicates of one event come together.
 fn distinct(names: Vec<String>) -> (Vec<String>, Vec<usize>) {
     let mut known: HashMap<String, usize, RandomState> =
         HashMap::with_capacity_and_hasher(names.len(), RandomState::default());
@@ -460,13 +460,13 @@ async fn do_puts(
             batch.drain(..).for_each(|_| stats.redis_writes_lost.add());
             continue;
         }
-        // Two entries of one name in one batch: the later one is the same, or newer. Where callers went on in another order it is
-        // older, and costs a miss (C7).
+        // Two entries of one name in one batch: the later one is the same, or newer. Where callers went on in another order it
+        // is older, and costs a miss (C7).
         let latest: HashMap<String, (Vec<u8>, Micros)> =
             batch.drain(..).map(|put| (put.name, (put.value, put.life))).collect();
         let entries = latest.len();
         let puts = latest.into_iter().map(|(name, (value, life))| Put { name, value, life });
-        // Of each write, how many entries it was of.
+        // Each write, with its number of entries.
         let written: Vec<(usize, Result<(), fred::error::Error>)> = if clustered {
             let writes = futures::future::join_all(puts.map(|put| write(&client, [put]))).await;
             writes.into_iter().map(|written| (1, written)).collect()

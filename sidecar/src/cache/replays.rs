@@ -1,6 +1,6 @@
 //! What was taken back: completed events that an operator replayed by force. A genuine entry from before such a replay may come
-//! back at any time (a failover of Redis that lost its last second, a snapshot, somebody's SET) and verifies as it did; so every
-//! process knows the replays themselves, from the ledger, and believes no entry that is older than one (C7).
+//! back at any time (a failover of Redis that lost its last second, a snapshot, somebody's SET) and verifies as it did; so
+//! every process knows the replays themselves, from the ledger, and believes no entry that is older than one (C7).
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use crate::{
     ledger::{REPLAYS_MAX, Replayed},
 };
 
-/// The cache answers for so long after it began to read what was replayed: no answer is behind an acknowledged replay by more.
+/// How long the cache answers after it began to read what was replayed: no answer is further behind an acknowledged replay.
 pub const BEHIND_MAX: Duration = Duration::from_secs(2);
 
 /// See the module. Bounded: beyond [`REPLAYS_MAX`] events the oldest replays become one token that voids all before it.
@@ -59,7 +59,7 @@ impl Replays {
         }
     }
 
-    /// Keeps no event of these tokens by itself: all entries of them are void instead.
+    /// Forgets the individual events of tokens up to this one: all entries with such a token are void instead.
     fn forget_up_to(&mut self, token: i64) {
         if token > self.floor {
             self.floor = token;

@@ -9,8 +9,8 @@ pub struct CacheStats {
     pub memory_hits: Counter,
     /// Look-ups that it could not answer.
     pub memory_misses: Counter,
-    /// Look-ups of events that it knows, and that are not for a cache to answer: more than one attempt, another payload, a copy of
-    /// the call that completed it. No other layer is asked.
+    /// Look-ups of events that it knows, and that are not for a cache to answer: more than one attempt, another payload, a copy
+    /// of the call that completed it. No other layer is asked.
     pub memory_referred: Counter,
     /// Look-ups that no layer was asked for, because it was not known what had been replayed in the last seconds (C7).
     pub unsure: Counter,

@@ -112,7 +112,7 @@ mod tests {
     fn of_a_hundred_thousand_keys_as_many_are_kept_as_fit() {
         let addition: Map<String, Value> = (0..100_000).map(|key| (format!("{key:06}"), Value::Null)).collect();
         let merged = merged(None, Some(&Value::Object(addition).to_string()));
-        // Each is `"000000":null` and a comma; the braces take a byte more than the comma that the last one has not.
+        // Each is `"000000":null` and a comma; the braces take one byte more than the comma that the last one lacks.
         assert_eq!(merged.metadata.len(), (METADATA_BYTES_MAX - 1) / 14);
         assert_eq!(merged.left_out, 100_000 - merged.metadata.len());
         assert!(Value::Object(merged.metadata).to_string().len() <= METADATA_BYTES_MAX);

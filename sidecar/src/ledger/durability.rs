@@ -27,7 +27,7 @@ pub(crate) struct PostgresSays {
     pub(crate) synchronous_standby_names: String,
     /// A standby each: name, state, and how it takes part in commits. None: we may not see them.
     pub(crate) standbys: Option<Vec<String>>,
-    /// Whether one of them is one that commits wait for.
+    /// Whether commits wait for one of them.
     pub(crate) synchronous_standby: bool,
 }
 

@@ -73,7 +73,7 @@ impl Page {
 pub(super) struct Filling {
     page_size: usize,
     events: Vec<Event>,
-    /// Of what in them has no size of its own.
+    /// The bytes of those of their fields that have no fixed size.
     bytes: usize,
 }
 
@@ -102,13 +102,13 @@ impl Filling {
         true
     }
 
-    /// The page, when an event did not go onto it.
+    /// The page, after an event did not fit onto it.
     pub(super) fn full(self) -> Page {
         let next = self.events.last().map(Cursor::of);
         self.ending_at(next)
     }
 
-    /// The page, behind which the next one begins somewhere else, if there is one.
+    /// The page, and where the next one begins, if there is one.
     pub(super) fn ending_at(self, next: Option<Cursor>) -> Page {
         Page { events: self.events, next }
     }
@@ -127,10 +127,10 @@ pub struct StatsFilter {
     pub end_time: Option<Time>,
     /// A multiple of an hour.
     pub bucket: Option<Micros>,
-    /// The most buckets that whoever asks can tell of. A report of more ends with what is counted: it has no times, and nothing
-    /// is stuck.
+    /// The most buckets that the caller can report. A report of more has nothing but the counts: no times, and nothing that is
+    /// stuck.
     pub buckets_max: i64,
-    /// Whether times are wanted: to read them takes longer than all else.
+    /// Whether times are wanted: reading them takes longer than everything else.
     pub timings: bool,
 }
 
@@ -154,8 +154,8 @@ impl StatsFilter {
         }
     }
 
-    /// Whether what was counted has more buckets than are wanted. Known before any time is read, of which there are so many for
-    /// each bucket and provider.
+    /// Whether what was counted has more buckets than are wanted. Known before the times are read, of which each bucket and
+    /// provider has many.
     pub(super) fn is_exceeded_by(&self, counts: &BTreeMap<(Time, String), Counts>) -> bool {
         match (self.bucket, counts.keys().next(), counts.keys().next_back()) {
             (Some(bucket), Some((first, _)), Some((last, _))) => {
@@ -165,8 +165,8 @@ impl StatsFilter {
         }
     }
 
-    /// The days (half open; none: two times `start`) that lie within the bounds and within one bucket each: their hours need
-    /// not be told apart.
+    /// The days (half open; none: `start` twice) that lie within the bounds and within one bucket each: their hours need not be
+    /// told apart.
     pub(super) fn whole_days(&self) -> (Time, Time) {
         let (start, end) = self.bounds();
         let told_apart = self.bucket.is_some_and(|bucket| bucket.0 % Micros::DAY.0 != 0 || start != start.day());
@@ -224,8 +224,8 @@ impl Counts {
 pub struct StatsReport {
     /// By the start of the bucket (without buckets, all stand under one key that means nothing) and provider.
     pub counts: BTreeMap<(Time, String), Counts>,
-    /// Of times from lock to completion, by the same keys, where they are wanted. Postgres has them within a second, and a crash
-    /// loses that second's.
+    /// Of times from lock to completion, by the same keys, if they are wanted. Postgres has them within a second, and a crash
+    /// loses those of that second.
     pub percentiles: BTreeMap<(Time, String), Percentiles>,
     /// The times of all buckets, by provider.
     pub timings: BTreeMap<String, Timings>,
@@ -234,7 +234,7 @@ pub struct StatsReport {
 }
 
 impl StatsReport {
-    /// One that ends with what is counted.
+    /// A report that has nothing but the counts.
     pub(super) fn of(counts: BTreeMap<(Time, String), Counts>, as_of: Time) -> StatsReport {
         StatsReport { counts, percentiles: BTreeMap::new(), timings: BTreeMap::new(), as_of }
     }

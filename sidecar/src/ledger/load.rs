@@ -100,7 +100,7 @@ impl Load {
         Step(self)
     }
 
-    /// What has run since the last look, and remembers this one.
+    /// What has run since the last look. Remembers this one.
     pub fn look(&self, seen: &mut Seen) -> Window {
         let now = *self.sums.lock().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::replace(seen, now);
@@ -139,7 +139,7 @@ mod tests {
         drop(step);
         assert_eq!(load.look(&mut one), Window::default());
         assert!(load.look(&mut other).all.is_some(), "the other has not looked yet");
-        // One that goes on for longer than between two looks.
+        // A batch that goes on for longer than the time between two looks.
         let batch = load.begin(1);
         assert_eq!(load.look(&mut other), Window { is_busy: true, ..Window::default() });
         load.end(batch);

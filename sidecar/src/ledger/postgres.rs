@@ -59,12 +59,12 @@ use crate::{
     metrics::LedgerMetrics,
 };
 
-/// How long the end waits for the last counts. Part of the time that a pod is given to end.
+/// How long closing waits for the last counts: part of the time that a pod has to shut down.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(5);
 
-/// Connections for lists and counts. Few: they are people's and cron jobs', and may take seconds each.
+/// Connections for lists and counts. Few, because only people and cron jobs ask for them, and each may take seconds.
 const LISTS_CONNECTIONS_MAX: u32 = 4;
-/// Connections for signals. Each is needed for a moment; the one that listens is kept, and is none of them.
+/// Connections for signals, each needed for a moment. The one that listens is kept, and is not among them.
 const SIGNALS_CONNECTIONS_MAX: u32 = 2;
 
 /// How the ledger works.
@@ -87,7 +87,7 @@ impl Default for PostgresSettings {
 /// Why the ledger cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The URL is none. The message leaves out the URL: it may hold a password.
+    /// The URL is not valid. The message leaves it out, because it may hold a password.
     #[error("DATABASE_URL is not a Postgres URL")]
     Url(#[source] sqlx::Error),
     /// The database cannot be reached or may not be used.
@@ -113,7 +113,7 @@ pub struct PostgresLedger {
     load: Arc<Load>,
     standing: watch::Receiver<Option<Standing>>,
     node: watch::Receiver<Option<Node>>,
-    /// Up to where entries of what is open were looked at again.
+    /// How far the entries of open events were looked at again.
     forgotten: AtomicI64,
     /// The server can be read, and commits wait for a standby that is not there.
     misses_standby: AtomicBool,
@@ -123,7 +123,7 @@ impl PostgresLedger {
     /// Connects, checks the schema, and starts the writer.
     ///
     /// # Errors
-    /// When the URL is none, the database cannot be reached, is read-only, or its schema does not fit.
+    /// When the URL is not valid, the database cannot be reached, is read-only, or its schema does not fit.
     pub async fn connect(url: &str, settings: &PostgresSettings) -> Result<PostgresLedger, OpenError> {
         let options = options(url)?;
         warn_if_unverified(&options);
@@ -176,12 +176,12 @@ impl PostgresLedger {
 /// Parses a URL.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
     let options = PgConnectOptions::from_str(url).map_err(OpenError::Url)?;
-    // All results are binary: how floats are written out makes no difference, and poolers refuse who asks for it.
+    // All results are binary: how floats are written out makes no difference, and poolers refuse a session that asks for it.
     Ok(options.application_name("oncegate").extra_float_digits(None))
 }
 
-/// The files that TLS to the database takes its certificates from, by the names that the URL has for them. None where the
-/// server is not verified: then they are not read.
+/// The certificate files that the URL names for TLS to the database. None where the server is not verified: then they are not
+/// read.
 pub(crate) fn certificate_files(url: &str) -> Vec<(CertificateFile, PathBuf)> {
     if !options(url).is_ok_and(|options| is_verified(&options)) {
         return Vec::new();
@@ -194,7 +194,7 @@ pub(crate) fn certificate_files(url: &str) -> Vec<(CertificateFile, PathBuf)> {
             "sslcert" | "ssl-cert" => CertificateFile::Own,
             _ => continue,
         };
-        // Of two the connection takes the last.
+        // The connection takes the last of two.
         files.retain(|(known, _)| *known != file);
         files.push((file, PathBuf::from(path.into_owned())));
     }
@@ -214,7 +214,7 @@ fn is_verified(options: &PgConnectOptions) -> bool {
     matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
 
-/// Says so where anybody could be the database: sqlx takes any certificate, or none, unless told to verify it.
+/// Warns where anybody could pose as the database: sqlx takes any certificate, or none, unless told to verify it.
 fn warn_if_unverified(options: &PgConnectOptions) {
     let host = options.get_host();
     let is_local = options.get_socket().is_some()
@@ -325,7 +325,7 @@ impl Ledger for PostgresLedger {
         // After the writer, which counts too.
         let (done, closed) = oneshot::channel();
         if self.closes.send(done).await.is_ok() {
-            // An error means that it ended by itself, or has no end: somebody holds what it would write.
+            // It may not end in time, because somebody holds what it would write.
             if tokio::time::timeout(FLUSH_TIME_MAX, closed).await.is_err() {
                 tracing::warn!("counts and processing times of the last second could not be written in time");
             }

@@ -16,7 +16,7 @@ use crate::{
 /// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
 const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
 
-/// Where an answer goes, and the span of the call that it answers. Dropped by a caller that has gone away.
+/// Where an answer goes, and the span of the call that it answers.
 #[derive(Debug)]
 pub struct Reply<T> {
     sender: oneshot::Sender<Result<T, Error>>,
@@ -25,7 +25,7 @@ pub struct Reply<T> {
 }
 
 impl<T> Reply<T> {
-    /// A way for an answer, and its end.
+    /// A reply, and the receiver of its answer.
     pub fn channel() -> (Reply<T>, oneshot::Receiver<Result<T, Error>>) {
         let (sender, answer) = oneshot::channel();
         (Reply { sender, link: telemetry::here().map(Box::new) }, answer)
@@ -125,8 +125,8 @@ pub struct Queue {
     metrics: Arc<LedgerMetrics>,
 }
 
-/// The span of a batch, linked to those of its calls: it works for all of them and is within none. Without a call that is
-/// recorded there is none.
+/// The span of a batch, linked to those of its calls: it works for all of them and belongs to none. There is none unless one of
+/// the calls is recorded.
 pub fn batch_span<'a>(ops: impl Iterator<Item = &'a Op> + Clone) -> Span {
     let mut links = ops.clone().filter_map(Op::link).peekable();
     if links.peek().is_none() {
@@ -147,14 +147,14 @@ impl Queue {
     /// A queue of at most `capacity` calls, and the writer's end of it. Boxed: a call is large, and handed on several times.
     pub fn bounded(capacity: usize, metrics: Arc<LedgerMetrics>) -> (Queue, mpsc::Receiver<Box<Op>>) {
         let (ops, receiver) = mpsc::channel(capacity);
-        // Weak: the writer ends when the last who can ask has gone.
+        // Weak: the writer ends when nobody is left who can ask.
         let watched = ops.downgrade();
         metrics.queued_by(move || watched.upgrade().map_or(0, |ops| ops.max_capacity() - ops.capacity()));
         (Queue { ops, metrics }, receiver)
     }
 
-    /// Queues a call, at once, and gives what waits for its answer, for [`CALL_TIME_MAX`] at most. Cancel-safe: what was queued
-    /// is done (or, for a claim that has not begun, dropped) without the caller.
+    /// Queues a call at once, and returns what waits for its answer, for [`CALL_TIME_MAX`] at most. Cancel-safe: what was
+    /// queued is done (or, for a claim that has not begun, dropped) without the caller.
     ///
     /// # Errors
     /// [`Error::Overloaded`] when the queue is full, [`Error::Unavailable`] when the writer has ended, and

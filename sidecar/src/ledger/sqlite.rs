@@ -60,11 +60,11 @@ const LIBRARY_VERSION_MIN: i32 = 3_051_003;
 /// The longest that a check waits for an answer.
 const CHECK_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Counts that are kept in memory are written as often (L2).
+/// How often counts that are kept in memory are written (L2).
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Pages of the log after which they are brought into the database, 16 MiB: at the default of 4 MiB a busy writer
-/// does that several times a second, and each takes two waits for the disk.
+/// How many pages of the log (16 MiB) are gathered before they are copied into the database: at the default of 4 MiB a busy
+/// writer does that several times a second, and waits for the disk twice each time.
 const CHECKPOINT_PAGES: i32 = 4_096;
 
 /// The most that a connection keeps of the database in memory. The index of keys is read at random places.
@@ -73,7 +73,7 @@ const CACHE_KIB: i32 = 32 * 1_024;
 /// Connections for signals. Each is needed for a moment, and they take turns.
 const SIGNALS_CONNECTIONS: usize = 1;
 
-/// There are some thirty statements, and none is to be prepared twice.
+/// Room for some thirty statements, so that none is prepared twice.
 const STATEMENTS_MAX: usize = 64;
 
 /// How the ledger works.
@@ -204,7 +204,7 @@ pub struct SqliteLedger {
     cleanups: mpsc::Sender<CleanupStep>,
     /// For what people and cron jobs ask: History, Stats.
     lists: Arc<Readers>,
-    /// For what the service itself has to know meanwhile, and no listing may stand before: whether the file can be read, what
+    /// For what the service itself has to know meanwhile, which no listing may hold up: whether the file can be read, what
     /// waiters wait for, what was replayed.
     signals: Arc<Readers>,
     clock: Arc<Clock>,
@@ -241,8 +241,8 @@ impl SqliteLedger {
         let tally = Tally::default();
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
-        // S2: a file that was brought back from a backup has an older counter than what it issued since, and nothing
-        // tells. No ledger issues a million tokens a second for long, so that now is ahead of all it ever did.
+        // S2: the counter of a file that was brought back from a backup is behind what was issued since, and nothing shows it.
+        // No ledger issues a million tokens a second for long, so that now is ahead of all that it ever issued.
         let token_at_opening = database.fencing_token.max(clock.now().0);
         let writer = Writer {
             clock: Arc::clone(&clock),
@@ -263,7 +263,7 @@ impl SqliteLedger {
             .map_err(OpenError::Thread)?;
         let ticker = AbortOnDropHandle::new(tokio::spawn(tick(queue.clone())));
         tracing::info!(path = %database.path.display(), survives = %durability.survives(), "the embedded ledger is open");
-        // Nobody else works on the file, so whatever is cached is of this opening, and dies with it.
+        // Nobody else works on the file, so whatever is cached belongs to this opening, and dies with it.
         let standing = Standing {
             identity: format!("sqlite:{}", Uuid::new_v4().simple()).into(),
             generation: 1,
@@ -351,8 +351,8 @@ impl Ledger for SqliteLedger {
         let (reply, answer) = oneshot::channel();
         let step = CleanupStep { scope: scope.clone(), progress: progress.clone(), reply };
         self.cleanups.send(step).await.map_err(|_ended| Error::unavailable())?;
-        // The writer looks for steps between two batches. Where none is to come, this makes one; where the queue is
-        // full, there is one.
+        // The writer looks for steps between two batches. Where no batch is due, this makes one; where the queue is full, one
+        // is.
         self.queue.flush();
         *progress = answer.await.map_err(|_ended| Error::OutcomeUnknown)??;
         Ok(())
@@ -379,7 +379,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn replays(&self, _: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
-        // Whatever is cached is of this opening, so that older replays void nothing.
+        // Whatever is cached belongs to this opening, so that older replays void nothing.
         let after = after.and_then(|after| after.parse().ok()).unwrap_or(self.token_at_opening);
         let clock = Arc::clone(&self.clock);
         self.signals.read(move |conn| read::replays(conn, after, &clock)).await
@@ -442,13 +442,13 @@ fn canonical(path: &Path) -> PathBuf {
     }
 }
 
-/// Keeps other processes out. The operating system lets go of it when the process ends, however it ends; the files stay, because
-/// removing one would let in one who has it open and one who makes it anew.
+/// Keeps other processes out. The operating system releases it when the process ends, however it ends; the files stay, because
+/// removing one would let in both a process that has it open and one that makes it anew.
 struct FileLock {
     _name: File,
-    /// The database itself: by a second name, a hard link or a mount of the file alone, there is another file beside it. Of another
-    /// kind than the locks that SQLite takes in it, and held as long as there are connections: to close a file ends those of its
-    /// process.
+    /// The database itself: under a second name (a hard link, or a mount of the file alone) the file beside it is another one.
+    /// Of another kind than the locks that SQLite takes in it, and held as long as there are connections: closing a file ends
+    /// the locks that its process has in it.
     _database: Option<File>,
 }
 
@@ -466,7 +466,7 @@ impl FileLock {
                 take(&database, in_use, |source| OpenError::Lock { lock: path.to_owned(), source })?;
                 Some(database)
             }
-            // SQLite would open it to read, and refuse every call.
+            // SQLite would open it for reading alone, and refuse every call.
             Err(source) if matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {
                 return Err(OpenError::ReadOnly { path: path.to_owned(), source });
             }
@@ -510,7 +510,7 @@ fn connect(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<(Connec
     Ok((conn, migrated, fencing_token, clock_time))
 }
 
-/// What the connection has come to be set to, asked rather than assumed.
+/// How the connection is really set, asked rather than assumed.
 fn durability(conn: &Connection) -> rusqlite::Result<Durability> {
     let journal_mode: String = conn.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     Ok(Durability::of_embedded(&journal_mode, conn.pragma_query_value(None, "synchronous", |row| row.get(0))?))

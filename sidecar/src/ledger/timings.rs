@@ -77,7 +77,7 @@ impl Timings {
             .map(|(bucket, count)| (bucket, i64::try_from(*count).unwrap_or(i64::MAX)))
     }
 
-    /// What is told of them; None without times.
+    /// Their percentiles; None without times.
     pub fn percentiles(&self) -> Option<Percentiles> {
         Some(Percentiles { p50: self.percentile(0.5)?, p95: self.percentile(0.95)?, p99: self.percentile(0.99)? })
     }
@@ -89,7 +89,7 @@ impl Timings {
     }
 }
 
-/// What is told of a histogram.
+/// The percentiles of a histogram that are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Percentiles {
     /// What half of all times stay within.
@@ -100,8 +100,8 @@ pub struct Percentiles {
     pub p99: Micros,
 }
 
-/// A part of a histogram while it is read: only buckets that have something take memory, and most histograms have a few dozen of
-/// 1,152.
+/// A part of a histogram while it is read: only buckets that have something take memory, and most histograms have a few dozen
+/// of 1,152.
 #[derive(Debug, Default)]
 pub(crate) struct Sparse(BTreeMap<i16, i64>);
 
@@ -118,8 +118,8 @@ impl Sparse {
     }
 }
 
-/// The times of a report while they are read. Of a bucket that has all its times only the percentiles are kept: a report may have
-/// 1,000 buckets of dozens of providers.
+/// The times of a report while they are read. Of a bucket that has all its times only the percentiles are kept: a report may
+/// have 1,000 buckets of dozens of providers.
 #[derive(Debug, Default)]
 pub(crate) struct Folding {
     open: BTreeMap<(Time, String), Sparse>,
@@ -133,7 +133,7 @@ impl Folding {
         self.open.entry((bucket, provider)).or_default()
     }
 
-    /// No more times come of buckets before this one.
+    /// Closes the buckets before this one, of which no more times come.
     pub(crate) fn close_before(&mut self, bucket: Time) {
         while let Some(first) = self.open.first_entry().filter(|first| first.key().0 < bucket) {
             let (place, times) = first.remove_entry();
@@ -168,8 +168,8 @@ pub(crate) struct PendingTimings {
 }
 
 impl PendingTimings {
-    /// At most so many places are kept: memory stays bounded while the ledger is away, or for long between two writes. What comes
-    /// beyond it is lost. A hundred tenants and providers that catch up on a day are 2,400.
+    /// The most places that are kept, so that memory stays bounded while the ledger is away. What comes beyond them is lost. A
+    /// hundred tenants and providers that catch up on a day take 2,400.
     const PLACES_MAX: usize = 4_096;
 
     /// Counts the completion that was just recorded on an event, if it was one.

@@ -104,8 +104,8 @@ impl Breaker {
     }
 }
 
-/// One look-up, whoever waits for it: those who come together must not make five failures of one that is late, and that some
-/// could wait for it is no success. Redis would by turns be left alone and asked again, and keep everybody waiting.
+/// One look-up, however many wait for it: a crowd must not make five failures of one that is late, and that some could wait for
+/// it is no success. Otherwise Redis would be left alone and asked again by turns, and keep everybody waiting.
 pub(super) struct LookUp<'b> {
     breaker: &'b Breaker,
     late: bool,

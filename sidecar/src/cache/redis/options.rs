@@ -24,7 +24,7 @@ impl fmt::Debug for RedisOptions {
     }
 }
 
-/// The URL is none that can be used. Does not hold the URL: it may contain a password.
+/// The URL cannot be used. Does not hold it, because it may contain a password.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "is no URL of Redis: redis://[user:password@]host[:port][/database], rediss:// for TLS, \
@@ -46,7 +46,7 @@ pub enum RedisOptionsError {
     Tls(#[source] FilesError),
 }
 
-/// Those of the library that mean a server that is reached by TCP. It takes any other one for `redis`, in the clear.
+/// The library's schemes for servers that are reached by TCP. It takes any other one for `redis`, in the clear.
 const SCHEMES: [&str; 4] = ["redis", "rediss", "valkey", "valkeys"];
 
 fn is_of_redis(scheme: &str) -> bool {
@@ -68,9 +68,9 @@ impl RedisOptions {
     /// One server, Sentinel or Cluster, as the URL says (C5); with these certificates, where it says TLS. They are read now.
     ///
     /// # Errors
-    /// When it is none, or TLS cannot be set up.
+    /// When it cannot be used, or TLS cannot be set up.
     pub fn from_url(url: &str, certificates: &ClientTlsFiles) -> Result<RedisOptions, RedisOptionsError> {
-        // The library overlooks blanks around it. What is told from it here is whether there is to be TLS.
+        // The library overlooks blanks around it, and so must what is decided by it here: whether there is to be TLS.
         let url = url.trim();
         let scheme = scheme(url).ok_or(RedisUrlError)?;
         if !is_of_redis(scheme) {

@@ -55,8 +55,8 @@ impl Refusals {
     }
 }
 
-/// The code of a server's refusal, as `OOM` or `MISCONF`; none of another error. The library's own ones may be of the same
-/// kinds, and are sentences.
+/// The code of a server's refusal, such as `OOM` or `MISCONF`; None for another error. The library's own errors may be of the
+/// same kinds, but are sentences.
 fn refusal(error: &Error) -> Option<&str> {
     if !matches!(error.kind(), ErrorKind::Unknown | ErrorKind::InvalidArgument | ErrorKind::InvalidCommand) {
         return None;

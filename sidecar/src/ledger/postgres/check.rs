@@ -28,7 +28,7 @@ const SESSION: &str = "
 /// # Errors
 /// When the database cannot be reached, its schema does not fit, or reading fails.
 pub async fn check(url: &str) -> Result<Report, OpenError> {
-    // Its statements take long, which is no news to whoever waits for them.
+    // Its statements take long, and need no line in the log for that.
     let options = options(url)?.disable_statement_logging();
     migrate::check(&options).await?;
     let refused = |error| OpenError::Connect(ConnectError::Refused(error));

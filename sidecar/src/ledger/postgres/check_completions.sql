@@ -1,5 +1,6 @@
 -- Makes a table of all processing times by tenant and provider, in their order: of the latest attempts that completed, and of
--- completions in the archive (of events that were replayed). A table of the session, for three percentiles each are asked of it.
+-- completions in the archive (of events that were replayed). A table of the session, because three percentiles of each are
+-- asked of it.
 create temporary table oncegate_check on commit drop as
 select tenant, provider, micros, row_number() over (partition by tenant, provider order by micros) as rank
 from (

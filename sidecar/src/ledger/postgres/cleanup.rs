@@ -59,8 +59,8 @@ impl Reader {
                 };
             }
         }
-        // Past the last event come the delivery ids, and then the counts, as many a step: each step has its report, and its
-        // pause.
+        // After the last event come the delivery ids, and then the counts, as many in one step: each step has its report and
+        // its pause.
         let past_events = looked_at < i64::from(limit);
         progress.done = past_events && (scope.dry_run || !self.forget_deliveries(scope, progress, limit).await?);
         if progress.done && !scope.dry_run {
@@ -73,8 +73,8 @@ impl Reader {
     }
 
     /// Folds the counts of some hours that a Cleanup has passed, and forgets the processing times of those that have nothing
-    /// completed any more. Gives the hour to go on from. Only tidies: where another Cleanup is at the same counts, or the
-    /// server has no time for them, the next run finds what this one left.
+    /// completed any more. Gives the hour to go on from. It only tidies: what this run leaves, because another Cleanup has the
+    /// same counts in hand or the server has no time for them, the next one finds.
     async fn fold_hours(&self, from: Time, before: Time, limit: i32) -> Result<Time, Error> {
         self.run(move |connection| {
             Box::pin(async move {
@@ -93,7 +93,7 @@ impl Reader {
                             "counts are left for the next cleanup"
                         );
                     }
-                    // Unlike what somebody else has in hand, it may be so again each night.
+                    // Unlike what another session has in hand, this may happen again every night.
                     Failure::TooSlow => {
                         tracing::warn!(
                             error = &error as &dyn std::error::Error,
@@ -139,7 +139,7 @@ impl Reader {
 
 async fn fold(connection: &mut PgConnection, from: Time, until: Time) -> Result<(), sqlx::Error> {
     let mut transaction = connection.begin().await?;
-    // While it waits for another Cleanup's step it holds what writers may want: not for long.
+    // While it waits for another Cleanup's step it holds rows that writers may want, so it must not wait for long.
     transaction.execute("set local lock_timeout = '100ms'").await?;
     let folded = sqlx::query(include_str!("cleanup_counts.sql"))
         .bind(from)
@@ -148,7 +148,7 @@ async fn fold(connection: &mut PgConnection, from: Time, until: Time) -> Result<
         .execute(&mut *transaction)
         .await;
     if let Err(error) = folded {
-        // Postgres tells of an error before it lets go of the rows: whoever comes next would find them in somebody's hand.
+        // Postgres reports an error before it releases the rows: whoever comes next would still find them locked.
         let _broken = transaction.rollback().await;
         return Err(error);
     }

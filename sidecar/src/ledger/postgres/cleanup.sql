@@ -3,11 +3,12 @@
 -- In:  where the last step ended, the moment before which events must have ended, states, tenant and provider (null:
 --      all), the number of rows, whether to delete, the writer's slot. Open events never go, whatever the states say.
 -- Out: a row per provider with totals, or one with none; each with where this step ended and how many rows it looked at.
--- Why it is safe: an event that ended before the moment was created before it, so the walk by creation misses none.
---      The window bounds the work by rows looked at, not by rows found. Rows that somebody else has locked are
---      skipped: they are being changed or deleted right now. What is open is never deleted, whatever the caller says. State and end are evaluated on the locked version.
---      ANY keeps the planner from walking a whole table beside the list, and the time from looking for an id in the index that
---      begins with it: by statistics of a handful of rows, as an earlier Cleanup leaves them, both looked cheap (measured).
+-- Why it is safe: an event that ended before the moment was created before it, so the walk by creation misses none. The window
+--      bounds the work by rows looked at, not by rows found. Rows that somebody else has locked are skipped: they are being
+--      changed or deleted right now. What is open is never deleted, whatever the caller says. State and end are evaluated on
+--      the locked version. ANY keeps the planner from walking a whole table beside the list, and the time from looking for an
+--      id in the index that begins with it: by statistics of a handful of rows, as an earlier Cleanup leaves them, both looked
+--      cheap (measured).
 -- Index: payment_webhook_events_create_time for the window, the primary keys for the rest.
 with span as materialized (
     select e.id, e.create_time

@@ -1,12 +1,13 @@
--- One bounded step over the delivery ids: looks at the next ones in the order in which they came, and removes those that the scope
--- covers and that are older than the events a Cleanup may delete.
+-- One bounded step over the delivery ids: looks at the next ones in the order in which they came, and removes those that the
+-- scope covers and that are older than the events a Cleanup may delete.
 --
 -- In:  where the last step ended, the moment, tenant and provider (null: all), the number of rows.
 -- Out: how many rows it looked at, and where it ended.
--- Why it is safe: the window bounds the work by rows looked at, not by rows found: where millions of another provider's are kept,
---      a step that has to find some would read them all. What came in the same microsecond goes together, so that the time alone
---      says where a step ended and nothing is sorted: by statistics that tell of a handful of rows it looked cheap to read and sort
---      all that are old (measured). Rows that somebody else has locked are skipped: another Cleanup deletes them right now.
+-- Why it is safe: the window bounds the work by rows looked at, not by rows found: where millions of another provider's are
+--      kept, a step that has to find some would read them all. What came in the same microsecond goes together, so that the
+--      time alone says where a step ended and nothing is sorted: by statistics that tell of a handful of rows it looked cheap
+--      to read and sort all that are old (measured). Rows that somebody else has locked are skipped: another Cleanup deletes
+--      them right now.
 -- Index: payment_webhook_deliveries_create_time for the window, the primary key for the rest.
 with span as materialized (
     select tenant, provider, delivery_id, create_time

@@ -13,12 +13,12 @@ pub(super) const STATEMENT_TIME_MAX: Duration = Duration::from_millis(1_500);
 
 /// Settings of every session.
 ///
-/// The planner's: a table that was never analyzed, or was analyzed in a quiet moment, must not lead a prepared statement
-/// to a plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop, for any
-/// number of items: a plan made for a few would be made anew each time, should it look cheaper than the one for all. That a
-/// page costs nothing and a row much is for the same: where statistics tell of a handful of rows, left by a Cleanup or by a
-/// first analysis, reading all of the primary key looked as cheap as finding each in it.
-/// The time-outs are the server's own, because dropping a query does not cancel it (L6).
+/// The planner's: a table that was never analyzed, or was analyzed in a quiet moment, must not lead a prepared statement to a
+/// plan that reads whole tables. Every statement of this folder is meant to walk an index in a nested loop, for any number of
+/// items: a plan made for a few would be made anew each time, should it look cheaper than the one for all. Free pages and
+/// costly rows serve the same purpose: where statistics tell of a handful of rows, left by a Cleanup or by a first analysis,
+/// reading all of the primary key looked as cheap as finding each in it. The time-outs are the server's own, because dropping a
+/// query does not cancel it (L6).
 const SESSION: &str = "
     set default_transaction_isolation = 'read committed';
     set enable_seqscan = off;
@@ -36,11 +36,11 @@ const SESSION: &str = "
     set timezone = 'UTC';
 ";
 
-/// Settings of a session that reads lists and counts: more time. Of the planner's the same ways are closed: statistics of
-/// an empty table made it read a third of a million index entries for a page of fifty. Its costs stay as they are. Each statement is planned anew, for these are few
-/// and read much: the plan that a small table had left looked 90,000 open events up in a list, one by one. Who waits for a
-/// lock here is a step of Cleanup, for the counts that the step of another one has in hand: until that has ended, which on
-/// a busy machine takes a while.
+/// Settings of a session that reads lists and counts: more time. The same plans are ruled out: statistics of an empty table
+/// made it read a third of a million index entries for a page of fifty. Its costs stay as they are. Each statement is planned
+/// anew, for these are few and read much: the plan that a small table had left looked 90,000 open events up in a list, one by
+/// one. Only a Cleanup step waits for a lock here: for counts that another Cleanup is changing, until that step has ended,
+/// which takes a while on a busy machine.
 pub(super) const READING_SESSION: &str = "
     set default_transaction_isolation = 'read committed';
     set enable_seqscan = off;
@@ -91,8 +91,8 @@ impl std::fmt::Debug for CacheKey {
     }
 }
 
-/// Opens a connection that writes, with a slot among those of its kind. Not cancel-safe in what it leaves on the server, so
-/// it runs in the task of the one who writes.
+/// Opens a connection that writes, with a slot of its kind. Not cancel-safe in what it leaves on the server, so it runs in the
+/// task that writes.
 pub(super) async fn writing(
     options: &PgConnectOptions,
     slots: Slots,
@@ -146,9 +146,9 @@ async fn advance_token(connection: &mut PgConnection, identity: &str) -> Result<
     Ok(())
 }
 
-/// Slots for counts: each who writes has its own, so that no two write the same row (L5). A slot is a session-level advisory
-/// lock: it is free again when the connection ends. Two on one slot (behind a transaction pooler, say) would be slower, not
-/// wrong.
+/// Slots for counts: each session that writes has its own, so that no two write the same row (L5). A slot is a session-level
+/// advisory lock: it is free again when the connection ends. Two on one slot (behind a transaction pooler, say) would be
+/// slower, not wrong.
 #[derive(Clone, Copy)]
 pub(super) struct Slots {
     /// The namespace of their locks.
@@ -158,11 +158,12 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Those of the writers, one a sidecar: who counts the locks of this class counts sidecars. It is "once" as a number.
+    /// Those of the writers, one per sidecar, so that counting the locks of this class counts sidecars. It is "once" as a
+    /// number.
     pub(super) const WRITERS: Slots = Slots { class: 0x6f6e_6365, first: 1 };
     /// Those of the connections that write each second's counts.
     pub(super) const COUNTS: Slots = Slots { class: 0x6f6e_6366, first: 101 };
-    /// So many of each.
+    /// Slots of each kind.
     const COUNT: i32 = 64;
 
     /// The class of the locks, as `pg_locks` has it.
@@ -170,7 +171,7 @@ impl Slots {
         self.class
     }
 
-    /// Takes the first that is free. Where none is, one that is shared.
+    /// Takes the first that is free, or else one that is shared.
     async fn take(self, connection: &mut PgConnection) -> Result<i32, sqlx::Error> {
         let slot: Option<i32> = sqlx::query_scalar(include_str!("take_slot.sql"))
             .bind(self.class)

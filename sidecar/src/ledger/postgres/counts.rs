@@ -28,7 +28,7 @@ use crate::{
 
 /// How often counts are written.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// The longest that a batch of calls is followed by a wait for counts that do not keep up.
+/// The longest wait, after a batch of calls, for counts that do not keep up.
 const KEEP_UP_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// What waits to be written. Clones share it.
@@ -36,9 +36,9 @@ const KEEP_UP_TIME_MAX: Duration = Duration::from_millis(50);
 pub(super) struct Counts {
     pub(super) tally: Tally,
     timings: Arc<Mutex<PendingTimings>>,
-    /// Some of it has been written, or could not be.
+    /// Notified when some of it has been written, or could not be.
     tried: Arc<Notify>,
-    /// Of what was tried last nothing could be written, and nobody knows when the next will be.
+    /// Nothing of what was tried last could be written, and nobody knows when that will change.
     halted: Arc<AtomicBool>,
 }
 
@@ -53,8 +53,8 @@ impl Counts {
         self.timings().record(event);
     }
 
-    /// Waits a little while there are more counts than are soon written: what came beyond the room for them would be lost.
-    /// Not while none can be written: each batch would wait for as long as that lasts, and win nothing by it (L2).
+    /// Waits a little while there are more counts than can soon be written: those beyond the room for them would be lost. Not
+    /// while none can be written: every batch would then wait, and gain nothing by it (L2).
     pub(super) async fn keep_up(&self) {
         if self.tally.is_behind() && !self.halted.load(Ordering::Relaxed) {
             // It is about time, not about the counts: whoever could not write them has put them back.
@@ -82,7 +82,7 @@ impl Drop for Flusher {
 }
 
 impl Flusher {
-    /// Ends when it is asked to, or nobody is left who could.
+    /// Ends when it is asked to, or when nobody is left who could ask.
     pub(super) fn new(link: Link, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {
         Flusher { link, counts, closes }
     }
@@ -98,7 +98,7 @@ impl Flusher {
                 () = self.counts.tally.filled(), if written => None,
                 close = self.closes.recv() => Some(close),
             };
-            // What is added is not added again: on a connection that died while nobody used it, it would be lost.
+            // Additions are not repeated: on a connection that died while nobody used it they would be lost.
             self.link.ask().await;
             written = self.flush().await;
             while written && self.counts.tally.is_full() {
@@ -115,11 +115,12 @@ impl Flusher {
         }
     }
 
-    /// Writes what there is when it begins; whether the last of the counts could be written. What comes meanwhile is for the
-    /// next time, or it would never end.
+    /// Writes what there is when it begins, and returns whether the last of the counts could be written. What comes meanwhile
+    /// is left for the next time, or it would never end.
     async fn flush(&mut self) -> bool {
         let written = self.flush_counts().await;
-        // Behind the counts, whatever comes of it: times are in a table of their own, and whoever holds that is waited for.
+        // After the counts, whatever became of those: times are in a table of their own, and whoever holds a row of it is
+        // waited for.
         let timings = self.counts.timings().take();
         let (_, kept) = self.write(&FlushTimings, timings).await;
         self.counts.timings().restore(kept);
@@ -128,7 +129,7 @@ impl Flusher {
 
     async fn flush_counts(&mut self) -> bool {
         let (mut written, mut due) = (true, self.counts.tally.len());
-        // Put back at the end: a row that somebody holds must not be waited for with every part of the others.
+        // Put back at the end: a row that somebody holds must not be waited for with every part of the rest.
         let mut unwritten = Vec::new();
         while written && due > 0 {
             let counts = self.counts.tally.take(Tally::FLUSH_MAX.min(due));
@@ -143,8 +144,8 @@ impl Flusher {
         written
     }
 
-    /// Runs a statement that adds; whether any of the items was written, and those that are kept because they were not. What may
-    /// have been written, for all that anybody knows, is not kept: counting twice would be worse than losing a second.
+    /// Runs a statement that adds. Returns whether any of the items was written, and the items to keep because they were not.
+    /// What may have been written is not kept: counting twice would be worse than losing a second.
     async fn write<S: Statement<Output = ()>>(&mut self, statement: &S, items: Vec<S::Item>) -> (bool, Vec<S::Item>) {
         let (mut written, mut kept) = (items.is_empty(), Vec::new());
         for (items, result) in self.link.run(statement, items).await {
@@ -184,8 +185,8 @@ impl Statement for Flush {
     }
 }
 
-/// Adds processing times to the histograms. Not repeatable: it adds. Items sorted by place. Who holds one of their rows is
-/// waited for once: with each of them, those of many tenants would hold up the counts that come next.
+/// Adds processing times to the histograms. Not repeatable: it adds. Items sorted by place. Whoever holds one of their rows is
+/// waited for once: waiting with every part would hold up the counts that come next.
 struct FlushTimings;
 
 impl Statement for FlushTimings {

@@ -1,11 +1,11 @@
 -- Adds the duplicates and mismatches that were counted in memory to their events, and the duplicates to the counts.
 --
--- In:  keys and counts as arrays, sorted by key, and the row's number ($8) where whoever counted has read it; $7 is the session's
---      slot. Events deleted meanwhile are passed over.
+-- In:  keys and counts as arrays, sorted by key, and the row's number ($8) where whoever counted has read it; $7 is the
+--      session's slot. Events deleted meanwhile are passed over.
 -- Out: nothing.
--- Index: payment_webhook_events_key for those without a number, then the primary key. The update is heap-only. It locks the rows
--- itself, in the order of the keys, and adds to what then stands in them: no lock is needed before.
--- As a subquery of one value a look-up cannot become a join over the whole table (a plan trap).
+-- Index: payment_webhook_events_key for those without a number, then the primary key. The update is heap-only. It locks the
+-- rows itself, in the order of the keys, and adds to what then stands in them: no lock is needed before. As a subquery of one
+-- value a look-up cannot become a join over the whole table (a plan trap).
 with held as materialized (
     select q.duplicates, q.mismatches, q.last_mismatch_time, coalesce(q.id, (
         select v.id from payment_webhook_events v

@@ -1,8 +1,8 @@
-//! Grants of this process that may soon be completed here. Most are: a completion of one names its row, and is told only what
-//! others may have changed since (`hot/own_completions.sql`), which takes half of what it takes without.
+//! Grants of this process that may soon be completed here, as most are. The completion of one names its row, and is told only
+//! what others may have changed since (`hot/own_completions.sql`), at half the cost.
 //!
-//! Nothing is decided by what is kept here: the statement asks for the token and the state as any other. What is not kept, because
-//! another process granted it, or it was long ago, is completed by its key.
+//! Nothing is decided by what is kept here: the statement asks for the token and the state like any other. A grant that is not
+//! kept, because another process made it or it was long ago, is completed by its key.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -20,12 +20,12 @@ pub(super) struct Grants {
 }
 
 impl Grants {
-    /// How many are kept: what is processed at once, where it takes no longer than a call.
+    /// How many are kept: enough for what is processed at one time, if that takes no longer than a call.
     const COUNT_MAX: usize = 4_096;
     /// What they may take, nearly all of it metadata.
     const BYTES_MAX: usize = 4 << 20;
 
-    /// Keeps an event as it was just granted, and lets go of the oldest beyond the bounds.
+    /// Keeps an event as it was just granted, and drops the oldest beyond the bounds.
     pub(super) fn keep(&mut self, event: &Event) {
         if let Some(before) = self.events.insert(event.fencing_token, Box::new(event.clone())) {
             self.bytes -= bytes(&before);
@@ -42,7 +42,7 @@ impl Grants {
         }
     }
 
-    /// The event that a mark completes, if it is one and that is kept, which it is then no longer.
+    /// Takes out the event that a mark completes, if the mark is a completion and the event is kept.
     pub(super) fn take(&mut self, mark: &Mark) -> Option<Box<Event>> {
         let Ending::Completed { .. } = mark.ending else { return None };
         let event = self.events.get(&mark.fencing_token)?;

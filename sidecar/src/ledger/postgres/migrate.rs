@@ -59,7 +59,7 @@ pub enum SchemaError {
     /// A migration failed half-way, which Postgres rolls back: somebody has changed the table by hand.
     #[error("migration {0} is on record in {TABLE} as begun and not done")]
     Dirty(i64),
-    /// The database keeps text in an encoding that has not all characters, and would refuse what is to be recorded.
+    /// The database keeps text in an encoding that lacks some characters, and would refuse what is to be recorded.
     #[error("the database's encoding is {0}, and has to be UTF8: create one with `encoding 'UTF8' template template0`")]
     Encoding(String),
     /// The state of the schema could not be read.
@@ -90,7 +90,7 @@ fn migrator() -> Migrator {
             .collect(),
     );
     migrator.dangerous_set_table_name(TABLE);
-    // Those of a newer version are judged by what they say (`fits`), not by being unknown.
+    // Migrations of a newer version are judged by what they say (`fits`), and not refused for being unknown.
     migrator.set_ignore_missing(true);
     migrator
 }
@@ -101,9 +101,9 @@ const TABLE: &str = "oncegate_migrations";
 /// Where migrations say, in `oncegate_meta`, which one a program has to know.
 const COMPATIBLE_FROM: &str = "schema_compatible_from";
 
-/// Applies what is missing; on a newer schema that fits, nothing. Safe when several do it at once: a session lock lets one
-/// do it, and the others find what it did. Waits for whoever holds a table, and lets those behind it go on meanwhile; dropping
-/// the future ends that.
+/// Applies what is missing; on a newer schema that fits, nothing. Safe when several do it at once: a session lock lets one do
+/// it, and the others find what it did. Waits for whoever holds a table, and lets those who queue behind it go on meanwhile;
+/// dropping the future ends that.
 ///
 /// # Errors
 /// When the database cannot be reached, its schema is newer and does not fit, or a migration fails; a failed one is rolled
@@ -124,7 +124,7 @@ pub async fn run(url: &str) -> Result<Migrated, OpenError> {
 }
 
 async fn apply(connection: &mut PgConnection) -> Result<Migrated, SchemaError> {
-    // Before anything is read, so that who waited finds what was done. The session's, and held until its end.
+    // Before anything is read, so that whoever waited finds what was done. A lock of the session, held until its end.
     connection.lock().await.map_err(SchemaError::Migrate)?;
     keeps_all_text(connection).await?;
     let from = version(connection).await?;
@@ -166,7 +166,7 @@ async fn fits(connection: &mut PgConnection, found: i64) -> Result<(), SchemaErr
                 .fetch_optional(connection)
                 .await
                 .map_err(SchemaError::Read)?;
-            // One that does not say is as good as one that says no.
+            // A migration that does not say counts as one that says no.
             let compatible_from = said.and_then(|said| said.parse().ok()).unwrap_or(found);
             if compatible_from > known {
                 return Err(SchemaError::Ahead { found, known, compatible_from });
@@ -177,8 +177,8 @@ async fn fits(connection: &mut PgConnection, found: i64) -> Result<(), SchemaErr
     }
 }
 
-/// Migrations take as long as they take, whatever the role or the database is set to. They wait for a table not so long that
-/// those who want it behind them time out, as they would behind a dump that runs for an hour.
+/// Migrations take as long as they take, whatever the role or the database is set to. They do not wait for a table for so long
+/// that those who queue behind them time out, as they would behind a dump that runs for an hour.
 const SESSION: &str = "
     set statement_timeout = 0;
     set idle_in_transaction_session_timeout = 0;
@@ -201,7 +201,7 @@ async fn connect(options: &PgConnectOptions) -> Result<PgConnection, ConnectErro
         .map_err(ConnectError::Refused)
 }
 
-/// What reading the table of migrations came to: none was being applied.
+/// What an error means that came of reading the table of migrations, while none was being applied.
 fn unread(error: MigrateError) -> SchemaError {
     match error {
         MigrateError::Execute(error) => SchemaError::Read(error),
@@ -209,8 +209,8 @@ fn unread(error: MigrateError) -> SchemaError {
     }
 }
 
-/// Refuses a database that cannot keep all text: the completion of an effect that has happened would be refused for a word in it.
-/// SQL_ASCII keeps bytes as they come.
+/// Refuses a database that cannot keep all text: the completion of an effect that has happened would be refused for a single
+/// word in it. SQL_ASCII keeps bytes as they come.
 async fn keeps_all_text(connection: &mut PgConnection) -> Result<(), SchemaError> {
     let encoding: String = sqlx::query_scalar("select current_setting('server_encoding')")
         .fetch_one(connection)

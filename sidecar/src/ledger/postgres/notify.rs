@@ -1,6 +1,6 @@
-//! Tells the sidecars of one database what has changed, so that waiters in another process wake at once and what they
-//! cache is dropped (L9). Sent after the commit, from another connection, what gathers in one go; nothing is sent while no
-//! other sidecar is there to hear it. Losing a notification costs one interval of the waiters' net.
+//! Tells the sidecars of one database what has changed, so that waiters in another process wake at once and what they cache is
+//! dropped (L9). What gathers is sent in one go, after the commit and over another connection; nothing is sent while no other
+//! sidecar is there to hear it. Losing a notification costs one interval of the waiters' net.
 
 use std::{
     collections::HashMap,
@@ -25,12 +25,12 @@ const CHANNEL: &str = "oncegate_events";
 /// A payload has at most 8,000 bytes, an announcement about 44.
 const BATCH_MAX: usize = 150;
 const QUEUE_MAX: usize = 4_096;
-/// What is heard and not yet taken up: the room for all of it is there from the start. Who falls behind is told that it missed
-/// something.
+/// What is heard and not yet taken up: room for all of it is there from the start. A subscriber that falls behind is told that
+/// it missed something.
 const HEARD_MAX: usize = 1_024;
 /// After so long without a notification the listening connection is asked whether it is alive.
 const QUIET_MAX: Duration = Duration::from_secs(10);
-/// And has to answer within this, as it has when it begins to listen.
+/// How long it may take to answer, then and when it begins to listen.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 /// How long to wait before trying again what failed.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -46,7 +46,7 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    /// Sends and asks by the reader's connections, and listens on one of its own to what `options` name.
+    /// Sends and asks over the reader's connections, and listens on one of its own to the database of `options`.
     pub(super) fn start(reader: Reader, options: PgConnectOptions) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
         let (heard, _) = broadcast::channel(HEARD_MAX);
@@ -74,7 +74,7 @@ impl Notifier {
         self.heard.subscribe()
     }
 
-    /// Ends everything, and waits until the listening connection is let go of, which takes a moment at most.
+    /// Ends everything, and waits until the listening connection is released, which takes a moment at most.
     pub(super) async fn close(&self) {
         self.closing.cancel();
         self.listening.wait().await;
@@ -100,7 +100,7 @@ async fn send(reader: Reader, mut queue: mpsc::Receiver<Announcement>, sender: S
         }
         while let Err(error) = notify(&reader, encode(&sender, latest.values().copied())).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "a notification could not be sent");
-            // Waiters have their net. A resolution is told until it is heard: others may still answer from their memory.
+            // Waiters have their net. A resolution is sent until that succeeds: others may still answer from their memory.
             latest.retain(|_, announcement| announcement.resolved);
             if latest.is_empty() {
                 break;
@@ -114,7 +114,7 @@ async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::E
     reader
         .run(move |connection| {
             Box::pin(async move {
-                // What it tells of is durable already: for its own commit nobody waits for the disk.
+                // What it tells of is durable already, so its own commit need not wait for the disk.
                 sqlx::query("select set_config('synchronous_commit', 'off', true), pg_notify($1, $2)")
                     .bind(CHANNEL)
                     .bind(payload)
@@ -143,15 +143,15 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
                 })
             })
             .await;
-        // When it cannot be told, notifications cannot be sent either.
+        // When that is unknown, notifications cannot be sent either.
         peers.store(writers.is_ok_and(|writers| writers > 1), Ordering::Relaxed);
     }
 }
 
-/// Each time with a pool anew, of one connection. A listener that is dropped gives its connection back: sqlx first tells the
-/// server to stop notifying and then pings it, both without a time-out. When the server has vanished without a word that is
-/// for as long as TCP still hopes, a quarter of an hour or more: meanwhile it would keep its place from whoever shares the
-/// pool, the next listener among them.
+/// Each time with a new pool of one connection. A listener that is dropped gives its connection back: sqlx first tells the
+/// server to stop notifying and then pings it, both without a time-out. When the server has vanished without a word that is for
+/// as long as TCP still hopes, a quarter of an hour or more: meanwhile whoever shares the pool, the next listener too, would
+/// lack its place.
 async fn listen(
     options: PgConnectOptions,
     heard: broadcast::Sender<Heard>,
@@ -170,9 +170,9 @@ async fn listen(
 }
 
 async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> Result<(), sqlx::Error> {
-    // The pool bounds how long the making of its connection takes.
+    // The pool bounds how long connecting takes.
     let mut listener = PgListener::connect_with(&own.pool()).await?;
-    // A reconnection within would be a gap that nobody hears of.
+    // A silent reconnection would be a gap that nobody hears of.
     listener.eager_reconnect(false);
     tokio::time::timeout(ANSWER_MAX, listener.listen(CHANNEL)).await.map_err(|_late| failure::timed_out())??;
     // What was sent before is lost. Nobody may be listening here.
@@ -187,7 +187,7 @@ async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> R
             Ok(Ok(None)) => return Ok(()),
             Ok(Err(error)) => return Err(error),
             Err(_quiet) => {
-                // A server that vanished says nothing either, nor does one that others have taken over from.
+                // A server that vanished says nothing either, nor does one that another has taken over from.
                 let read_only = sqlx::query_scalar("select current_setting('default_transaction_read_only')::boolean")
                     .fetch_one(&mut listener);
                 let read_only: bool =

@@ -21,14 +21,15 @@ use crate::{
     ledger::Error,
 };
 
-/// How long a call waits for one of them, the making of a connection included. Longer than the 300 ms of L6, which are for
-/// decisions: these have a connection of their own, and a list that comes late is better than none.
+/// How long a call waits for one of them, connecting included. Longer than the 300 ms of L6, which are for decisions: these
+/// have a connection of their own, and a list that comes late is better than none.
 const ACQUIRE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Above the server's statement time-out of these sessions: for a server that vanished without a word.
 const READ_TIME_MAX: Duration = Duration::from_secs(6);
-/// How long a connection is used. One to a server that others have taken over from would go on answering, for as long as it lives.
+/// How long a connection is used. One to a server that another has taken over from would go on answering for as long as it
+/// lives.
 const LIFE_MAX: Duration = Duration::from_secs(60);
-/// How long a connection that is given back may keep its place before it is closed. Less than the next one waits for it.
+/// How long a connection that is given back may keep its place before it is closed. Less than the next caller waits for it.
 const RETURN_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Why a read failed.
@@ -189,9 +190,10 @@ impl Reader {
     }
 }
 
-/// Gives a connection back to its pool, as dropping it does, but not for longer than it may take: sqlx pings it first, without a
-/// time-out, and a server that vanishes in that moment would keep its place for as long as TCP still hopes, a quarter of an hour.
-/// What is given up on is dropped, which closes the connection and frees the place. The answer does not wait for it.
+/// Gives a connection back to its pool, as dropping it does, but not for longer than it may take: sqlx pings it first, without
+/// a time-out, and if the server vanishes in that moment the connection would keep its place for as long as TCP still hopes, a
+/// quarter of an hour. What is given up on is dropped, which closes the connection and frees the place. The answer does not
+/// wait for it.
 fn give_back(mut connection: PoolConnection<Postgres>) {
     let returned = connection.return_to_pool();
     tokio::spawn(async {

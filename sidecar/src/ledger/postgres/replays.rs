@@ -1,4 +1,4 @@
-//! What was replayed by force, by whichever sidecar: what caches are held against (C7).
+//! What was replayed by force, by whichever sidecar: what cached completions are checked against (C7).
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     ledger::{Error, REPLAYS_MAX, Replayed},
 };
 
-/// One more than are known one by one: it tells that there are more.
+/// One more than are remembered individually, to tell whether there are more.
 const ROWS_MAX: usize = REPLAYS_MAX + 1;
 
 const ALL: &str =

@@ -90,8 +90,8 @@ const EVENT: [&str; 29] = [
     "payload_digest",
 ];
 
-/// The event whose columns begin at `first`. Read by place, which costs less than by name; that these are the names, every
-/// test sees that reads an event.
+/// The event whose columns begin at `first`. Read by place, which costs less than by name; every test that reads an event shows
+/// that the places are right.
 pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
     let at = |column: usize| first + column;
     debug_assert!(
@@ -139,8 +139,8 @@ pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
     })
 }
 
-/// The columns of an event that a mark was applied to, by their places among all: without those that whoever marked it knows, for
-/// every column costs, for each row and each start of the statement.
+/// The columns of an event that a mark was applied to, by their places among all. Those that whoever marked it knows are left
+/// out: every column has its cost, for each row and each start of the statement.
 const MARKED: [usize; 18] = [0, 4, 5, 6, 7, 8, 9, 10, 12, 16, 17, 18, 22, 23, 24, 25, 26, 28];
 
 /// Where the columns of a marked event stand in a row.
@@ -206,7 +206,7 @@ impl MarkedColumns {
 }
 
 /// What others may have changed in an event between its grant and the completion of that grant: duplicates are counted, and the
-/// lock is extended. All else that stands in it changes with its token.
+/// lock is extended. Everything else in it changes only with its token.
 pub(super) struct Since {
     duplicate_count: i64,
     mismatch_count: i64,

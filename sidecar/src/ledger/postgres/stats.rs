@@ -30,7 +30,7 @@ impl Reader {
         let (report, missing) =
             self.run(move |connection| Box::pin(async move { Ok(snapshot(connection, &filter).await?) })).await?;
         if !missing.is_empty() {
-            // The next one need not walk these hours. Best effort: it would notice.
+            // So that the next one need not walk these hours. Best effort: it would notice what is missing.
             let healed = self
                 .run(move |connection| {
                     Box::pin(async move {
@@ -73,7 +73,8 @@ async fn snapshot(
     connection: &mut PgConnection,
     filter: &StatsFilter,
 ) -> Result<(StatsReport, Vec<Time>), sqlx::Error> {
-    // One snapshot for all: what is open is compared with what is counted. Nothing is worth sorting: groups are few, of many rows.
+    // One snapshot for all: what is open is compared with what is counted. Sorting does not pay: groups are few and have many
+    // rows.
     let mut snapshot = connection.begin_with(SNAPSHOT).await?;
     let (start, end) = filter.bounds();
     let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *snapshot).await?;
@@ -139,7 +140,7 @@ async fn snapshot(
     Ok((StatsReport { counts, percentiles, timings, as_of }, missing))
 }
 
-/// In order, so that a bucket is complete when the next one begins: there are rows for each hour or day, tenant and writer's slot.
+/// In order, so that a bucket is complete when the next one begins: each hour or day, tenant and writer's slot has its row.
 async fn read_timings(
     snapshot: &mut PgConnection,
     filter: &StatsFilter,

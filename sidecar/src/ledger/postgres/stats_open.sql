@@ -4,11 +4,11 @@
 -- In:  tenant and provider (null: all), bounds on the creation (half open).
 -- Out: per hour and provider how many were found. Fewer than the counts of the same snapshot tell: something was missed, and
 --      its hour has to be walked (stats_stuck.sql).
--- Index: payment_webhook_open_pkey and the primary key of the events; payment_webhook_events_create_time for the last
---      seconds. After a consumer has gone away there may be 100,000 of them: an array of row numbers takes a third of what a
---      look-up for each takes, and date_bin a fifth of date_trunc. OFFSET keeps the planner from turning the lateral into a join
---      over the whole table, and from reading what is open by its creation: with the statistics of a handful of events that
---      looked cheaper, and searched the whole array for each of them.
+-- Index: payment_webhook_open_pkey and the primary key of the events; payment_webhook_events_create_time for the last seconds.
+--      After a consumer has gone away there may be 100,000 of them: an array of row numbers takes a third of what a look-up for
+--      each takes, and date_bin a fifth of date_trunc. OFFSET keeps the planner from turning the lateral into a join over the
+--      whole table, and from reading what is open by its creation: with the statistics of a handful of events that looked
+--      cheaper, and searched the whole array for each of them.
 with processing as (
     select w.create_time, w.provider, w.lock_expire_time
     from (

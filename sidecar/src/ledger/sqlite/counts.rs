@@ -27,14 +27,14 @@ impl Deltas {
         self.places.entry(Place::at(tenant, provider, create_time)).or_default()
     }
 
-    /// An event was marked; counted is how long its completion took, if it was one.
+    /// An event was marked: counts how long its completion took, if it was one.
     pub(super) fn marked(&mut self, event: &Event) {
         if let Some(time) = processing_time(event) {
             self.timings.entry(Place::of(event)).or_default().record(time);
         }
     }
 
-    /// An event was created, or came from one state into another by way of a grant or without one.
+    /// An event was created, or went from one state into another, by a grant or without one.
     pub(super) fn changed(&mut self, before: Option<&Event>, after: &Event) {
         let counts = self.at(&after.key.tenant, &after.key.provider, after.create_time);
         if let Some(before) = before {

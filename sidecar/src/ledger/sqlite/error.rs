@@ -31,7 +31,7 @@ impl Fault {
             // Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
             Fault::Environment(_) => Error::unavailable(),
             Fault::Commit(_) => Error::OutcomeUnknown,
-            // Its code: the library's text may hold what was given.
+            // Only its code: the library's text may hold what was in the statement.
             Fault::Item(error) => {
                 let code = error.sqlite_error().map_or(0, |error| error.extended_code);
                 Error::Internal(format!("the embedded database refused a statement, with code {code}"))
@@ -60,7 +60,7 @@ impl From<rusqlite::Error> for Fault {
     }
 }
 
-/// Whether it is about the file, and nothing that was in a statement.
+/// Whether it is about the file, and not about what was in a statement.
 fn is_environment(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code().is_some_and(|code| {
         matches!(

@@ -53,7 +53,7 @@ fn is_foreign(conn: &Connection) -> rusqlite::Result<bool> {
 /// Brings the schema up to date if `migrate` permits it, and refuses what does not fit.
 pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Result<Migrated, OpenError> {
     let open = |source| OpenError::Open { path: path.to_owned(), source };
-    // All of it or nothing; another program that is at the file is waited for here and not half-way.
+    // All of it or nothing; another program that has the file in hand is waited for here and not half-way.
     let transaction = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(open)?;
     let found = version(&transaction, path)?;
     if !migrate || found > needed() {
@@ -85,7 +85,7 @@ pub(super) fn fits(conn: &Connection, path: &Path, found: i64) -> Result<(), Ope
             let query = "select value from oncegate_meta where key = 'schema_compatible_from'";
             let said = conn.query_row(query, [], |row| row.get::<_, String>(0)).optional();
             let said = said.map_err(|source| OpenError::Open { path: path.to_owned(), source })?;
-            // One that does not say is as good as one that says no.
+            // A migration that does not say counts as one that says no.
             let compatible_from = said.and_then(|said| said.parse().ok()).unwrap_or(found);
             if compatible_from > known {
                 return Err(OpenError::Ahead { path: path.to_owned(), found, known, compatible_from });

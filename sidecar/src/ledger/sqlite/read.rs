@@ -29,7 +29,7 @@ pub(super) struct Readers {
     path: PathBuf,
     busy_timeout: Duration,
     idle: Mutex<Vec<Connection>>,
-    /// As many queries at once; closed with the ledger.
+    /// As many as there may be queries at once; closed with the ledger.
     permits: Arc<Semaphore>,
     failures: Throttle,
 }
@@ -244,7 +244,7 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
     Ok(StatsReport { counts, percentiles, timings, as_of: now })
 }
 
-/// By tenant first, as they lie in the table: a bucket is complete at the end. To sort them would take memory as well.
+/// By tenant first, as they lie in the table: a bucket is complete only at the end. Sorting them would take memory as well.
 fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<Folding> {
     let (start, end) = filter.bounds();
     let (first_day, last_day) = filter.whole_days();

@@ -30,8 +30,8 @@ use crate::{
     metrics::LedgerMetrics,
 };
 
-/// A step of Cleanup, with its answer's way back. Steps have a way of their own, one between two batches, so that a
-/// long Cleanup does not take the places of calls.
+/// A step of Cleanup, and where its answer goes. Steps have a channel of their own, of which one is taken between two batches,
+/// so that a long Cleanup does not take the places of calls.
 #[derive(Debug)]
 pub(super) struct CleanupStep {
     pub(super) scope: CleanupScope,
@@ -51,7 +51,7 @@ pub(super) struct Writer {
     pub(super) tally: Tally,
     pub(super) metrics: Arc<LedgerMetrics>,
     pub(super) faults: Throttle,
-    /// It has been said that the clock is far ahead.
+    /// That the clock is far ahead has been logged.
     pub(super) is_ahead: bool,
     pub(super) batch_max: usize,
     pub(super) ops: mpsc::Receiver<Box<Op>>,
@@ -100,12 +100,12 @@ impl Writer {
                 self.cleanup(step);
             }
         }
-        // All that was counted until now. With what comes meanwhile there might be no end.
+        // All that was counted until now. With what keeps coming there might be no end.
         let mut due = self.tally.len();
         while due > 0 && self.flush() {
             due = due.saturating_sub(Tally::KEYS_MAX);
         }
-        // Whoever asks from here on, or is asking, is told; then the file is free, and only then is it said to be.
+        // Whoever asks from here on, or has asked already, is refused; then the file is released, and only then is that said.
         self.ops.close();
         while let Ok(op) = self.ops.try_recv() {
             op.refuse(Error::unavailable());
@@ -184,8 +184,8 @@ impl Writer {
 
     /// All of them in one transaction, or none.
     fn transact(&mut self, calls: &[Op]) -> Result<Vec<Outcome>, Fault> {
-        // Claims are mostly duplicates when a provider repeats itself: looked at without the right to write first, a
-        // batch of nothing else takes no write lock (L2).
+        // Claims are mostly duplicates when a provider repeats itself: looked at first without the right to write, a batch of
+        // nothing else takes no write lock (L2).
         if calls.iter().all(|call| matches!(call, Op::Claim(..))) {
             match self.within(false, |transaction| each(transaction, calls)) {
                 Err(Fault::NeedsWrite) => {}
@@ -235,7 +235,7 @@ impl Writer {
         }
     }
 
-    /// Writes the counts that are kept in memory, as many as one transaction is to have; whether it could.
+    /// Writes the counts that are kept in memory, as many as one transaction may have. Returns whether it could.
     pub(super) fn flush(&mut self) -> bool {
         if self.tally.is_empty() {
             return true;
@@ -245,7 +245,7 @@ impl Writer {
             self.within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
         match &written {
             Ok(()) => {}
-            // Whether they were written is unknown. Counted once too little rather than twice.
+            // Whether they were written is unknown. Better not counted than counted twice.
             Err(fault @ Fault::Commit(_)) => self.report(fault, counts.len()),
             Err(fault) => {
                 self.report(fault, counts.len());
@@ -284,7 +284,7 @@ impl Writer {
         }
     }
 
-    /// Says it once when the clock is far ahead of the machine's, which was set back: nothing else tells.
+    /// Logs once that the clock is far ahead of the machine's, which was set back: nothing else shows it.
     fn look_at_clock(&mut self) {
         let ahead = self.clock.ahead();
         if (ahead > AHEAD_MAX) != mem::replace(&mut self.is_ahead, ahead > AHEAD_MAX) && self.is_ahead {
