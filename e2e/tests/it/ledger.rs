@@ -17,6 +17,7 @@ mod marks;
 mod model;
 mod own;
 mod peers;
+mod plans;
 mod postgres_only;
 mod postgres_slow;
 mod races;

@@ -9,7 +9,7 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
-use crate::event::{Key, Time};
+use crate::event::{Event, Key, Time};
 
 /// What has come in for one event since the last flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,22 @@ pub struct Count {
     /// When the last mismatch came.
     pub last_mismatch_time: Option<Time>,
     /// Where the event stands in the ledger, if whoever counted has read it: it is then not looked for by its key again.
-    pub row: Option<i64>,
+    pub location: Option<Location>,
+}
+
+/// Where an event stands in the ledger: what its indexes that are not by key have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Its row.
+    pub row: i64,
+    /// When it was created.
+    pub create_time: Time,
+}
+
+impl From<&Event> for Location {
+    fn from(event: &Event) -> Self {
+        Location { row: event.row, create_time: event.create_time }
+    }
 }
 
 impl Count {
@@ -29,7 +44,7 @@ impl Count {
         self.duplicates += other.duplicates;
         self.mismatches += other.mismatches;
         self.last_mismatch_time = self.last_mismatch_time.max(other.last_mismatch_time);
-        self.row = other.row.or(self.row);
+        self.location = other.location.or(self.location);
     }
 }
 
@@ -58,9 +73,9 @@ impl Tally {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call on the event, whose row is `row` as far as that is known, was answered with anything but the lock.
-    pub fn duplicate(&self, key: &Key, row: Option<i64>) {
-        self.count(key, Count { duplicates: 1, row, ..Count::default() });
+    /// A call on the event, which stands at `location` as far as that is known, was answered with anything but the lock.
+    pub fn duplicate(&self, key: &Key, location: Option<Location>) {
+        self.count(key, Count { duplicates: 1, location, ..Count::default() });
     }
 
     /// A call on the event came with another fingerprint or payload digest.
@@ -163,7 +178,7 @@ mod tests {
         let all = tally.take(usize::MAX);
         assert!(!all.iter().any(|(key, _)| *key == freed), "there was no room for it");
         let counted = all.iter().find(|(key, _)| *key == known).map(|(_, count)| *count);
-        let expected = Count { duplicates: 3, mismatches: 1, last_mismatch_time: Some(now), row: None };
+        let expected = Count { duplicates: 3, mismatches: 1, last_mismatch_time: Some(now), location: None };
         assert_eq!(counted, Some(expected));
     }
 }

@@ -2,38 +2,36 @@
 
 use std::sync::Arc;
 
-use futures::future::join_all;
 use oncegate_e2e::{
     eventually,
     grow::{Growth, fill},
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::{Decision, Ending, FailureKind, Mark, Micros, Refusal, State},
+    event::State,
     ledger::{
         Ledger,
-        filter::{CleanupProgress, CleanupScope, Cursor, HistoryFilter},
+        filter::{CleanupProgress, CleanupScope, HistoryFilter},
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    Fixture, claim, completion, extension, failure, key,
+    Fixture, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
-    refused,
     stats::{everything, total},
 };
 
 const ROWS: i64 = 60_000;
 
-struct Grown {
-    database: oncegate_e2e::postgres::Database,
+pub(super) struct Grown {
+    pub(super) database: oncegate_e2e::postgres::Database,
     // Its own: what is read is counted for a whole table.
     _cluster: Cluster,
 }
 
-async fn grown() -> Grown {
+pub(super) async fn grown() -> Grown {
     let cluster = Cluster::start(Options::default()).await.unwrap();
     let database = cluster.database().await.unwrap();
     let mut connection = database.connect().await.unwrap();
@@ -44,10 +42,10 @@ async fn grown() -> Grown {
 }
 
 impl Grown {
-    /// Rows of a table that were read so far. A session reports what it read when it ends: nobody else is there.
-    async fn read(&self, table: &str) -> i64 {
+    /// A session to ask for what others have read: each reports that when it ends, and has ended by now.
+    async fn alone(&self) -> PgConnection {
         let mut connection = self.database.connect().await.unwrap();
-        oncegate_e2e::eventually("all sessions have ended", async || {
+        eventually("all sessions have ended", async || {
             let others: i64 = sqlx::query_scalar(
                 "select count(*) from pg_stat_activity
                 where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()",
@@ -58,23 +56,39 @@ impl Grown {
             (others == 0).then_some(())
         })
         .await;
+        connection
+    }
+
+    /// Rows of a table that were read so far.
+    async fn read(&self, table: &str) -> i64 {
         sqlx::query_scalar(
             "select (coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint from pg_stat_user_tables
             where relname = $1",
         )
         .bind(table)
-        .fetch_one(&mut connection)
+        .fetch_one(&mut self.alone().await)
+        .await
+        .unwrap()
+    }
+
+    /// Blocks of the indexes of the events' table that were read so far.
+    pub(super) async fn index_blocks(&self) -> i64 {
+        sqlx::query_scalar(
+            "select sum(idx_blks_read + idx_blks_hit)::bigint from pg_statio_user_tables
+            where relname = 'payment_webhook_events'",
+        )
+        .fetch_one(&mut self.alone().await)
         .await
         .unwrap()
     }
 
     /// How many rows of the events' table a ledger reads for a query.
-    async fn reads<T>(&self, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
+    pub(super) async fn reads<T>(&self, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
         self.reads_of("payment_webhook_events", query).await
     }
 
     /// The same, of another table.
-    async fn reads_of<T>(&self, table: &str, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
+    pub(super) async fn reads_of<T>(&self, table: &str, query: impl AsyncFnOnce(&PostgresLedger) -> T) -> (T, i64) {
         let before = self.read(table).await;
         let ledger = self.ledger().await;
         let answer = query(&ledger).await;
@@ -83,7 +97,7 @@ impl Grown {
         (answer, self.read(table).await - before)
     }
 
-    async fn ledger(&self) -> PostgresLedger {
+    pub(super) async fn ledger(&self) -> PostgresLedger {
         PostgresLedger::connect(self.database.url(), &PostgresSettings::default()).await.unwrap()
     }
 }
@@ -190,247 +204,6 @@ async fn a_page_repeats_and_skips_nothing_that_comes_and_goes_while_it_is_read()
     }
     assert_eq!(pages, [["evt_2", "evt_20000"]; 2], "while events came, and while they went");
     fixture.close().await;
-}
-
-/// The statistics, and whatever was made of them, are those of quiet days when a consumer goes away (L4).
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stats_answer_when_very_much_is_open_that_was_not_before() {
-    let fixture = Fixture::postgres().await;
-    fixture.expired(&key("evt_1"), "a").await;
-    // Nobody but the test analyzes.
-    fixture
-        .tamper(
-            "alter table payment_webhook_events set (autovacuum_enabled = off);
-            alter table payment_webhook_open set (autovacuum_enabled = off);
-            alter table payment_webhook_counts set (autovacuum_enabled = off);
-            insert into payment_webhook_open (event_row) select id from payment_webhook_events;
-            update payment_webhook_sweep set swept_until = clock_timestamp();
-            analyze payment_webhook_events, payment_webhook_open, payment_webhook_counts, payment_webhook_sweep",
-        )
-        .await;
-    // On each of its connections more often than it takes to keep a plan.
-    for _ in 0..40 {
-        assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 1);
-    }
-    fixture
-        .tamper(
-            "insert into payment_webhook_events (
-                fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
-                tenant, provider, event_id, event_type, claim_id, holder
-            )
-            select n, now(), now(), now(), now(), 1, 'processing', 'running', 'default', 'stripe', 'open_' || n, 'paid',
-                'a', 'pod-1'
-            from generate_series(1, 100000) n;
-            insert into payment_webhook_open (event_row)
-            select id from payment_webhook_events where event_id like 'open%' order by id;
-            insert into payment_webhook_counts (slot, tenant, provider, hour, processing)
-            select 0, 'default', 'stripe', date_trunc('hour', now(), 'UTC'), 100000;
-            update payment_webhook_sweep set swept_until = clock_timestamp()",
-        )
-        .await;
-    let stats = fixture.ledger.stats(everything()).await.unwrap();
-    assert_eq!(total(&stats).stuck, 100_001);
-    fixture.close().await;
-}
-
-/// Statistics that tell of a handful of rows, as a Cleanup of nearly all leaves them: no statement of a call walks the table
-/// that fills again behind them (L4).
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_reads_all_of_a_table_that_was_nearly_empty_when_it_was_analyzed() {
-    let grown = grown().await;
-    let mut connection = grown.database.connect().await.unwrap();
-    for sql in [
-        "alter table payment_webhook_events set (autovacuum_enabled = off)",
-        // Over all of its pages, which stay.
-        "delete from payment_webhook_events where id % 6000 <> 0",
-        "vacuum analyze payment_webhook_events",
-        "insert into payment_webhook_events (
-            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state, outcome,
-            tenant, provider, event_id, event_type, claim_id, holder
-        )
-        select n, now(), now(), now(), now(), now(), 1, 'completed', 'completed', 'default', 'stripe', 'again_' || n, 'paid',
-            'a', 'pod-1'
-        from generate_series(1, 20000) n",
-    ] {
-        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-    }
-    connection.close().await.unwrap();
-    let calls = 64;
-    let ((), read) = grown
-        .reads(async |ledger| {
-            join_all((0..calls).map(async |number| {
-                let key = key(&format!("new_{number}"));
-                let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else {
-                    panic!("it is new")
-                };
-                ledger.extend(extension(&key, &lock, Micros(60_000_000))).await.unwrap();
-                // In its own statement, unlike a completion of what the same process granted.
-                let failed = number % 2 == 0;
-                let mark = if failed { failure(&key, &lock, FailureKind::Terminal) } else { completion(&key, &lock) };
-                ledger.mark(mark).await.unwrap();
-                let again = ledger.claim(claim(&key, "b")).await.unwrap();
-                assert_eq!(again.decision, if failed { Decision::Refused } else { Decision::AlreadyCompleted });
-            }))
-            .await;
-        })
-        .await;
-    assert!(read <= calls * 30, "{read} rows were read for {calls} events");
-}
-
-/// Where attempts have no cap an event may have very many of them, and each call on it is in everybody's batch. The statistics are
-/// those of a handful.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_call_reads_all_attempts_of_an_event() {
-    let grown = grown().await;
-    let mut connection = grown.database.connect().await.unwrap();
-    for sql in [
-        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
-        // Over all of its pages, which stay.
-        "delete from payment_webhook_attempts where event_row % 20000 <> 0",
-        "vacuum analyze payment_webhook_attempts",
-        "insert into payment_webhook_events (
-            id, fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
-            tenant, provider, event_id, event_type, claim_id, holder
-        )
-        overriding system value
-        values (-1, 20001, now(), now(), now(), now() + interval '1 hour', 20001, 'processing', 'running', 'default',
-            'stripe', 'tried', 'paid', 'claim-20001', 'pod-1')",
-        "insert into payment_webhook_attempts (
-            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
-        )
-        select -1, n, n, 'claim-' || n, 'pod-1', now(), now(), 'failed_retryable' from generate_series(1, 20000) n",
-    ] {
-        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-    }
-    connection.close().await.unwrap();
-    let ((), read) = grown
-        .reads_of("payment_webhook_attempts", async |ledger| {
-            let key = key("tried");
-            let again = ledger.claim(claim(&key, "claim-9999")).await;
-            assert_eq!(refused(again), Refusal::ClaimEnded);
-            let other = ledger.claim(claim(&key, "another")).await.unwrap().decision;
-            assert!(matches!(other, Decision::InProgress { .. }), "{other:?}");
-            for token in [9_999, 30_000] {
-                let late = Mark {
-                    key: key.clone(),
-                    fencing_token: token,
-                    claim_id: None,
-                    ending: Ending::Completed { metadata: None },
-                    result: None,
-                    attempts_max: 0,
-                };
-                let lost = Refusal::LockLost { state: State::Processing, fencing_token: 20_001 };
-                assert_eq!(refused(ledger.mark(late).await), lost, "{token}");
-            }
-        })
-        .await;
-    assert!(read <= 20, "{read} attempts were read for four calls");
-}
-
-/// Most delivery ids are another provider's, and kept; and the statistics are of a handful of them.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cleanup_of_one_provider_reads_each_delivery_id_of_the_others_once() {
-    let grown = grown().await;
-    let mut connection = grown.database.connect().await.unwrap();
-    let filled = "insert into payment_webhook_deliveries (tenant, provider, delivery_id, payload_digest, create_time)
-        select 'default', case when n % 1000 = 0 then 'stripe' else 'paypal' end, md5(n::text), '\\x00',
-            now() - interval '1 day' + n * interval '1 second'
-        from generate_series(1, 30000) n";
-    for sql in [
-        "alter table payment_webhook_deliveries set (autovacuum_enabled = off)",
-        filled,
-        // Over all of its pages, which stay.
-        "delete from payment_webhook_deliveries where delivery_id <> md5('30000')",
-        "vacuum analyze payment_webhook_deliveries",
-        "delete from payment_webhook_deliveries",
-        filled,
-    ] {
-        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-    }
-    connection.close().await.unwrap();
-    let (steps, read) = grown
-        .reads_of("payment_webhook_deliveries", async |ledger| {
-            let before = ledger.now().await.unwrap();
-            let scope = CleanupScope {
-                tenant: None,
-                provider: Some("stripe".into()),
-                before,
-                states: vec![State::Completed],
-                dry_run: false,
-                batch_size: 1_000,
-            };
-            // Past the events, which are others' business.
-            let cursor = Some(Cursor { create_time: before, row: 0 });
-            let mut progress = CleanupProgress { cursor, ..CleanupProgress::default() };
-            let mut steps = 0;
-            // Counts are folded from the last of them on.
-            while progress.folded_until.is_none() {
-                ledger.cleanup_step(&scope, &mut progress).await.unwrap();
-                steps += 1;
-            }
-            steps
-        })
-        .await;
-    assert_eq!(steps, 31, "30,000 in steps of 1,000, and one that finds no more");
-    assert!(read <= 32_000, "{read} rows were read for 30,000");
-    let left = "select string_agg(provider || ' ' || count, ', ') from (
-        select provider, count(*) from payment_webhook_deliveries group by provider) t";
-    assert_eq!(grown.database.query(left).await.unwrap(), "paypal 29970");
-}
-
-/// The same statistics, of events and attempts, as the Cleanup before it left them.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cleanup_reads_each_event_a_few_times_whatever_the_statistics_say() {
-    let grown = grown().await;
-    let mut connection = grown.database.connect().await.unwrap();
-    for sql in [
-        "alter table payment_webhook_events set (autovacuum_enabled = off)",
-        "alter table payment_webhook_attempts set (autovacuum_enabled = off)",
-        // Over all of their pages, which stay.
-        "delete from payment_webhook_events where id % 6000 <> 0",
-        "delete from payment_webhook_attempts where event_row % 6000 <> 0",
-        "vacuum analyze payment_webhook_events, payment_webhook_attempts",
-        "insert into payment_webhook_events (
-            fencing_token, create_time, update_time, end_time, start_time, lock_expire_time, attempt_count, state, outcome,
-            tenant, provider, event_id, event_type, claim_id, holder
-        )
-        select n, t.at, t.at, t.at, t.at, t.at, 2, 'completed', 'completed', 'default', 'stripe', 'again_' || n, 'paid', 'b',
-            'pod-1'
-        from generate_series(1, 20000) n
-        cross join lateral (select now() - interval '1 hour' + n * interval '1 millisecond' as at) t",
-        "insert into payment_webhook_attempts (
-            event_row, attempt, fencing_token, claim_id, holder, start_time, end_time, outcome
-        )
-        select id, 1, -fencing_token, 'a', 'pod-1', start_time, start_time, 'failed_retryable'
-        from payment_webhook_events where event_id like 'again%'",
-    ] {
-        sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-    }
-    connection.close().await.unwrap();
-    for (table, dry_run) in
-        [("payment_webhook_events", true), ("payment_webhook_events", false), ("payment_webhook_attempts", false)]
-    {
-        let ((), read) = grown
-            .reads_of(table, async |ledger| {
-                let scope = CleanupScope {
-                    tenant: None,
-                    provider: None,
-                    before: ledger.now().await.unwrap(),
-                    states: vec![State::Completed],
-                    dry_run,
-                    batch_size: 1_000,
-                };
-                let mut progress = CleanupProgress::default();
-                // A part of them, so that some are left for the next.
-                for _ in 0..8 {
-                    ledger.cleanup_step(&scope, &mut progress).await.unwrap();
-                }
-                let matched: i64 = progress.providers.values().map(|of| of.matched).sum();
-                assert!(matched > 7_900, "{table}: {matched}");
-            })
-            .await;
-        assert!(read <= 8_000 * 6, "{read} rows of {table} were read for 8,000 events, dry run: {dry_run}");
-    }
 }
 
 /// Dry runs say what real ones do; two at once delete each event once; one that ends half-way leaves the rest for the next.

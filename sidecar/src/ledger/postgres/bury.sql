@@ -1,18 +1,18 @@
 -- Makes events dead whose attempts are used up: processing past the lock's expiry (outcome lock expired), or failed (S7).
 --
--- In:  what was read of each event and the cap, as arrays sorted by key; $6 is the writer's slot.
+-- In:  what was read of each event and the cap, as arrays sorted by key; $6 is the writer's slot, $7 when they were created.
 -- Out: a row per event that was made dead, as it stands after it, with the claim's place. A claim in no row found the
 --      event changed since it was read: ask again from the beginning.
 -- Why it is safe: as in grant_again.sql. The token stays: a late Mark of it is still accepted (S3).
--- Index: the primary key.
+-- Index: any that has the row's number, as in grant_again.sql.
 with held as materialized (
-    select q.place, clock_timestamp() as now, e.id, e.state as from_state
-    from unnest($1::bigint[], $2::text[], $3::bigint[], $4::integer[], $5::integer[])
-        as q (event_row, state, fencing_token, attempts_max, place)
+    select q.place, clock_timestamp() as now, e.id, e.create_time, e.state as from_state
+    from unnest($1::bigint[], $2::text[], $3::bigint[], $4::integer[], $5::integer[], $7::timestamptz[])
+        as q (event_row, state, fencing_token, attempts_max, place, create_time)
     cross join lateral (
-        select v.id, v.state
+        select v.id, v.create_time, v.state
         from payment_webhook_events v
-        where v.id = q.event_row and v.state = q.state and v.fencing_token = q.fencing_token
+        where v.id = q.event_row and v.create_time = q.create_time and v.state = q.state and v.fencing_token = q.fencing_token
             and v.attempt_count - v.attempts_forgiven >= q.attempts_max
             and (v.state = 'failed' or (v.state = 'processing' and v.lock_expire_time <= clock_timestamp()))
         for no key update
@@ -26,7 +26,7 @@ buried as (
         end_time = h.now,
         retry_time = null
     from held h
-    where e.id = h.id
+    where e.id between h.id and h.id and e.create_time between h.create_time and h.create_time
     returning h.place, h.from_state, h.now,
         e.id, e.tenant, e.provider, e.event_id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven,
         e.duplicate_count, e.mismatch_count, e.last_mismatch_time, e.fencing_token, e.create_time, e.update_time,

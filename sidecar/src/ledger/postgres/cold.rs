@@ -74,6 +74,7 @@ impl Statement for GrantAgain {
             .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
             .bind(places(items.len()).bind_iter())
             .bind(slot)
+            .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)
             .await?;
         applied(&rows, items.len())
@@ -100,6 +101,7 @@ impl Statement for Bury {
             .bind(items.iter().map(|item| item.claim.request.attempts_max).bind_iter())
             .bind(places(items.len()).bind_iter())
             .bind(slot)
+            .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)
             .await?;
         applied(&rows, items.len())
@@ -274,6 +276,7 @@ impl Statement for ApplyResolutions {
             )
             .bind(places(items.len()).bind_iter())
             .bind(slot)
+            .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)
             .await?;
         applied(&rows, items.len())

@@ -178,7 +178,8 @@ impl Statement for Flush {
             .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
             .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())
             .bind(slot)
-            .bind(items.iter().map(|(_, count)| count.row).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.location.map(|location| location.row)).bind_iter())
+            .bind(items.iter().map(|(_, count)| count.location.map(|location| location.create_time)).bind_iter())
             .execute(connection)
             .await?;
         Ok(())

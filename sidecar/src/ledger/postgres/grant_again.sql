@@ -1,24 +1,29 @@
 -- Grants another attempt of events that the snapshot had and that may be claimed: pending, failed with the pause over,
 -- or processing past the lock's expiry (S1, S3, S7).
 --
--- In:  what was read of each event (row, state, token) and the claim, as arrays sorted by key; $10 is the writer's slot.
+-- In:  what was read of each event (row, state, token) and the claim, as arrays sorted by key; $10 is the writer's slot, $11
+--      when the events were created.
 -- Out: a row per grant, with the event as it stands after it and the claim's place. A claim in no row found the event
 --      changed since it was read: ask again from the beginning.
 -- Why it is safe: state, token and times are compared inside the lateral FOR NO KEY UPDATE, on the locked version, with
 --      the database's clock read there (S5). The token is drawn in SET, when the row is locked (S2). The attempt that
 --      ends here goes to the archive in the same statement (S9, I10).
--- Index: the primary keys.
+-- Index: any that has the row's number, which the conditions on the creation are for: by statistics of no row or one, all of them
+--        look alike to the planner. For the update ranges, as in hot/own_completions.sql.
 with held as materialized (
     select q.place, q.claim_id as new_claim_id, q.holder as new_holder, q.lock_micros,
         q.fingerprint as new_fingerprint, q.payload_digest as new_payload_digest, clock_timestamp() as now, e.*
     from unnest(
         $1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bytea[], $8::bytea[],
-        $9::integer[]
-    ) as q (event_row, state, fencing_token, claim_id, holder, lock_micros, fingerprint, payload_digest, place)
+        $9::integer[], $11::timestamptz[]
+    ) as q (
+        event_row, state, fencing_token, claim_id, holder, lock_micros, fingerprint, payload_digest, place, create_time
+    )
     cross join lateral (
         select v.*
         from payment_webhook_events v
-        where v.id = q.event_row and v.state = q.state and v.fencing_token = q.fencing_token
+        where v.id = q.event_row and v.create_time = q.create_time and v.state = q.state
+            and v.fencing_token = q.fencing_token
             and case v.state
                 when 'processing' then v.lock_expire_time <= clock_timestamp()
                 when 'failed' then v.retry_time is null or v.retry_time <= clock_timestamp()
@@ -46,7 +51,7 @@ granted as (
         result_body = null,
         result_content_type = null
     from held h
-    where e.id = h.id
+    where e.id between h.id and h.id and e.create_time between h.create_time and h.create_time
     returning h.place, h.state as from_state, h.now,
         e.id, e.tenant, e.provider, e.event_id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven,
         e.duplicate_count, e.mismatch_count, e.last_mismatch_time, e.fencing_token, e.create_time, e.update_time,

@@ -398,6 +398,7 @@ async fn own_completion_alone(
         .bind(result.map(|result| result.body.as_ref()))
         .bind(result.map(|result| result.content_type.as_str()))
         .bind(metadata_of(&mark.ending))
+        .bind(grant.create_time)
         .fetch_all(connection)
         .await?;
     Ok(match rows.first() {

@@ -1,23 +1,28 @@
 -- Puts events into the state that an operator decided on, with a new token, a record of the decision, and the latest
 -- attempt in the archive (S9).
 --
--- In:  what was read of each event and the decision, as arrays sorted by key; $11 is the writer's slot.
+-- In:  what was read of each event and the decision, as arrays sorted by key; $11 is the writer's slot, $12
+--      when the events were created.
 -- Out: a row per event that was resolved, as it stands after it. A request in no row found the event changed since it
 --      was read: classify again.
 -- Why it is safe: state and token are compared on the locked version; a processing event also needs its lock to have
 --      expired by the database's clock. The token is drawn in SET (S2).
--- Index: the primary keys.
+-- Index: any that has the row's number, as in grant_again.sql.
 with held as materialized (
     select q.place, q.to_state, q.reason, q.actor, q.result_code as new_result_code, q.result_body as new_result_body,
         q.result_content_type as new_result_content_type, clock_timestamp() as now, e.*
     from unnest(
         $1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::integer[], $8::bytea[],
-        $9::text[], $10::integer[]
-    ) as q (event_row, state, fencing_token, to_state, reason, actor, result_code, result_body, result_content_type, place)
+        $9::text[], $10::integer[], $12::timestamptz[]
+    ) as q (
+        event_row, state, fencing_token, to_state, reason, actor, result_code, result_body, result_content_type, place,
+        create_time
+    )
     cross join lateral (
         select v.*
         from payment_webhook_events v
-        where v.id = q.event_row and v.state = q.state and v.fencing_token = q.fencing_token
+        where v.id = q.event_row and v.create_time = q.create_time and v.state = q.state
+            and v.fencing_token = q.fencing_token
             and (v.state <> 'processing' or v.lock_expire_time <= clock_timestamp())
         for no key update
     ) e
@@ -40,7 +45,7 @@ resolved as (
         result_body = h.new_result_body,
         result_content_type = h.new_result_content_type
     from held h
-    where e.id = h.id
+    where e.id between h.id and h.id and e.create_time between h.create_time and h.create_time
     returning h.place, h.state as from_state, h.fencing_token as from_fencing_token, h.reason, h.actor, h.now,
         e.id, e.tenant, e.provider, e.event_id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven,
         e.duplicate_count, e.mismatch_count, e.last_mismatch_time, e.fencing_token, e.create_time, e.update_time,

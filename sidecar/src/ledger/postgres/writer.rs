@@ -32,6 +32,7 @@ use crate::{
         Delivery, Error,
         load::Load,
         queue::{Op, batch_span},
+        tally::Location,
     },
     step::Step,
 };
@@ -501,7 +502,7 @@ impl Writer {
     /// Answers a claim that changed nothing.
     fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
         let payload_changed = event.payload_differs(&claim.request);
-        self.count(&claim.request, Some(event.row), Ok(&decision), payload_changed, now);
+        self.count(&claim.request, Some((&event).into()), Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: false, event, payload_changed, now }));
     }
 
@@ -520,7 +521,7 @@ impl Writer {
         };
         let decision = Decision::Acquired(transition::lock_of(&event, latest, now));
         self.grants.keep(&event);
-        self.count(&claim.request, Some(event.row), Ok(&decision), payload_changed, now);
+        self.count(&claim.request, Some((&event).into()), Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: true, event, payload_changed, now }));
     }
 
@@ -533,14 +534,14 @@ impl Writer {
     fn count(
         &self,
         claim: &Claim,
-        row: Option<i64>,
+        location: Option<Location>,
         answer: Result<&Decision, &Refusal>,
         payload_changed: bool,
         now: Time,
     ) {
         let Tallied { duplicate, mismatch } = transition::tallied(claim, answer, payload_changed);
         if duplicate {
-            self.counts.tally.duplicate(&claim.key, row);
+            self.counts.tally.duplicate(&claim.key, location);
         }
         if mismatch {
             self.counts.tally.mismatch(&claim.key, now);

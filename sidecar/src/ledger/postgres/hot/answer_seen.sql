@@ -19,7 +19,8 @@ cross join lateral (
         v.completion_metadata::text as completion_metadata, v.result_code, v.result_body, v.result_content_type,
         v.last_error, v.claim_id, v.holder, v.start_time, v.lock_expire_time, v.outcome, v.payload_digest
     from payment_webhook_events v
-    where v.id = s.id
+    -- The creation for the index, as in own_completion_alone.sql.
+    where v.id = s.id and v.create_time = s.create_time
     limit 1
 ) e
 where s.id is not null

@@ -3,7 +3,7 @@
 -- Why it is safe: the insert yields to the unique key, and tokens are drawn in its own values (S2).
 -- LIMIT keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
 seen as materialized (
-    select q.*, e.id
+    select q.*, e.id, e.create_time
     from unnest(
         $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::bytea[],
         $10::text[], $11::bytea[], $12::integer[]
@@ -11,7 +11,7 @@ seen as materialized (
         tenant, provider, event_id, event_type, claim_id, holder, lock_micros, fingerprint, metadata, payload_digest, place
     )
     left join lateral (
-        select v.id
+        select v.id, v.create_time
         from payment_webhook_events v
         where v.tenant = q.tenant and v.provider = q.provider and v.event_id = q.event_id
         limit 1

@@ -1,6 +1,6 @@
 -- Applies every mark that its token, its claim and the event's state allow. A mark in no row of 'marked' was not applied:
 -- read the event and classify (S3).
--- Why it is safe: the look-up decides on the snapshot, and the update joins by the primary key and asks once more for
+-- Why it is safe: the look-up decides on the snapshot, and the update joins by the row (own_completions.sql says why by ranges) and asks once more for
 -- token, state and outcome: where another session changed the row meanwhile, that is evaluated again on the version that is
 -- then locked. The outcome, because what an expiry made dead stays dead when its holder says how it ended. What the new
 -- state is made of (attempts, forgiven ones) changes only together with the token.
@@ -22,7 +22,7 @@ marked as (
     from (
         select
             m.place, e.fencing_token, m.outcome, m.error, m.retry_micros, m.result_code, m.result_body, m.result_content_type,
-            m.metadata, e.id, e.state as from_state, e.outcome as from_outcome, clock_timestamp() as now,
+            m.metadata, e.id, e.create_time, e.state as from_state, e.outcome as from_outcome, clock_timestamp() as now,
             case m.outcome
                 when 'completed' then 'completed'
                 when 'failed_unknown' then 'unknown'
@@ -39,7 +39,7 @@ marked as (
             error, retry_micros, result_code, result_body, result_content_type, metadata, place
         )
         cross join lateral (
-            select v.id, v.fencing_token, v.state, v.outcome, v.attempt_count, v.attempts_forgiven
+            select v.id, v.create_time, v.fencing_token, v.state, v.outcome, v.attempt_count, v.attempts_forgiven
             from payment_webhook_events v
             where v.tenant = m.tenant and v.provider = m.provider and v.event_id = m.event_id
                 and v.fencing_token = m.fencing_token
@@ -50,7 +50,8 @@ marked as (
         ) e
         offset 0
     ) h
-    where e.id = h.id and e.fencing_token = h.fencing_token and e.state = h.from_state and e.outcome = h.from_outcome
+    where e.id between h.id and h.id and e.create_time between h.create_time and h.create_time
+        and e.fencing_token = h.fencing_token and e.state = h.from_state and e.outcome = h.from_outcome
     returning
         h.place, h.from_state, h.now, e.tenant, e.provider,
         e.id, e.event_type, e.state, e.attempt_count, e.attempts_forgiven, e.duplicate_count, e.mismatch_count,

@@ -1,4 +1,4 @@
--- 'own_completions' for a completion that comes alone.
+-- 'own_completions' for a completion that comes alone. The time is there for the index, as are the ranges there.
 with marked as (
     update payment_webhook_events e set
         state = 'completed',
@@ -12,7 +12,7 @@ with marked as (
         completion_metadata = case when $7::text is null then e.completion_metadata
             else coalesce(e.completion_metadata, '{}'::jsonb) || $7::text::jsonb end
     from (select clock_timestamp() as now) t
-    where e.id = $2::bigint and e.fencing_token = $3::bigint and e.state = 'processing'
+    where e.id = $2::bigint and e.create_time = $8::timestamptz and e.fencing_token = $3::bigint and e.state = 'processing'
     returning
         t.now, e.tenant, e.provider, e.create_time, e.duplicate_count, e.mismatch_count, e.last_mismatch_time,
         e.lock_expire_time, e.completion_metadata::text as completion_metadata
