@@ -120,6 +120,47 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// What a reply comes to by G5.
+    pub(crate) fn of(reply: Reply, policy: Policy, timeout: Duration) -> Self {
+        let unclear = match policy.unclear {
+            OnUnclear::Retryable => FailureKind::Retryable,
+            OnUnclear::Unknown => FailureKind::Unknown,
+        };
+        match reply {
+            Reply::Status(status, _) if status.is_success() => Self::Completed { code: i32::from(status.as_u16()) },
+            Reply::Status(status, retry_after) => {
+                let kind = match status.as_u16() {
+                    408 | 425 | 429 | 500..=599 => FailureKind::Retryable,
+                    300..=499 => match policy.refusal {
+                        OnRefusal::Retryable => FailureKind::Retryable,
+                        OnRefusal::Terminal => FailureKind::Terminal,
+                    },
+                    // Neither success nor refusal: no policy speaks of it.
+                    _ => FailureKind::Retryable,
+                };
+                Self::Failed {
+                    kind,
+                    error: format!("upstream answered {}", status.as_u16()),
+                    code: Some(i32::from(status.as_u16())),
+                    pause: false,
+                    retry_after: retry_after.map(RetryAfter::after),
+                }
+            }
+            Reply::NotSent => Self::nothing_sent("upstream cannot be reached"),
+            Reply::Unreadable => failed(unclear, "upstream's answer could not be read".to_owned(), false),
+            Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned(), false),
+            Reply::TimedOut => {
+                no_answer(unclear, format!("upstream did not answer in {}", humantime::format_duration(timeout)))
+            }
+            Reply::Stopped => no_answer(unclear, "gateway ended before the upstream answered".to_owned()),
+        }
+    }
+
+    /// The attempt has had no effect: the next one need not wait.
+    pub(crate) fn nothing_sent(error: &str) -> Self {
+        failed(FailureKind::Retryable, error.to_owned(), false)
+    }
+
     pub(crate) fn label(&self) -> Delivered {
         match self {
             Self::Completed { .. } => Delivered::Completed,
@@ -316,47 +357,6 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     }
     let until = httpdate::parse_http_date(value).ok()?;
     Some(until.duration_since(now).unwrap_or_default())
-}
-
-/// What a reply comes to by G5.
-pub(crate) fn outcome(reply: Reply, policy: Policy, timeout: Duration) -> Outcome {
-    let unclear = match policy.unclear {
-        OnUnclear::Retryable => FailureKind::Retryable,
-        OnUnclear::Unknown => FailureKind::Unknown,
-    };
-    match reply {
-        Reply::Status(status, _) if status.is_success() => Outcome::Completed { code: i32::from(status.as_u16()) },
-        Reply::Status(status, retry_after) => {
-            let kind = match status.as_u16() {
-                408 | 425 | 429 | 500..=599 => FailureKind::Retryable,
-                300..=499 => match policy.refusal {
-                    OnRefusal::Retryable => FailureKind::Retryable,
-                    OnRefusal::Terminal => FailureKind::Terminal,
-                },
-                // Neither success nor refusal: no policy speaks of it.
-                _ => FailureKind::Retryable,
-            };
-            Outcome::Failed {
-                kind,
-                error: format!("upstream answered {}", status.as_u16()),
-                code: Some(i32::from(status.as_u16())),
-                pause: false,
-                retry_after: retry_after.map(RetryAfter::after),
-            }
-        }
-        Reply::NotSent => nothing_sent("upstream cannot be reached"),
-        Reply::Unreadable => failed(unclear, "upstream's answer could not be read".to_owned(), false),
-        Reply::Lost => failed(unclear, "connection to the upstream was lost after sending".to_owned(), false),
-        Reply::TimedOut => {
-            no_answer(unclear, format!("upstream did not answer in {}", humantime::format_duration(timeout)))
-        }
-        Reply::Stopped => no_answer(unclear, "gateway ended before the upstream answered".to_owned()),
-    }
-}
-
-/// The attempt has had no effect: the next one need not wait.
-pub(crate) fn nothing_sent(error: &str) -> Outcome {
-    failed(FailureKind::Retryable, error.to_owned(), false)
 }
 
 /// No status line came. `pause` until the lock would have ended?

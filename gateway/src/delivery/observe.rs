@@ -2,19 +2,12 @@
 //! same, and what would have been answered is counted and logged. A mismatch never gets here: it is refused as ever.
 
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
-use crate::{
-    answer::{Answer, RetryAfter},
-    metrics::Claimed,
-    upstream::{Outcome, outcome},
-};
+use crate::{answer::Answer, metrics::Claimed, upstream::Outcome};
 
 impl Courier {
     /// Delivers without a lock, and answers what the application does. Nothing is marked: there is no attempt to mark.
     pub(super) async fn observe(&self, event: Event, slot: OwnedSemaphorePermit, no_lock: NoLock) -> Answer {
-        let refusal = match no_lock {
-            NoLock::Answer(answer) => answer,
-            NoLock::Unsettled(_) => Answer::Unavailable(RetryAfter::SOON),
-        };
+        let refusal = no_lock.into_answer();
         self.metrics.claimed(&event.route.provider, Claimed::of(&refusal));
         if self.stop.is_cancelled() {
             return refusal;
@@ -28,8 +21,7 @@ impl Courier {
             "observing only: delivered what would have been refused"
         );
         let timeout = event.route.target.timeout;
-        let reply = self.send(&event, None, timeout).await;
-        let outcome = outcome(reply, event.route.policy, timeout);
+        let outcome = Outcome::of(self.send(&event, None, timeout).await, event.route.policy, timeout);
         self.metrics.delivered(&event.route.provider, outcome.label());
         drop(slot);
         match outcome {

@@ -40,7 +40,7 @@ fn route(signer: Option<Signer>) -> Route {
 }
 
 fn kind(reply: Reply, policy: Policy) -> Option<(FailureKind, bool)> {
-    match outcome(reply, policy, Duration::from_secs(240)) {
+    match Outcome::of(reply, policy, Duration::from_secs(240)) {
         Outcome::Completed { .. } => None,
         Outcome::Failed { kind, pause, .. } => Some((kind, pause)),
     }

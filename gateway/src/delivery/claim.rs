@@ -1,0 +1,315 @@
+//! The claim: CheckAndLock, sent as often as it takes until its outcome is known (G9).
+
+use std::{error::Error as StdError, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::{Courier, Event, Lock, backoff::Backoff, short};
+use crate::{
+    answer::{Answer, RetryAfter},
+    enforcement::Enforcement,
+    key::Identity,
+    metrics::Claimed,
+    route::Route,
+    sidecar::{Claim, Failure, Kind},
+};
+
+/// A claim whose outcome is unknown, to be repeated as it is.
+pub(super) struct Unsettled {
+    claim_id: String,
+    first_asked: Instant,
+}
+
+/// Why there is no lock.
+pub(super) enum NoLock {
+    Answer(Answer),
+    Unsettled(Unsettled),
+}
+
+impl NoLock {
+    /// What the provider is told where nobody takes an unsettled claim up again.
+    pub(super) fn into_answer(self) -> Answer {
+        match self {
+            Self::Answer(answer) => answer,
+            Self::Unsettled(_) => Answer::Unavailable(RetryAfter::SOON),
+        }
+    }
+}
+
+/// A claim that has no answer yet.
+pub(super) struct OpenClaim {
+    /// The same on every call: it gets the same lock again (S4).
+    claim_id: String,
+    first_asked: Instant,
+    lock_duration: Duration,
+    mode: Mode,
+    phase: Phase,
+}
+
+/// Who waits for the outcome, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// A provider, which waits no longer than this while the outcome stays unknown.
+    Enforce { patience: Duration },
+    /// Nobody: the event is delivered either way.
+    Observe,
+    /// An event whose provider was sent away. It began under enforcement and stays under it, whatever its route does by now:
+    /// the provider's next try is delivered, if another one has not settled the event meanwhile.
+    Resume,
+}
+
+/// What the calls so far may have done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing.
+    Fresh,
+    /// One of them may have been granted the lock.
+    Unknown,
+    /// The same, and the gateway is stopping: the stop interrupts no further call.
+    Stopping,
+}
+
+/// What follows a call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum AfterFailure {
+    /// The same call once more.
+    Repeat,
+    /// Nobody waits here any longer; the claim is still unsettled.
+    HandBack,
+    /// The failure is the answer.
+    Refuse,
+    /// A lock granted to the first call has ended by now, and blocks nobody: its outcome no longer matters.
+    GiveUp,
+}
+
+impl OpenClaim {
+    /// For an event that has just come in. `patience` is how long its provider waits for an outcome that stays unknown.
+    pub(super) fn begin(route: &Route, enforcement: Enforcement, patience: Duration) -> Self {
+        Self {
+            claim_id: new_claim_id(),
+            first_asked: Instant::now(),
+            lock_duration: route.target.lock_duration,
+            mode: match enforcement {
+                Enforcement::Enforce => Mode::Enforce { patience },
+                Enforcement::Observe => Mode::Observe,
+            },
+            phase: Phase::Fresh,
+        }
+    }
+
+    /// For a claim that was handed back unsettled.
+    pub(super) fn resume(route: &Route, unsettled: Unsettled) -> Self {
+        let Unsettled { claim_id, first_asked } = unsettled;
+        let lock_duration = route.target.lock_duration;
+        Self { claim_id, first_asked, lock_duration, mode: Mode::Resume, phase: Phase::Unknown }
+    }
+
+    /// Whether the sidecar may wait for another attempt's outcome before it answers. A repeated claim does not wait for one,
+    /// and what is delivered either way waits for nothing.
+    fn may_wait(&self) -> bool {
+        match self.mode {
+            Mode::Enforce { .. } => self.phase == Phase::Fresh,
+            Mode::Observe | Mode::Resume => false,
+        }
+    }
+
+    /// What follows a call that had failed by `now`.
+    fn judge(&mut self, kind: Kind, now: Instant) -> AfterFailure {
+        let elapsed = now.saturating_duration_since(self.first_asked);
+        let may_be_granted = match kind {
+            Kind::Unknown => true,
+            // This call did nothing, but an earlier one's outcome is as unknown as before.
+            Kind::Unavailable { .. } => self.phase != Phase::Fresh,
+            Kind::LockLost { .. }
+            | Kind::ClaimEnded
+            | Kind::Mismatch
+            | Kind::OutcomeConflict
+            | Kind::NotFound
+            | Kind::Rejected => false,
+        };
+        if !may_be_granted {
+            return AfterFailure::Refuse;
+        }
+        let is_repeated = self.phase != Phase::Fresh;
+        let hands_back = match self.mode {
+            Mode::Enforce { patience } => is_repeated && elapsed >= patience,
+            Mode::Observe => is_repeated,
+            Mode::Resume => false,
+        };
+        if hands_back {
+            return AfterFailure::HandBack;
+        }
+        if !is_repeated {
+            self.phase = Phase::Unknown;
+        }
+        if elapsed >= self.lock_duration { AfterFailure::GiveUp } else { AfterFailure::Repeat }
+    }
+
+    fn into_unsettled(self) -> Unsettled {
+        Unsettled { claim_id: self.claim_id, first_asked: self.first_asked }
+    }
+}
+
+/// A version 4 UUID. From the thread's own generator: asking the system for each costs a system call a webhook.
+fn new_claim_id() -> String {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid().to_string()
+}
+
+impl Courier {
+    /// CheckAndLock until its outcome is known (G9), or it has stayed unknown for too long and is handed back unsettled.
+    pub(super) async fn claim(&self, event: &Event, answer_by: Instant, mut claim: OpenClaim) -> Result<Lock, NoLock> {
+        let Event { route, identity, .. } = event;
+        let mut backoff = Backoff::claims();
+        loop {
+            let asked = Instant::now();
+            // No wait may outlast the provider's.
+            let wait = if claim.may_wait() {
+                let rest = answer_by.saturating_duration_since(asked).saturating_sub(self.sidecar_timeout);
+                self.wait_duration.min(rest)
+            } else {
+                Duration::ZERO
+            };
+            let claimed = tokio::select! {
+                claimed = self.sidecar.claim(event, &claim.claim_id, wait) => claimed,
+                // It may be waiting for another attempt's outcome for longer than there is time. Asked once more it does
+                // not wait, and a lock that it has by now is marked.
+                () = self.stop.cancelled(), if claim.phase != Phase::Stopping => {
+                    claim.phase = Phase::Stopping;
+                    continue;
+                }
+            };
+            let failure = match claimed {
+                Ok(claimed) => {
+                    let lock = decided(claimed, claim.claim_id, asked, route).map_err(NoLock::Answer)?;
+                    self.metrics.claimed(&route.provider, Claimed::Acquired);
+                    return Ok(lock);
+                }
+                Err(failure) => failure,
+            };
+            let next = claim.judge(failure.kind, Instant::now());
+            match next {
+                AfterFailure::Refuse => return Err(NoLock::Answer(self.claim_refused(route, identity, &failure))),
+                AfterFailure::HandBack => return Err(NoLock::Unsettled(claim.into_unsettled())),
+                AfterFailure::Repeat | AfterFailure::GiveUp => {}
+            }
+            if failure.kind == Kind::Unknown {
+                self.metrics.claims_unknown.add();
+                tracing::warn!(
+                    event = short(route, identity),
+                    code = ?failure.status.code(),
+                    "outcome of a claim is unknown, repeating it"
+                );
+            }
+            if next == AfterFailure::GiveUp {
+                tracing::error!(event = short(route, identity), "giving up a claim whose outcome stayed unknown");
+                return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON)));
+            }
+            self.metrics.claims_repeated.add();
+            tokio::select! {
+                () = sleep(backoff.next()) => {}
+                () = self.stop.cancelled() => return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON))),
+            }
+        }
+    }
+
+    fn claim_refused(&self, route: &Route, identity: &Identity, failure: &Failure) -> Answer {
+        let event = short(route, identity);
+        let status = &failure.status as &dyn StdError;
+        match failure.kind {
+            Kind::Unavailable { retry_after } => {
+                if let Some(unreported) = self.unavailable.pass() {
+                    tracing::warn!(event, status, unreported, "sidecar is unavailable");
+                }
+                Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::after))
+            }
+            Kind::Mismatch => {
+                tracing::error!(event, status, "event was first claimed with something else");
+                Answer::Conflict
+            }
+            Kind::LockLost { completed: true } => Answer::AlreadyProcessed,
+            // A repeated claim came so late that its attempt has ended: the next delivery finds out how.
+            Kind::LockLost { completed: false } | Kind::ClaimEnded => Answer::Unsettled(RetryAfter::SOON),
+            Kind::Unknown | Kind::OutcomeConflict | Kind::NotFound | Kind::Rejected => {
+                tracing::error!(event, status, "sidecar refuses the claim");
+                Answer::Defect
+            }
+        }
+    }
+}
+
+fn decided(claim: Claim, claim_id: String, asked: Instant, route: &Route) -> Result<Lock, Answer> {
+    match claim {
+        Claim::Acquired(grant) => Ok(Lock::new(claim_id, grant, asked)),
+        Claim::Completed => Err(Answer::AlreadyProcessed),
+        Claim::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::after(after))),
+        Claim::Paused(after) => Err(Answer::Paused(RetryAfter::after(after))),
+        Claim::Refused => Err(Answer::Held(route.policy.held)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(4);
+    const LOCK_DURATION: Duration = Duration::from_secs(300);
+    const ENFORCE: Mode = Mode::Enforce { patience: PATIENCE };
+
+    fn claim(mode: Mode, phase: Phase) -> OpenClaim {
+        let claim_id = "11111111-1111-4111-8111-111111111111".to_owned();
+        OpenClaim { claim_id, first_asked: Instant::now(), lock_duration: LOCK_DURATION, mode, phase }
+    }
+
+    /// What follows each kind of failure, at once, when a provider has waited long enough, and when the lock has ended.
+    fn judged(mode: Mode, phase: Phase, kind: Kind) -> [AfterFailure; 3] {
+        [Duration::ZERO, PATIENCE, LOCK_DURATION].map(|elapsed| {
+            let mut claim = claim(mode, phase);
+            let now = claim.first_asked + elapsed;
+            claim.judge(kind, now)
+        })
+    }
+
+    #[test]
+    fn g9_what_follows_a_failed_claim_depends_on_who_waits_and_what_earlier_calls_may_have_done() {
+        use AfterFailure::{GiveUp, HandBack, Refuse, Repeat};
+        let unavailable = Kind::Unavailable { retry_after: None };
+        for (mode, phase, unknown, away) in [
+            (ENFORCE, Phase::Fresh, [Repeat, Repeat, GiveUp], [Refuse; 3]),
+            (ENFORCE, Phase::Unknown, [Repeat, HandBack, HandBack], [Repeat, HandBack, HandBack]),
+            (ENFORCE, Phase::Stopping, [Repeat, HandBack, HandBack], [Repeat, HandBack, HandBack]),
+            (Mode::Observe, Phase::Fresh, [Repeat, Repeat, GiveUp], [Refuse; 3]),
+            (Mode::Observe, Phase::Unknown, [HandBack; 3], [HandBack; 3]),
+            (Mode::Observe, Phase::Stopping, [HandBack; 3], [HandBack; 3]),
+            (Mode::Resume, Phase::Unknown, [Repeat, Repeat, GiveUp], [Repeat, Repeat, GiveUp]),
+            (Mode::Resume, Phase::Stopping, [Repeat, Repeat, GiveUp], [Repeat, Repeat, GiveUp]),
+        ] {
+            assert_eq!(judged(mode, phase, Kind::Unknown), unknown, "{mode:?} {phase:?}");
+            assert_eq!(judged(mode, phase, unavailable), away, "{mode:?} {phase:?}");
+            for decided in [
+                Kind::LockLost { completed: true },
+                Kind::LockLost { completed: false },
+                Kind::ClaimEnded,
+                Kind::Mismatch,
+                Kind::OutcomeConflict,
+                Kind::NotFound,
+                Kind::Rejected,
+            ] {
+                assert_eq!(judged(mode, phase, decided), [Refuse; 3], "{mode:?} {phase:?} {decided:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn g9_a_claim_that_may_hold_the_lock_is_remembered_as_such_and_waits_for_nobody() {
+        let mut claim = claim(ENFORCE, Phase::Fresh);
+        assert!(claim.may_wait());
+        let now = claim.first_asked;
+        assert_eq!(claim.judge(Kind::Unknown, now), AfterFailure::Repeat);
+        assert_eq!((claim.phase, claim.may_wait()), (Phase::Unknown, false));
+        // Without the first failure this one would be an answer.
+        assert_eq!(claim.judge(Kind::Unavailable { retry_after: None }, now), AfterFailure::Repeat);
+        claim.phase = Phase::Stopping;
+        assert_eq!(claim.judge(Kind::Unknown, now), AfterFailure::Repeat);
+        assert_eq!(claim.phase, Phase::Stopping, "or the stop would interrupt the last call as well");
+    }
+}
