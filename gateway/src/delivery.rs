@@ -41,9 +41,9 @@ use crate::{
     config::Settings,
     enforcement::Enforcement,
     key::Identity,
-    metrics::{Claimed, Metrics},
+    metrics::{ClaimLabel, Metrics},
     route::Route,
-    sidecar::{Attempt, Grant, Kind, Sidecar},
+    sidecar::{Attempt, CallErrorKind, Grant, Sidecar},
     upstream::{Hold, Outcome, Parcel, Reply, Upstream},
 };
 
@@ -148,12 +148,12 @@ impl Courier {
         // Most of what comes again: there is no lock to be had, and nothing that would have to outlive the request.
         if event.route.enforcement.get() == Enforcement::Enforce && self.sidecar.is_duplicate(&event) {
             let answer = Answer::AlreadyProcessed;
-            self.metrics.claimed(&event.route.provider, Claimed::of(&answer));
+            self.metrics.claimed(&event.route.provider, ClaimLabel::of(&answer));
             return answer;
         }
         // Before the lock: an event that is refused here is as if it had never come.
         let Ok(slot) = self.slots.clone().try_acquire_owned() else {
-            self.metrics.claimed(&event.route.provider, Claimed::Failed);
+            self.metrics.claimed(&event.route.provider, ClaimLabel::Failed);
             return Answer::Overloaded;
         };
         match timeout_at(answer_by, self.start(event, slot, answer_by)).await {
@@ -209,7 +209,7 @@ impl Courier {
                 return self.observe(event, slot, no_lock).await;
             }
             Err(NoLock::Answer(answer)) => {
-                self.metrics.claimed(&event.route.provider, Claimed::of(&answer));
+                self.metrics.claimed(&event.route.provider, ClaimLabel::of(&answer));
                 return answer;
             }
             Err(NoLock::Unsettled(unsettled)) => {
@@ -260,7 +260,7 @@ impl Courier {
         let mut lock = match self.claim(&event, answer_by, claim).await {
             Ok(lock) => lock,
             Err(no_lock) => {
-                self.metrics.claimed(&event.route.provider, Claimed::of(&no_lock.into_answer()));
+                self.metrics.claimed(&event.route.provider, ClaimLabel::of(&no_lock.into_answer()));
                 return;
             }
         };
@@ -276,7 +276,7 @@ impl Courier {
         let started = Instant::now();
         let covered = match enforcement {
             Enforcement::Enforce => self.cover(event, lock).await,
-            Enforcement::Observe => Ok(route.target.timeout),
+            Enforcement::Observe => Ok(route.application.timeout),
         };
         let outcome = match covered {
             Ok(_) if self.stop.is_cancelled() => Outcome::nothing_sent("gateway ended before anything was sent"),
@@ -320,7 +320,7 @@ impl Courier {
     /// mark. Says how long the application has.
     async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<Duration, NotCovered> {
         let Event { route, identity, .. } = event;
-        let timeout = route.target.timeout;
+        let timeout = route.application.timeout;
         let kept = self.lock_margin / 2;
         let mut backoff = Backoff::claims();
         while lock.remaining() < timeout + kept {
@@ -342,19 +342,19 @@ impl Courier {
                     // and so would each until the event is dead. The application gets less time instead.
                     break;
                 }
-                Err(failure) => match failure.kind {
-                    Kind::Unknown | Kind::Unavailable { .. } if !lock.remaining().is_zero() => {
+                Err(error) => match error.kind {
+                    CallErrorKind::Unknown | CallErrorKind::Unavailable { .. } if !lock.remaining().is_zero() => {
                         tokio::select! {
                             () = sleep(backoff.next()) => {}
                             () = self.stop.cancelled() => return Err(NotCovered::unsure()),
                         }
                     }
-                    Kind::LockLost { completed } => {
+                    CallErrorKind::LockLost { completed } => {
                         self.metrics.locks_lost.add();
                         return Err(NotCovered::Lost(lock_lost(completed)));
                     }
                     _ => {
-                        let status = &failure.status as &dyn StdError;
+                        let status = &error.status as &dyn StdError;
                         tracing::warn!(event = short(route, identity), status, "lock cannot be extended");
                         return Err(NotCovered::unsure());
                     }

@@ -13,7 +13,7 @@ use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     answer::{self, json},
-    sidecar::{Failure, Sidecar},
+    sidecar::{CallError, Sidecar},
 };
 
 /// How long a failure is kept: shorter than a success, so that the page recovers with the sidecar, yet long enough that
@@ -85,8 +85,8 @@ impl Health {
         let asking = tokio::spawn(async move {
             let statistics = match source.ask().await {
                 Ok(statistics) => Some(statistics),
-                Err(failure) => {
-                    let status = &failure.status as &dyn std::error::Error;
+                Err(error) => {
+                    let status = &error.status as &dyn std::error::Error;
                     tracing::warn!(status, "sidecar gives no statistics");
                     None
                 }
@@ -101,7 +101,7 @@ impl Health {
 }
 
 impl Source {
-    async fn ask(&self) -> Result<Statistics, Failure> {
+    async fn ask(&self) -> Result<Statistics, CallError> {
         let mut sum = Statistics::default();
         for tenant in &self.tenants {
             let stats = self.sidecar.stats(tenant).await?;

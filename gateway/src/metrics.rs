@@ -12,7 +12,7 @@ use oncegate_runtime::{
 use crate::{
     answer::{Answer, Word},
     enforcement::Enforcement,
-    providers::{Kind, Provider, Refusal, Verdict},
+    providers::{Provider, ProviderKind, Refusal, Verdict},
     route::Route,
 };
 
@@ -218,7 +218,7 @@ pub const FAMILIES: &[&Family] = &[
 
 labels! {
     /// Outcomes of deliveries.
-    pub(crate) enum Delivered {
+    pub(crate) enum OutcomeLabel {
         Completed => "completed",
         Retryable => "retryable",
         Terminal => "terminal",
@@ -228,7 +228,7 @@ labels! {
 
 labels! {
     /// What a verified webhook came to at the sidecar (I11).
-    pub(crate) enum Claimed {
+    pub(crate) enum ClaimLabel {
         /// The lock was granted.
         Acquired => "acquired",
         /// The event is done.
@@ -242,7 +242,7 @@ labels! {
     }
 }
 
-impl Claimed {
+impl ClaimLabel {
     /// What an answer without a lock means.
     pub(crate) fn of(answer: &Answer) -> Self {
         match answer {
@@ -294,14 +294,14 @@ pub(crate) struct Metrics {
     /// Requests on no route.
     unrouted: Counters<Word>,
     /// The providers that have a route.
-    providers: Vec<Kind>,
+    providers: Vec<ProviderKind>,
     /// By the answer that enforcing would have given.
     observed: Counters<Word>,
-    refusals: Counters<(Kind, Verdict)>,
-    secrets: Counters<(Kind, Place)>,
-    webhooks: Counters<Kind>,
-    claims: Counters<(Kind, Claimed)>,
-    deliveries: Counters<(Kind, Delivered)>,
+    refusals: Counters<(ProviderKind, Verdict)>,
+    secrets: Counters<(ProviderKind, Place)>,
+    webhooks: Counters<ProviderKind>,
+    claims: Counters<(ProviderKind, ClaimLabel)>,
+    deliveries: Counters<(ProviderKind, OutcomeLabel)>,
     upstream: Vec<Histogram>,
     reloads: Counters<Reload>,
     reload_failing: Gauge,
@@ -330,7 +330,7 @@ pub(crate) struct Load {
 
 impl Metrics {
     pub(crate) fn new(routes: &[Route]) -> Self {
-        let mut providers: Vec<Kind> = routes.iter().map(|route| route.provider.kind()).collect();
+        let mut providers: Vec<ProviderKind> = routes.iter().map(|route| route.provider.kind()).collect();
         providers.sort_unstable_by_key(|provider| provider.index());
         providers.dedup_by_key(|provider| provider.index());
         Self {
@@ -343,7 +343,7 @@ impl Metrics {
             webhooks: Counters::default(),
             claims: Counters::default(),
             deliveries: Counters::default(),
-            upstream: Kind::ALL.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
+            upstream: ProviderKind::ALL.iter().map(|_| Histogram::new(&UPSTREAM)).collect(),
             reloads: Counters::default(),
             reload_failing: Gauge::default(),
             claims_unknown: Counter::new(),
@@ -389,11 +389,11 @@ impl Metrics {
     }
 
     /// What an admitted webhook came to: exactly once for each.
-    pub(crate) fn claimed(&self, provider: &Provider, claimed: Claimed) {
+    pub(crate) fn claimed(&self, provider: &Provider, claimed: ClaimLabel) {
         self.claims.add((provider.kind(), claimed));
     }
 
-    pub(crate) fn delivered(&self, provider: &Provider, outcome: Delivered) {
+    pub(crate) fn delivered(&self, provider: &Provider, outcome: OutcomeLabel) {
         self.deliveries.add((provider.kind(), outcome));
     }
 
@@ -468,7 +468,7 @@ impl Metrics {
 
     /// A row for each provider with a route and each value, also where nothing has happened: what first happens has to be
     /// seen as a change.
-    fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(Kind, L)>) {
+    fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(ProviderKind, L)>) {
         let mut rows = page.family(family);
         for provider in &self.providers {
             for index in 0..L::COUNT {
@@ -488,10 +488,10 @@ mod tests {
     fn counts_appear_under_their_labels() {
         let stripe = Provider::Stripe(Stripe::new(&[], TOLERANCE));
         let mut metrics = Metrics::new(&[]);
-        metrics.providers.push(Kind::Stripe);
+        metrics.providers.push(ProviderKind::Stripe);
         metrics.answered(None, Word::Held, Duration::ZERO);
         metrics.refused(&stripe, Refusal::BadSignature);
-        metrics.delivered(&stripe, Delivered::Unknown);
+        metrics.delivered(&stripe, OutcomeLabel::Unknown);
         metrics.verified(&stripe, 1);
         metrics.verified(&stripe, 17);
         metrics.reloaded();

@@ -135,7 +135,7 @@ labels! {
     /// The providers that there are, by their names in the ledger and in the configuration.
     #[derive(clap::ValueEnum)]
     #[value(rename_all = "snake_case")]
-    pub(crate) enum Kind {
+    pub(crate) enum ProviderKind {
         Stripe => "stripe",
         // Not "pay_pal".
         #[value(name = "paypal")]
@@ -163,13 +163,13 @@ pub enum Provider {
 
 impl Provider {
     /// Which one it is.
-    pub(crate) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> ProviderKind {
         match self {
-            Self::Stripe(_) => Kind::Stripe,
-            Self::PayPal(_) => Kind::PayPal,
-            Self::Flutterwave(_) => Kind::Flutterwave,
-            Self::Paystack(_) => Kind::Paystack,
-            Self::StandardWebhooks(_) => Kind::StandardWebhooks,
+            Self::Stripe(_) => ProviderKind::Stripe,
+            Self::PayPal(_) => ProviderKind::PayPal,
+            Self::Flutterwave(_) => ProviderKind::Flutterwave,
+            Self::Paystack(_) => ProviderKind::Paystack,
+            Self::StandardWebhooks(_) => ProviderKind::StandardWebhooks,
         }
     }
 
@@ -340,7 +340,7 @@ mod tests {
 
     #[test]
     fn providers_are_configured_by_their_names_in_the_ledger() {
-        for kind in Kind::ALL {
+        for kind in ProviderKind::ALL {
             assert_eq!(kind.to_possible_value().unwrap().get_name(), kind.name());
         }
     }

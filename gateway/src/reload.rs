@@ -31,7 +31,7 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
     let mut wanted = holding.clone();
     for (place, route) in routes.iter().enumerate() {
         files.extend(Watched::new(&route.secrets, Holder::Provider(place, route.clone())));
-        if let (Some(signer), Some(secrets)) = (&route.target.signer, &route.target.signer_secrets) {
+        if let (Some(signer), Some(secrets)) = (&route.application.signer, &route.application.signer_secrets) {
             // Routes may share the signer of the settings.
             let known = |file: &Watched| matches!(&file.holder, Holder::Signer(known) if known.is(signer));
             if !files.iter().any(known) {

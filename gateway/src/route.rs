@@ -22,7 +22,7 @@ pub(crate) struct Route {
     pub(crate) tenant: String,
     pub(crate) provider: Provider,
     pub(crate) secrets: Secrets,
-    pub(crate) target: Target,
+    pub(crate) application: Application,
     pub(crate) policy: Policy,
     pub(crate) enforcement: Switch,
 }
@@ -38,7 +38,7 @@ pub(crate) struct Secrets {
 
 /// The application behind a route.
 #[derive(Clone)]
-pub(crate) struct Target {
+pub(crate) struct Application {
     pub(crate) url: Uri,
     /// Signs what is delivered, when the application wants to verify the hop (G7).
     pub(crate) signer: Option<Signer>,
@@ -50,9 +50,9 @@ pub(crate) struct Target {
     pub(crate) lock_duration: Duration,
 }
 
-impl fmt::Debug for Target {
+impl fmt::Debug for Application {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target")
+        f.debug_struct("Application")
             // Its query may be a secret.
             .field("url", &shown_url(&self.url.to_string()))
             .field("timeout", &self.timeout)
@@ -70,7 +70,7 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
             }
             // G10: whichever route an event arrives on first completes it; for the other it is a duplicate.
             let same_events = earlier.tenant == later.tenant && earlier.provider.name() == later.provider.name();
-            if same_events && earlier.target.url != later.target.url {
+            if same_events && earlier.application.url != later.application.url {
                 checks.problem(
                     "routes",
                     format!(
@@ -80,8 +80,8 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
                         later.path,
                         later.tenant,
                         later.provider.name(),
-                        shown_url(&earlier.target.url.to_string()),
-                        shown_url(&later.target.url.to_string()),
+                        shown_url(&earlier.application.url.to_string()),
+                        shown_url(&later.application.url.to_string()),
                     ),
                 );
             }
@@ -131,7 +131,7 @@ mod tests {
             tenant: tenant.into(),
             provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
             secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
-            target: Target {
+            application: Application {
                 url: Uri::from_static(url),
                 signer: None,
                 signer_secrets: None,

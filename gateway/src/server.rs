@@ -101,7 +101,7 @@ impl Gateway {
         let metrics = Arc::new(Metrics::new(&settings.routes));
         let sidecar = Sidecar::new(connection.into(), settings.sidecar_timeout, &settings.lock);
         // The system's trust roots are read only where they are needed.
-        let secure = settings.routes.iter().any(|route| route.target.url.scheme_str() == Some("https"));
+        let secure = settings.routes.iter().any(|route| route.application.url.scheme_str() == Some("https"));
         let trust = if secure { Trust::System } else { Trust::Nobody };
         let upstream = Upstream::new(settings.upstream, trust).map_err(StartError::TrustRoots)?;
         let mut tenants: Vec<String> = settings.routes.iter().map(|route| route.tenant.clone()).collect();

@@ -48,7 +48,7 @@ pub(crate) struct Sidecar {
 
 /// The answer to CheckAndLock.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Claim {
+pub(crate) enum ClaimAnswer {
     Acquired(Grant),
     /// Somebody else holds the lock.
     InProgress(Duration),
@@ -91,15 +91,15 @@ pub(crate) struct MarkedFailure {
 /// A call that did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("the sidecar did not do it")]
-pub(crate) struct Failure {
-    pub(crate) kind: Kind,
+pub(crate) struct CallError {
+    pub(crate) kind: CallErrorKind,
     #[source]
     pub(crate) status: Status,
 }
 
-/// What a failure permits to do next.
+/// What an error permits to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CallErrorKind {
     /// Nothing happened; ask again later.
     Unavailable { retry_after: Option<Duration> },
     /// It may or may not have happened; repeat it as it is.
@@ -139,7 +139,7 @@ impl Sidecar {
     }
 
     /// CheckAndLock. Repeating it with the same `claim_id` gets the same lock (S4).
-    pub(crate) async fn claim(&self, event: &Event, claim_id: &str, wait: Duration) -> Result<Claim, Failure> {
+    pub(crate) async fn claim(&self, event: &Event, claim_id: &str, wait: Duration) -> Result<ClaimAnswer, CallError> {
         let Event { route, identity, .. } = event;
         let message = v1::CheckAndLockRequest {
             key: Some(key(route, identity)),
@@ -147,7 +147,7 @@ impl Sidecar {
             claim_id: claim_id.to_owned(),
             holder: (*self.holder).to_owned(),
             // Always said: the sidecar's default need not cover our upstream time-out (G8).
-            lock_duration: Some(proto_duration(route.target.lock_duration)),
+            lock_duration: Some(proto_duration(route.application.lock_duration)),
             // G4: never a fingerprint, providers change bodies between tries.
             fingerprint: Bytes::new(),
             metadata: None,
@@ -161,27 +161,27 @@ impl Sidecar {
         match response.decision() {
             v1::Decision::Acquired => response
                 .lock
-                .map(|lock| Claim::Acquired(grant(&lock)))
+                .map(|lock| ClaimAnswer::Acquired(grant(&lock)))
                 .ok_or_else(|| malformed("acquired without a lock")),
             v1::Decision::InProgress => {
                 let state = response.event.as_ref().map(v1::Event::state);
                 Ok(match state {
-                    Some(v1::State::Failed) => Claim::Paused(retry_after),
-                    _ => Claim::InProgress(retry_after),
+                    Some(v1::State::Failed) => ClaimAnswer::Paused(retry_after),
+                    _ => ClaimAnswer::InProgress(retry_after),
                 })
             }
-            v1::Decision::AlreadyCompleted => Ok(Claim::Completed),
-            v1::Decision::Refused => Ok(Claim::Refused),
+            v1::Decision::AlreadyCompleted => Ok(ClaimAnswer::Completed),
+            v1::Decision::Refused => Ok(ClaimAnswer::Refused),
             v1::Decision::Unspecified => Err(malformed("no decision")),
         }
     }
 
     /// ExtendLock, to the full duration from now.
-    pub(crate) async fn extend(&self, attempt: Attempt<'_>) -> Result<Grant, Failure> {
+    pub(crate) async fn extend(&self, attempt: Attempt<'_>) -> Result<Grant, CallError> {
         let message = v1::ExtendLockRequest {
             key: Some(key(attempt.route, attempt.identity)),
             fencing_token: attempt.fencing_token,
-            lock_duration: Some(proto_duration(attempt.route.target.lock_duration)),
+            lock_duration: Some(proto_duration(attempt.route.application.lock_duration)),
             claim_id: attempt.claim_id.to_owned(),
         };
         let response = answered(self.timeout, self.calls().extend_lock(request(message, self.timeout))).await?;
@@ -189,7 +189,7 @@ impl Sidecar {
     }
 
     /// MarkCompleted, with the application's status as the result's code. Its body is not stored (G5).
-    pub(crate) async fn mark_completed(&self, attempt: Attempt<'_>, code: i32) -> Result<(), Failure> {
+    pub(crate) async fn mark_completed(&self, attempt: Attempt<'_>, code: i32) -> Result<(), CallError> {
         let message = v1::MarkCompletedRequest {
             key: Some(key(attempt.route, attempt.identity)),
             fencing_token: attempt.fencing_token,
@@ -201,7 +201,7 @@ impl Sidecar {
     }
 
     /// MarkFailed.
-    pub(crate) async fn mark_failed(&self, attempt: Attempt<'_>, failure: MarkedFailure) -> Result<(), Failure> {
+    pub(crate) async fn mark_failed(&self, attempt: Attempt<'_>, failure: MarkedFailure) -> Result<(), CallError> {
         let message = v1::MarkFailedRequest {
             key: Some(key(attempt.route, attempt.identity)),
             fencing_token: attempt.fencing_token,
@@ -215,7 +215,7 @@ impl Sidecar {
     }
 
     /// Counts of everything that is kept of a tenant.
-    pub(crate) async fn stats(&self, tenant: &str) -> Result<v1::StatsResponse, Failure> {
+    pub(crate) async fn stats(&self, tenant: &str) -> Result<v1::StatsResponse, CallError> {
         let message =
             v1::StatsRequest { tenant: tenant.to_owned(), without_percentiles: true, ..v1::StatsRequest::default() };
         answered(self.timeout, self.calls().stats(request(message, self.timeout))).await
@@ -237,19 +237,19 @@ fn request<M>(message: M, deadline: Duration) -> Request<M> {
 async fn answered<R>(
     deadline: Duration,
     call: impl Future<Output = Result<Response<R>, Status>>,
-) -> Result<R, Failure> {
+) -> Result<R, CallError> {
     match tokio::time::timeout(deadline, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(Failure { kind: kind(&status), status }),
-        Err(_) => Err(Failure {
-            kind: Kind::Unknown,
+        Ok(Err(status)) => Err(CallError { kind: kind(&status), status }),
+        Err(_) => Err(CallError {
+            kind: CallErrorKind::Unknown,
             status: Status::deadline_exceeded("the sidecar did not answer in time"),
         }),
     }
 }
 
 /// Sorts an error by its reason, or by its code where there is none: proxies and tonic itself give no reasons.
-fn kind(status: &Status) -> Kind {
+fn kind(status: &Status) -> CallErrorKind {
     let details = status.get_error_details();
     let retry_after = details.retry_info().and_then(|info| info.retry_delay);
     let info = details.error_info().filter(|info| info.domain == reason::DOMAIN);
@@ -261,27 +261,29 @@ fn kind(status: &Status) -> Kind {
             // Mended by whoever looks after the sidecar, without a restart of ours.
             | reason::UNAUTHENTICATED
             | reason::PERMISSION_DENIED
-            | reason::UNIMPLEMENTED => return Kind::Unavailable { retry_after },
+            | reason::UNIMPLEMENTED => return CallErrorKind::Unavailable { retry_after },
             reason::LOCK_LOST => {
                 let state = info.metadata.get("state").map(String::as_str);
-                return Kind::LockLost { completed: state.is_some_and(is_completed) };
+                return CallErrorKind::LockLost { completed: state.is_some_and(is_completed) };
             }
-            reason::CLAIM_ENDED => return Kind::ClaimEnded,
-            reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => return Kind::Mismatch,
-            reason::OUTCOME_CONFLICT => return Kind::OutcomeConflict,
-            reason::EVENT_NOT_FOUND => return Kind::NotFound,
-            reason::INVALID_FIELD | reason::STATE_CONFLICT => return Kind::Rejected,
+            reason::CLAIM_ENDED => return CallErrorKind::ClaimEnded,
+            reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => return CallErrorKind::Mismatch,
+            reason::OUTCOME_CONFLICT => return CallErrorKind::OutcomeConflict,
+            reason::EVENT_NOT_FOUND => return CallErrorKind::NotFound,
+            reason::INVALID_FIELD | reason::STATE_CONFLICT => return CallErrorKind::Rejected,
             // A defect may have struck after the commit.
-            reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => return Kind::Unknown,
+            reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => return CallErrorKind::Unknown,
             // A reason from a newer sidecar: its code has to do.
             _ => {}
         }
     }
     match status.code() {
-        _ if never_sent(status) => Kind::Unavailable { retry_after },
-        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => Kind::Unavailable { retry_after },
-        Code::InvalidArgument => Kind::Rejected,
-        _ => Kind::Unknown,
+        _ if never_sent(status) => CallErrorKind::Unavailable { retry_after },
+        Code::Unauthenticated | Code::PermissionDenied | Code::Unimplemented => {
+            CallErrorKind::Unavailable { retry_after }
+        }
+        Code::InvalidArgument => CallErrorKind::Rejected,
+        _ => CallErrorKind::Unknown,
     }
 }
 
@@ -298,8 +300,8 @@ fn never_sent(status: &Status) -> bool {
 }
 
 /// An answer that breaks the contract. What was done is not known.
-fn malformed(what: &'static str) -> Failure {
-    Failure { kind: Kind::Unknown, status: Status::internal(what) }
+fn malformed(what: &'static str) -> CallError {
+    CallError { kind: CallErrorKind::Unknown, status: Status::internal(what) }
 }
 
 fn key(route: &Route, identity: &Identity) -> v1::EventKey {
@@ -353,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_reason_is_sorted() {
-        let unavailable = Kind::Unavailable { retry_after: Some(Duration::from_secs(3)) };
+        let unavailable = CallErrorKind::Unavailable { retry_after: Some(Duration::from_secs(3)) };
         for name in reason::ALL {
             let wanted = match *name {
                 reason::STORE_UNAVAILABLE
@@ -362,13 +364,13 @@ mod tests {
                 | reason::UNAUTHENTICATED
                 | reason::PERMISSION_DENIED
                 | reason::UNIMPLEMENTED => unavailable,
-                reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => Kind::Unknown,
-                reason::LOCK_LOST => Kind::LockLost { completed: false },
-                reason::CLAIM_ENDED => Kind::ClaimEnded,
-                reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => Kind::Mismatch,
-                reason::OUTCOME_CONFLICT => Kind::OutcomeConflict,
-                reason::EVENT_NOT_FOUND => Kind::NotFound,
-                reason::INVALID_FIELD | reason::STATE_CONFLICT => Kind::Rejected,
+                reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => CallErrorKind::Unknown,
+                reason::LOCK_LOST => CallErrorKind::LockLost { completed: false },
+                reason::CLAIM_ENDED => CallErrorKind::ClaimEnded,
+                reason::FINGERPRINT_MISMATCH | reason::DELIVERY_MISMATCH => CallErrorKind::Mismatch,
+                reason::OUTCOME_CONFLICT => CallErrorKind::OutcomeConflict,
+                reason::EVENT_NOT_FOUND => CallErrorKind::NotFound,
+                reason::INVALID_FIELD | reason::STATE_CONFLICT => CallErrorKind::Rejected,
                 other => panic!("{other} is not sorted"),
             };
             assert_eq!(kind(&status(Code::Unknown, name, None)), wanted, "{name}");
@@ -385,30 +387,30 @@ mod tests {
             (None, false),
         ] {
             let found = kind(&status(Code::Aborted, reason::LOCK_LOST, state));
-            assert_eq!(found, Kind::LockLost { completed }, "{state:?}");
+            assert_eq!(found, CallErrorKind::LockLost { completed }, "{state:?}");
         }
     }
 
     #[test]
     fn without_a_reason_only_what_was_never_done_is_taken_for_that() {
         for (code, wanted) in [
-            (Code::Cancelled, Kind::Unknown),
-            (Code::DeadlineExceeded, Kind::Unknown),
-            (Code::Unavailable, Kind::Unknown),
-            (Code::Unknown, Kind::Unknown),
-            (Code::Internal, Kind::Unknown),
-            (Code::ResourceExhausted, Kind::Unknown),
-            (Code::Aborted, Kind::Unknown),
-            (Code::Unauthenticated, Kind::Unavailable { retry_after: None }),
-            (Code::Unimplemented, Kind::Unavailable { retry_after: None }),
-            (Code::InvalidArgument, Kind::Rejected),
+            (Code::Cancelled, CallErrorKind::Unknown),
+            (Code::DeadlineExceeded, CallErrorKind::Unknown),
+            (Code::Unavailable, CallErrorKind::Unknown),
+            (Code::Unknown, CallErrorKind::Unknown),
+            (Code::Internal, CallErrorKind::Unknown),
+            (Code::ResourceExhausted, CallErrorKind::Unknown),
+            (Code::Aborted, CallErrorKind::Unknown),
+            (Code::Unauthenticated, CallErrorKind::Unavailable { retry_after: None }),
+            (Code::Unimplemented, CallErrorKind::Unavailable { retry_after: None }),
+            (Code::InvalidArgument, CallErrorKind::Rejected),
         ] {
             assert_eq!(kind(&Status::new(code, "some text")), wanted, "{code:?}");
         }
         let mut foreign = ErrorDetails::new();
         foreign.set_error_info(reason::STORE_UNAVAILABLE, "example.com", HashMap::new());
         let foreign = Status::with_error_details(Code::Unavailable, "some text", foreign);
-        assert_eq!(kind(&foreign), Kind::Unknown, "somebody else's reasons mean something else");
+        assert_eq!(kind(&foreign), CallErrorKind::Unknown, "somebody else's reasons mean something else");
     }
 
     #[tokio::test]
@@ -425,7 +427,7 @@ mod tests {
         let channel = channel(&settings.validate().unwrap());
         let lock = LockSettings { margin: Duration::from_secs(15), holder: "test".into() };
         let sidecar = Sidecar::new(channel.into(), Duration::from_secs(10), &lock);
-        let failure = sidecar.stats("default").await.unwrap_err();
-        assert_eq!(failure.kind, Kind::Unavailable { retry_after: None });
+        let error = sidecar.stats("default").await.unwrap_err();
+        assert_eq!(error.kind, CallErrorKind::Unavailable { retry_after: None });
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     body::discard,
     config::{OnRefusal, OnUnclear, Policy, UpstreamLimits},
     key::Identity,
-    metrics::Delivered,
+    metrics::OutcomeLabel,
     providers::Provider,
     route::Route,
 };
@@ -161,12 +161,12 @@ impl Outcome {
         failed(FailureKind::Retryable, error.to_owned(), false)
     }
 
-    pub(crate) fn label(&self) -> Delivered {
+    pub(crate) fn label(&self) -> OutcomeLabel {
         match self {
-            Self::Completed { .. } => Delivered::Completed,
-            Self::Failed { kind: FailureKind::Terminal, .. } => Delivered::Terminal,
-            Self::Failed { kind: FailureKind::Unknown, .. } => Delivered::Unknown,
-            Self::Failed { kind: FailureKind::Retryable | FailureKind::Unspecified, .. } => Delivered::Retryable,
+            Self::Completed { .. } => OutcomeLabel::Completed,
+            Self::Failed { kind: FailureKind::Terminal, .. } => OutcomeLabel::Terminal,
+            Self::Failed { kind: FailureKind::Unknown, .. } => OutcomeLabel::Unknown,
+            Self::Failed { kind: FailureKind::Retryable | FailureKind::Unspecified, .. } => OutcomeLabel::Retryable,
         }
     }
 }
@@ -203,7 +203,7 @@ impl Upstream {
     /// other. Dropping the future closes the connection.
     pub(crate) async fn deliver(&self, parcel: &Parcel<'_>) -> Reply {
         let mut request = request(parcel, SystemTime::now());
-        let target = &parcel.route.target;
+        let application = &parcel.route.application;
         // Not the whole URL: who put a secret into its query should not find it in a trace.
         let span = tracing::info_span!(
             "upstream",
@@ -212,8 +212,8 @@ impl Upstream {
             otel.status_code = field::Empty,
             http.request.method = "POST",
             http.response.status_code = field::Empty,
-            server.address = target.url.host(),
-            server.port = target.url.port_u16(),
+            server.address = application.url.host(),
+            server.port = application.url.port_u16(),
         );
         // Where there is a trace the application's part goes into it.
         telemetry::inject(&span, request.headers_mut());
@@ -288,12 +288,12 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     let Parcel { route, identity, .. } = parcel;
     let mut request = Request::new(Full::new(parcel.body.clone()));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = route.target.url.clone();
+    *request.uri_mut() = route.application.url.clone();
     let headers = request.headers_mut();
     headers.reserve(16);
     // Of two sets of names that mean the same, one signed by somebody else, verifiers take either, or refuse both.
     let is_standard = matches!(route.provider, Provider::StandardWebhooks(_));
-    let is_replaced = is_standard && route.target.signer.is_some();
+    let is_replaced = is_standard && route.application.signer.is_some();
     let signatures = if is_replaced { &[] } else { route.provider.signature_headers() };
     for name in std::iter::once(&header::CONTENT_TYPE).chain(signatures) {
         for value in parcel.headers.get_all(name) {
@@ -312,7 +312,7 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     text(EVENT_ID, &identity.event_id);
     text(EVENT_TYPE, &identity.event_type);
     text(TRACEPARENT, &traceparent());
-    if let Some(signer) = &route.target.signer {
+    if let Some(signer) = &route.application.signer {
         let timestamp = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()).to_string();
         let id = webhook_id(&id);
         text(WEBHOOK_ID, &id);

@@ -45,7 +45,7 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     let tls = tls(&options, checks);
     let routes = routes::routes(&options, checks);
     route::check(&routes, checks);
-    let longest = routes.iter().map(|route| route.target.timeout).max().unwrap_or(options.upstream_timeout);
+    let longest = routes.iter().map(|route| route.application.timeout).max().unwrap_or(options.upstream_timeout);
 
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     Some(Settings {

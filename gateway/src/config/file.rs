@@ -25,8 +25,8 @@ use super::{
 };
 use crate::{
     enforcement::Switch,
-    providers::{Kind, Provider},
-    route::{Route, Secrets, Target},
+    providers::{Provider, ProviderKind},
+    route::{Application, Route, Secrets},
 };
 
 /// What the file may hold.
@@ -38,7 +38,7 @@ pub(super) struct Defaults<'a> {
     pub(super) options: &'a Options,
     pub(super) tenant: &'a str,
     /// None where it cannot be used, which has been said, or need not be.
-    pub(super) target: Option<&'a Target>,
+    pub(super) application: Option<&'a Application>,
     pub(super) policy: Policy,
     pub(super) enforcement: Enforcement,
 }
@@ -209,17 +209,25 @@ impl Reader<'_> {
             // What is wrong with it has been said.
             None => tenant("GATEWAY_TENANT", defaults.tenant).ok(),
         };
-        let kind = self.choice::<Kind>("provider");
+        let kind = self.choice::<ProviderKind>("provider");
         if kind.is_none() && !self.said("provider") {
             self.missing("provider", "name one of stripe, paypal, flutterwave, paystack and standard_webhooks");
         }
         let provider = kind.and_then(|kind| self.provider(kind, defaults.options));
-        let target = self.target(defaults);
+        let application = self.application(defaults);
         let policy = self.policy(defaults.policy);
         let enforcement = Switch::new(self.choice(ENFORCEMENT).unwrap_or(defaults.enforcement));
         self.unknown(kind);
         let (provider, secrets) = provider?;
-        Some(Route { path: path?.into(), tenant: tenant?, provider, secrets, target: target?, policy, enforcement })
+        Some(Route {
+            path: path?.into(),
+            tenant: tenant?,
+            provider,
+            secrets,
+            application: application?,
+            policy,
+            enforcement,
+        })
     }
 
     fn route_path(&mut self) -> Option<String> {
@@ -257,21 +265,21 @@ impl Reader<'_> {
         Some(path)
     }
 
-    fn provider(&mut self, kind: Kind, options: &Options) -> Option<(Provider, Secrets)> {
+    fn provider(&mut self, kind: ProviderKind, options: &Options) -> Option<(Provider, Secrets)> {
         let mut scheme = Scheme::new(kind, options);
         match kind {
-            Kind::Stripe | Kind::StandardWebhooks => {
+            ProviderKind::Stripe | ProviderKind::StandardWebhooks => {
                 scheme.tolerance = self.tolerance(TOLERANCE_MAX).or(scheme.tolerance);
             }
-            Kind::PayPal => {
+            ProviderKind::PayPal => {
                 scheme.tolerance = self.tolerance(PAYPAL_TOLERANCE_MAX).or(scheme.tolerance);
                 scheme.environment = self.choice("environment").unwrap_or(scheme.environment);
                 scheme.cert_dir = self.file("cert_dir").or(scheme.cert_dir);
                 scheme.trust_anchors_file = self.file("trust_anchors_file").or(scheme.trust_anchors_file);
                 scheme.intermediates_file = self.file("intermediates_file").or(scheme.intermediates_file);
             }
-            Kind::Flutterwave => scheme.signature = self.choice("signature").or(scheme.signature),
-            Kind::Paystack => {}
+            ProviderKind::Flutterwave => scheme.signature = self.choice("signature").or(scheme.signature),
+            ProviderKind::Paystack => {}
         }
         let source = match self.secrets("secrets", "secrets_file")? {
             Some(source) => source,
@@ -296,12 +304,12 @@ impl Reader<'_> {
         Some(found.value)
     }
 
-    fn target(&mut self, defaults: &Defaults<'_>) -> Option<Target> {
+    fn application(&mut self, defaults: &Defaults<'_>) -> Option<Application> {
         let url = self.text("upstream_url").map(|found| self.checks.take(url(found.name, &found.value)));
         let (signer, signer_secrets) = match self.secrets("upstream_secret", "upstream_secret_file")? {
-            None => {
-                defaults.target.map_or((None, None), |target| (target.signer.clone(), target.signer_secrets.clone()))
-            }
+            None => defaults
+                .application
+                .map_or((None, None), |application| (application.signer.clone(), application.signer_secrets.clone())),
             Some(source) => {
                 let name = self.place(self.table.line, " upstream_secret");
                 signer(&name, Some(source), self.checks)?
@@ -334,9 +342,9 @@ impl Reader<'_> {
         }
         let url = match url {
             Some(url) => url?,
-            None => defaults.target?.url.clone(),
+            None => defaults.application?.url.clone(),
         };
-        Some(Target { url, signer, signer_secrets, timeout: timeout_value, lock_duration: lock_value })
+        Some(Application { url, signer, signer_secrets, timeout: timeout_value, lock_duration: lock_value })
     }
 
     fn policy(&mut self, default: Policy) -> Policy {
@@ -437,7 +445,7 @@ impl Reader<'_> {
     }
 
     /// A setting that nobody asked for is a slip of the pen, and its author believes that it holds.
-    fn unknown(&mut self, kind: Option<Kind>) {
+    fn unknown(&mut self, kind: Option<ProviderKind>) {
         // Without a provider nobody knows which settings belong to it.
         let particular =
             ["tolerance", "signature", "environment", "cert_dir", "trust_anchors_file", "intermediates_file"];

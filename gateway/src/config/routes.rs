@@ -13,14 +13,14 @@ use super::{Environment, FlutterwaveVersion, Options, Policy, file};
 use crate::{
     enforcement::Switch,
     providers::{
-        BadSecret, Kind, Provider,
+        BadSecret, Provider, ProviderKind,
         flutterwave::Flutterwave,
         paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
         paystack::{Paystack, one_mode},
         standard_webhooks::StandardWebhooks,
         stripe::Stripe,
     },
-    route::{Route, Secrets, Target},
+    route::{Application, Route, Secrets},
     signing::Signer,
 };
 
@@ -49,12 +49,12 @@ pub(super) struct Scheme {
 
 impl Scheme {
     /// What the settings say.
-    pub(super) fn new(kind: Kind, options: &Options) -> Self {
+    pub(super) fn new(kind: ProviderKind, options: &Options) -> Self {
         let path = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
         Self {
             tolerance: match kind {
-                Kind::PayPal => options.paypal_tolerance,
-                Kind::Stripe => Some(options.stripe_tolerance),
+                ProviderKind::PayPal => options.paypal_tolerance,
+                ProviderKind::Stripe => Some(options.stripe_tolerance),
                 _ => Some(crate::providers::standard_webhooks::TOLERANCE),
             },
             signature: options.flutterwave_signature,
@@ -81,7 +81,7 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     let elsewhere = file.as_ref().is_some_and(file::File::names_every_application);
     let enforcement = file.as_ref().and_then(|file| file.enforcement).unwrap_or(options.gateway_enforcement);
     let providers = providers(options, checks);
-    let target = target(options, providers.given == 0 && elsewhere, checks);
+    let application = application(options, providers.given == 0 && elsewhere, checks);
     if providers.given == 0 && file.is_none() && path.is_none() {
         checks.problem(
             "routes",
@@ -91,17 +91,17 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
         );
     }
     let mut routes = Vec::new();
-    if let (Some(tenant), Some(target)) = (&tenant, &target) {
+    if let (Some(tenant), Some(application)) = (&tenant, &application) {
         for (provider, secrets) in providers.usable {
             let path = format!("{PREFIX}{}", provider.name()).into();
             let enforcement = Switch::new(enforcement);
-            let (tenant, target) = (tenant.clone(), target.clone());
-            routes.push(Route { path, tenant, provider, secrets, target, policy, enforcement });
+            let (tenant, application) = (tenant.clone(), application.clone());
+            routes.push(Route { path, tenant, provider, secrets, application, policy, enforcement });
         }
     }
     if let Some(file) = file {
-        let (tenant, target) = (options.gateway_tenant.as_str(), target.as_ref());
-        let defaults = file::Defaults { options, tenant, target, policy, enforcement };
+        let (tenant, application) = (options.gateway_tenant.as_str(), application.as_ref());
+        let defaults = file::Defaults { options, tenant, application, policy, enforcement };
         routes.extend(checks.take_all(file.routes(&defaults)).into_iter().flatten());
     }
     routes
@@ -117,16 +117,21 @@ struct Providers {
 fn providers(options: &Options, checks: &mut Checks) -> Providers {
     let mut providers = Providers { given: 0, usable: Vec::new() };
     for (kind, name, value, file) in [
-        (Kind::Stripe, "STRIPE_WEBHOOK_SECRET", &options.stripe_webhook_secret, &options.stripe_webhook_secret_file),
-        (Kind::PayPal, "PAYPAL_WEBHOOK_ID", &options.paypal_webhook_id, &options.paypal_webhook_id_file),
         (
-            Kind::Flutterwave,
+            ProviderKind::Stripe,
+            "STRIPE_WEBHOOK_SECRET",
+            &options.stripe_webhook_secret,
+            &options.stripe_webhook_secret_file,
+        ),
+        (ProviderKind::PayPal, "PAYPAL_WEBHOOK_ID", &options.paypal_webhook_id, &options.paypal_webhook_id_file),
+        (
+            ProviderKind::Flutterwave,
             "FLUTTERWAVE_WEBHOOK_SECRET",
             &options.flutterwave_webhook_secret,
             &options.flutterwave_webhook_secret_file,
         ),
         (
-            Kind::Paystack,
+            ProviderKind::Paystack,
             "PAYSTACK_WEBHOOK_SECRET",
             &options.paystack_webhook_secret,
             &options.paystack_webhook_secret_file,
@@ -141,7 +146,7 @@ fn providers(options: &Options, checks: &mut Checks) -> Providers {
         let names = |of: &'static str| match of {
             "secrets" => Cow::Borrowed(name),
             "signature" => Cow::Borrowed("FLUTTERWAVE_SIGNATURE"),
-            "tolerance" if kind == Kind::PayPal => Cow::Borrowed("PAYPAL_TOLERANCE"),
+            "tolerance" if kind == ProviderKind::PayPal => Cow::Borrowed("PAYPAL_TOLERANCE"),
             other => Cow::Owned(format!("PAYPAL_{}", other.to_ascii_uppercase())),
         };
         let provider = source.and_then(|source| provider(kind, source, &Scheme::new(kind, options), &names, checks));
@@ -152,7 +157,7 @@ fn providers(options: &Options, checks: &mut Checks) -> Providers {
 
 /// A provider with its secrets. None only together with a problem.
 pub(super) fn provider(
-    kind: Kind,
+    kind: ProviderKind,
     source: Source,
     scheme: &Scheme,
     name: Name<'_>,
@@ -164,7 +169,7 @@ pub(super) fn provider(
 }
 
 fn provider_with(
-    kind: Kind,
+    kind: ProviderKind,
     secrets: Option<&[Secret]>,
     scheme: &Scheme,
     name: Name<'_>,
@@ -172,19 +177,19 @@ fn provider_with(
 ) -> Option<Provider> {
     let bad = |error: BadSecret| Problem::from_error(name("secrets"), &error);
     Some(match kind {
-        Kind::Stripe => {
+        ProviderKind::Stripe => {
             checks.take(no_lists(secrets?).map_err(bad))?;
             Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?))
         }
-        Kind::Paystack => {
+        ProviderKind::Paystack => {
             checks.take(no_lists(secrets?).map_err(bad))?;
             checks.take(one_mode(secrets?).map_err(bad))?;
             Provider::Paystack(Paystack::new(secrets?))
         }
-        Kind::StandardWebhooks => {
+        ProviderKind::StandardWebhooks => {
             Provider::StandardWebhooks(checks.take(StandardWebhooks::new(secrets?, scheme.tolerance?).map_err(bad))?)
         }
-        Kind::Flutterwave => {
+        ProviderKind::Flutterwave => {
             let Some(version) = scheme.signature else {
                 checks.problem(
                     name("signature"),
@@ -195,7 +200,7 @@ fn provider_with(
             };
             Provider::Flutterwave(Flutterwave::new(secrets?, version))
         }
-        Kind::PayPal => {
+        ProviderKind::PayPal => {
             let trust = trust(scheme, name, checks);
             let source = match &scheme.cert_dir {
                 Some(directory) if !directory.is_dir() => {
@@ -245,7 +250,7 @@ fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> 
 }
 
 /// The application, with what signs the hop to it. None together with a problem, or where `needless`.
-fn target(options: &Options, needless: bool, checks: &mut Checks) -> Option<Target> {
+fn application(options: &Options, needless: bool, checks: &mut Checks) -> Option<Application> {
     let given = options.upstream_url.as_deref().filter(|text| !text.trim().is_empty());
     let url = match given {
         Some(text) => checks.take(url("UPSTREAM_URL", text)),
@@ -265,7 +270,7 @@ fn target(options: &Options, needless: bool, checks: &mut Checks) -> Option<Targ
         options.upstream_secret_file.clone(),
     ))?;
     let (signer, signer_secrets) = signer("UPSTREAM_SECRET", source, checks)?;
-    Some(Target {
+    Some(Application {
         url: url?,
         signer,
         signer_secrets,

@@ -24,7 +24,7 @@ fn complaints(options: Options) -> Vec<String> {
 fn the_defaults_with_an_application_and_a_secret_are_usable() {
     let settings = usable().validate().unwrap();
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
-    assert_eq!(settings.drain, settings.routes[0].target.timeout);
+    assert_eq!(settings.drain, settings.routes[0].application.timeout);
     assert_eq!(settings.routes.len(), 1);
     assert_eq!(&*settings.routes[0].path, "/webhooks/payments/stripe");
 }
@@ -305,16 +305,16 @@ mod file {
         let settings = Options { upstream_url: Some("http://app/".into()), ..options }.validate().unwrap();
         let [stripe, flutterwave, own, paypal] = &settings.routes[..] else { panic!("{settings:?}") };
         assert_eq!((&*stripe.path, &*stripe.tenant), ("/webhooks/payments/stripe-eu", "eu"));
-        assert_eq!(stripe.target.url, "http://eu:3000/hook");
-        assert!(stripe.target.signer.is_some());
-        assert_eq!(stripe.target.timeout, Duration::from_secs(10));
-        assert_eq!(stripe.target.lock_duration, Duration::from_secs(60));
+        assert_eq!(stripe.application.url, "http://eu:3000/hook");
+        assert!(stripe.application.signer.is_some());
+        assert_eq!(stripe.application.timeout, Duration::from_secs(10));
+        assert_eq!(stripe.application.lock_duration, Duration::from_secs(60));
         assert_eq!(stripe.policy.in_progress, InProgressStatus::Ok);
         assert_eq!(stripe.policy.held, HeldStatus::Ok);
         assert_eq!(stripe.policy.refusal, OnRefusal::Terminal);
         assert_eq!(stripe.policy.unclear, OnUnclear::Unknown);
         assert_eq!((&*flutterwave.path, &*flutterwave.tenant), ("/hooks/flw", "default"));
-        assert_eq!(flutterwave.target.url, "http://app/");
+        assert_eq!(flutterwave.application.url, "http://app/");
         assert!(!flutterwave.provider.is_weak());
         assert_eq!(flutterwave.policy.held, HeldStatus::Unprocessable);
         assert_eq!(own.provider.name(), "standard_webhooks");

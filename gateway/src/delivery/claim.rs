@@ -9,9 +9,9 @@ use crate::{
     answer::{Answer, RetryAfter},
     enforcement::Enforcement,
     key::Identity,
-    metrics::Claimed,
+    metrics::ClaimLabel,
     route::Route,
-    sidecar::{Claim, Failure, Kind},
+    sidecar::{CallError, CallErrorKind, ClaimAnswer},
 };
 
 /// A claim whose outcome is unknown, to be repeated as it is.
@@ -76,7 +76,7 @@ enum AfterFailure {
     Repeat,
     /// Nobody waits here any longer; the claim is still unsettled.
     HandBack,
-    /// The failure is the answer.
+    /// The error is the answer.
     Refuse,
     /// A lock granted to the first call has ended by now, and blocks nobody: its outcome no longer matters.
     GiveUp,
@@ -88,7 +88,7 @@ impl OpenClaim {
         Self {
             claim_id: new_claim_id(),
             first_asked: Instant::now(),
-            lock_duration: route.target.lock_duration,
+            lock_duration: route.application.lock_duration,
             mode: match enforcement {
                 Enforcement::Enforce => Mode::Enforce { patience },
                 Enforcement::Observe => Mode::Observe,
@@ -100,7 +100,7 @@ impl OpenClaim {
     /// For a claim that was handed back unsettled.
     pub(super) fn resume(route: &Route, unsettled: Unsettled) -> Self {
         let Unsettled { claim_id, first_asked } = unsettled;
-        let lock_duration = route.target.lock_duration;
+        let lock_duration = route.application.lock_duration;
         Self { claim_id, first_asked, lock_duration, mode: Mode::Resume, phase: Phase::Unknown }
     }
 
@@ -114,18 +114,18 @@ impl OpenClaim {
     }
 
     /// What follows a call that had failed by `now`.
-    fn judge(&mut self, kind: Kind, now: Instant) -> AfterFailure {
+    fn judge(&mut self, kind: CallErrorKind, now: Instant) -> AfterFailure {
         let elapsed = now.saturating_duration_since(self.first_asked);
         let may_be_granted = match kind {
-            Kind::Unknown => true,
+            CallErrorKind::Unknown => true,
             // This call did nothing, but an earlier one's outcome is as unknown as before.
-            Kind::Unavailable { .. } => self.phase != Phase::Fresh,
-            Kind::LockLost { .. }
-            | Kind::ClaimEnded
-            | Kind::Mismatch
-            | Kind::OutcomeConflict
-            | Kind::NotFound
-            | Kind::Rejected => false,
+            CallErrorKind::Unavailable { .. } => self.phase != Phase::Fresh,
+            CallErrorKind::LockLost { .. }
+            | CallErrorKind::ClaimEnded
+            | CallErrorKind::Mismatch
+            | CallErrorKind::OutcomeConflict
+            | CallErrorKind::NotFound
+            | CallErrorKind::Rejected => false,
         };
         if !may_be_granted {
             return AfterFailure::Refuse;
@@ -178,25 +178,25 @@ impl Courier {
                     continue;
                 }
             };
-            let failure = match claimed {
-                Ok(claimed) => {
-                    let lock = decided(claimed, claim.claim_id, asked, route).map_err(NoLock::Answer)?;
-                    self.metrics.claimed(&route.provider, Claimed::Acquired);
+            let error = match claimed {
+                Ok(answer) => {
+                    let lock = decided(answer, claim.claim_id, asked, route).map_err(NoLock::Answer)?;
+                    self.metrics.claimed(&route.provider, ClaimLabel::Acquired);
                     return Ok(lock);
                 }
-                Err(failure) => failure,
+                Err(error) => error,
             };
-            let next = claim.judge(failure.kind, Instant::now());
+            let next = claim.judge(error.kind, Instant::now());
             match next {
-                AfterFailure::Refuse => return Err(NoLock::Answer(self.claim_refused(route, identity, &failure))),
+                AfterFailure::Refuse => return Err(NoLock::Answer(self.claim_refused(route, identity, &error))),
                 AfterFailure::HandBack => return Err(NoLock::Unsettled(claim.into_unsettled())),
                 AfterFailure::Repeat | AfterFailure::GiveUp => {}
             }
-            if failure.kind == Kind::Unknown {
+            if error.kind == CallErrorKind::Unknown {
                 self.metrics.claims_unknown.add();
                 tracing::warn!(
                     event = short(route, identity),
-                    code = ?failure.status.code(),
+                    code = ?error.status.code(),
                     "outcome of a claim is unknown, repeating it"
                 );
             }
@@ -212,24 +212,29 @@ impl Courier {
         }
     }
 
-    fn claim_refused(&self, route: &Route, identity: &Identity, failure: &Failure) -> Answer {
+    fn claim_refused(&self, route: &Route, identity: &Identity, error: &CallError) -> Answer {
         let event = short(route, identity);
-        let status = &failure.status as &dyn StdError;
-        match failure.kind {
-            Kind::Unavailable { retry_after } => {
+        let status = &error.status as &dyn StdError;
+        match error.kind {
+            CallErrorKind::Unavailable { retry_after } => {
                 if let Some(unreported) = self.unavailable.pass() {
                     tracing::warn!(event, status, unreported, "sidecar is unavailable");
                 }
                 Answer::Unavailable(retry_after.map_or(RetryAfter::SOON, RetryAfter::after))
             }
-            Kind::Mismatch => {
+            CallErrorKind::Mismatch => {
                 tracing::error!(event, status, "event was first claimed with something else");
                 Answer::Conflict
             }
-            Kind::LockLost { completed: true } => Answer::AlreadyProcessed,
+            CallErrorKind::LockLost { completed: true } => Answer::AlreadyProcessed,
             // A repeated claim came so late that its attempt has ended: the next delivery finds out how.
-            Kind::LockLost { completed: false } | Kind::ClaimEnded => Answer::Unsettled(RetryAfter::SOON),
-            Kind::Unknown | Kind::OutcomeConflict | Kind::NotFound | Kind::Rejected => {
+            CallErrorKind::LockLost { completed: false } | CallErrorKind::ClaimEnded => {
+                Answer::Unsettled(RetryAfter::SOON)
+            }
+            CallErrorKind::Unknown
+            | CallErrorKind::OutcomeConflict
+            | CallErrorKind::NotFound
+            | CallErrorKind::Rejected => {
                 tracing::error!(event, status, "sidecar refuses the claim");
                 Answer::Defect
             }
@@ -237,13 +242,13 @@ impl Courier {
     }
 }
 
-fn decided(claim: Claim, claim_id: String, asked: Instant, route: &Route) -> Result<Lock, Answer> {
-    match claim {
-        Claim::Acquired(grant) => Ok(Lock::new(claim_id, grant, asked)),
-        Claim::Completed => Err(Answer::AlreadyProcessed),
-        Claim::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::after(after))),
-        Claim::Paused(after) => Err(Answer::Paused(RetryAfter::after(after))),
-        Claim::Refused => Err(Answer::Held(route.policy.held)),
+fn decided(answer: ClaimAnswer, claim_id: String, asked: Instant, route: &Route) -> Result<Lock, Answer> {
+    match answer {
+        ClaimAnswer::Acquired(grant) => Ok(Lock::new(claim_id, grant, asked)),
+        ClaimAnswer::Completed => Err(Answer::AlreadyProcessed),
+        ClaimAnswer::InProgress(after) => Err(Answer::InProgress(route.policy.in_progress, RetryAfter::after(after))),
+        ClaimAnswer::Paused(after) => Err(Answer::Paused(RetryAfter::after(after))),
+        ClaimAnswer::Refused => Err(Answer::Held(route.policy.held)),
     }
 }
 
@@ -260,8 +265,8 @@ mod tests {
         OpenClaim { claim_id, first_asked: Instant::now(), lock_duration: LOCK_DURATION, mode, phase }
     }
 
-    /// What follows each kind of failure, at once, when a provider has waited long enough, and when the lock has ended.
-    fn judged(mode: Mode, phase: Phase, kind: Kind) -> [AfterFailure; 3] {
+    /// What follows each kind of error, at once, when a provider has waited long enough, and when the lock has ended.
+    fn judged(mode: Mode, phase: Phase, kind: CallErrorKind) -> [AfterFailure; 3] {
         [Duration::ZERO, PATIENCE, LOCK_DURATION].map(|elapsed| {
             let mut claim = claim(mode, phase);
             let now = claim.first_asked + elapsed;
@@ -272,7 +277,7 @@ mod tests {
     #[test]
     fn g9_what_follows_a_failed_claim_depends_on_who_waits_and_what_earlier_calls_may_have_done() {
         use AfterFailure::{GiveUp, HandBack, Refuse, Repeat};
-        let unavailable = Kind::Unavailable { retry_after: None };
+        let unavailable = CallErrorKind::Unavailable { retry_after: None };
         for (mode, phase, unknown, away) in [
             (ENFORCE, Phase::Fresh, [Repeat, Repeat, GiveUp], [Refuse; 3]),
             (ENFORCE, Phase::Unknown, [Repeat, HandBack, HandBack], [Repeat, HandBack, HandBack]),
@@ -283,16 +288,16 @@ mod tests {
             (Mode::Resume, Phase::Unknown, [Repeat, Repeat, GiveUp], [Repeat, Repeat, GiveUp]),
             (Mode::Resume, Phase::Stopping, [Repeat, Repeat, GiveUp], [Repeat, Repeat, GiveUp]),
         ] {
-            assert_eq!(judged(mode, phase, Kind::Unknown), unknown, "{mode:?} {phase:?}");
+            assert_eq!(judged(mode, phase, CallErrorKind::Unknown), unknown, "{mode:?} {phase:?}");
             assert_eq!(judged(mode, phase, unavailable), away, "{mode:?} {phase:?}");
             for decided in [
-                Kind::LockLost { completed: true },
-                Kind::LockLost { completed: false },
-                Kind::ClaimEnded,
-                Kind::Mismatch,
-                Kind::OutcomeConflict,
-                Kind::NotFound,
-                Kind::Rejected,
+                CallErrorKind::LockLost { completed: true },
+                CallErrorKind::LockLost { completed: false },
+                CallErrorKind::ClaimEnded,
+                CallErrorKind::Mismatch,
+                CallErrorKind::OutcomeConflict,
+                CallErrorKind::NotFound,
+                CallErrorKind::Rejected,
             ] {
                 assert_eq!(judged(mode, phase, decided), [Refuse; 3], "{mode:?} {phase:?} {decided:?}");
             }
@@ -304,12 +309,12 @@ mod tests {
         let mut claim = claim(ENFORCE, Phase::Fresh);
         assert!(claim.may_wait());
         let now = claim.first_asked;
-        assert_eq!(claim.judge(Kind::Unknown, now), AfterFailure::Repeat);
+        assert_eq!(claim.judge(CallErrorKind::Unknown, now), AfterFailure::Repeat);
         assert_eq!((claim.phase, claim.may_wait()), (Phase::Unknown, false));
-        // Without the first failure this one would be an answer.
-        assert_eq!(claim.judge(Kind::Unavailable { retry_after: None }, now), AfterFailure::Repeat);
+        // Without the first error this one would be an answer.
+        assert_eq!(claim.judge(CallErrorKind::Unavailable { retry_after: None }, now), AfterFailure::Repeat);
         claim.phase = Phase::Stopping;
-        assert_eq!(claim.judge(Kind::Unknown, now), AfterFailure::Repeat);
+        assert_eq!(claim.judge(CallErrorKind::Unknown, now), AfterFailure::Repeat);
         assert_eq!(claim.phase, Phase::Stopping, "or the stop would interrupt the last call as well");
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     answer::{Answer, RetryAfter},
     key::Identity,
     route::Route,
-    sidecar::{Attempt, Failure, Kind, MarkedFailure},
+    sidecar::{Attempt, CallError, CallErrorKind, MarkedFailure},
     upstream::Outcome,
 };
 
@@ -27,10 +27,10 @@ impl Courier {
         loop {
             // Read before the call, so that there is one more try after the stop.
             let last = self.stop.is_cancelled();
-            let Err(failure) = self.mark_once(lock.attempt(route, identity), lock, outcome).await else {
+            let Err(error) = self.mark_once(lock.attempt(route, identity), lock, outcome).await else {
                 return Ok(());
             };
-            let advised = self.mark_refused(route, identity, lock, &failure)?;
+            let advised = self.mark_refused(route, identity, lock, &error)?;
             if last {
                 tracing::error!(event = short(route, identity), "ending before the attempt could be marked");
                 self.unmarked.fetch_add(1, Relaxed);
@@ -39,7 +39,7 @@ impl Courier {
             let pause = backoff.next().max(advised.min(Backoff::MARKS_MAX));
             tracing::warn!(
                 event = short(route, identity),
-                status = &failure.status as &dyn StdError,
+                status = &error.status as &dyn StdError,
                 ?pause,
                 "mark was not answered, repeating it"
             );
@@ -57,37 +57,37 @@ impl Courier {
         route: &Route,
         identity: &Identity,
         lock: &Lock,
-        failure: &Failure,
+        error: &CallError,
     ) -> Result<Duration, Answer> {
         let event = short(route, identity);
-        let status = &failure.status as &dyn StdError;
-        match failure.kind {
-            Kind::Unavailable { retry_after } => Ok(retry_after.unwrap_or_default()),
-            Kind::Unknown => Ok(Duration::ZERO),
-            Kind::LockLost { completed } => {
+        let status = &error.status as &dyn StdError;
+        match error.kind {
+            CallErrorKind::Unavailable { retry_after } => Ok(retry_after.unwrap_or_default()),
+            CallErrorKind::Unknown => Ok(Duration::ZERO),
+            CallErrorKind::LockLost { completed } => {
                 self.metrics.locks_lost.add();
                 tracing::warn!(event, fencing_token = lock.fencing_token, completed, "lock was lost");
                 Err(lock_lost(completed))
             }
             // The first result stands (S3).
-            Kind::OutcomeConflict => {
+            CallErrorKind::OutcomeConflict => {
                 tracing::error!(event, status, "another outcome of this attempt was recorded before");
                 Err(Answer::Unsettled(RetryAfter::SOON))
             }
-            Kind::ClaimEnded | Kind::Mismatch | Kind::NotFound | Kind::Rejected => {
+            CallErrorKind::ClaimEnded | CallErrorKind::Mismatch | CallErrorKind::NotFound | CallErrorKind::Rejected => {
                 tracing::error!(event, status, "sidecar refuses the mark");
                 Err(Answer::Defect)
             }
         }
     }
 
-    async fn mark_once(&self, attempt: Attempt<'_>, lock: &Lock, outcome: &Outcome) -> Result<(), Failure> {
+    async fn mark_once(&self, attempt: Attempt<'_>, lock: &Lock, outcome: &Outcome) -> Result<(), CallError> {
         match outcome {
             Outcome::Completed { code } => self.sidecar.mark_completed(attempt, *code).await,
             Outcome::Failed { kind, error, code, pause, .. } => {
                 let retry_after = if *pause { Some(lock.remaining()).filter(|rest| !rest.is_zero()) } else { None };
-                let failure = MarkedFailure { kind: *kind, error: error.clone(), retry_after, code: *code };
-                self.sidecar.mark_failed(attempt, failure).await
+                let marked = MarkedFailure { kind: *kind, error: error.clone(), retry_after, code: *code };
+                self.sidecar.mark_failed(attempt, marked).await
             }
         }
     }

@@ -2,13 +2,13 @@
 //! same, and what would have been answered is counted and logged. A mismatch never gets here: it is refused as ever.
 
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
-use crate::{answer::Answer, metrics::Claimed, upstream::Outcome};
+use crate::{answer::Answer, metrics::ClaimLabel, upstream::Outcome};
 
 impl Courier {
     /// Delivers without a lock, and answers what the application does. Nothing is marked: there is no attempt to mark.
     pub(super) async fn observe(&self, event: Event, slot: OwnedSemaphorePermit, no_lock: NoLock) -> Answer {
         let refusal = no_lock.into_answer();
-        self.metrics.claimed(&event.route.provider, Claimed::of(&refusal));
+        self.metrics.claimed(&event.route.provider, ClaimLabel::of(&refusal));
         if self.stop.is_cancelled() {
             return refusal;
         }
@@ -20,7 +20,7 @@ impl Courier {
             would_answer = word.name(),
             "observing only: delivered what would have been refused"
         );
-        let timeout = event.route.target.timeout;
+        let timeout = event.route.application.timeout;
         let outcome = Outcome::of(self.send(&event, None, timeout).await, event.route.policy, timeout);
         self.metrics.delivered(&event.route.provider, outcome.label());
         drop(slot);

@@ -10,7 +10,7 @@ use crate::{
         standard_webhooks::StandardWebhooks,
         stripe::{Stripe, TOLERANCE},
     },
-    route::{Secrets, Target},
+    route::{Application, Secrets},
     signing::Signer,
 };
 
@@ -27,7 +27,7 @@ fn route(signer: Option<Signer>) -> Route {
         tenant: "shop".into(),
         provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
         secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
-        target: Target {
+        application: Application {
             url: Uri::from_static("http://app:3000/hook?x=1"),
             signer,
             signer_secrets: None,
@@ -114,7 +114,7 @@ fn g7_only_what_is_named_goes_on_and_ours_replaces_theirs() {
         identity: &identity,
         headers: &inbound,
         body: &body,
-        timeout: route.target.timeout,
+        timeout: route.application.timeout,
         hold: Some(Hold { attempt: 2, fencing_token: 77, remaining: Duration::from_millis(299_123) }),
     };
     let request = request(&parcel, SystemTime::now());
@@ -167,7 +167,7 @@ fn g7_a_configured_secret_signs_the_hop() {
     let body = Bytes::from_static(b"{}");
     let headers = HeaderMap::new();
     let route = route(Some(signer.clone()));
-    let timeout = route.target.timeout;
+    let timeout = route.application.timeout;
     let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, timeout, hold: None };
     let request = request(&parcel, UNIX_EPOCH + Duration::from_secs(1_770_000_000));
     assert_eq!(request.headers()["webhook-id"], "shop/stripe/evt_1");
@@ -191,10 +191,10 @@ fn g7_a_signed_hop_carries_no_other_set_of_the_same_names() {
     for signer in [Some(Signer::new(&[secret()]).unwrap()), None] {
         let provider = StandardWebhooks::new(&[secret()], TOLERANCE).unwrap();
         let route = Route { provider: Provider::StandardWebhooks(provider), ..route(signer) };
-        let timeout = route.target.timeout;
+        let timeout = route.application.timeout;
         let parcel = Parcel { route: &route, identity: &identity, headers: &headers, body: &body, timeout, hold: None };
         let request = request(&parcel, UNIX_EPOCH);
-        let is_signed = route.target.signer.is_some();
+        let is_signed = route.application.signer.is_some();
         assert_eq!(request.headers().contains_key("webhook-id"), is_signed);
         assert_eq!(request.headers().contains_key("svix-id"), !is_signed, "verifiers refuse both, or take either");
     }

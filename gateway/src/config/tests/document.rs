@@ -38,7 +38,8 @@ fn documented() -> BTreeMap<&'static str, Vec<&'static str>> {
 
 /// The keys that the reader asks for.
 fn read() -> BTreeSet<&'static str> {
-    let asks = ["self.text(", "self.choice(", "self.choice::<Kind>(", "self.duration(", "self.file(", "self.secrets("];
+    let asks =
+        ["self.text(", "self.choice(", "self.choice::<ProviderKind>(", "self.duration(", "self.file(", "self.secrets("];
     let calls = asks.iter().flat_map(|ask| READER.split(ask).skip(1));
     let arguments = calls.filter_map(|rest| rest.split(')').next());
     let keys = arguments.flat_map(|arguments| arguments.split('"').skip(1).step_by(2));
