@@ -220,7 +220,22 @@ impl Answer {
             Self::MalformedRequest | Self::TooSlow | Self::TooLarge | Self::TooManyFailures(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            _ => {}
+            Self::Processed
+            | Self::AlreadyProcessed
+            | Self::Failed(_)
+            | Self::InProgress(..)
+            | Self::Unsettled(_)
+            | Self::Continues
+            | Self::Paused(_)
+            | Self::Held(_)
+            | Self::Conflict
+            | Self::Unauthorized
+            | Self::MalformedBody
+            | Self::Encoded
+            | Self::NotFound
+            | Self::Overloaded
+            | Self::Unavailable(_)
+            | Self::Defect => {}
         }
         response
     }

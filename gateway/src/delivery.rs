@@ -353,7 +353,13 @@ impl Courier {
                         self.metrics.locks_lost.add();
                         return Err(NotCovered::Lost(lock_lost(completed)));
                     }
-                    _ => {
+                    CallErrorKind::Unknown
+                    | CallErrorKind::Unavailable { .. }
+                    | CallErrorKind::ClaimEnded
+                    | CallErrorKind::Mismatch
+                    | CallErrorKind::OutcomeConflict
+                    | CallErrorKind::NotFound
+                    | CallErrorKind::Rejected => {
                         let status = &error.status as &dyn StdError;
                         tracing::warn!(event = short(route, identity), status, "lock cannot be extended");
                         return Err(NotCovered::unsure());

@@ -249,7 +249,20 @@ impl ClaimLabel {
             Answer::AlreadyProcessed | Answer::Processed => Self::Duplicate,
             Answer::InProgress(..) | Answer::Paused(_) | Answer::Unsettled(_) | Answer::Continues => Self::InProgress,
             Answer::Held(_) | Answer::Conflict => Self::Rejected,
-            _ => Self::Failed,
+            // Most of them are given before any claim. All are named, so that a new one has to be placed here on purpose.
+            Answer::Failed(_)
+            | Answer::Unauthorized
+            | Answer::TooManyFailures(_)
+            | Answer::MalformedBody
+            | Answer::MalformedRequest
+            | Answer::TooSlow
+            | Answer::TooLarge
+            | Answer::Encoded
+            | Answer::NotFound
+            | Answer::MethodNotAllowed(_)
+            | Answer::Overloaded
+            | Answer::Unavailable(_)
+            | Answer::Defect => Self::Failed,
         }
     }
 }

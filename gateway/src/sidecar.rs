@@ -164,10 +164,15 @@ impl Sidecar {
                 .map(|lock| ClaimAnswer::Acquired(grant(&lock)))
                 .ok_or_else(|| malformed("acquired without a lock")),
             v1::Decision::InProgress => {
-                let state = response.event.as_ref().map(v1::Event::state);
+                let state = response.event.as_ref().map_or(v1::State::Unspecified, v1::Event::state);
                 Ok(match state {
-                    Some(v1::State::Failed) => ClaimAnswer::Paused(retry_after),
-                    _ => ClaimAnswer::InProgress(retry_after),
+                    v1::State::Failed => ClaimAnswer::Paused(retry_after),
+                    v1::State::Unspecified
+                    | v1::State::Pending
+                    | v1::State::Processing
+                    | v1::State::Completed
+                    | v1::State::Unknown
+                    | v1::State::Dead => ClaimAnswer::InProgress(retry_after),
                 })
             }
             v1::Decision::AlreadyCompleted => Ok(ClaimAnswer::Completed),

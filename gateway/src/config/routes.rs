@@ -55,7 +55,9 @@ impl Scheme {
             tolerance: match kind {
                 ProviderKind::PayPal => options.paypal_tolerance,
                 ProviderKind::Stripe => Some(options.stripe_tolerance),
-                _ => Some(crate::providers::standard_webhooks::TOLERANCE),
+                ProviderKind::StandardWebhooks | ProviderKind::Flutterwave | ProviderKind::Paystack => {
+                    Some(crate::providers::standard_webhooks::TOLERANCE)
+                }
             },
             signature: options.flutterwave_signature,
             environment: options.paypal_environment,

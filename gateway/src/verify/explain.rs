@@ -187,7 +187,9 @@ impl Refused<'_> {
                 (value("flutterwave-signature")?.len() != 44)
                     .then_some("It does not look like one of v4, which is 44 characters of base64.")
             }
-            _ => None,
+            Provider::Stripe(_) | Provider::PayPal(_) | Provider::Flutterwave(_) | Provider::StandardWebhooks(_) => {
+                None
+            }
         }
     }
 
@@ -228,7 +230,9 @@ impl Refused<'_> {
                 .and_then(|time| humantime::parse_rfc3339(time).ok())
                 .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
                 .map(|since| since.as_secs()),
-            _ => text("webhook-timestamp").or_else(|| text("svix-timestamp")).and_then(|digits| digits.parse().ok()),
+            Provider::Flutterwave(_) | Provider::Paystack(_) | Provider::StandardWebhooks(_) => {
+                text("webhook-timestamp").or_else(|| text("svix-timestamp")).and_then(|digits| digits.parse().ok())
+            }
         };
         let limit = self.case.tolerance_secs.unwrap_or(300);
         let now = self.now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
