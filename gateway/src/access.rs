@@ -74,7 +74,7 @@ impl Seen {
             return None;
         }
         Some(Self {
-            event: delivery::short(&event.route, &event.identity),
+            event: delivery::digest(&event.route, &event.identity),
             event_type: known(&event.identity.event_type),
         })
     }

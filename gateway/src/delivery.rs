@@ -25,10 +25,10 @@ use http::HeaderMap;
 use mark::settled;
 use oncegate_runtime::{
     detach::Detach,
+    logging::event_digest,
     shutdown::{CancellationToken, Drain},
     throttle::Throttle,
 };
-use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout_at},
@@ -175,7 +175,7 @@ impl Courier {
             "event",
             otel.kind = "internal",
             oncegate.provider = event.route.provider.name(),
-            oncegate.event = short(&event.route, &event.identity),
+            oncegate.event = digest(&event.route, &event.identity),
             oncegate.attempt = field::Empty,
             oncegate.fencing_token = field::Empty,
             oncegate.outcome = field::Empty,
@@ -291,7 +291,7 @@ impl Courier {
         span.record("oncegate.outcome", outcome.label().name());
         tracing::info!(
             provider = route.provider.name(),
-            event = short(route, &event.identity),
+            event = digest(route, &event.identity),
             fencing_token = lock.fencing_token,
             attempt = lock.attempt,
             outcome = outcome.label().name(),
@@ -331,7 +331,7 @@ impl Courier {
                     let needed = timeout + self.lock_margin;
                     if grant.remaining < needed {
                         tracing::error!(
-                            event = short(route, identity),
+                            event = digest(route, identity),
                             remaining = ?grant.remaining,
                             needed = ?needed,
                             "extended lock is still too short"
@@ -361,7 +361,7 @@ impl Courier {
                     | CallErrorKind::NotFound
                     | CallErrorKind::Rejected => {
                         let status = &error.status as &dyn StdError;
-                        tracing::warn!(event = short(route, identity), status, "lock cannot be extended");
+                        tracing::warn!(event = digest(route, identity), status, "lock cannot be extended");
                         return Err(NotCovered::unsure());
                     }
                 },
@@ -416,11 +416,7 @@ fn lock_lost(completed: bool) -> Answer {
     if completed { Answer::AlreadyProcessed } else { Answer::Unsettled(RetryAfter::SOON) }
 }
 
-/// An event in logs: enough to find the lines that belong together, and nothing of the event (W17).
-pub(crate) fn short(route: &Route, identity: &Identity) -> String {
-    let mut hash = Sha256::new();
-    for part in [route.tenant.as_str(), "/", route.provider.name(), "/", &identity.event_id] {
-        hash.update(part);
-    }
-    hex::encode(&hash.finalize()[..6])
+/// An event in logs.
+pub(crate) fn digest(route: &Route, identity: &Identity) -> String {
+    event_digest(&route.tenant, route.provider.name(), &identity.event_id)
 }

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use super::{Courier, Event, Lock, backoff::Backoff, short};
+use super::{Courier, Event, Lock, backoff::Backoff, digest};
 use crate::{
     answer::{Answer, RetryAfter},
     enforcement::Enforcement,
@@ -195,13 +195,13 @@ impl Courier {
             if error.kind == CallErrorKind::Unknown {
                 self.metrics.claims_unknown.add();
                 tracing::warn!(
-                    event = short(route, identity),
+                    event = digest(route, identity),
                     code = ?error.status.code(),
                     "outcome of a claim is unknown, repeating it"
                 );
             }
             if next == AfterFailure::GiveUp {
-                tracing::error!(event = short(route, identity), "giving up a claim whose outcome stayed unknown");
+                tracing::error!(event = digest(route, identity), "giving up a claim whose outcome stayed unknown");
                 return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON)));
             }
             self.metrics.claims_repeated.add();
@@ -213,7 +213,7 @@ impl Courier {
     }
 
     fn claim_refused(&self, route: &Route, identity: &Identity, error: &CallError) -> Answer {
-        let event = short(route, identity);
+        let event = digest(route, identity);
         let status = &error.status as &dyn StdError;
         match error.kind {
             CallErrorKind::Unavailable { retry_after } => {

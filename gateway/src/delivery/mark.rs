@@ -4,7 +4,7 @@ use std::{error::Error as StdError, sync::atomic::Ordering::Relaxed, time::Durat
 
 use tokio::time::sleep;
 
-use super::{Courier, Lock, backoff::Backoff, lock_lost, short};
+use super::{Courier, Lock, backoff::Backoff, digest, lock_lost};
 use crate::{
     answer::{Answer, RetryAfter},
     key::Identity,
@@ -32,13 +32,13 @@ impl Courier {
             };
             let advised = self.mark_refused(route, identity, lock, &error)?;
             if last {
-                tracing::error!(event = short(route, identity), "ending before the attempt could be marked");
+                tracing::error!(event = digest(route, identity), "ending before the attempt could be marked");
                 self.unmarked.fetch_add(1, Relaxed);
                 return Err(Answer::Unavailable(RetryAfter::SOON));
             }
             let pause = backoff.next().max(advised.min(Backoff::MARKS_MAX));
             tracing::warn!(
-                event = short(route, identity),
+                event = digest(route, identity),
                 status = &error.status as &dyn StdError,
                 ?pause,
                 "mark was not answered, repeating it"
@@ -59,7 +59,7 @@ impl Courier {
         lock: &Lock,
         error: &CallError,
     ) -> Result<Duration, Answer> {
-        let event = short(route, identity);
+        let event = digest(route, identity);
         let status = &error.status as &dyn StdError;
         match error.kind {
             CallErrorKind::Unavailable { retry_after } => Ok(retry_after.unwrap_or_default()),

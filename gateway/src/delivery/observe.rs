@@ -1,7 +1,7 @@
 //! What becomes of an event without a lock while its route only observes ([`crate::enforcement`]): it is delivered all the
 //! same, and what would have been answered is counted and logged. A mismatch never gets here: it is refused as ever.
 
-use super::{Courier, Event, NoLock, OwnedSemaphorePermit, short};
+use super::{Courier, Event, NoLock, OwnedSemaphorePermit, digest};
 use crate::{answer::Answer, metrics::ClaimLabel, upstream::Outcome};
 
 impl Courier {
@@ -16,7 +16,7 @@ impl Courier {
         self.metrics.observed(word);
         tracing::warn!(
             provider = event.route.provider.name(),
-            event = short(&event.route, &event.identity),
+            event = digest(&event.route, &event.identity),
             would_answer = word.name(),
             "observing only: delivered what would have been refused"
         );

@@ -2,13 +2,12 @@
 //! lines have a target of their own, so that a collector can keep them apart, and for longer; the log's level does not
 //! leave them out (the runtime's `logging`).
 //!
-//! Of an event they tell the hash that the gateway's lines tell, and nothing else of its name (W17).
+//! Of an event they tell the digest that the gateway's lines tell, and nothing else of its name (W17).
 
 use std::sync::Arc;
 
 use oncegate_api::reason;
-use oncegate_runtime::server::Peer;
-use sha2::{Digest as _, Sha256};
+use oncegate_runtime::{logging::event_digest, server::Peer};
 use tonic::Status;
 
 use super::{access::Caller, status::reason_of};
@@ -65,8 +64,9 @@ impl Decision {
 
     /// What came of it. The reason that was given stands with the event.
     pub(super) fn ended(&self, answer: &Result<Event, Error>) {
-        let Key { tenant, provider, .. } = &self.key;
-        let (name, peer, event) = (self.who.name(), self.who.peer().map(tracing::field::display), short(&self.key));
+        let Key { tenant, provider, event_id } = &self.key;
+        let (name, peer) = (self.who.name(), self.who.peer().map(tracing::field::display));
+        let event = event_digest(tenant, provider, event_id);
         let (to, force, actor) = (self.to.as_str(), self.force, self.actor.as_str());
         match answer {
             Ok(now) => tracing::info!(
@@ -144,13 +144,4 @@ pub(super) fn refused(who: &Who, method: Method, status: &Status) {
         "a {} was refused",
         if method == Method::Cleanup { "cleanup" } else { "decision by hand" }
     );
-}
-
-/// An event as the gateway's log has it.
-fn short(key: &Key) -> String {
-    let mut hash = Sha256::new();
-    for part in [key.tenant.as_str(), "/", &key.provider, "/", &key.event_id] {
-        hash.update(part);
-    }
-    hex::encode(&hash.finalize()[..6])
 }
