@@ -194,6 +194,9 @@ impl Holder {
 
 type BoxError = Box<dyn StdError>;
 
+/// A file with secrets. Not one of the runtime's [`Files`](oncegate_runtime::reload::Files), which build what they hold as
+/// soon as they are read: here all files are read before any of them is judged, because keys of one tenant have to fit each
+/// other, and a read that hangs holds up no other.
 struct Watched {
     source: Source,
     holder: Holder,
