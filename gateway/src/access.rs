@@ -1,6 +1,6 @@
-//! One line a request in the log: what was asked on which route, and what it was answered; of what strangers may ask as often as
-//! they like, some a second and the number of the others. Nothing of the body but a hash of
-//! the event's name, and its type where that is one of a known list (W17).
+//! One log line per request: what was asked on which route, and what was answered. Of the requests that strangers can make
+//! as often as they like, only a few a second are logged, with the number of those left out. Nothing of the body is logged
+//! but a digest of the event's name, and its type if that is on a known list (W17).
 
 use http::StatusCode;
 use oncegate_runtime::throttle::Throttle;
@@ -68,7 +68,7 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// None where nobody reads it: hashing costs something.
+    /// None if these lines are not logged: hashing costs something.
     pub(crate) fn of(event: &Event) -> Option<Self> {
         if !tracing::enabled!(target: "oncegate_gateway::access", tracing::Level::INFO) {
             return None;
@@ -80,13 +80,13 @@ impl Seen {
     }
 }
 
-/// What the line of a sender says that hung up before its answer.
+/// The answer in the line of a sender that hung up before it got one.
 const HUNG_UP: &str = "hung_up";
 
-/// The line of one request. Written once, also when the request is dropped because its sender is gone.
+/// The line of one request. Written exactly once, even if the request is dropped because its sender is gone.
 pub(crate) struct Line<'a> {
     pub(crate) started: Instant,
-    /// Not the path of a request that has no route: it is a stranger's.
+    /// None for a request on no route: its path is a stranger's text.
     pub(crate) route: Option<&'a str>,
     pub(crate) provider: Option<&'static str>,
     /// The request's span, where it has one.
@@ -116,7 +116,7 @@ impl Line<'_> {
         self.write(Some(status), answer);
     }
 
-    /// The request was answered as anybody's would be: a line where the throttle lets it pass.
+    /// The request got an answer that anybody can cause: there is a line if the throttle lets it pass.
     pub(crate) fn answered_anybody(mut self, strangers: &Throttle, status: StatusCode, answer: &'static str) {
         match strangers.pass() {
             Some(unreported) => {
@@ -127,7 +127,7 @@ impl Line<'_> {
         }
     }
 
-    /// The request was answered, and nobody is to read of it: a stranger must not be able to fill the log (W14).
+    /// The request was answered, and gets no line: a stranger must not be able to fill the log (W14).
     pub(crate) fn withheld(mut self, status: StatusCode, answer: &'static str) {
         self.written = true;
         self.record(Some(status), answer);

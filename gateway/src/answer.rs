@@ -1,4 +1,4 @@
-//! What the provider is told: the one table from outcome to status, word and `Retry-After` (G6).
+//! What the provider is told: the one table that maps outcomes to status, word and `Retry-After` (G6).
 //!
 //! Success is exactly 200. Nothing of the request is reflected (W16), and every refusal of a signature looks the same.
 
@@ -15,16 +15,16 @@ use crate::config::{HeldStatus, InProgressStatus};
 /// The body type of every answer.
 pub(crate) type Body = Full<Bytes>;
 
-/// When asking again is worth it: rounded up to whole seconds, at least one, at most [`RETRY_AFTER_MAX`].
+/// When asking again makes sense: rounded up to whole seconds, at least one, at most [`RETRY_AFTER_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RetryAfter(Duration);
 
-/// Providers that obey the header should not be sent away for longer than their own schedule would, whoever asks for it: the
-/// application's own is passed on (G5), within this.
+/// Providers that obey the header should not be kept away for longer than by their own schedule. That holds for the
+/// application's wish as well, which is passed on (G5) within this limit.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
 impl RetryAfter {
-    /// One second: for what is over by then or will still be so later.
+    /// One second: for what is over by then, or is still the same at the next try.
     pub(crate) const SOON: Self = Self(Duration::from_secs(1));
 
     pub(crate) const fn after(pause: Duration) -> Self {
@@ -38,8 +38,8 @@ impl RetryAfter {
 }
 
 labels! {
-    /// The words of the answers: a closed list, so that no request can make a series. They are an interface
-    /// and never change their meaning.
+    /// The words of the answers: a closed list, so that no request can create a metrics series. They are an interface and
+    /// never change their meaning.
     pub(crate) enum Word {
         Processed => "processed",
         AlreadyProcessed => "already_processed",
@@ -67,7 +67,7 @@ labels! {
 pub(crate) enum Answer {
     /// The application took the event just now, and that is recorded.
     Processed,
-    /// It had taken it before.
+    /// The application had taken the event before.
     AlreadyProcessed,
     /// The attempt failed, and that is recorded.
     Failed(Option<RetryAfter>),
@@ -85,27 +85,27 @@ pub(crate) enum Answer {
     Conflict,
     /// Any verdict on signature, header or certificate.
     Unauthorized,
-    /// Such a verdict, and its sender has had too many of them (W14).
+    /// Such a verdict for a sender that has had too many of them (W14).
     TooManyFailures(RetryAfter),
-    /// The body is not one JSON object that names its event once.
+    /// The body is not a single JSON object that names its event exactly once.
     MalformedBody,
-    /// The request says in two ways how long it is, or breaks off.
+    /// The request states its length in two ways, or breaks off.
     MalformedRequest,
     /// The body did not arrive in time.
     TooSlow,
     /// The body is larger than permitted.
     TooLarge,
-    /// The body is encoded: signatures are over the bytes as they are.
+    /// The body is encoded (compressed, say), but signatures cover the plain bytes.
     Encoded,
     /// No such route.
     NotFound,
-    /// Another method, with those that are permitted.
+    /// The method is not permitted; these are.
     MethodNotAllowed(&'static str),
     /// Too much is under way.
     Overloaded,
-    /// The store, the sidecar or a certificate is not to be had.
+    /// The store, the sidecar or a certificate is unavailable.
     Unavailable(RetryAfter),
-    /// A defect of ours. The log has it.
+    /// A defect of ours, which the log describes.
     Defect,
 }
 
@@ -115,7 +115,7 @@ impl Answer {
         match self {
             Self::Processed => (StatusCode::OK, Word::Processed),
             Self::AlreadyProcessed => (StatusCode::OK, Word::AlreadyProcessed),
-            // Nothing more is known to the provider than that it has to send the event again.
+            // All that the provider has to know is that it should send the event again.
             Self::Failed(_) | Self::Defect => (StatusCode::INTERNAL_SERVER_ERROR, Word::Failed),
             Self::InProgress(InProgressStatus::Conflict, _) | Self::Unsettled(_) => {
                 (StatusCode::CONFLICT, Word::InProgress)
@@ -140,7 +140,7 @@ impl Answer {
         }
     }
 
-    /// Whether it takes no signature to get this answer, nor one failed to be counted (W14).
+    /// Whether anybody can cause this answer without a signature, and without a failure being counted (W14).
     pub(crate) fn is_anybodys(&self) -> bool {
         match self {
             Self::MalformedRequest
@@ -215,8 +215,7 @@ impl Answer {
             Self::MethodNotAllowed(methods) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(methods));
             }
-            // What follows on the connection cannot be told from the rest of this request, or is not
-            // worth reading.
+            // What follows on the connection cannot be told apart from the rest of this request, or is not worth reading.
             Self::MalformedRequest | Self::TooSlow | Self::TooLarge | Self::TooManyFailures(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -241,7 +240,7 @@ impl Answer {
     }
 }
 
-/// A JSON answer that nobody may keep (W16).
+/// A JSON answer that no cache may keep (W16).
 pub(crate) fn json(status: StatusCode, body: Bytes) -> Response<Body> {
     let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;

@@ -1,7 +1,9 @@
-//! Reading bodies of strangers: bounded in bytes each, in bytes all together and by source, and in time (W11, W12, W15).
+//! Reading bodies from strangers, with bounds on the bytes of one, of all together and of each source, and on the time
+//! (W11, W12, W15).
 //!
-//! hyper bounds neither size nor time of a body. A body that never ends costs its sender nothing: it fails no signature (W14),
-//! and holds its bytes until a time-out. So of what is not verified yet nobody holds more than a share.
+//! hyper bounds neither the size of a body nor its time. A body that never ends costs its sender nothing: it fails no
+//! signature (W14), and holds its bytes until a time-out. So nobody gets more than a share of the budget for bodies that
+//! are not verified yet.
 
 use std::{
     collections::HashMap,
@@ -23,11 +25,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{config::BodyLimits, failures::Source};
 
-/// What the budget counts in: by the byte would be pedantic.
+/// The unit of the budget: counting single bytes would gain nothing.
 const KIB: usize = 1024;
 
-/// The bytes of all bodies held at once, reading or read. Counted as they arrive: what somebody merely announces costs
-/// nothing.
+/// The budget for the bytes of all bodies held at once, whether complete or not. Bytes count as they arrive: announcing a
+/// length costs nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     kib: Arc<AtomicUsize>,
@@ -59,7 +61,7 @@ impl Budget {
 #[derive(Debug)]
 struct Unverified {
     kib_max: usize,
-    /// As many entries as there are such bodies, at most.
+    /// At most as many entries as there are such bodies.
     kib: Mutex<HashMap<Source, usize>>,
 }
 
@@ -83,7 +85,7 @@ impl Share {
         Self { unverified, source, kib: 0 }
     }
 
-    /// So much more; false when that is over the share.
+    /// Takes this much more; false if that would exceed the share.
     fn take(&mut self, kib: usize) -> bool {
         let mut held = self.unverified.kib();
         let all = held.get(&self.source).copied().unwrap_or(0).saturating_add(kib);
@@ -117,12 +119,12 @@ impl Drop for Share {
 pub(crate) struct Reservation {
     budget: Arc<AtomicUsize>,
     kib: usize,
-    /// None: of nobody's.
+    /// None: it counts against no source.
     share: Option<Share>,
 }
 
 impl Reservation {
-    /// Covers `bytes` in all, unless the source or the budget does not have them.
+    /// Grows to cover `bytes` in total, unless the source's share or the budget is used up.
     fn cover(&mut self, bytes: usize) -> Result<(), Stopped> {
         let missing = bytes.div_ceil(KIB).saturating_sub(self.kib);
         if missing == 0 {
@@ -163,7 +165,8 @@ impl Received {
         self.digest.get_or_init(|| Sha256::digest(&self.bytes).into())
     }
 
-    /// It is genuine: no longer of its source's share. A provider may have one address, and the application its time.
+    /// The body is genuine and no longer counts against its source's share: all of a provider's webhooks may come from one
+    /// address, and the application may take its time.
     pub(crate) fn verified(&mut self) {
         self.reservation.share = None;
     }
@@ -184,8 +187,8 @@ pub(crate) enum Stopped {
     Broken,
 }
 
-/// Reads `body` as a whole, on the share of `source`, where there is one. One that arrives in one piece is not copied.
-/// Cancel-safe in so far as nothing is lost but what was read.
+/// Reads the whole of `body`, on the share of `source` if there is one. A body that arrives in one piece is not copied.
+/// When the future is dropped, what was read is lost and its part of the budget is given back.
 pub(crate) async fn read<B>(
     body: &mut B,
     limits: &BodyLimits,
@@ -196,7 +199,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut reservation = budget.reserve(source);
-    // The clock is read when there is nothing to read: most bodies are there with their head.
+    // The clock is read only when there are no bytes to read: most bodies arrive together with their head.
     let mut deadlines: Option<(Instant, Instant)> = None;
     let mut first = Bytes::new();
     let mut joined: Option<BytesMut> = None;
@@ -225,7 +228,7 @@ where
             return Err(Stopped::TooLarge);
         }
         reservation.cover(length)?;
-        // The bytes that were announced are here; there is nothing to wait for.
+        // All bytes that were announced are here: there is nothing to wait for.
         let ended = body.is_end_stream();
         match &mut joined {
             Some(joined) => joined.extend_from_slice(&data),

@@ -28,7 +28,7 @@ use crate::{failures::FailureLimits, route::Route, sidecar::Reach};
 pub struct Options {
     /// Address and port of the public HTTP listener
     ///
-    /// Loopback by default: whoever exposes it decides so.
+    /// Loopback by default, so that exposing it is a decision.
     #[arg(long, env = "GATEWAY_LISTEN", value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     pub gateway_listen: SocketAddr,
 
@@ -77,13 +77,14 @@ pub struct Options {
 
     /// How often the name of the sidecar is resolved again
     ///
-    /// When that fails, the addresses that are known stay. At once, but for a second, when an address fails.
+    /// When that fails, the known addresses stay. When an address fails it is resolved at once, but at most once a second.
     #[arg(long, env = "SIDECAR_RESOLVE_INTERVAL", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub sidecar_resolve_interval: Duration,
 
     /// A file in TOML with routes of their own: `[[route]]` with provider, secrets, application and policies
     ///
-    /// Any number, beside those that the settings here make. What a route does not say is as it is here.
+    /// Any number, in addition to those that the settings here make. What a route does not say is taken from the settings
+    /// here.
     #[arg(long, env = "ONCEGATE_CONFIG", value_name = "FILE", value_parser = secret_file)]
     pub config: Option<PathBuf>,
 
@@ -123,7 +124,7 @@ pub struct Options {
 
     /// A directory with PayPal's certificates instead of fetching them, for clusters without egress
     ///
-    /// PEM files called like the last part of the certificate's URL (CERT-...), with or without .pem; the intermediate
+    /// PEM files named like the last part of the certificate's URL (CERT-...), with or without .pem; the intermediate
     /// behind the leaf. Nothing is fetched then.
     #[arg(long, env = "PAYPAL_CERT_DIR", value_name = "DIRECTORY", value_parser = secret_file)]
     pub paypal_cert_dir: Option<PathBuf>,
@@ -201,12 +202,12 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_HELD_STATUS", value_name = "STATUS", default_value = "422")]
     pub gateway_held_status: HeldStatus,
 
-    /// Whether what the sidecar decides is done (enforce), or only counted and logged while every verified event is
+    /// Whether the sidecar's decisions are carried out (enforce), or only counted and logged while every verified event is
     /// delivered (observe)
     ///
-    /// The way back if events seem to be refused that should not be: duplicates are delivered then, though never a delivery
-    /// that comes back with another body. Can be switched while the gateway runs, for each route, by the file of
-    /// ONCEGATE_CONFIG and on the admin listener.
+    /// An escape hatch when events seem to be refused wrongly: duplicates are then delivered, but never a delivery that
+    /// comes back with another body. Can be switched while the gateway runs, for each route, by the file of ONCEGATE_CONFIG
+    /// and on the admin listener.
     #[arg(long, env = "GATEWAY_ENFORCEMENT", value_name = "KIND", default_value = "enforce")]
     pub gateway_enforcement: Enforcement,
 
@@ -260,9 +261,8 @@ pub struct Options {
 
     /// What has to be left of the lock when the application's time-out is over
     ///
-    /// One half covers the calls to the sidecar before the delivery, the other is kept for the mark after it and for pauses of
-    /// the process. A sidecar so slow that the first half does not do costs the application time: a delivery ends before its
-    /// lock.
+    /// One half covers the calls to the sidecar before the delivery, the other is kept for the mark after it and for pauses
+    /// of the process. A sidecar too slow for the first half costs the application time: a delivery ends before its lock.
     #[arg(long, env = "GATEWAY_LOCK_MARGIN", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub gateway_lock_margin: Duration,
 
@@ -270,7 +270,7 @@ pub struct Options {
     #[arg(long, env = "GATEWAY_WAIT_DURATION", value_name = "DURATION", default_value = "10s", value_parser = duration)]
     pub gateway_wait_duration: Duration,
 
-    /// When the provider gets an answer at the latest; the delivery goes on without it
+    /// How long the provider waits for an answer at most; the delivery goes on without it
     ///
     /// Below the time-outs of the providers (30 s and more). The provider's retry then finds the event done.
     #[arg(long, env = "GATEWAY_ANSWER_TIMEOUT", value_name = "DURATION", default_value = "20s", value_parser = duration)]
@@ -391,7 +391,7 @@ pub enum InProgressStatus {
     /// 409 with Retry-After.
     #[value(name = "409")]
     Conflict,
-    /// 200, the answer of the first version: loses the payment when the first delivery then fails.
+    /// 200, the answer of the first version: the payment is lost if the first delivery then fails.
     #[value(name = "200")]
     Ok,
 }
@@ -419,13 +419,13 @@ pub enum OnRefusal {
 /// What a time-out or a reset after sending means (G5).
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnclear {
-    /// The next delivery may be tried: at once after a reset, when the lock would have ended after a time-out.
+    /// The next delivery may be tried: at once after a reset, but after a time-out only when the lock would have expired.
     Retryable,
     /// The event is held.
     Unknown,
 }
 
-/// The choices that a route has (G5, G6).
+/// The choices that each route has (G5, G6).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Policy {
     pub(crate) in_progress: InProgressStatus,
@@ -459,22 +459,22 @@ pub struct Settings {
     pub(crate) config_file: Option<ConfigFile>,
 }
 
-/// The file with routes, to be looked at again.
+/// The file with routes, to be read again.
 #[derive(Debug, Clone)]
 pub(crate) struct ConfigFile {
     pub(crate) path: PathBuf,
-    /// What holds where the file does not say.
+    /// What holds if the file does not say.
     pub(crate) fallback: Enforcement,
 }
 
-/// What a running gateway takes over from the file, and a mark of all else that it says.
+/// What a running gateway takes over from the file, and a hash of everything else in it.
 pub(crate) struct FileNow {
     pub(crate) enforcement: Vec<Enforcement>,
     pub(crate) rest: u64,
 }
 
 impl ConfigFile {
-    /// How `routes` stand by the file as it is now.
+    /// The enforcement of `routes` by the file as it is now.
     ///
     /// # Errors
     ///
@@ -494,7 +494,7 @@ impl ConfigFile {
 #[derive(Debug, Clone)]
 pub(crate) struct HttpLimits {
     pub(crate) connections_max: usize,
-    /// None: as many as there are.
+    /// None: no limit.
     pub(crate) connections_per_address: Option<NonZeroUsize>,
     pub(crate) first_byte_timeout: Duration,
     pub(crate) header_timeout: Duration,
@@ -504,7 +504,7 @@ pub(crate) struct HttpLimits {
 pub(crate) struct BodyLimits {
     pub(crate) bytes_max: usize,
     pub(crate) budget_bytes: usize,
-    /// Of what is not verified yet; None: sources cannot be told apart.
+    /// For bodies that are not verified yet. None: sources cannot be told apart.
     pub(crate) bytes_per_source: Option<usize>,
     pub(crate) timeout: Duration,
     pub(crate) first_byte_timeout: Duration,

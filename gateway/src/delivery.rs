@@ -53,7 +53,7 @@ pub(crate) struct Event {
     pub(crate) identity: Identity,
     /// The provider's name for this delivery; empty when it gives none.
     pub(crate) delivery_id: String,
-    /// As they came in; few of them go on.
+    /// As they came in; only a few are passed on.
     pub(crate) headers: HeaderMap,
     pub(crate) body: Received,
 }
@@ -68,7 +68,7 @@ impl Event {
 /// Long enough to recover one lost reply. A sidecar that stays in trouble is not worth a provider's wait.
 const CLAIM_PATIENCE_MAX: Duration = Duration::from_secs(4);
 
-/// Takes events to the application, at most so many at once.
+/// Takes events to the application, with a limit on how many are under way at once.
 pub(crate) struct Courier {
     sidecar: Sidecar,
     upstream: Upstream,
@@ -82,9 +82,9 @@ pub(crate) struct Courier {
     /// How long a provider waits for a claim whose outcome stays unknown.
     claim_patience: Duration,
     drain: Drain,
-    /// Cancelled when the drain is over: what is still waiting for the application counts as timed out (G9).
+    /// Cancelled when the drain time is over: deliveries that still wait for the application count as timed out (G9).
     stop: CancellationToken,
-    /// Attempts that were given up unmarked because of that.
+    /// Attempts that were given up unmarked after that.
     unmarked: AtomicUsize,
     unavailable: Throttle,
 }
@@ -145,7 +145,7 @@ impl Courier {
     /// Handles an event and answers by `answer_by`. Dropping the future, or the deadline, ends only the waiting: the event
     /// goes on in the background (G8).
     pub(crate) async fn handle(self: &Arc<Self>, event: Event, answer_by: Instant) -> Answer {
-        // Most of what comes again: there is no lock to be had, and nothing that would have to outlive the request.
+        // Covers most events that come again: there is no lock to get, and nothing that has to outlive the request.
         if event.route.enforcement.get() == Enforcement::Enforce && self.sidecar.is_duplicate(&event) {
             let answer = Answer::AlreadyProcessed;
             self.metrics.claimed(&event.route.provider, ClaimLabel::of(&answer));
@@ -162,15 +162,15 @@ impl Courier {
         }
     }
 
-    /// Not a part of `handle`, whose future would then have room for the whole life of an event beside the box that it is
-    /// in: several kilobytes that are moved with every request.
+    /// Not part of `handle`, whose future would then hold the whole life of an event in addition to its box: several
+    /// kilobytes that would be moved with every request.
     fn start(
         self: &Arc<Self>,
         event: Event,
         slot: OwnedSemaphorePermit,
         answer_by: Instant,
     ) -> Detach<impl Future<Output = Answer> + Send + use<>> {
-        // Its own span: it goes on when the request has ended.
+        // A span of its own, because the event may outlive its request.
         let span = tracing::info_span!(
             "event",
             otel.kind = "internal",
@@ -213,7 +213,7 @@ impl Courier {
                 return answer;
             }
             Err(NoLock::Unsettled(unsettled)) => {
-                // The provider need not wait for a sidecar that is in trouble: its next try finds what became of this.
+                // The provider need not wait for a sidecar in trouble: its next try learns what became of this claim.
                 self.settle_later(event, slot, answer_by, unsettled);
                 return Answer::Unavailable(RetryAfter::SOON);
             }
@@ -235,8 +235,8 @@ impl Courier {
         }
     }
 
-    /// Goes on in the background with an event whose claim is unsettled. Not a part of `live`, which would have to move
-    /// that future, of several kilobytes, across its own stack.
+    /// Goes on in the background with an event whose claim is unsettled. Not part of `live`, which would need room on its
+    /// stack for that future of several kilobytes.
     fn settle_later(
         self: Arc<Self>,
         event: Event,
@@ -270,7 +270,8 @@ impl Courier {
         }
     }
 
-    /// One try at the application under its lock. Without an outcome there is nothing to record, but an answer.
+    /// One try at the application under its lock. Err: the lock is somebody else's, so there is nothing to record, only an
+    /// answer.
     async fn attempt(&self, event: &Event, lock: &mut Lock, enforcement: Enforcement) -> Result<Outcome, Answer> {
         let route = &event.route;
         let started = Instant::now();
@@ -338,8 +339,9 @@ impl Courier {
                         );
                         return Err(NotCovered::unsure());
                     }
-                    // What the answer's way took is no reason to give up: the next attempt would find the sidecar as slow,
-                    // and so would each until the event is dead. The application gets less time instead.
+                    // The time that the answer was on its way is no reason to give up: the next attempt would find the
+                    // sidecar just as slow, and so would every other until the event is dead. The application gets less
+                    // time instead.
                     break;
                 }
                 Err(error) => match error.kind {
@@ -367,9 +369,9 @@ impl Courier {
                 },
             }
         }
-        // Never past what is kept, or a second attempt could begin while this one is at work.
+        // Never into the part that is kept, or a second attempt could begin while this one is still at work.
         let left = timeout.min(lock.remaining().saturating_sub(kept));
-        // In less a connection that was never made could not be told from an answer that never came.
+        // With less, a connection that was never made could not be told from an answer that never came.
         if left <= self.upstream_connect_timeout { Err(NotCovered::unsure()) } else { Ok(left) }
     }
 
@@ -383,7 +385,8 @@ impl Courier {
             hold: lock.map(|lock| Hold {
                 attempt: lock.attempt,
                 fencing_token: lock.fencing_token,
-                // Not what it takes to reach the application: by its clock the lock would end later than it does (S5).
+                // Less the time that reaching the application may take, or by its clock the lock would end later than it
+                // does (S5).
                 remaining: lock.remaining().saturating_sub(self.upstream_connect_timeout),
             }),
         };
@@ -416,7 +419,7 @@ fn lock_lost(completed: bool) -> Answer {
     if completed { Answer::AlreadyProcessed } else { Answer::Unsettled(RetryAfter::SOON) }
 }
 
-/// An event in logs.
+/// The event in logs and spans.
 pub(crate) fn digest(route: &Route, identity: &Identity) -> String {
     event_digest(&route.tenant, route.provider.name(), &identity.event_id)
 }

@@ -1,9 +1,9 @@
-//! The switch between deciding and watching, per route and while the gateway runs: the way back for who suspects that
-//! events are refused which should not be.
+//! The switch between enforcing and observing, per route and while the gateway runs: an escape hatch when events seem to be
+//! refused wrongly.
 //!
-//! While a route observes, everything that is verified is delivered, but for what the sidecar knows to be a forgery: a
-//! delivery id that it has seen with another payload. The sidecar is asked and told as always, so that switching back finds
-//! every event where it should be; what it would have refused is counted and logged.
+//! While a route observes, every verified event is delivered, except what the sidecar knows to be a forgery: a delivery id
+//! that it has seen with another payload. The sidecar is asked and told as always, so that every event is in the right
+//! state after switching back; what it would have refused is counted and logged.
 
 use std::sync::{
     Arc,
@@ -21,21 +21,21 @@ use crate::{
     route::Route,
 };
 
-/// The target of lines for which somebody may have to answer: the log's level does not leave them out.
+/// The target of audit lines, which are logged whatever the log's level.
 const AUDIT: &str = "oncegate_gateway::audit";
 
-/// Whether what the sidecar decides is done.
+/// Whether the sidecar's decisions are carried out.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enforcement {
-    /// An event is delivered to whom the sidecar grants it.
+    /// An event is delivered only under a lock that the sidecar granted.
     Enforce,
     /// Every verified event is delivered, duplicates included; what would have been refused is counted and logged. A
-    /// delivery that comes back with another body is refused all the same.
+    /// delivery that comes back with another body is still refused.
     Observe,
 }
 
 impl Enforcement {
-    /// As in the configuration and on the admin listener.
+    /// The name in the configuration and on the admin listener.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -45,7 +45,7 @@ impl Enforcement {
     }
 }
 
-/// Where one route stands now.
+/// Whether one route enforces now.
 #[derive(Debug)]
 pub(crate) struct Switch {
     observing: AtomicBool,
@@ -62,7 +62,7 @@ impl Switch {
 }
 
 impl Route {
-    /// Changes what the next event meets; `by` says in the log who wanted it.
+    /// Switches the route from the next event on. `by` says in the log who asked for it.
     pub(crate) fn switch(&self, to: Enforcement, by: &'static str) {
         let before = self.enforcement.observing.swap(to == Enforcement::Observe, Relaxed);
         if before != (to == Enforcement::Observe) {
@@ -81,8 +81,8 @@ impl Route {
 }
 
 /// `/enforcement` on the admin listener. GET shows every route. PUT with `?to=observe` or `?to=enforce` switches all of
-/// them, or the one that `&path=` names; no browser sends a PUT to a stranger unasked, and the listener takes it from
-/// neighbours only.
+/// them, or the one that `&path=` names; no browser sends a PUT to another site without asking first, and the listener
+/// takes it only from this machine, unless told otherwise.
 pub(crate) fn control(routes: Vec<Arc<Route>>) -> admin::Control {
     Arc::new(move |method: &Method, uri: &Uri| (uri.path() == PATH).then(|| answer(&routes, method, uri.query())))
 }
@@ -132,7 +132,7 @@ struct Wish<'a> {
 }
 
 impl<'a> Wish<'a> {
-    /// Paths of routes have no characters that a query would encode.
+    /// Route paths contain no characters that a query string would encode.
     fn read(query: &'a str, routes: &[Arc<Route>]) -> Result<Self, String> {
         let (mut to, mut path) = (None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {

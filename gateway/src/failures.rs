@@ -1,11 +1,11 @@
-//! What a stranger's failures may cost, by source, route and time (W14).
+//! How many failed requests a stranger may make, by source, route and time (W14).
 //!
 //! The signature of a request is known only when its body has been read, and a provider may share its address with anybody
-//! (a NAT, a proxy in front of us). So nothing is ever refused for what others did before: a request is verified, and only
-//! one that failed is held to the limit. Beyond it the answer is 429, nothing more is read of the request, its connection
-//! is closed and no line is logged.
+//! (a NAT, a proxy in front of us). So no request is ever refused for what others did before: each is verified, and only
+//! one that fails is held to the limit. Beyond it the answer is 429, nothing more is read of the request, its connection is
+//! closed and no line is logged.
 //!
-//! What others do at this moment is another matter: room for bodies is bounded by source as well ([`crate::body`]).
+//! What others do at the same moment does matter: room for bodies is bounded by source as well ([`crate::body`]).
 
 use std::{
     fmt,
@@ -20,15 +20,15 @@ use oncegate_runtime::{buckets::Buckets, server::network};
 
 use crate::route::Route;
 
-/// Sources with a bucket of their own at once.
+/// How many sources have a bucket of their own at once.
 const SOURCES_MAX: usize = 50_000;
 
 /// How failures are limited.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FailureLimits {
-    /// Per minute, source and route, and as many at once; None: no limit.
+    /// How many per minute, source and route, and how many at once. None: no limit.
     pub(crate) per_minute: Option<NonZeroU32>,
-    /// Proxies of our own, each of which appends the address that it saw to `X-Forwarded-For`.
+    /// How many proxies of our own stand in front; each appends the address that it saw to `X-Forwarded-For`.
     pub(crate) trusted_hops: usize,
 }
 
@@ -48,24 +48,24 @@ impl fmt::Display for Source {
     }
 }
 
-/// Who sent a request, as far as that can be told.
+/// Who sent a request, as far as we can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Origin {
     /// None: a Unix socket.
     pub(crate) source: Option<Source>,
-    /// Whether it may be everybody: a process of this machine, which a proxy may be, or one of our own proxies that did not
-    /// say what it saw.
+    /// Whether many senders may share it: a process on this machine may be a proxy, and one of our own proxies may not have
+    /// said whom it saw.
     pub(crate) shared: bool,
 }
 
 impl Origin {
-    /// The source, unless it may be everybody.
+    /// The source, unless many senders may share it.
     pub(crate) fn alone(self) -> Option<Source> {
         self.source.filter(|_| !self.shared)
     }
 }
 
-/// A route, as long as the gateway lives, and a source, unless it is not known (a Unix socket).
+/// A route, by its place, and a source. None: the source is unknown (a Unix socket).
 type Key = (usize, Option<Source>);
 
 /// The buckets.
@@ -80,7 +80,7 @@ impl Failures {
         Self { buckets, trusted_hops: limits.trusted_hops }
     }
 
-    /// Counts a failure; when it is one too many, how long until the next may fail.
+    /// Counts a failure. If it is one too many, says how long until the next one is within the limit.
     pub(crate) fn add(&self, route: &Arc<Route>, headers: &HeaderMap, peer: Option<SocketAddr>) -> Option<Duration> {
         self.add_at(Arc::as_ptr(route).addr(), self.origin(headers, peer).source)
     }
@@ -95,11 +95,11 @@ impl Failures {
     }
 }
 
-/// Who sent a request: the socket's peer, or what the outermost proxy of our own saw. What stands before that in the header
-/// was written by strangers.
+/// Who sent a request: the socket's peer, or the address that the outermost of our own proxies saw. Whatever stands before
+/// that in the header was written by strangers.
 fn origin(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) -> Origin {
     let forwarded = || {
-        // From the end, and only what our own proxy wrote is read: what stands before it need not even be text.
+        // Read from the end, and only what our own proxy wrote: what stands before it need not even be text.
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries = lines.flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','));
         address(std::str::from_utf8(entries.nth(trusted_hops.checked_sub(1)?)?).ok()?.trim())
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(seen(&["1.1.1.1:4711"], 1), "1.1.1.1");
         assert_eq!(seen(&["[2001:db8:1:2:3::1]:4711"], 1), "2001:db8:1:2::");
         assert_eq!(seen(&["::ffff:1.1.1.1"], 1), "1.1.1.1");
-        // Fewer than there are proxies, or rubbish: what is sure.
+        // Fewer entries than proxies, or rubbish: only the peer is certain.
         assert_eq!(seen(&["1.1.1.1"], 2), "10.0.0.9");
         assert_eq!(seen(&["unknown"], 1), "10.0.0.9");
         assert_eq!(seen(&["1.1.1.1, \u{ff}"], 1), "10.0.0.9");
@@ -157,7 +157,7 @@ mod tests {
         assert!(alone([10, 0, 0, 9], &["6.6.6.6, 192.0.2.1"], 1));
         assert!(alone([127, 0, 0, 1], &["192.0.2.1"], 1), "a proxy on this machine says who it is");
         assert!(alone([10, 0, 0, 9], &["\u{ff}, 192.0.2.1"], 1), "nobody makes himself everybody");
-        // Our own proxy, which stands for everybody, with no word, too few or rubbish of what it saw.
+        // Our own proxy, which speaks for everybody, and did not say whom it saw, or said too little or rubbish.
         assert!(!alone([10, 0, 0, 9], &[], 1));
         assert!(!alone([10, 0, 0, 9], &["192.0.2.1"], 2));
         assert!(!alone([10, 0, 0, 9], &["unknown"], 1));
@@ -180,7 +180,7 @@ mod tests {
         let limit = u32::try_from(SOURCES_MAX).unwrap();
         let limited = (0..limit + 100).filter(|number| failures.add_at(3, from(*number)).is_some()).count();
         assert!(limited >= 90, "{limited}");
-        // Those who were there before are not among them.
+        // Those that were known before are not affected.
         assert!(failures.add_at(1, from(2)).is_none());
         let unlimited = Failures::new(FailureLimits { per_minute: None, trusted_hops: 0 });
         assert!((0..100).all(|_| unlimited.add_at(1, from(1)).is_none()));

@@ -25,7 +25,7 @@ use crate::providers::{
     stripe::{self, Stripe},
 };
 
-/// The place of the provider whose header is the secret itself, and that secret.
+/// The index of the provider whose header is the secret itself, and that secret.
 const PLAIN: usize = 1;
 const FLUTTERWAVE: &str = "hash";
 
@@ -47,7 +47,7 @@ static PROVIDERS: LazyLock<Vec<Provider>> = LazyLock::new(|| {
     ]
 });
 
-/// Header lines, a blank line, and a body, at every provider.
+/// Parses header lines, a blank line and a body, and gives them to every provider.
 pub fn signature_headers(input: &[u8]) {
     let mut headers = HeaderMap::new();
     let mut rest = input;
@@ -61,7 +61,7 @@ pub fn signature_headers(input: &[u8]) {
         let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
-            // The listener takes 100 headers, and reads no request that has more.
+            // The listener reads no request with more than 100 headers.
             if headers.len() < 100 {
                 headers.append(name, value);
             }
@@ -71,7 +71,7 @@ pub fn signature_headers(input: &[u8]) {
     for (place, provider) in PROVIDERS.iter().enumerate() {
         if let Ok(verification) = provider.begin(&headers) {
             let finish = pin!(verification.finish(rest, now));
-            // Certificates are given: there is nothing to wait for.
+            // The certificates are given beforehand: nothing has to be waited for.
             let Poll::Ready(verdict) = finish.poll(&mut Context::from_waker(Waker::noop())) else {
                 panic!("it waits for something")
             };
@@ -82,7 +82,7 @@ pub fn signature_headers(input: &[u8]) {
     }
 }
 
-/// A verified body, at every provider. What it is called fits the contract, and is the same each time.
+/// A verified body at every provider: the event's name fits the contract, and is the same each time.
 pub fn event_key(input: &[u8]) {
     let digest = || Sha256::digest(input).into();
     let visible = |text: &str, most: usize| {
@@ -98,7 +98,7 @@ pub fn event_key(input: &[u8]) {
     }
 }
 
-/// The address of a certificate. What is one is one of PayPal's, and is asked for by the very text that was given.
+/// The address of a certificate. If it is accepted it is one of PayPal's, and exactly the given text is fetched.
 pub fn certificate_url(input: &[u8]) {
     for environment in [Environment::Live, Environment::Sandbox] {
         let Some(url) = CertUrl::parse(input, environment) else { continue };
@@ -108,7 +108,7 @@ pub fn certificate_url(input: &[u8]) {
     }
 }
 
-/// What is answered at the address of a certificate. What is a chain is believed by nobody here, and signs nothing.
+/// The answer from the address of a certificate. Whatever parses as a chain is not trusted here, and verifies no signature.
 pub fn certificate_chain(input: &[u8]) {
     static TRUST: LazyLock<Trust> =
         LazyLock::new(|| Trust::new(Environment::Live, None, None).expect("the public roots can be used"));

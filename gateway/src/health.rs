@@ -1,4 +1,4 @@
-//! The health page: is the gateway of use, and what has it done (G1).
+//! The health page: whether the gateway works, and what became of its events (G1).
 
 use std::{
     sync::Arc,
@@ -17,22 +17,23 @@ use crate::{
 };
 
 /// How long a failure is kept: shorter than a success, so that the page recovers with the sidecar, yet long enough that
-/// those who queue behind a call that timed out do not each wait for another one.
+/// readers who queued behind a call that timed out do not each wait for another one.
 const FAILURE_KEPT: Duration = Duration::from_secs(1);
 
-/// The page, with the statistics that everybody gets for a while.
+/// The page. Its statistics are kept for a while and shown to everybody.
 pub(crate) struct Health {
     source: Arc<Source>,
     kept: Duration,
-    /// Held during the call to the sidecar: whoever comes meanwhile waits for the same answer, so that this public page
-    /// causes one call at a time at most. By the call and not by whoever asked for it: readers that hang up cause no more.
+    /// Held during the call to the sidecar: readers that come meanwhile wait for the same answer, so that this public page
+    /// causes at most one call at a time. The call holds it, not the reader that caused it: readers that hang up cause no
+    /// further calls.
     latest: Arc<Mutex<Option<Latest>>>,
 }
 
-/// Whom to ask, and for what.
+/// The sidecar to ask, and the tenants to ask for.
 struct Source {
     sidecar: Sidecar,
-    /// Those of the gateway's routes: what others have is none of this public page's business (W21).
+    /// Those of the gateway's routes: other tenants' numbers do not belong on this public page (W21).
     tenants: Vec<String>,
 }
 
@@ -63,7 +64,7 @@ impl Health {
         Self { source: Arc::new(Source { sidecar, tenants }), kept, latest: Arc::default() }
     }
 
-    /// 200 with statistics, or 503 without when the sidecar does not give any.
+    /// 200 with statistics, or 503 without them if the sidecar gives none.
     pub(crate) async fn page(&self) -> Response<answer::Body> {
         let statistics = self.statistics().await;
         let (code, status) = match statistics {
@@ -95,7 +96,7 @@ impl Health {
             *latest = Some(Latest { until: Instant::now() + kept, statistics });
             statistics
         });
-        // One that panicked has said so, and gives none.
+        // A panic has been reported, and gives no statistics.
         asking.await.unwrap_or_default()
     }
 }

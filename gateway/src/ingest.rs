@@ -1,5 +1,5 @@
 //! From a request to a verified event, the cheap checks first (G2, W11): size, encoding, signature headers, body,
-//! signature, and only then what is in the body. A request that fails here leaves a counter behind and nothing else.
+//! signature, and only then the content of the body. A request that fails here leaves nothing behind but a count.
 
 use std::{
     net::SocketAddr,
@@ -23,7 +23,7 @@ use crate::{
 };
 use oncegate_runtime::throttle::Throttle;
 
-/// How long, and how many bytes, the rest of a refused request is read for.
+/// For how long, and how many bytes of, the rest of a refused request is read.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(2);
 const DISCARD_BYTES_MAX: usize = 1024 * 1024;
 
@@ -59,7 +59,7 @@ impl Ingest {
         self.budget.left_kib()
     }
 
-    /// Admits a request on `route` from `peer`, or says what to answer. `now` is the clock for signatures.
+    /// Admits a request on `route` from `peer`, or says what to answer. Signatures are judged at `now`.
     pub(crate) async fn admit<B>(
         &self,
         route: &Arc<Route>,
@@ -93,7 +93,7 @@ impl Ingest {
         B: Body<Data = Bytes> + Unpin,
     {
         let early = unread(&parts.headers);
-        // Exact for a Content-Length, nothing for chunks.
+        // The exact size where there is a Content-Length; says nothing of a chunked body.
         let announced = body.size_hint().lower();
         if usize::try_from(announced).unwrap_or(usize::MAX) > self.limits.bytes_max {
             return Err((Answer::TooLarge, early));
@@ -125,7 +125,7 @@ impl Ingest {
         self.metrics.verified(&route.provider, signed.secret);
         received.verified();
         let identity = route.provider.identify(&signed, &received.bytes, || *received.digest()).map_err(|error| {
-            // Signed by the provider, and still no event: worth a line.
+            // Signed by the provider and yet no event: worth a line.
             tracing::warn!(provider = route.provider.name(), %error, "verified webhook is refused");
             (Answer::MalformedBody, Unread::Nothing)
         })?;
@@ -134,7 +134,8 @@ impl Ingest {
         Ok(Event { route: route.clone(), identity, delivery_id, headers: parts.headers, body: received })
     }
 
-    /// The budget has room, and who looks at it has to hear why a webhook was sent away. Strangers choose how often.
+    /// There may be room in the budget when somebody looks at it, so the log has to say why a webhook was sent away.
+    /// Throttled, because strangers choose how often.
     fn report_share(&self, origin: Origin) {
         let (Some(source), Some(unreported)) = (origin.source, self.shares.pass()) else { return };
         tracing::warn!(%source, unreported, "a source has its share of the budget for bodies, webhook refused");
@@ -153,8 +154,8 @@ impl Ingest {
         if let Some(wait) = counts.then(|| self.failures.add(route, headers, peer)).flatten() {
             return (Answer::TooManyFailures(RetryAfter::after(wait)), Unread::Nothing);
         }
-        // Providers disable an endpoint that refuses them for days, so somebody has to hear of it; a stranger must not be
-        // able to fill the log.
+        // Providers disable an endpoint that refuses them for days, so an operator has to hear of it; but a stranger must
+        // not be able to fill the log.
         if let Some(unreported) = self.refusals.pass() {
             tracing::warn!(
                 provider = route.provider.name(),
@@ -164,7 +165,7 @@ impl Ingest {
             );
         }
         let answer = match refusal {
-            // The one that is mended by waiting (G6).
+            // The one refusal that waiting mends (G6).
             Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::after(Duration::from_secs(5))),
             Refusal::MissingHeader
             | Refusal::MalformedHeader
@@ -180,20 +181,20 @@ impl Ingest {
     }
 }
 
-/// What of a refused request is still to be read, so that its sender sees the answer.
+/// How much of a refused request is still to be read, so that its sender sees the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unread {
     Nothing,
     Rest,
 }
 
-/// What of a request is unread as long as nobody has begun to read it.
+/// What is still to be read of a request whose body nobody has begun to read.
 fn unread(headers: &HeaderMap) -> Unread {
-    // Its sender waits for a 100: nothing was sent yet, and reading would ask for it.
+    // Its sender waits for a 100 and has sent nothing yet; reading would send that 100.
     if headers.contains_key(header::EXPECT) { Unread::Nothing } else { Unread::Rest }
 }
 
-/// Refuses a request that was looked at no further than its path and method.
+/// Refuses a request by its path or method alone.
 pub(crate) fn refuse_unread<B>(answer: Answer, headers: &HeaderMap, body: B) -> Answer
 where
     B: Body<Data = Bytes> + Send + 'static,
@@ -216,7 +217,7 @@ where
     }
 }
 
-/// Whether the body is anything but the bytes that were signed. `identity` is no encoding.
+/// Whether the body is something other than the bytes that were signed. `identity` is no encoding.
 fn is_encoded(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();

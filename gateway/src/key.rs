@@ -1,4 +1,4 @@
-//! What an event is called (G4): read from the verified body, made to fit the contract, the same for every delivery.
+//! An event's name (G4): read from the verified body, made to fit the contract, and the same for every delivery.
 //!
 //! The body is parsed once and only as far as needed; everything else in it is checked to be JSON and skipped. It has to
 //! be one JSON object in UTF-8 without a byte order mark and without anything after it, at most [`DEPTH_MAX`] levels
@@ -17,7 +17,7 @@ pub const DEPTH_MAX: usize = 128;
 /// The type of an event that names none.
 const TYPE_UNKNOWN: &str = "unknown";
 
-/// As many members as any provider's events are named by.
+/// The most members that any provider's events are named by.
 const MEMBERS_MAX: usize = 8;
 
 /// Members of a body as paths of names, none of which leads through the end of another.
@@ -32,15 +32,15 @@ impl Paths {
     }
 }
 
-/// Where in the body stands what an event is called. Members are named by their index in `paths`.
+/// Where the event's name stands in the body. Members are given by their index in `paths`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Members {
     pub(crate) paths: Paths,
-    /// The parts of the key, in order. Each is the first that is there of several members. Empty where the key comes from
+    /// The parts of the key, in order. Each part is the first of its members that is there. Empty where the key comes from
     /// a signed header.
     pub(crate) key: &'static [&'static [usize]],
-    /// The part that tells one event from another: without it the others would give many events one name, and all but
-    /// the first would be swallowed as duplicates.
+    /// The part that tells one event from another. Without it the other parts would give many events the same name, and all
+    /// but the first would be swallowed as duplicates.
     pub(crate) naming: usize,
     /// The id that the provider itself gives the event, if it gives any.
     pub(crate) sent_id: &'static [usize],
@@ -54,7 +54,7 @@ impl Members {
     }
 }
 
-/// What an event is called in the ledger.
+/// An event's name in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// 1 to [`EVENT_ID_BYTES_MAX`] bytes of 0x21 to 0x7E.
@@ -63,7 +63,7 @@ pub struct Identity {
     pub event_type: String,
 }
 
-/// What its provider calls an event, exactly as sent; each where it sends one.
+/// An event's id and type exactly as its provider sent them, if it sent them.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) event_id: Option<String>,
@@ -75,8 +75,8 @@ pub(crate) struct Sent {
 #[error("the body is not one JSON object that names its event once")]
 pub struct MalformedBody;
 
-/// Names the event. `signed_id` is its id where a signed header carries it; `digest` is asked for
-/// the SHA-256 of `body` where that is its name.
+/// Names the event. `signed_id` is its id, if a signed header carries it. `digest` computes the SHA-256 of `body`, and is
+/// called only if that becomes the name.
 pub(crate) fn identify(
     members: &Members,
     signed_id: Option<&str>,
@@ -92,7 +92,7 @@ pub(crate) fn identify(
     Ok(Identity { event_id, event_type: event_type(first(&found, members.event_type)) })
 }
 
-/// What the provider itself calls the event, which is of interest to people only.
+/// The provider's own id and type of the event, for people only.
 pub(crate) fn sent(members: &Members, signed_id: Option<&str>, body: &[u8]) -> Result<Sent, MalformedBody> {
     let found = read(members, body)?;
     let text = |indices: &[usize]| first(&found, indices).map(|sent| sent.text.clone().into_owned());
@@ -105,8 +105,8 @@ pub(crate) fn sent(members: &Members, signed_id: Option<&str>, body: &[u8]) -> R
 /// The members' texts.
 fn read<'a>(members: &Members, body: &'a [u8]) -> Result<Found<'a>, MalformedBody> {
     let body = std::str::from_utf8(body).map_err(|_| MalformedBody)?;
-    // serde_json skips what is not asked for without recursion, and so without a limit of its own. Most bodies have fewer
-    // brackets than that, wherever they stand.
+    // serde_json skips what is not asked for without recursion, and so without a limit on depth. Most bodies have fewer
+    // brackets than the limit in all, and need no closer look.
     let may_be_deep = memchr::memchr2_iter(b'{', b'[', body.as_bytes()).nth(DEPTH_MAX).is_some();
     if may_be_deep && !depth_within(body.as_bytes(), DEPTH_MAX) {
         return Err(MalformedBody);
@@ -119,13 +119,13 @@ fn read<'a>(members: &Members, body: &'a [u8]) -> Result<Found<'a>, MalformedBod
     Ok(found)
 }
 
-/// The first of the members that is there and not empty.
+/// The first of the members that is there and is not empty.
 fn first<'f, 'a>(found: &'f Found<'a>, indices: &[usize]) -> Option<&'f Text<'a>> {
     indices.iter().find_map(|&index| found[index].as_ref().filter(|found| !found.text.is_empty()))
 }
 
-/// The parts joined by `:`, a missing one empty. What the contract does not permit as an id, and what lacks the part that
-/// tells events apart, becomes the digest of the body: deliveries of it are duplicates only when they are identical.
+/// The parts joined by `:`, a missing one empty. A key that the contract does not permit, or that lacks the part that tells
+/// events apart, is replaced by the digest of the body: then deliveries are duplicates only if they are identical.
 fn event_id(members: &Members, found: &Found<'_>, digest: impl Fn() -> [u8; 32]) -> String {
     let mut id = String::new();
     let (mut named, mut readable) = (false, true);
@@ -142,7 +142,7 @@ fn event_id(members: &Members, found: &Found<'_>, digest: impl Fn() -> [u8; 32])
     if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest()) }
 }
 
-/// The type as sent; `unknown` when there is none. A type that the contract does not permit becomes the digest of its
+/// The type as sent; `unknown` if there is none. A type that the contract does not permit is replaced by the digest of its
 /// text, which keeps different types apart.
 fn event_type(sent: Option<&Text<'_>>) -> String {
     match sent {
@@ -160,7 +160,7 @@ fn hashed(digest: [u8; 32]) -> String {
     format!("sha256:{}", hex::encode(digest))
 }
 
-/// Whether brackets outside strings nest at most `max` deep. Says nothing sensible about what is not JSON.
+/// Whether brackets outside strings nest at most `max` deep. Meaningless for what is not JSON.
 fn depth_within(json: &[u8], max: usize) -> bool {
     let mut depth = 0_usize;
     let mut rest = json;
@@ -181,7 +181,7 @@ fn depth_within(json: &[u8], max: usize) -> bool {
                         rest = &rest[at + 1..];
                         break;
                     }
-                    // The backslash and what it escapes.
+                    // Skips the backslash and what it escapes.
                     Some(at) => rest = rest.get(at + 2..).unwrap_or_default(),
                 }
             },
@@ -198,12 +198,12 @@ type Found<'a> = [Option<Text<'a>>; MEMBERS_MAX];
 /// The text of a member, or a member's name.
 struct Text<'a> {
     text: Cow<'a, str>,
-    /// Not so a string with half of a surrogate pair in it: it is JSON (RFC 8259, section 8.2), so that the event is one, but
-    /// no text. Then this is what stands between the quotes, and fits nowhere.
+    /// False for a string with half a surrogate pair: it is valid JSON (RFC 8259, section 8.2), so the body is not refused
+    /// for it, but it is no text. `text` is then what stands between the quotes, which no name permits.
     readable: bool,
 }
 
-/// The member names from the top to here.
+/// The member names from the root to here.
 #[derive(Clone, Copy)]
 struct Path<'p> {
     names: &'p [&'static str],
@@ -212,7 +212,7 @@ struct Path<'p> {
 impl Path<'_> {
     const TOP: Self = Self { names: &[] };
 
-    /// What follows on `path` after the names to here, if it leads through here.
+    /// What follows on `path` after these names, if it begins with them.
     fn rest<'m>(&self, path: &'m [&'static str]) -> Option<&'m [&'static str]> {
         path.strip_prefix(self.names)
     }
@@ -229,7 +229,7 @@ struct Level<'p, 'f, 'a> {
 enum Wanted {
     Nothing,
     Text(usize),
-    /// Paths lead on through it; the prefix of one of them up to and with this member.
+    /// Paths lead on through it. Holds the prefix of one of them, up to and including this member.
     Deeper(&'static [&'static str]),
 }
 
@@ -272,9 +272,9 @@ impl<'de> Visitor<'de> for Level<'_, '_, 'de> {
                     map.next_value::<IgnoredAny>()?;
                 }
                 Wanted::Text(index) => {
-                    // Which of two would count differs from parser to parser (W13): an event that the application
-                    // reads as another one must not be locked under this name. Of a member that is not part of the
-                    // key the last one counts, as for nearly every parser behind us.
+                    // Which of two members counts differs from parser to parser (W13): an event must not be locked under
+                    // one name and read under another by the application. For members outside the key the last one counts,
+                    // as in nearly every parser behind us.
                     if std::mem::replace(&mut seen[index], true) && self.members.in_key(index) {
                         return Err(A::Error::custom("duplicate member"));
                     }
@@ -309,7 +309,7 @@ fn text(value: &RawValue) -> Option<Text<'_>> {
     }
 }
 
-/// The text of what is known to be a string. Borrowed unless it is escaped.
+/// The text of a JSON string. Borrowed unless something in it is escaped.
 fn string(json: &str) -> Text<'_> {
     let inner = json.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(json);
     if !json.contains('\\') {

@@ -2,9 +2,10 @@
 //! sidecar for the lock on each event, delivers the event to the application behind it, records how that ended, and
 //! answers the provider.
 //!
-//! What it guarantees while it enforces: nothing is delivered without a lock, and no provider gets its 200 before the completion
-//! is durable (unless the configuration says so, [`config::InProgressStatus`] and [`config::HeldStatus`]). What it does not:
-//! an application that is given the same event twice (a lock expired under it) has to look at the fencing token.
+//! What it guarantees while it enforces: nothing is delivered without a lock, and no provider gets its 200 before the
+//! completion is durable (unless the configuration says so, [`config::InProgressStatus`] and [`config::HeldStatus`]). What
+//! it does not guarantee: that an application gets each event only once. If a lock expires while the application is at
+//! work, the event comes again, and the application has to look at the fencing token.
 //!
 //! The rules cited by number (G1, S1, W1) stand in `docs/rules.md`.
 //!

@@ -1,5 +1,5 @@
 //! The gateway's metrics. Every name, label, unit and bucket stands here; `docs/metrics.md` says what they mean, and a test
-//! holds both against each other. Routes and providers are the configuration's words; nothing of a request is a label.
+//! compares the two. Routes and providers are named by the configuration; nothing from a request becomes a label.
 
 use std::{sync::Arc, time::Duration};
 
@@ -153,7 +153,7 @@ const SIDECAR_RELOAD_FAILING: Family = Family::gauge(
     "1 while files (certificates, token) for calls to the sidecar cannot be read again, and the old content is kept.",
 );
 
-/// Those of the connections to sidecars, which a gateway in one process with its sidecar has not.
+/// The metrics of the connections to sidecars. Absent when gateway and sidecar share a process.
 pub const POOL_FAMILIES: &[&Family] =
     &[&ADDRESSES, &RETRIES, &RETRIES_REFUSED, &RESOLUTIONS_FAILED, &SIDECAR_RELOADS, &SIDECAR_RELOAD_FAILING];
 
@@ -163,7 +163,7 @@ pub(crate) struct PoolCounts<'a> {
     pub(crate) retries: &'a Counter,
     pub(crate) retries_refused: &'a Counter,
     pub(crate) resolutions_failed: &'a Counter,
-    /// None: there are no such files.
+    /// None: no such files are configured.
     pub(crate) certificates: Option<Counts>,
     pub(crate) token: Option<Counts>,
 }
@@ -243,7 +243,7 @@ labels! {
 }
 
 impl ClaimLabel {
-    /// What an answer without a lock means.
+    /// How a webhook that got no lock is counted, by its answer.
     pub(crate) fn of(answer: &Answer) -> Self {
         match answer {
             Answer::AlreadyProcessed | Answer::Processed => Self::Duplicate,
@@ -318,18 +318,18 @@ pub(crate) struct Metrics {
     upstream: Vec<Histogram>,
     reloads: Counters<Reload>,
     reload_failing: Gauge,
-    /// Claims whose outcome nobody knows (G9).
+    /// Calls to claim that ended without a known outcome (G9).
     pub(crate) claims_unknown: Counter,
-    /// Calls to the sidecar that were sent again because nobody knew how the first ended (G9).
+    /// Claims that were sent again because an earlier call's outcome is unknown (G9).
     pub(crate) claims_repeated: Counter,
     pub(crate) marks_repeated: Counter,
     /// Locks that were lost before their attempt was marked.
     pub(crate) locks_lost: Counter,
-    /// Events accepted that prove nothing about their body (G11).
+    /// Accepted events whose signature proves nothing about the body (G11).
     pub(crate) weak: Counter,
 }
 
-/// What stands elsewhere and is read when the page is made.
+/// Numbers kept elsewhere and read when the page is rendered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
     pub(crate) deliveries: usize,
@@ -410,17 +410,17 @@ impl Metrics {
         self.deliveries.add((provider.kind(), outcome));
     }
 
-    /// The application has answered, or will not.
+    /// A delivery has ended, whether with an answer or without one.
     pub(crate) fn upstream(&self, provider: &Provider, took: Duration) {
         self.upstream[provider.kind().index()].observe(took);
     }
 
-    /// A file with secrets changed, or the file with routes: once for each route that it switches.
+    /// A file with secrets was read anew, or the file with routes switched a route: once for each such route.
     pub(crate) fn reloaded(&self) {
         self.reloads.add(Reload::Replaced);
     }
 
-    /// Such a file cannot be used any more, until it is mended.
+    /// Such a file has become unusable, until it is mended.
     pub(crate) fn reload_fails(&self) {
         self.reloads.add(Reload::Failed);
         self.reload_failing.add(1);
@@ -479,8 +479,8 @@ impl Metrics {
         page.finish()
     }
 
-    /// A row for each provider with a route and each value, also where nothing has happened: what first happens has to be
-    /// seen as a change.
+    /// A row for each provider with a route and for each value, even if nothing has happened yet: the first event has to
+    /// show up as a change.
     fn by_provider<L: Label>(&self, page: &mut Page, family: &Family, counters: &Counters<(ProviderKind, L)>) {
         let mut rows = page.family(family);
         for provider in &self.providers {

@@ -17,7 +17,7 @@ use crate::{
     key::{self, Identity, MalformedBody, Members, Sent},
 };
 
-/// Why a request was not accepted as the provider's, which is told none of it: one 401 for all (G6, W4).
+/// Why a request was not accepted as the provider's. Its sender is told none of this: there is one 401 for all (G6, W4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{}", self.name())]
 pub enum Refusal {
@@ -25,11 +25,11 @@ pub enum Refusal {
     MissingHeader,
     /// A signature header that cannot be read, or more than one (W7).
     MalformedHeader,
-    /// A body without what the scheme verifies in it.
+    /// A body that lacks what the scheme verifies in it.
     MalformedBody,
     /// No signature matches.
     BadSignature,
-    /// A signature that matches, too old or too far in the future (W3).
+    /// A matching signature that is too old or too far in the future (W3).
     TimestampOutOfTolerance,
     /// No secret to verify with: refused, never let through.
     MissingSecret,
@@ -37,18 +37,18 @@ pub enum Refusal {
     UnsupportedAlgorithm,
     /// A certificate address off the allow-list (W8).
     UntrustedCertUrl,
-    /// A certificate that no trusted root vouches for, or of somebody else (W9).
+    /// A certificate that no trusted root vouches for, or somebody else's (W9).
     UntrustedCertificate,
-    /// The certificate cannot be had now: the one refusal that waiting mends.
+    /// The certificate is unavailable now: the one refusal that waiting mends.
     CertUnavailable(Lack),
 }
 
-/// Why a certificate cannot be had. One name for both: a genuine sender is told to come again either way.
+/// Why a certificate is unavailable. The refusal has one name for both: a genuine sender is told to come again either way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Lack {
-    /// The network, or what was answered: nothing that the sender did.
+    /// The network or the answer is to blame, and not the sender.
     Source,
-    /// There is none by that name, or too many were asked for: what a stranger meets who makes names up.
+    /// There is none by that name, or too many were asked for: the usual result of made-up names.
     Name,
 }
 
@@ -69,7 +69,7 @@ labels! {
 }
 
 impl Refusal {
-    /// Whether its sender has to answer for it (W14).
+    /// Whether it counts against its sender (W14).
     pub(crate) fn is_the_senders(self) -> bool {
         match self {
             Self::MissingSecret | Self::CertUnavailable(Lack::Source) => false,
@@ -120,7 +120,7 @@ impl BadSecret {
     }
 }
 
-/// What a verified request says outside its body.
+/// What a verified request says besides its body.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Signed {
     /// The sender's name for this delivery: the same one with another body is refused.
@@ -132,7 +132,7 @@ pub struct Signed {
 }
 
 labels! {
-    /// The providers that there are, by their names in the ledger and in the configuration.
+    /// The providers, by their names in the ledger and in the configuration.
     #[derive(clap::ValueEnum)]
     #[value(rename_all = "snake_case")]
     pub(crate) enum ProviderKind {
@@ -157,7 +157,7 @@ pub enum Provider {
     Flutterwave(flutterwave::Flutterwave),
     /// Paystack.
     Paystack(paystack::Paystack),
-    /// Services of one's own, and whoever else follows Standard Webhooks.
+    /// Your own services, and any other sender that follows Standard Webhooks.
     StandardWebhooks(standard_webhooks::StandardWebhooks),
 }
 
@@ -185,8 +185,8 @@ impl Provider {
         matches!(self, Self::Flutterwave(flutterwave) if flutterwave.version() == flutterwave::Version::V3)
     }
 
-    /// Whether the names of its events are unique for one sender only: message ids of services, references of shops, row
-    /// numbers of Flutterwave v3. Stripe's, PayPal's and Flutterwave v4's are unique for all.
+    /// Whether the names of its events are unique only within one sender: message ids of services, references of shops, row
+    /// numbers of Flutterwave v3. Stripe's, PayPal's and Flutterwave v4's are unique across all senders.
     pub(crate) fn names_are_the_senders(&self) -> bool {
         match self {
             Self::Stripe(_) | Self::PayPal(_) => false,
@@ -203,8 +203,8 @@ impl Provider {
         }
     }
 
-    /// Reads the signature headers: all that can be refused before the body is read (G2). Allocates at most the list
-    /// of signatures.
+    /// Reads the signature headers, and refuses whatever can be refused before the body is read (G2). Allocates at most the
+    /// list of signatures.
     ///
     /// # Errors
     ///
@@ -219,7 +219,8 @@ impl Provider {
         }
     }
 
-    /// Names the event in a verified body (G4). `digest` is asked for the SHA-256 of `body` where that is its name.
+    /// Names the event in a verified body (G4). `digest` computes the SHA-256 of `body`, and is called only if that becomes
+    /// the name.
     ///
     /// # Errors
     ///
@@ -233,7 +234,7 @@ impl Provider {
         key::identify(self.members(), signed.event_id.as_deref(), body, digest)
     }
 
-    /// What the provider itself calls the event in a verified body.
+    /// The provider's own id and type of the event in a verified body.
     pub(crate) fn sent(&self, signed: &Signed, body: &[u8]) -> Result<Sent, MalformedBody> {
         key::sent(self.members(), signed.event_id.as_deref(), body)
     }
@@ -266,11 +267,11 @@ impl Provider {
         }
     }
 
-    /// Puts other secrets in place (W5). Verifications that have begun go on with the old ones.
+    /// Replaces the secrets (W5). Verifications that have begun go on with the old ones.
     ///
     /// # Errors
     ///
-    /// One of them cannot be used: then the old ones stay.
+    /// One of them cannot be used. The old ones stay in place.
     pub fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
         match self {
             Self::Stripe(stripe) => stripe.replace_secrets(secrets),
@@ -283,7 +284,7 @@ impl Provider {
     }
 }
 
-/// A request whose headers were read and whose body is still to come.
+/// A request whose headers have been read and whose body is still to come.
 #[derive(Debug)]
 pub enum Verification {
     /// Stripe's.
@@ -299,7 +300,8 @@ pub enum Verification {
 }
 
 impl Verification {
-    /// Says who sent the request: who names certificates that there are not may cause fewer fetches than others.
+    /// Says who sent the request: senders that have named certificates that do not exist may cause fewer fetches than
+    /// others.
     #[must_use]
     pub(crate) fn sent_by(mut self, sender: Option<Source>) -> Self {
         if let Self::PayPal(verification) = &mut self {
@@ -308,7 +310,7 @@ impl Verification {
         self
     }
 
-    /// Verifies the bytes received. A future because PayPal's certificate may have to be fetched first.
+    /// Verifies the bytes received. Async because PayPal's certificate may have to be fetched first.
     ///
     /// # Errors
     ///
@@ -317,7 +319,7 @@ impl Verification {
         let signed = |secret| Signed { secret, ..Signed::default() };
         match self {
             Self::Stripe(verification) => verification.finish(body, now).map(signed),
-            // Boxed: the others should not move room for a fetch.
+            // Boxed, so that the other providers' futures do not carry room for a fetch.
             Self::PayPal(verification) => Box::pin(verification.finish(body, now)).await.map(|(id, secret)| Signed {
                 delivery_id: Some(id),
                 secret,

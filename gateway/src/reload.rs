@@ -1,5 +1,5 @@
-//! Looks again at what a running gateway takes from files: secrets, the listener's certificate, PayPal's certificates, and which
-//! routes enforce (G3, W5).
+//! Reads again what a running gateway takes from files: secrets, the listener's certificate, PayPal's certificates, and
+//! which routes enforce (G3, W5).
 
 use std::{convert::Infallible, error::Error as StdError, future::pending, io, mem, sync::Arc, time::Duration};
 
@@ -21,12 +21,12 @@ use crate::{
     signing::Signer,
 };
 
-/// Looks at the files of `routes` every `pause`, for ever. A path is opened anew each time, since Kubernetes swaps a
-/// symbolic link. Content is compared and not times, which such a swap does not move reliably. A file that cannot be read,
-/// not in time either, or is blank, leaves the old secrets in place and is reported once until it is mended.
+/// Looks at the files of `routes` every `pause`, for ever. A path is opened anew each time, because Kubernetes swaps a
+/// symbolic link. Content is compared and not times, which such a swap does not change reliably. A file that cannot be
+/// read, or not in time, or is blank, leaves the old secrets in place and is reported once until it is mended.
 pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metrics) -> Infallible {
     let mut files: Vec<Watched> = Vec::new();
-    // What each route has, and what it would have by what stands in its file.
+    // The secrets that each route has, and those that its file holds now.
     let mut holding: Vec<Vec<Secret>> = routes.iter().map(|route| route.secrets.read.clone()).collect();
     let mut wanted = holding.clone();
     for (place, route) in routes.iter().enumerate() {
@@ -46,7 +46,7 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        // All at once: one that hangs is waited for once, and holds up no other.
+        // All at once: a read that hangs is waited for once, and holds up no other.
         for file in &mut files {
             let source = file.source.clone();
             file.reading.begin(move || source.read_list());
@@ -75,10 +75,10 @@ pub(crate) async fn watch(routes: &[Arc<Route>], pause: Duration, metrics: &Metr
     }
 }
 
-/// Whether the keys of Paystack that the routes of one tenant will have are of one mode, as at the start
-/// ([`crate::route::check`]), when that at `place` gets what it wants. Judged by what all files say now: where two are changed
-/// over to the other mode one after the other, the first waits for the second. Or by what the others hold: a file that
-/// somebody has spoiled keeps no other key from being replaced.
+/// Whether the Paystack keys of one tenant's routes would still be of one mode, as at the start ([`crate::route::check`]),
+/// if the route at `place` got what its file holds. Judged by what all files hold now: if two files are moved to the other
+/// mode one after the other, the first waits for the second. Or by what the other routes have: a spoiled file keeps no
+/// other key from being replaced.
 fn paystack_modes(
     routes: &[Arc<Route>],
     wanted: &[Vec<Secret>],
@@ -106,8 +106,8 @@ pub(crate) async fn watch_listener(tls: Option<ServerTls>, pause: Duration) -> I
     pending().await
 }
 
-/// Looks at the directories with PayPal's certificates every `pause`, for ever, for when these end. They are read for each
-/// verification that needs one, whatever was seen here.
+/// Looks at the directories with PayPal's certificates every `pause`, for ever, to know when these expire. Verifications
+/// read the files themselves, whatever was seen here.
 pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) -> Infallible {
     let stores = routes.iter().filter_map(|route| route.provider.paypal()?.store());
     let stores: Vec<_> = stores.filter(|store| store.has_directory()).cloned().collect();
@@ -119,14 +119,15 @@ pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) ->
     loop {
         ticks.tick().await;
         let stores = stores.clone();
-        // A hanging network file system must not hold up requests. An error would be a panic that has been reported.
+        // On a thread of its own, because a network file system that hangs must not hold up requests. An error is a panic,
+        // which has been reported.
         let _ = spawn_blocking(move || stores.iter().for_each(|store| store.look())).await;
     }
 }
 
-/// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing else
-/// of the file is taken over while the gateway runs, which is said when it changes: whoever writes a new secret there must not
-/// believe that it holds. What the admin listener has switched stays until the file says
+/// Looks at the file with routes every `pause`, for ever, and switches the routes whose enforcement it changes. Nothing
+/// else in the file takes effect while the gateway runs. The log says so when something else changes: nobody who writes a
+/// new secret there should believe that it is in use. What the admin listener has switched stays until the file says
 /// something new about it.
 pub(crate) async fn watch_config(
     routes: &[Arc<Route>],
@@ -148,7 +149,7 @@ pub(crate) async fn watch_config(
         match flat(read) {
             Ok(FileNow { enforcement: now, rest }) => {
                 trouble.ends(metrics);
-                // Not when it is again what it was at the start.
+                // Not if it is back to what it was at the start.
                 let started = *first_rest.get_or_insert(rest);
                 if known_rest.replace(rest).is_some_and(|known| known != rest) && rest != started {
                     tracing::warn!(
@@ -176,9 +177,9 @@ pub(crate) async fn watch_config(
     }
 }
 
-/// Whose secrets stand in a file.
+/// Whose secrets a file holds.
 enum Holder {
-    /// Of the route at this place.
+    /// The provider of the route at this place.
     Provider(usize, Arc<Route>),
     Signer(Signer),
 }
@@ -206,7 +207,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// None where nothing can change.
+    /// None if the secrets are not from a file: nothing can change.
     fn new(secrets: &Secrets, holder: Holder) -> Option<Self> {
         secrets.source.path()?;
         let (source, current) = (secrets.source.clone(), secrets.read.clone());
@@ -240,14 +241,14 @@ impl Watched {
     }
 }
 
-/// Whether a file cannot be read again: told and counted once, until it is mended.
+/// Whether a file has become unusable: reported and counted once, until it is mended.
 #[derive(Default)]
 struct Trouble {
     lasts: bool,
 }
 
 impl Trouble {
-    /// Whether it is new.
+    /// True if it was fine until now.
     fn begins(&mut self, metrics: &Metrics) -> bool {
         let is_new = !mem::replace(&mut self.lasts, true);
         if is_new {
@@ -263,14 +264,14 @@ impl Trouble {
     }
 }
 
-/// What a read came to in time.
+/// What a read returned in time; Err: it hangs.
 type Read<T> = Result<T, io::Error>;
 
 fn flat<T, E: StdError + 'static>(read: Read<Result<T, E>>) -> Result<T, BoxError> {
     Ok(read??)
 }
 
-/// A read on a thread of its own: a hanging network file system must hold up neither requests nor other reads.
+/// A read on a thread of its own: a network file system that hangs must hold up neither requests nor other reads.
 struct Reading<T> {
     under_way: Option<JoinHandle<T>>,
     hangs: bool,
@@ -283,17 +284,17 @@ impl<T> Default for Reading<T> {
 }
 
 impl<T: Send + 'static> Reading<T> {
-    /// Begins one, unless the last has not ended: each would hold a thread.
+    /// Begins a read, unless the last one is still under way: each would hold a thread.
     fn begin(&mut self, read: impl FnOnce() -> T + Send + 'static) {
         if self.under_way.is_none() {
             self.under_way = Some(spawn_blocking(read));
         }
     }
 
-    /// What it came to, if it has ended by `latest`. None: a panic, which has been reported.
+    /// What the read returned, if it has ended by `latest`. None: a panic, which has been reported.
     async fn end(&mut self, latest: Instant) -> Option<Read<T>> {
         let task = self.under_way.as_mut()?;
-        // What was waited for in vain is not waited for again.
+        // A read that was waited for in vain is not waited for again.
         let latest = if self.hangs { Instant::now() } else { latest };
         let Ok(read) = timeout_at(latest, task).await else {
             self.hangs = true;

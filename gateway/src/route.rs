@@ -1,4 +1,4 @@
-//! Routes: a path, whose webhooks arrive there, and where they go.
+//! Routes: a path, whose webhooks arrive there, and the application that they go to.
 
 use std::{fmt, time::Duration};
 
@@ -46,14 +46,14 @@ pub(crate) struct Application {
     pub(crate) signer_secrets: Option<Secrets>,
     /// How long it may take to answer.
     pub(crate) timeout: Duration,
-    /// How long the lock on one of its events lasts: longer than that, with a margin (G8).
+    /// How long the lock on one of its events lasts: the time-out and a margin, at least (G8).
     pub(crate) lock_duration: Duration,
 }
 
 impl fmt::Debug for Application {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Application")
-            // Its query may be a secret.
+            // The query may hold a secret.
             .field("url", &shown_url(&self.url.to_string()))
             .field("timeout", &self.timeout)
             .field("lock_duration", &self.lock_duration)
@@ -111,7 +111,7 @@ pub(crate) fn check(routes: &[Route], checks: &mut Checks) {
     }
 }
 
-/// Whether one sender may stand behind both.
+/// Whether one sender may be behind both.
 fn shares_a_secret(one: &Route, other: &Route) -> bool {
     one.secrets.read.iter().any(|secret| other.secrets.read.contains(secret))
 }

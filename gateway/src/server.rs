@@ -1,4 +1,4 @@
-//! The gateway as a server: routes, and the life of the process part.
+//! The gateway as a server: its routes, and how it starts and stops.
 
 use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::SystemTime};
 
@@ -34,7 +34,7 @@ use crate::{
 /// The page with status and statistics (G1).
 pub(crate) const HEALTH_PATH: &str = "/webhooks/payments/health";
 
-/// Lines a second in the log for what anybody can ask without a signature (W14).
+/// How many log lines a second there are for requests that anybody can make without a signature (W14).
 const STRANGERS_LINES: u32 = 20;
 
 /// A gateway whose socket is bound.
@@ -53,7 +53,7 @@ pub struct Gateway {
 /// Why a gateway did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The public address cannot be had.
+    /// The public address cannot be bound.
     #[error("cannot listen on {address}")]
     Listen {
         /// As configured (GATEWAY_LISTEN).
@@ -67,7 +67,7 @@ pub enum StartError {
     TrustRoots(#[source] TlsError),
 }
 
-/// Why a gateway did not end well.
+/// Why a gateway did not stop cleanly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RunError {
     /// Deliveries were under way at the end of the drain and could not be marked. Their locks expire; the provider's next
@@ -129,7 +129,7 @@ impl Gateway {
         })
     }
 
-    /// Where the public listener is bound; the port that was given as 0 is known here.
+    /// Where the public listener is bound. If port 0 was configured, this has the actual port.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
@@ -157,7 +157,7 @@ impl Gateway {
         })
     }
 
-    /// When the listener's certificate ends, PayPal's in a directory, and those that PayPal's have to lead to.
+    /// When certificates expire: the listener's, PayPal's in a directory, and those that PayPal's have to lead to.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         let (front, tls) = (self.front.clone(), self.tls.clone());
@@ -166,7 +166,7 @@ impl Gateway {
             if let Some(tls) = &tls {
                 files.push(CertificateFile { setting: "GATEWAY_TLS_CERT_FILE", end: tls.ends().own });
             }
-            // Routes may have files of their own: what ends first is told.
+            // Routes may have files of their own: the earliest expiry is shown.
             let paypals = || front.routes.iter().filter_map(|route| route.provider.paypal());
             let anchors = paypals().filter_map(|paypal| paypal.trust().anchors_end).min();
             let intermediates = paypals().filter_map(|paypal| paypal.trust().intermediates_end).min();
@@ -178,20 +178,20 @@ impl Gateway {
         })
     }
 
-    /// `/enforcement` for the admin listener: shows and switches whether routes enforce or observe.
+    /// `/enforcement` for the admin listener: shows whether routes enforce or observe, and switches them.
     #[must_use]
     pub fn control(&self) -> admin::Control {
         enforcement::control(self.front.routes.clone())
     }
 
-    /// Serves until `shutdown` is cancelled and what is under way has finished, at most for the drain time and two of
-    /// the sidecar's time-outs. Deliveries that outlast the drain are marked as timed out (G9).
+    /// Serves until `shutdown` is cancelled and everything under way has finished. The latter takes at most the drain time
+    /// and two of the sidecar's time-outs. Deliveries that outlast the drain are marked as timed out (G9).
     ///
     /// Dropping the future stops accepting and leaves open requests and deliveries running on their own.
     ///
     /// # Errors
     ///
-    /// Deliveries that could not even be marked.
+    /// There were deliveries that could not even be marked.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let Self { listener, http, shares, tls, drain, secret_reload, config_file, front, .. } = self;
         let options = Options {
@@ -226,7 +226,7 @@ impl Gateway {
     }
 }
 
-/// The span of a webhook: the root of a trace, linked to whatever trace the sender says it is of.
+/// The span of a webhook: the root of a trace, linked to the trace that the sender names, if any.
 fn span(route: &Route, headers: &HeaderMap) -> Span {
     let span = tracing::info_span!(
         parent: None,
@@ -244,7 +244,7 @@ fn span(route: &Route, headers: &HeaderMap) -> Span {
     span
 }
 
-/// What every request meets.
+/// What every request passes through.
 struct Front {
     routes: Vec<Arc<Route>>,
     ingest: Ingest,
@@ -252,7 +252,7 @@ struct Front {
     health: Health,
     metrics: Arc<Metrics>,
     answer_timeout: std::time::Duration,
-    /// Lines of requests that anybody can make.
+    /// Limits the lines of requests that anybody can make.
     strangers: Throttle,
 }
 
@@ -265,13 +265,13 @@ impl Front {
         let mut line = Line::begin();
         let mut place = None;
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
-            // Whatever the path: where this request ends is a guess.
+            // Whatever the path is: where this request ends can only be guessed.
             Answer::MalformedRequest
         } else if request.uri().path() == HEALTH_PATH {
             line.route = Some(HEALTH_PATH);
             match *request.method() {
                 Method::GET | Method::HEAD | Method::POST => {
-                    // Boxed, so that webhooks do not move room for it.
+                    // Boxed, so that the future of a webhook does not carry room for it.
                     let page = Box::pin(self.health.page()).await;
                     let word = if page.status().is_success() { "ok" } else { "unavailable" };
                     line.answered_anybody(&self.strangers, page.status(), word);
@@ -281,7 +281,7 @@ impl Front {
             }
         } else {
             let (parts, body) = request.into_parts();
-            // A handful: comparing them all costs less than hashing one.
+            // There are only a handful: comparing them all costs less than hashing one.
             place = self.routes.iter().position(|route| *route.path == *parts.uri.path());
             match place.map(|place| &self.routes[place]) {
                 None => refuse_unread(Answer::NotFound, &parts.headers, body),

@@ -1,8 +1,8 @@
-//! The sidecar, as the gateway calls it: a deadline on every call, and errors sorted by what they permit to do next.
+//! The sidecar as the gateway calls it: every call has a deadline, and errors are sorted by what may be done next.
 //!
-//! What counts is whether a call may have had an effect. A refusal says that it had none; a time-out, a lost connection
-//! and a cancelled call (which is how tonic reports a deadline) say nothing. Errors are told apart by their
-//! `ErrorInfo` reason and code, never by text.
+//! What matters is whether a call may have had an effect. A refusal says that it had none; a time-out, a lost connection
+//! and a cancelled call (which is how tonic reports a deadline) say nothing. Errors are told apart by their `ErrorInfo`
+//! reason and their code, never by their text.
 
 mod connection;
 mod dial;
@@ -64,7 +64,7 @@ pub(crate) enum ClaimAnswer {
 pub(crate) struct Grant {
     pub(crate) fencing_token: i64,
     pub(crate) attempt: i32,
-    /// Counts from before the call was sent (S5).
+    /// Counted from before the call was sent (S5).
     pub(crate) remaining: Duration,
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct MarkedFailure {
     pub(crate) code: Option<i32>,
 }
 
-/// A call that did not succeed.
+/// Why a call did not succeed.
 #[derive(Debug, thiserror::Error)]
 #[error("the sidecar did not do it")]
 pub(crate) struct CallError {
@@ -97,14 +97,14 @@ pub(crate) struct CallError {
     pub(crate) status: Status,
 }
 
-/// What an error permits to do next.
+/// What may be done after an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CallErrorKind {
     /// Nothing happened; ask again later.
     Unavailable { retry_after: Option<Duration> },
     /// It may or may not have happened; repeat it as it is.
     Unknown,
-    /// The lock is somebody else's by now; whether the event is completed.
+    /// The lock is somebody else's by now. `completed`: whether the event is completed.
     LockLost { completed: bool },
     /// The attempt of this claim has ended.
     ClaimEnded,
@@ -114,7 +114,7 @@ pub(crate) enum CallErrorKind {
     OutcomeConflict,
     /// No such event.
     NotFound,
-    /// The call was wrong, and would be again.
+    /// The call was wrong, and would be wrong again.
     Rejected,
 }
 
@@ -123,11 +123,11 @@ impl Sidecar {
         Self { connection, timeout, holder: lock.holder.as_str().into() }
     }
 
-    /// Whether the sidecar knows at once, in this process, that the event is completed, and nothing but a plain duplicate. Then
-    /// this was a CheckAndLock, and answered so. False says nothing.
+    /// Whether the sidecar knows at once, in this process, that the event is completed and this a plain duplicate. Then
+    /// that was its answer to a CheckAndLock, and is counted as one. False says nothing.
     pub(crate) fn is_duplicate(&self, event: &Event) -> bool {
         let Event { route, identity, delivery_id, body, .. } = event;
-        // Which delivery it is is compared by the ledger.
+        // Only the ledger compares deliveries.
         delivery_id.is_empty()
             && self.calls().is_duplicate(Question {
                 tenant: &route.tenant,
@@ -146,7 +146,7 @@ impl Sidecar {
             event_type: identity.event_type.clone(),
             claim_id: claim_id.to_owned(),
             holder: (*self.holder).to_owned(),
-            // Always said: the sidecar's default need not cover our upstream time-out (G8).
+            // Always given: the sidecar's default may not cover our upstream time-out (G8).
             lock_duration: Some(proto_duration(route.application.lock_duration)),
             // G4: never a fingerprint, providers change bodies between tries.
             fingerprint: Bytes::new(),
@@ -238,7 +238,7 @@ fn request<M>(message: M, deadline: Duration) -> Request<M> {
     request
 }
 
-/// What a call comes to. Its deadline is enforced here as well.
+/// The result of a call. Its deadline is enforced here as well.
 async fn answered<R>(
     deadline: Duration,
     call: impl Future<Output = Result<Response<R>, Status>>,
@@ -263,7 +263,7 @@ fn kind(status: &Status) -> CallErrorKind {
             reason::STORE_UNAVAILABLE
             | reason::OVERLOADED
             | reason::QUOTA_EXCEEDED
-            // Mended by whoever looks after the sidecar, without a restart of ours.
+            // Mended by the sidecar's operator, without a restart of the gateway.
             | reason::UNAUTHENTICATED
             | reason::PERMISSION_DENIED
             | reason::UNIMPLEMENTED => return CallErrorKind::Unavailable { retry_after },
@@ -276,9 +276,9 @@ fn kind(status: &Status) -> CallErrorKind {
             reason::OUTCOME_CONFLICT => return CallErrorKind::OutcomeConflict,
             reason::EVENT_NOT_FOUND => return CallErrorKind::NotFound,
             reason::INVALID_FIELD | reason::STATE_CONFLICT => return CallErrorKind::Rejected,
-            // A defect may have struck after the commit.
+            // The defect may have come after the commit.
             reason::OUTCOME_UNKNOWN | reason::DEADLINE_EXCEEDED | reason::INTERNAL => return CallErrorKind::Unknown,
-            // A reason from a newer sidecar: its code has to do.
+            // A reason of a newer sidecar: its code decides.
             _ => {}
         }
     }
@@ -292,7 +292,7 @@ fn kind(status: &Status) -> CallErrorKind {
     }
 }
 
-/// The value of the `state` in LOCK_LOST's metadata, with or without the prefix of the enum.
+/// Reads `state` in LOCK_LOST's metadata, with or without the enum's prefix.
 fn is_completed(state: &str) -> bool {
     let name = v1::State::Completed.as_str_name();
     state.eq_ignore_ascii_case(name)
@@ -336,7 +336,7 @@ fn proto_duration(duration: Duration) -> prost_types::Duration {
     }
 }
 
-/// Negative ones are taken as zero.
+/// A negative one counts as zero.
 fn std_duration(duration: prost_types::Duration) -> Duration {
     Duration::try_from(duration).unwrap_or(Duration::ZERO)
 }

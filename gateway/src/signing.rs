@@ -1,5 +1,5 @@
-//! Signs what is delivered by the rules of Standard Webhooks, so that an application can tell the gateway from anybody
-//! else who reaches its port (G7).
+//! Signs deliveries by the rules of Standard Webhooks, so that an application can tell the gateway from anybody else who
+//! reaches its port (G7).
 
 use std::{
     fmt,
@@ -16,10 +16,10 @@ use sha2::Sha256;
 
 type KeyState = Hmac<Sha256>;
 
-/// Bytes that Standard Webhooks asks of a key at least.
+/// The fewest bytes of a key that Standard Webhooks permits.
 const KEY_BYTES_ADVISED: usize = 24;
 
-/// For secrets, which people copy with or without the padding at their end.
+/// For secrets, which people copy with or without the trailing padding.
 pub(crate) const BASE64: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -31,7 +31,7 @@ pub(crate) struct Signer {
     keys: Arc<RwLock<Arc<[KeyState]>>>,
 }
 
-/// A secret that is no key.
+/// A secret that is not a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadKey {
     #[error("not base64; Standard Webhooks secrets are base64, with or without whsec_ before it")]
@@ -46,14 +46,14 @@ impl Signer {
         Ok(Self { keys: Arc::new(RwLock::new(key_states(secrets)?)) })
     }
 
-    /// Puts other secrets in place, also for the clones. One that is no key leaves the old ones where they are.
+    /// Replaces the secrets, for all clones. If one of the new ones is not a key, the old ones stay.
     pub(crate) fn replace(&self, secrets: &[Secret]) -> Result<(), BadKey> {
-        // The value is replaced as a whole, so a panic elsewhere leaves nothing half done.
+        // The value is replaced as a whole, so a panic elsewhere cannot leave it half done.
         *self.keys.write().unwrap_or_else(PoisonError::into_inner) = key_states(secrets)?;
         Ok(())
     }
 
-    /// Whether both are clones of one.
+    /// Whether both are clones of the same signer.
     pub(crate) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.keys, &other.keys)
     }
@@ -87,7 +87,7 @@ fn key_states(secrets: &[Secret]) -> Result<Arc<[KeyState]>, BadKey> {
         .collect()
 }
 
-/// A key of Standard Webhooks that both sides have.
+/// A symmetric key of Standard Webhooks.
 pub(crate) struct SymmetricKey(Vec<u8>);
 
 impl SymmetricKey {
@@ -97,14 +97,15 @@ impl SymmetricKey {
     }
 }
 
-/// What a secret says, without what some dashboards show before it.
+/// A secret without the prefix that some dashboards show.
 pub(crate) fn text_of(secret: &Secret) -> &str {
     let text = secret.expose().trim();
     text.strip_prefix("v1,").unwrap_or(text)
 }
 
-/// Reads a key: base64 with or without its padding, and `whsec_` before it. Says `if_short` where it has fewer bytes than
-/// Standard Webhooks asks for: what a slip in a list leaves is base64 as well, and the fewer, the sooner somebody guesses them.
+/// Reads a key: base64 with or without its padding, and `whsec_` before it. Fails with `if_short` if it has fewer bytes
+/// than Standard Webhooks asks for: a fragment left by a slip in a list is valid base64 too, and a short key is soon
+/// guessed.
 pub(crate) fn symmetric_key(text: &str, if_short: &'static str) -> Result<SymmetricKey, BadKey> {
     let key = BASE64.decode(text.strip_prefix("whsec_").unwrap_or(text)).map_err(|_| BadKey::NotBase64)?;
     // An empty key would let anybody sign.

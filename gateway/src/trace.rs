@@ -1,4 +1,4 @@
-//! Spans of calls to the sidecar: made around the transport, whatever it is, so that its trace goes on there.
+//! Spans of calls to the sidecar, made around whatever transport there is, so that the trace continues in the sidecar.
 
 use std::{
     future::Future,
@@ -66,7 +66,7 @@ where
             ready!(Pin::new(&mut this.call).poll(cx))
         };
         if !this.span.is_disabled() {
-            // An error has its status in the headers; a good answer has it after the message, and it is 0.
+            // An error carries its status in the headers. A success carries it after the message, where it is 0.
             let code = match &done {
                 Ok(response) => response.headers().get("grpc-status").and_then(|code| code.to_str().ok()?.parse().ok()),
                 Err(_) => Some(i64::from(i32::from(tonic::Code::Unavailable))),

@@ -1,4 +1,4 @@
-//! The application behind the gateway: what is sent to it, and what its answer means (G5, G7).
+//! The application behind the gateway: what it is sent, and what its answers mean (G5, G7).
 
 mod connect;
 
@@ -66,7 +66,7 @@ pub(crate) struct Parcel<'a> {
     /// The provider's headers, of which only a few are passed on.
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: &'a Bytes,
-    /// How long the application has: its time-out, or less where the lock would not outlast that.
+    /// How long the application has: its time-out, or less if the lock would not outlast that.
     pub(crate) timeout: Duration,
     /// None while the route only observes, for an event that the sidecar would not have granted.
     pub(crate) hold: Option<Hold>,
@@ -81,27 +81,27 @@ pub(crate) struct Hold {
     pub(crate) remaining: Duration,
 }
 
-/// Headers of an answer. Room is made for as many, for each.
+/// The most headers that an answer may have. Each answer reserves room for this many.
 const HEADERS_MAX: usize = 256;
 
 /// What came back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// A status line, with its Retry-After where it has a usable one.
+    /// A status line, with Retry-After if there is a usable one.
     Status(StatusCode, Option<Duration>),
     /// Nothing was sent: refused, unreachable, no TLS.
     NotSent,
     /// The connection was lost after sending.
     Lost,
-    /// What came back is no answer of HTTP/1.1.
+    /// What came back is not an HTTP/1.1 answer.
     Unreadable,
     /// No answer in time.
     TimedOut,
-    /// No answer before the gateway had to end (G9).
+    /// No answer before the gateway had to stop (G9).
     Stopped,
 }
 
-/// What a delivery comes to.
+/// How a delivery ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Completed {
@@ -112,15 +112,16 @@ pub(crate) enum Outcome {
         /// For people.
         error: String,
         code: Option<i32>,
-        /// No other attempt before the lock would have ended: the application may still be at work.
+        /// No other attempt before the lock would have expired: the application may still be at work.
         pause: bool,
-        /// The application's wish, passed on in the answer only: in the ledger it would use up the provider's tries.
+        /// The application's Retry-After. Passed on in the answer only: as a pause in the ledger it would use up the
+        /// provider's tries.
         retry_after: Option<RetryAfter>,
     },
 }
 
 impl Outcome {
-    /// What a reply comes to by G5.
+    /// The outcome of a reply, by G5.
     pub(crate) fn of(reply: Reply, policy: Policy, timeout: Duration) -> Self {
         let unclear = match policy.unclear {
             OnUnclear::Retryable => FailureKind::Retryable,
@@ -135,7 +136,7 @@ impl Outcome {
                         OnRefusal::Retryable => FailureKind::Retryable,
                         OnRefusal::Terminal => FailureKind::Terminal,
                     },
-                    // Neither success nor refusal: no policy speaks of it.
+                    // Neither success nor refusal: no policy covers it.
                     _ => FailureKind::Retryable,
                 };
                 Self::Failed {
@@ -156,7 +157,7 @@ impl Outcome {
         }
     }
 
-    /// The attempt has had no effect: the next one need not wait.
+    /// The attempt had no effect, so the next one need not wait.
     pub(crate) fn nothing_sent(error: &str) -> Self {
         failed(FailureKind::Retryable, error.to_owned(), false)
     }
@@ -190,21 +191,21 @@ impl Upstream {
             .timer(TokioTimer::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits.idle_timeout)
-            // Only what was never written to a connection that had gone stale in the pool is sent again; a request that
-            // may have arrived never is: the lock decides about that.
+            // Sends again only what was never written because its connection had gone stale in the pool. A request that may
+            // have arrived is never sent again: that is for the lock to decide.
             .retry_canceled_requests(true)
-            // With more than the library's 100 an application that has done its work would count as lost.
+            // With the library's limit of 100, an application that has done its work would count as lost if it sends more.
             .http1_max_headers(HEADERS_MAX)
             .build(connector);
         Ok(Self { client, limits, unreachable: Throttle::default() })
     }
 
-    /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: 3xx is an answer like any
+    /// Sends a parcel and waits for the status line, which decides. Redirects are not followed: a 3xx is an answer like any
     /// other. Dropping the future closes the connection.
     pub(crate) async fn deliver(&self, parcel: &Parcel<'_>) -> Reply {
         let mut request = request(parcel, SystemTime::now());
         let application = &parcel.route.application;
-        // Not the whole URL: who put a secret into its query should not find it in a trace.
+        // Not the whole URL: a secret in its query should not turn up in a trace.
         let span = tracing::info_span!(
             "upstream",
             otel.name = "POST",
@@ -215,7 +216,7 @@ impl Upstream {
             server.address = application.url.host(),
             server.port = application.url.port_u16(),
         );
-        // Where there is a trace the application's part goes into it.
+        // If there is a trace, the application's part belongs to it.
         telemetry::inject(&span, request.headers_mut());
         let reply = self.send(request, parcel.timeout).instrument(span.clone()).await;
         if !span.is_disabled() {
@@ -237,7 +238,7 @@ impl Upstream {
             Ok(Ok(response)) => {
                 let (parts, body) = response.into_parts();
                 if !body.is_end_stream() {
-                    // Read so that the connection can be used again; nobody waits for it.
+                    // Read only so that the connection can be reused; nobody waits for it.
                     tokio::spawn(discard(body, self.limits.body_bytes_max, self.limits.body_timeout));
                 }
                 Reply::Status(parts.status, retry_after(&parts.headers, SystemTime::now()))
@@ -257,8 +258,8 @@ impl Upstream {
         }
     }
 
-    /// Says why nothing came of a request: a name that cannot be resolved, a refused connection, a certificate. What is kept
-    /// of the attempt says only that it was so.
+    /// Logs why a request failed: a name that cannot be resolved, a refused connection, a certificate. The attempt's own
+    /// record does not hold the cause.
     fn report(&self, error: &(dyn StdError + 'static), server: Option<&Authority>, message: &'static str) {
         if let Some(unreported) = self.unreachable.pass() {
             tracing::warn!(server = server.map(Authority::as_str), error, unreported, "{message}");
@@ -270,7 +271,7 @@ fn was_not_sent(error: &hyper_util::client::legacy::Error) -> bool {
     error.is_connect() || caused_by(error, hyper::Error::is_canceled)
 }
 
-/// Whether the connection failed for such a reason.
+/// Whether the connection failed for this reason.
 fn caused_by(error: &hyper_util::client::legacy::Error, reason: fn(&hyper::Error) -> bool) -> bool {
     let mut source = error.source();
     while let Some(cause) = source {
@@ -282,8 +283,8 @@ fn caused_by(error: &hyper_util::client::legacy::Error, reason: fn(&hyper::Error
     false
 }
 
-/// Builds the request (G7). Headers are picked, not filtered: what is not named here does not go on, so no inbound copy of
-/// an internal header ever does (W7).
+/// Builds the request (G7). Headers are picked, not filtered: only those named here are passed on, so that no inbound copy
+/// of an internal header ever is (W7).
 fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     let Parcel { route, identity, .. } = parcel;
     let mut request = Request::new(Full::new(parcel.body.clone()));
@@ -291,7 +292,7 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     *request.uri_mut() = route.application.url.clone();
     let headers = request.headers_mut();
     headers.reserve(16);
-    // Of two sets of names that mean the same, one signed by somebody else, verifiers take either, or refuse both.
+    // With two sets of signature headers, one of them somebody else's, a verifier may take either one, or refuse both.
     let is_standard = matches!(route.provider, Provider::StandardWebhooks(_));
     let is_replaced = is_standard && route.application.signer.is_some();
     let signatures = if is_replaced { &[] } else { route.provider.signature_headers() };
@@ -333,14 +334,14 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     request
 }
 
-/// The id that is signed. Standard Webhooks joins id, time and body by full stops, so that an id with one in it would have
-/// several readings, and verifiers refuse it, ours too; tenants and many event ids have them. Percent signs are written out
-/// as well, so that two ids never become one.
+/// The id that is signed. Standard Webhooks joins id, time and body by full stops, so an id that contains one would be
+/// ambiguous, and verifiers refuse it, ours included; but tenants and many event ids contain them. They are
+/// percent-encoded, and so are percent signs, so that two ids never become one.
 fn webhook_id(id: &str) -> Cow<'_, str> {
     if id.contains(['%', '.']) { id.replace('%', "%25").replace('.', "%2E").into() } else { id.into() }
 }
 
-/// A new trace, for where we record none: one from the internet is not continued.
+/// A new trace, for when we record none: a trace from the internet is not continued.
 fn traceparent() -> String {
     // All zeros would be invalid.
     let trace = rand::random::<u128>().max(1);
@@ -348,18 +349,18 @@ fn traceparent() -> String {
     format!("00-{trace:032x}-{span:016x}-01")
 }
 
-/// How long the header asks to wait, if it is one: seconds, or a date (RFC 9110, section 10.2.3), which may be over.
+/// How long the header asks to wait, if it is valid: seconds, or a date (RFC 9110, section 10.2.3), which may have passed.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // A number too large for it asks for longer than anybody will be told.
+        // A number that does not fit asks for longer than anybody will be told to wait.
         return Some(value.parse().map_or(Duration::MAX, Duration::from_secs));
     }
     let until = httpdate::parse_http_date(value).ok()?;
     Some(until.duration_since(now).unwrap_or_default())
 }
 
-/// No status line came. `pause` until the lock would have ended?
+/// No status line came. `pause`: hold the next attempt until the lock would have expired.
 fn failed(kind: FailureKind, error: String, pause: bool) -> Outcome {
     Outcome::Failed { kind, error, code: None, pause, retry_after: None }
 }

@@ -1,12 +1,11 @@
-//! URLs of settings, more strictly than `http::Uri` takes them: it drops a fragment without a word, and a port that is no
-//! number only says that there is none, so that whatever listens at the scheme's own port would get what was meant for
-//! somebody else.
+//! URLs in settings, read more strictly than by `http::Uri`: that drops a fragment silently, and takes a port that is not a
+//! number for none, so that whatever listens on the scheme's default port would get what was meant for somebody else.
 
 use std::str::FromStr as _;
 
 use http::Uri;
 
-/// What is wrong with a URL. Never holds any of it: there may be a password in it, however it is misspelt.
+/// What is wrong with a URL. Never holds any part of it: even a misspelt one may contain a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BadUrl {
     #[error("is not a URL")]
@@ -21,7 +20,7 @@ pub(crate) enum BadUrl {
     Port,
 }
 
-/// Reads a URL with a scheme and a host, and the port that it names.
+/// Reads a URL, which needs a scheme and a host, and the port that it names, if any.
 pub(crate) fn parse(text: &str) -> Result<(Uri, Option<u16>), BadUrl> {
     let text = text.trim();
     let uri = Uri::from_str(text).map_err(|_| BadUrl::NotAUrl)?;
@@ -36,7 +35,7 @@ pub(crate) fn parse(text: &str) -> Result<(Uri, Option<u16>), BadUrl> {
         return Err(BadUrl::NoHost);
     }
     let port = match authority.as_str().rsplit_once(':') {
-        // The colons of an IPv6 address stand before its bracket.
+        // An IPv6 address has colons too, but only before its closing bracket.
         Some((_, port)) if !port.ends_with(']') => {
             Some(port.parse().ok().filter(|port| *port > 0).ok_or(BadUrl::Port)?)
         }

@@ -1,8 +1,8 @@
-//! One recorded request, verified by the code of the server: what is the verdict, and why (`oncegate verify`).
+//! Verifies one recorded request with the server's code: what is the verdict, and why (`oncegate verify`).
 //!
 //! A [`Case`] holds the request, the configuration and the clock, in the format of the signature vectors; a [`Report`] the
-//! verdict, the event's names and an explanation for people, which never holds a secret or the signature that would have
-//! been right: whoever reads it could sign a body with that.
+//! verdict, the event's names and an explanation for people. That never holds a secret, nor the signature that would have
+//! been right, with which a reader could sign a body.
 
 mod explain;
 
@@ -29,10 +29,10 @@ use crate::providers::{
     stripe::{self, Stripe},
 };
 
-/// The last second of the year 9999: clocks beyond it are read as this.
+/// The last second of the year 9999: later clocks are set to this.
 const LATEST: u64 = 253_402_300_799;
 
-/// A request, what the receiver is configured with, and the clock. Fields that are not known are ignored.
+/// A request, the receiver's configuration, and the clock. Unknown fields are ignored.
 #[derive(Deserialize, Clone, Default)]
 #[serde(default)]
 pub struct Case {
@@ -48,23 +48,23 @@ pub struct Case {
     /// The body exactly as it came, in base64.
     #[serde(deserialize_with = "null_is_nothing")]
     pub body_base64: String,
-    /// What may have signed it. Blank ones do not count.
+    /// The secrets that may have signed it. Blank ones do not count.
     #[serde(deserialize_with = "null_is_nothing")]
     pub secrets: Vec<String>,
-    /// The limit of age in seconds: 300 where it is absent, none for PayPal.
+    /// The age limit in seconds: 300 if absent, none for PayPal.
     pub tolerance_secs: Option<u64>,
     /// The clock at verification, in Unix seconds.
     #[serde(deserialize_with = "null_is_nothing")]
     pub now_unix: u64,
     /// PayPal: the id of the endpoint, or several.
     pub webhook_id: Option<Values>,
-    /// PayPal: `live` or `sandbox`. Live where it is absent.
+    /// PayPal: `live` or `sandbox`. Live if absent.
     pub environment: Option<String>,
-    /// PayPal: the answers at certificate URLs. What is not listed, or is no text, cannot be fetched.
+    /// PayPal: the answers at certificate URLs. A URL that is not listed, or whose value is not a text, cannot be fetched.
     pub cert_responses: Option<HashMap<String, serde_json::Value>>,
     /// PayPal: a directory with certificates instead of answers (`PAYPAL_CERT_DIR`).
     pub cert_dir: Option<PathBuf>,
-    /// PayPal: fetch the certificate from PayPal, where there are neither answers nor a directory.
+    /// PayPal: fetch the certificate from PayPal, if there are neither answers nor a directory.
     #[serde(deserialize_with = "null_is_nothing")]
     pub fetch_certificates: bool,
     /// PayPal: certificates between the leaf and the roots.
@@ -73,7 +73,7 @@ pub struct Case {
     pub trust_anchors_pem: Option<String>,
 }
 
-/// A member that is there and null is as if it were not there.
+/// A member that is null counts as absent.
 fn null_is_nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
@@ -110,18 +110,18 @@ impl std::fmt::Debug for Case {
     }
 }
 
-/// What came of a case. As JSON it is one line of `oncegate verify --cases`.
+/// The result of a case. As JSON it is one line of `oncegate verify --cases`.
 #[derive(Serialize, Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// The case's.
     pub id: String,
     /// `valid`, one of the names of [`Refusal`], or `unsupported_provider`.
     pub verdict: &'static str,
-    /// The event's id as the provider sent it. Only of what is valid, like the following two.
+    /// The event's id as the provider sent it. Only for a valid request, like the following two.
     pub event_id: Option<String>,
     /// The event's type as the provider sent it.
     pub event_type: Option<String>,
-    /// What the event is called in the ledger. None when the body names no event: the gateway answers 400.
+    /// The event's name in the ledger. None if the body names no event: the gateway answers 400.
     pub key: Option<String>,
     /// For people: what is wrong, and what to look at.
     #[serde(skip)]
@@ -171,9 +171,9 @@ impl Case {
         Report { event_id, event_type, key, ..report("valid", explanation) }
     }
 
-    /// The provider as configured; `None` when there is no such one, an explanation when its secrets are of no use.
+    /// The provider as configured. `None` if there is no such provider, an explanation if its secrets cannot be used.
     fn provider(&self) -> Option<Result<Provider, String>> {
-        // Blank secrets never get as far as a provider in the server either: they are dropped where configuration is read.
+        // In the server, blank secrets never reach a provider either: they are dropped when the configuration is read.
         let secrets = secrets(self.secrets.iter().map(String::as_str));
         let tolerance = |default| self.tolerance_secs.map_or(default, Duration::from_secs);
         let bad_secret = |error: crate::providers::BadSecret| format!("A secret cannot be used: {error}.");
@@ -198,7 +198,7 @@ impl Case {
         };
         let pem = |text: &Option<String>| text.as_ref().map(|text| text.as_bytes().to_vec());
         let (anchors, intermediates) = (pem(&self.trust_anchors_pem), pem(&self.extra_intermediates_pem));
-        // What is no certificate vouches for nobody.
+        // What is not a certificate vouches for nobody.
         let trust = Trust::new(environment, anchors.as_deref(), intermediates.as_deref())
             .unwrap_or_else(|_| Trust::in_nobody(environment));
         let trust = Arc::new(trust);
@@ -214,18 +214,18 @@ impl Case {
                 Certificates::Given(Arc::new(given.collect()))
             }
         };
-        // The ids may stand in the place of other providers' secrets.
+        // The ids may be given as secrets, as for the other providers.
         let given = self.webhook_id.iter().flat_map(Values::iter).chain(self.secrets.iter().map(String::as_str));
         let ids = secrets(given.flat_map(|text| text.split(',')).map(str::trim));
         let tolerance = self.tolerance_secs.map(Duration::from_secs);
         PayPal::new(&ids, environment, certificates, trust, tolerance).map(|paypal| Provider::PayPal(Box::new(paypal)))
     }
 
-    /// `None` when a value cannot be sent in a header at all.
+    /// `None` if a value cannot be sent in a header at all.
     fn headers(&self) -> Option<HeaderMap> {
         let mut headers = HeaderMap::new();
         for (name, values) in &self.headers {
-            // No provider's header is called like this.
+            // No provider has a header of this name.
             let Ok(name) = HeaderName::try_from(name) else { continue };
             for value in values.iter() {
                 headers.try_append(name.clone(), HeaderValue::from_bytes(value.as_bytes()).ok()?).ok()?;
@@ -243,7 +243,7 @@ fn secrets<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<Secret> {
     texts.filter_map(|text| Secret::new(text).ok()).collect()
 }
 
-/// The server's way through a request.
+/// The same steps as the server's for a request.
 async fn attempt(
     provider: &Provider,
     headers: &HeaderMap,

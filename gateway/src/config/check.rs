@@ -22,10 +22,10 @@ const PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 const SECOND: Duration = Duration::from_secs(1);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a time-out may be, in the settings and in a route.
+/// The limits of a time-out, in the settings and in a route.
 pub(super) const TIMEOUTS: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
 
-/// Why connecting to the application has less time than its answer.
+/// Why connecting to the application must take less time than its answer.
 pub(super) const CONNECT_FIRST: &str =
     "a connection that was never made could not be told from an answer that never came";
 
@@ -91,15 +91,15 @@ fn settings_with(options: Options, checks: &mut Checks) -> Option<Settings> {
     })
 }
 
-/// What one address may have of the connections (W15). Behind proxies of our own the address is theirs.
+/// How many connections one address may have (W15). Behind our own proxies the address is theirs.
 fn per_address(options: &Options) -> Option<NonZeroUsize> {
     let quarter = || if options.gateway_trusted_hops == 0 { options.gateway_connections_max.div_ceil(4) } else { 0 };
     NonZeroUsize::new(options.gateway_connections_per_address.unwrap_or_else(quarter))
 }
 
-/// What one source may have of the budget for bodies before they are verified (W15): a quarter, and the largest body at least,
-/// or that would never fit. Behind proxies of our own a source is what they saw. Without them it is the address of the connection,
-/// and stands for everybody where that is said of connections.
+/// How much of the budget for bodies one source may hold before they are verified (W15): a quarter, but at least the
+/// largest body, which would never fit otherwise. Behind our own proxies a source is the address that they saw. Without
+/// them it is the address of the connection; there is no limit if connections are not limited by address either.
 fn per_source(options: &Options) -> Option<u64> {
     let told_apart = options.gateway_trusted_hops > 0 || per_address(options).is_some();
     told_apart.then(|| options.gateway_body_budget.div_ceil(4).max(options.gateway_body_bytes_max))
@@ -192,7 +192,7 @@ fn limits(options: &Options, checks: &mut Checks) {
     checks.within("GATEWAY_DELIVERIES_MAX", options.gateway_deliveries_max, 1..=1_000_000);
 }
 
-/// The contract's limits of a holder.
+/// The contract's limits on a holder.
 fn holder(name: &str) -> Result<String, Problem> {
     if name.is_empty() || name.len() > HOLDER_BYTES_MAX || name.chars().any(char::is_control) {
         return Err(Problem::new(
@@ -203,7 +203,7 @@ fn holder(name: &str) -> Result<String, Problem> {
     Ok(name.to_owned())
 }
 
-/// TLS on the public listener, where there is a certificate for it.
+/// TLS on the public listener, if there is a certificate for it.
 fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
     let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
     match (given(&options.gateway_tls_cert_file), given(&options.gateway_tls_key_file)) {

@@ -1,4 +1,4 @@
-//! The file with routes: TOML, read into what it says and where, so that every problem names its line.
+//! The file with routes, in TOML. Settings are read together with their lines, so that every problem names its line.
 
 use std::{
     borrow::Cow,
@@ -29,15 +29,15 @@ use crate::{
     route::{Application, Route, Secrets},
 };
 
-/// What the file may hold.
+/// The keys that the file may hold.
 const ROUTE: &str = "route";
 const ENFORCEMENT: &str = "enforcement";
 
-/// What a route is as long as it says nothing else.
+/// What holds for a route that says nothing else.
 pub(super) struct Defaults<'a> {
     pub(super) options: &'a Options,
     pub(super) tenant: &'a str,
-    /// None where it cannot be used, which has been said, or need not be.
+    /// None if it cannot be used, which has been reported, or if no route needs it.
     pub(super) application: Option<&'a Application>,
     pub(super) policy: Policy,
     pub(super) enforcement: Enforcement,
@@ -47,11 +47,11 @@ pub(super) struct Defaults<'a> {
 pub(super) struct File {
     path: PathBuf,
     routes: Vec<Table>,
-    /// For all routes, those of the settings too, that say nothing of their own.
+    /// For all routes without a setting of their own, including those that the settings make.
     pub(super) enforcement: Option<Enforcement>,
 }
 
-/// What a table says, with the lines.
+/// The entries of a table, with their lines.
 struct Table {
     line: usize,
     entries: Vec<Entry>,
@@ -61,7 +61,7 @@ struct Entry {
     key: String,
     line: usize,
     value: Value,
-    /// Somebody asked for it.
+    /// Whether somebody asked for it.
     taken: bool,
 }
 
@@ -72,7 +72,7 @@ enum Value {
     Other,
 }
 
-/// Reads the file as far as its form goes.
+/// Reads the file and checks its form.
 pub(super) fn read(path: &Path) -> Result<File, Problems> {
     let problem = |place: Cow<'static, str>, message: String| Problems::from(Problem::new(place, message));
     let text = std::fs::read_to_string(path)
@@ -82,7 +82,7 @@ pub(super) fn read(path: &Path) -> Result<File, Problems> {
     let (table, errors) = DeTable::parse_recoverable(&text);
     let mut checks = Checks::new();
     for error in errors {
-        // The message says what is wrong; what the error quotes of the file may be a secret.
+        // The message says what is wrong. The error's quotation from the file is left out: it may be a secret.
         checks.problem(place(error.span().map_or(1, |span| at(span.start)), ""), error.message().to_owned());
     }
     let mut routes = Vec::new();
@@ -143,12 +143,12 @@ fn read_table(line: usize, entries: &DeTable<'_>, at: &dyn Fn(usize) -> usize) -
 }
 
 impl File {
-    /// Whether no route needs the application of the settings.
+    /// Whether every route names its application, so that none needs the settings'.
     pub(super) fn names_every_application(&self) -> bool {
         self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
     }
 
-    /// Differs where another file differs in more than enforcement, layout and comments.
+    /// A hash of everything but enforcement, layout and comments.
     pub(super) fn rest(&self) -> u64 {
         let mut hash = DefaultHasher::new();
         for route in &self.routes {
@@ -162,7 +162,7 @@ impl File {
         hash.finish()
     }
 
-    /// What the routes of the file say of enforcement, by their paths; `general` where they do not.
+    /// The enforcement of the file's routes, by path; `general` for those that say nothing.
     pub(super) fn enforcement_by_path(self, general: Enforcement) -> Result<Vec<(String, Enforcement)>, Problems> {
         let mut checks = Checks::new();
         let Self { path, routes, .. } = self;
@@ -175,7 +175,7 @@ impl File {
         checks.finish().map(|()| named)
     }
 
-    /// The routes, or all that is wrong with them.
+    /// The routes, or all problems with them.
     pub(super) fn routes(self, defaults: &Defaults<'_>) -> Result<Vec<Route>, Problems> {
         let mut checks = Checks::new();
         let Self { path, routes, .. } = self;
@@ -187,7 +187,7 @@ impl File {
     }
 }
 
-/// Takes a route's settings one by one; what is left at the end is unknown.
+/// Takes a route's settings one by one. What is left at the end are unknown settings.
 struct Reader<'a> {
     path: &'a Path,
     table: Table,
@@ -201,12 +201,12 @@ struct Found<T> {
 }
 
 impl Reader<'_> {
-    /// None only together with a problem, or where the application of the settings is one.
+    /// None only together with a problem, which may be that of the settings' application.
     fn route(mut self, defaults: &Defaults<'_>) -> Option<Route> {
         let path = self.route_path();
         let tenant = match self.text("tenant") {
             Some(found) => self.checks.take(tenant(found.name, &found.value)),
-            // What is wrong with it has been said.
+            // A problem with it has been reported.
             None => tenant("GATEWAY_TENANT", defaults.tenant).ok(),
         };
         let kind = self.choice::<ProviderKind>("provider");
@@ -356,7 +356,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Secrets, from the file itself or from another. `Some(None)` where there are none, `None` together with a problem.
+    /// Secrets, from this file or another one. `Some(None)` if there are none, `None` together with a problem.
     fn secrets(&mut self, key: &'static str, key_file: &'static str) -> Option<Option<Source>> {
         let inline = self.take(key);
         let file = self.file(key_file);
@@ -385,7 +385,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A path, as seen from where the file with the routes is.
+    /// A path, relative to the file with the routes.
     fn file(&mut self, key: &'static str) -> Option<PathBuf> {
         let found = self.text(key)?;
         Some(self.path.parent().unwrap_or(Path::new("")).join(found.value))
@@ -420,7 +420,7 @@ impl Reader<'_> {
         }
     }
 
-    /// Removes a setting's value; where it stood stays known.
+    /// Takes a setting's value; its line stays known.
     fn take(&mut self, key: &str) -> Option<(Cow<'static, str>, Value)> {
         let index = self.table.entries.iter().position(|entry| entry.key == key && !entry.taken)?;
         let name = self.place(self.table.entries[index].line, &format!(" {key}"));
@@ -444,7 +444,7 @@ impl Reader<'_> {
         self.checks.problem(name, format!("not set: {advice}"));
     }
 
-    /// A setting that nobody asked for is a slip of the pen, and its author believes that it holds.
+    /// A setting that nobody asked for is a slip of the pen, and its author believes that it takes effect.
     fn unknown(&mut self, kind: Option<ProviderKind>) {
         // Without a provider nobody knows which settings belong to it.
         let particular =
@@ -473,7 +473,7 @@ impl Reader<'_> {
     }
 }
 
-/// One of the values that are permitted, or a sentence that names them.
+/// One of the permitted values, or a sentence that names them.
 fn choice<T: ValueEnum>(text: &str) -> Result<T, String> {
     T::from_str(text, false).map_err(|_| {
         let known: Vec<_> = T::value_variants().iter().filter_map(ValueEnum::to_possible_value).collect();

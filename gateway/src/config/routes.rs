@@ -1,4 +1,4 @@
-//! From settings to routes: the four providers that settings of their own make, and those in the file.
+//! From settings to routes: the four providers with settings of their own, and the routes in the file.
 
 use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 
@@ -24,18 +24,19 @@ use crate::{
     signing::Signer,
 };
 
-/// Where the paths of named routes begin, as in the first version.
+/// The prefix of the paths of named routes, as in the first version.
 pub(super) const PREFIX: &str = "/webhooks/payments/";
 
 /// W3: a wider window is a wider window for whoever recorded a request.
 pub(super) const TOLERANCE_MAX: Duration = Duration::from_secs(15 * 60);
-/// PayPal tries for three days, and may sign once for all tries; what is older than events are kept is no duplicate anyhow.
+/// PayPal tries for three days, and may sign once for all tries. Beyond the time that events are kept, no duplicate is
+/// recognised anyway.
 pub(super) const PAYPAL_TOLERANCE_MAX: Duration = Duration::from_secs(30 * 86_400);
 
-/// The name of a setting in messages, by what it is for.
+/// The name of a setting in messages, by its purpose.
 pub(super) type Name<'a> = &'a dyn Fn(&'static str) -> Cow<'static, str>;
 
-/// What is particular to some provider.
+/// The settings of single providers.
 #[derive(Debug, Clone)]
 pub(super) struct Scheme {
     /// None: no limit.
@@ -68,7 +69,7 @@ impl Scheme {
     }
 }
 
-/// All routes that there are. None at all is a problem.
+/// All routes. If there are none, that is a problem.
 pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     let tenant = checks.take(tenant("GATEWAY_TENANT", &options.gateway_tenant));
     let policy = Policy {
@@ -110,7 +111,7 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
 }
 
 struct Providers {
-    /// How many have a secret, be it usable or not.
+    /// How many have a secret, usable or not.
     given: usize,
     usable: Vec<(Provider, Secrets)>,
 }
@@ -223,8 +224,9 @@ fn provider_with(
     })
 }
 
-/// Whether each is one secret. In the environment and in a file a comma separates two; in the file with routes it is a part
-/// of the text, and neither Stripe's secrets nor Paystack's have one: what was meant as two would match nothing.
+/// Whether each is one secret. In the environment and in a file with secrets a comma separates two secrets; in the file
+/// with routes it is part of the text. Neither Stripe's secrets nor Paystack's contain one, so what was meant as two
+/// secrets would match nothing.
 fn no_lists(secrets: &[Secret]) -> Result<(), BadSecret> {
     if secrets.iter().any(|secret| secret.expose().contains(',')) {
         return Err(BadSecret::new("holds a comma; write several secrets as a list of texts"));
@@ -232,7 +234,7 @@ fn no_lists(secrets: &[Secret]) -> Result<(), BadSecret> {
     Ok(())
 }
 
-/// Whom to believe about PayPal's certificates.
+/// Whom to trust to issue PayPal's certificates.
 fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> {
     let mut read = |path: &Option<PathBuf>, of| match path {
         None => Some(None),
@@ -251,7 +253,7 @@ fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> 
     }))
 }
 
-/// The application, with what signs the hop to it. None together with a problem, or where `needless`.
+/// The application, with the signer for the hop to it. None together with a problem, or if `needless`.
 fn application(options: &Options, needless: bool, checks: &mut Checks) -> Option<Application> {
     let given = options.upstream_url.as_deref().filter(|text| !text.trim().is_empty());
     let url = match given {
@@ -281,7 +283,7 @@ fn application(options: &Options, needless: bool, checks: &mut Checks) -> Option
     })
 }
 
-/// What signs deliveries, with its secrets; neither where there is no `source`. `None` together with a problem.
+/// The signer of deliveries, with its secrets; neither if there is no `source`. `None` together with a problem.
 pub(super) fn signer(
     setting: &str,
     source: Option<Source>,
@@ -294,7 +296,7 @@ pub(super) fn signer(
     Some((Some(signer), Some(Secrets { source, read: secrets })))
 }
 
-/// A lock that ends while the application may still be at work lets a second attempt in beside it (G8).
+/// A lock that expires while the application may still be at work lets a second attempt begin beside the first (G8).
 pub(super) fn outlasts(
     timeout: (impl Into<Cow<'static, str>>, Duration),
     lock: (&str, Duration),
@@ -316,7 +318,7 @@ pub(super) fn outlasts(
     }
 }
 
-/// The contract's limits of a tenant.
+/// The contract's limits on a tenant.
 pub(super) fn tenant(setting: impl Into<Cow<'static, str>>, name: &str) -> Result<String, Problem> {
     let permitted = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
     if name.is_empty() || name.len() > TENANT_BYTES_MAX || !name.bytes().all(permitted) {
@@ -330,7 +332,7 @@ pub(super) fn tenant(setting: impl Into<Cow<'static, str>>, name: &str) -> Resul
     Ok(name.to_owned())
 }
 
-/// Messages never repeat a URL with user information in it: that is a password.
+/// Messages never repeat a URL with user information, which is a password.
 pub(super) fn url(setting: impl Into<Cow<'static, str>>, text: &str) -> Result<Uri, Problem> {
     let why = match crate::url::parse(text) {
         Ok((uri, _)) if matches!(uri.scheme_str(), Some("http" | "https")) => return Ok(uri),
@@ -344,7 +346,7 @@ fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {
     source.read_list().map_err(|error| Problem::from_error(setting.to_owned(), &error))
 }
 
-/// What several texts are as secrets; None without any that is not blank.
+/// Several texts as secrets. None if all are blank.
 pub(super) fn several(texts: Vec<String>) -> Option<Source> {
     let secrets: Vec<Secret> = texts.into_iter().filter_map(|text| Secret::new(text).ok()).collect();
     (!secrets.is_empty()).then(|| Source::Values(secrets.into()))

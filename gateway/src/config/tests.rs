@@ -200,13 +200,13 @@ fn paypal_settings_that_cannot_work_are_problems() {
         ..usable()
     };
     assert_eq!(complaints(id("not|an|id", Environment::Live)), ["PAYPAL_WEBHOOK_ID"]);
-    // What the simulator signs with, anybody can send.
+    // Anybody can send what the simulator signs.
     assert_eq!(complaints(id("WEBHOOK_ID", Environment::Live)), ["PAYPAL_WEBHOOK_ID"]);
     assert!(complaints(id("WEBHOOK_ID", Environment::Sandbox)).is_empty());
     assert!(complaints(id("5FR00112AB334455C,96605875FF6516633", Environment::Live)).is_empty());
     let intermediates = Options { paypal_intermediates_file: path, ..id("5FR", Environment::Live) };
     assert_eq!(complaints(intermediates), ["PAYPAL_INTERMEDIATES_FILE"]);
-    // Nothing is that young; no limit is written by leaving it out.
+    // Nothing is that young. To have no limit, the setting is left out.
     let tolerance = |seconds| Options {
         paypal_tolerance: Some(Duration::from_secs(seconds)),
         ..id("5FR00112AB334455C", Environment::Live)
@@ -488,7 +488,7 @@ tolerance = "0s"
         assert!(two("http://x/", "http://x/").is_empty());
         assert!(two("http://x/", "http://y/")[0].contains("would never get an event"));
         assert!(problems(&format!("{}{}", route("a", "http://x/", "t"), route("b", "http://y/", "u"))).is_empty());
-        // Also against one that the settings make.
+        // Against a route that the settings make as well.
         let (_directory, options) = with(&route("stripe", "http://app/", "default"));
         let both = Options { config: options.config, ..usable() };
         assert_eq!(complaints(both).len(), 2, "the path twice, and another application");
@@ -529,9 +529,9 @@ fn w15_a_source_has_a_quarter_of_the_budget_for_bodies_unless_its_address_is_eve
     let (body, budget) = (256 << 10, 64 << 20);
     assert_eq!(per_source(body, budget, 0, None), Some(16 << 20));
     assert_eq!(per_source(body, 512 << 10, 0, None), Some(256 << 10), "the largest body fits");
-    // Behind a proxy of ours a source is what that saw, whatever holds for its connections.
+    // Behind our own proxy a source is the address that it saw, whatever holds for its connections.
     assert_eq!([per_source(body, budget, 1, None), per_source(body, budget, 1, Some(0))], [Some(16 << 20); 2]);
-    // Something hides who connects.
+    // Something hides the senders' addresses.
     assert_eq!(per_source(body, budget, 0, Some(0)), None);
     assert_eq!(per_source(body, budget, 0, Some(4_096)), Some(16 << 20));
 }

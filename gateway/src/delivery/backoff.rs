@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Doubling pauses with jitter: gateways that lost the sidecar at the same moment do not come back at the same moment.
+/// Doubling pauses with jitter, so that gateways that lost the sidecar at the same moment do not all come back at the same
+/// moment.
 pub(super) struct Backoff {
     next: Duration,
     max: Duration,
@@ -17,7 +18,7 @@ impl Backoff {
         Self { next: Duration::from_millis(100), max: Duration::from_secs(2) }
     }
 
-    /// For marks, as long as it takes: 100 ms up to 30 s.
+    /// For marks, which are repeated as long as it takes: 100 ms up to 30 s.
     pub(super) fn marks() -> Self {
         Self { next: Duration::from_millis(100), max: Self::MARKS_MAX }
     }

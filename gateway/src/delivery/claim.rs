@@ -53,8 +53,8 @@ enum Mode {
     Enforce { patience: Duration },
     /// Nobody: the event is delivered either way.
     Observe,
-    /// An event whose provider was sent away. It began under enforcement and stays under it, whatever its route does by now:
-    /// the provider's next try is delivered, if another one has not settled the event meanwhile.
+    /// Nobody: the provider was sent away. The event stays enforced even if its route observes by now, because what is
+    /// delivered then is the provider's next try, or the one that settled the event meanwhile.
     Resume,
 }
 
@@ -171,8 +171,8 @@ impl Courier {
             };
             let claimed = tokio::select! {
                 claimed = self.sidecar.claim(event, &claim.claim_id, wait) => claimed,
-                // It may be waiting for another attempt's outcome for longer than there is time. Asked once more it does
-                // not wait, and a lock that it has by now is marked.
+                // The call may be waiting for another attempt's outcome for longer than there is time left. The next one
+                // does not wait, and a lock that was granted by then is marked.
                 () = self.stop.cancelled(), if claim.phase != Phase::Stopping => {
                     claim.phase = Phase::Stopping;
                     continue;
@@ -227,7 +227,7 @@ impl Courier {
                 Answer::Conflict
             }
             CallErrorKind::LockLost { completed: true } => Answer::AlreadyProcessed,
-            // A repeated claim came so late that its attempt has ended: the next delivery finds out how.
+            // A repeated claim came so late that its attempt has ended: the provider's next try learns how.
             CallErrorKind::LockLost { completed: false } | CallErrorKind::ClaimEnded => {
                 Answer::Unsettled(RetryAfter::SOON)
             }

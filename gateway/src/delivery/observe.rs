@@ -1,11 +1,11 @@
-//! What becomes of an event without a lock while its route only observes ([`crate::enforcement`]): it is delivered all the
-//! same, and what would have been answered is counted and logged. A mismatch never gets here: it is refused as ever.
+//! What happens to an event without a lock while its route only observes ([`crate::enforcement`]): it is delivered anyway,
+//! and the answer that enforcing would have given is counted and logged. A mismatch never gets here: it is always refused.
 
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, digest};
 use crate::{answer::Answer, metrics::ClaimLabel, upstream::Outcome};
 
 impl Courier {
-    /// Delivers without a lock, and answers what the application does. Nothing is marked: there is no attempt to mark.
+    /// Delivers without a lock, and answers by what the application answers. Without a lock there is no attempt to mark.
     pub(super) async fn observe(&self, event: Event, slot: OwnedSemaphorePermit, no_lock: NoLock) -> Answer {
         let refusal = no_lock.into_answer();
         self.metrics.claimed(&event.route.provider, ClaimLabel::of(&refusal));

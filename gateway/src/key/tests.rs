@@ -89,7 +89,7 @@ fn types_that_the_contract_does_not_permit_become_the_digest_of_their_text() {
 
 #[test]
 fn half_a_surrogate_is_json_and_fits_nowhere() {
-    // A type is told by what stands in the body, which keeps different ones apart.
+    // The type is the digest of the raw text between the quotes, which keeps different types apart.
     for (json, event_type) in [
         (r#"{"id":"e","type":"\ud83d"}"#, by_digest(r"\ud83d")),
         (r#"{"id":"e","type":"a\ud83d\u0041\""}"#, by_digest(r#"a\ud83d\u0041\""#)),
@@ -97,7 +97,7 @@ fn half_a_surrogate_is_json_and_fits_nowhere() {
     ] {
         assert_eq!(named(&ID_ONLY, json), Ok(("e".to_owned(), event_type)), "{json}");
     }
-    // A name with one is no name that anybody wants.
+    // A member name with half a surrogate matches none of those wanted.
     for body in [r#"{"\ud83d":1,"id":"e"}"#, r#"{"id":"e","id\ud83d":"x"}"#, r#"{"id":"e","x":{"\udc00":"\ud800"}}"#] {
         assert_eq!(named(&ID_ONLY, body), Ok(("e".to_owned(), "unknown".to_owned())), "{body}");
     }

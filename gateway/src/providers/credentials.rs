@@ -1,4 +1,4 @@
-//! What several providers share: secrets that may be replaced while requests are under way, and headers that may stand
+//! What several providers share: secrets that may be replaced while requests are under way, and headers that may occur only
 //! once.
 
 use std::{
@@ -13,10 +13,10 @@ use subtle::{Choice, ConstantTimeEq as _};
 
 use super::Refusal;
 
-/// Bytes below which a secret that people choose themselves is worth a warning (W5).
+/// A secret chosen by people is worth a warning if it has fewer bytes than this (W5).
 const SECRET_BYTES_ADVISED: usize = 16;
 
-/// Keys made of secrets. A request takes all of them when it begins and keeps them, whatever is put in place meanwhile.
+/// Keys made from secrets. A request takes all of them when it begins and keeps them, whatever replaces them meanwhile.
 pub(super) struct Keys<K>(RwLock<Arc<[K]>>);
 
 impl<K> Keys<K> {
@@ -31,13 +31,12 @@ impl<K> Keys<K> {
     }
 
     pub(super) fn replace(&self, keys: Arc<[K]>) {
-        // The value is replaced as a whole, so a panic elsewhere leaves nothing half done.
+        // The value is replaced as a whole, so a panic elsewhere cannot leave it half done.
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
     }
 }
 
-/// The value of a signature header. Which of two would be verified is a guess, and the application might guess
-/// differently (W7).
+/// The value of a signature header. Two are refused: the application might verify the other one (W7).
 pub(super) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'h [u8], Refusal> {
     let mut values = headers.get_all(name).iter();
     let value = values.next().ok_or(Refusal::MissingHeader)?;
@@ -47,7 +46,7 @@ pub(super) fn single<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<&'
     Ok(value.as_bytes())
 }
 
-/// A keyed hash for each secret, its text being the key, already absorbed: cloning one costs a copy, not two
+/// A keyed hash for each secret, whose text is the key. The key is already absorbed: cloning a hash costs a copy, not two
 /// compressions.
 pub(super) fn hmac_keys<M: KeyInit>(secrets: &[Secret]) -> Arc<[M]> {
     secrets
@@ -56,8 +55,8 @@ pub(super) fn hmac_keys<M: KeyInit>(secrets: &[Secret]) -> Arc<[M]> {
         .collect()
 }
 
-/// The place of the first of `keys` that signs `parts` with any of `candidates`. Every key against every candidate, without an early exit
-/// (W4): what the time tells is only how many there are.
+/// The place of the first of `keys` that signs `parts` with any of `candidates`. Every key is compared with every
+/// candidate, without an early exit (W4): the time reveals only how many there are.
 pub(super) fn hmac_matches<M: hmac::Mac + Clone, const N: usize>(
     keys: &[M],
     parts: &[&[u8]],
@@ -75,14 +74,14 @@ pub(super) fn hmac_matches<M: hmac::Mac + Clone, const N: usize>(
             matched |= wanted.as_slice().ct_eq(candidate);
         }
         if matched.into() {
-            // Tells only whoever could sign anyway.
+            // The branch reveals something only to a sender that can sign anyway.
             first = first.or(Some(place));
         }
     }
     first
 }
 
-/// Says so when a secret is short. Only for those that people make up.
+/// Warns if a secret is short. Only for those that people make up.
 pub(super) fn warn_of_short(provider: &'static str, secrets: &[Secret]) {
     for secret in secrets {
         let bytes = secret.expose().len();
@@ -92,7 +91,7 @@ pub(super) fn warn_of_short(provider: &'static str, secrets: &[Secret]) {
     }
 }
 
-/// What a digit of lower-case hex stands for; [`NO_DIGIT`] for any other byte.
+/// The value of a lower-case hex digit; [`NO_DIGIT`] for any other byte.
 fn value(digit: u8) -> u8 {
     let (decimal, letter) = (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a'));
     let value = if letter < 6 { letter + 10 } else { NO_DIGIT };
@@ -100,7 +99,7 @@ fn value(digit: u8) -> u8 {
 }
 const NO_DIGIT: u8 = 0x80;
 
-/// The bytes that exactly `2 * N` digits of lower-case hex stand for.
+/// The `N` bytes of exactly `2 * N` lower-case hex digits.
 pub(super) fn lower_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let (pairs, rest) = text.as_chunks::<2>();
     if pairs.len() != N || !rest.is_empty() {
@@ -117,7 +116,7 @@ pub(super) fn lower_hex<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     (seen < NO_DIGIT).then_some(bytes)
 }
 
-/// Digits of a timestamp at most (providers.md 12.5).
+/// The most digits of a timestamp (providers.md 12.5).
 const DIGITS_MAX: usize = 12;
 
 /// A Unix time from a header, with the digits as they were sent: these were signed.

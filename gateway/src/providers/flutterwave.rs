@@ -1,5 +1,5 @@
-//! Flutterwave, in one of two versions, by configuration and without falling back from one to the other (providers.md
-//! 12.7): guessing would let whoever wants choose the weak one.
+//! Flutterwave, in one of two versions, chosen by configuration and without falling back from one to the other
+//! (providers.md 12.7): with guessing, an attacker could choose the weak one.
 //!
 //! - v4: `flutterwave-signature`, HMAC-SHA256 of the body in base64, keyed with the secret hash of the dashboard.
 //! - v3: `verif-hash` repeats that secret hash. It proves nothing about the body (G11, W2): whoever has seen one request
@@ -41,8 +41,8 @@ const HEADER_V3: HeaderName = HeaderName::from_static("verif-hash");
 
 /// Passed on to the application (G7).
 pub(crate) static SIGNATURE_HEADERS_V4: [HeaderName; 1] = [HEADER_V4];
-/// Passed on to the application (G7), which has nothing else to verify with. It is the secret itself: the way to the
-/// application has to be as trustworthy as the application.
+/// Passed on to the application (G7), which has nothing else to verify with. It is the secret itself, so the network up to
+/// the application has to be as trustworthy as the application.
 pub(crate) static SIGNATURE_HEADERS_V3: [HeaderName; 1] = [HEADER_V3];
 
 /// What Flutterwave sends to an endpoint. There is no default.
@@ -88,7 +88,7 @@ impl Flutterwave {
         Self { scheme }
     }
 
-    /// The version that it takes.
+    /// The version that it accepts.
     #[must_use]
     pub fn version(&self) -> Version {
         match self.scheme {
@@ -111,7 +111,7 @@ impl Flutterwave {
                 let keys = keys.get()?;
                 // Bytes, not text: a secret hash may be any text, in any encoding (providers.md 12.2).
                 let value = credentials::single(headers, &HEADER_V3)?;
-                // Nothing in the body counts, so it need not be read when the header is wrong.
+                // The body plays no part, so it need not be read when the header is wrong.
                 Inner::V3 { secret: repeats_any(&keys, value).ok_or(Refusal::BadSignature)? }
             }
             Scheme::V4(keys) => {
@@ -134,7 +134,7 @@ fn digests(secrets: &[Secret]) -> Arc<[[u8; 32]]> {
     secrets.iter().map(|secret| Sha256::digest(secret.expose().as_bytes()).into()).collect()
 }
 
-/// Compared as digests, so that neither length nor content of a secret shows in the time (W4).
+/// Compared as digests, so that the time reveals neither the length nor the content of a secret (W4).
 fn repeats_any(digests: &[[u8; 32]], value: &[u8]) -> Option<usize> {
     let sent: [u8; 32] = Sha256::digest(value).into();
     // To the end, whichever matches.
@@ -146,7 +146,7 @@ fn repeats_any(digests: &[[u8; 32]], value: &[u8]) -> Option<usize> {
 
 /// Base64 of 32 bytes, padded. What does not decode matches nothing.
 fn decode(text: &[u8]) -> Option<[u8; 32]> {
-    // Checked first, so that a stranger's header costs no memory.
+    // The length is checked first, so that a stranger's header costs no memory.
     if text.len() != 44 {
         return None;
     }

@@ -1,13 +1,12 @@
 //! PayPal: RSA PKCS#1 v1.5 with SHA-256 over `transmission id|time|webhook id|CRC-32 of the body`, verified with a
 //! certificate whose address stands in the request.
 //!
-//! What the request names is not trusted for that: the address has to be one of PayPal's (`cert_url`), the certificate
-//! has to lead to a public root and to bear PayPal's name (`trust`), and strangers cannot make the gateway fetch more
-//! than a little (`store`). The webhook id is configuration, never taken from the request: it ties a notification to this
-//! endpoint.
+//! That does not mean that the request is trusted: the address has to be one of PayPal's (`cert_url`), the certificate has
+//! to lead to a public root and bear PayPal's name (`trust`), and strangers can make the gateway fetch only a little
+//! (`store`). The webhook id is configuration, never taken from the request: it ties a notification to this endpoint.
 //!
-//! The body is bound by a CRC only. Whoever saw one genuine set of headers can pair it with any body padded to the same
-//! CRC; so the transmission id goes to the ledger, which refuses it with another body.
+//! The signature covers only a CRC of the body. Whoever has seen one genuine set of headers can use it with any body padded
+//! to the same CRC; so the transmission id goes to the ledger, which refuses it with another body.
 
 mod address;
 pub(crate) mod cert_url;
@@ -55,13 +54,13 @@ const VERSION: HeaderName = HeaderName::from_static("paypal-auth-version");
 /// Passed on to the application (G7).
 pub(crate) static SIGNATURE_HEADERS: [HeaderName; 6] = [ID, TIME, SIGNATURE, CERT_URL, ALGORITHM, VERSION];
 
-/// The headers with the longest value that PayPal's own verification API takes.
+/// The headers, with the longest value of each that PayPal's own verification API takes.
 const HEADERS: [(HeaderName, usize); 5] = [(ID, 50), (TIME, 100), (SIGNATURE, 500), (CERT_URL, 500), (ALGORITHM, 100)];
 
 /// The one algorithm (W6). The name in the header is compared with it and chooses nothing.
 const ALGORITHM_NAME: &[u8] = b"SHA256withRSA";
 
-/// What PayPal's simulator signs with: whoever accepts it accepts made-up events from anybody.
+/// The webhook id that PayPal's simulator signs with: accepting it means accepting made-up events from anybody.
 const SIMULATOR_WEBHOOK_ID: &str = "WEBHOOK_ID";
 
 /// Bytes of a webhook id; PayPal's have 17.
@@ -90,7 +89,7 @@ pub struct PayPal {
 pub(crate) enum Certificates {
     /// Fetched or read from a directory, and kept.
     Store(Arc<Store>),
-    /// Given beforehand, by URL: for looking into one request.
+    /// Given beforehand, by URL, to examine a single request.
     Given(Arc<HashMap<String, String>>),
 }
 
@@ -111,7 +110,7 @@ impl PayPal {
         Certificates::Store(Store::new(source, trust.clone()))
     }
 
-    /// Whom it believes about certificates.
+    /// Whom it trusts to issue certificates.
     pub(crate) fn trust(&self) -> &Trust {
         &self.trust
     }
@@ -131,7 +130,7 @@ impl PayPal {
 
     pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
         let webhook_ids = self.webhook_ids.get()?;
-        // A missing header is said before a malformed one, whatever their order.
+        // A missing header is reported before a malformed one, whatever their order.
         if HEADERS.iter().any(|(name, _)| !headers.contains_key(name)) {
             return Err(Refusal::MissingHeader);
         }
@@ -145,7 +144,7 @@ impl PayPal {
             return Err(Refusal::UnsupportedAlgorithm);
         }
         let url = CertUrl::parse(url, self.environment).ok_or(Refusal::UntrustedCertUrl)?;
-        // What does not decode, or has no key's length, matches nothing; said here, it costs no fetch.
+        // What does not decode, or has the length of no key, matches nothing; refused here, it costs no fetch.
         let signature = STANDARD.decode(signature).ok().filter(|signature| trust::may_be_signature(signature));
         let signature = signature.ok_or(Refusal::BadSignature)?;
         let sent = match self.tolerance {
@@ -166,7 +165,7 @@ impl PayPal {
     }
 }
 
-/// A part of what is signed. A bar in it would move the borders between the parts.
+/// A part of the signed text. A bar in it would shift the boundaries between the parts.
 fn signed_text(value: &[u8]) -> Result<&str, Refusal> {
     let permitted = |byte: &u8| (0x21..=0x7E).contains(byte) && *byte != b'|';
     let text = std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.as_bytes().iter().all(permitted));
@@ -214,7 +213,7 @@ pub struct Verification {
     time: String,
     url: CertUrl,
     signature: Vec<u8>,
-    /// The limit of age, with the time when it was sent.
+    /// The age limit, with the time when the request was sent.
     limit: Option<(Duration, SystemTime)>,
     /// Who sent it, where that is known.
     pub(super) sender: Option<Sender>,

@@ -1,7 +1,7 @@
 //! Paystack: `x-paystack-signature`, HMAC-SHA512 of the body in lower-case hex, keyed with the account's API secret key.
 //!
-//! There is no webhook secret of its own, no time and no event id: what is recorded in the ledger
-//! is the only defence against a replay (W2).
+//! Paystack has no separate secret for webhooks, and sends neither a time nor an event id: what the ledger has recorded is
+//! the only defence against a replay (W2).
 
 use std::{fmt, sync::Arc};
 
@@ -13,8 +13,8 @@ use sha2::Sha512;
 use super::{BadSecret, Refusal, credentials};
 use crate::key::{Members, Paths};
 
-/// What names an event. The number of the row in `data.id` comes last: it is missing from refunds, and the tables that
-/// transactions, transfers and disputes stand in number their rows independently.
+/// What names an event. The row number in `data.id` comes last: refunds lack it, and transactions, transfers and disputes
+/// are numbered independently of each other.
 pub(crate) static MEMBERS: Members = Members {
     paths: Paths::new(&[
         &["event"],
@@ -39,7 +39,7 @@ pub(crate) static SIGNATURE_HEADERS: [HeaderName; 1] = [HEADER];
 
 type KeyState = Hmac<Sha512>;
 
-/// How the keys of the two modes begin.
+/// The prefixes of the keys of the two modes.
 const TEST_KEY: &str = "sk_test_";
 const LIVE_KEY: &str = "sk_live_";
 
@@ -180,7 +180,7 @@ mod tests {
             let sent = crate::key::sent(&MEMBERS, None, body.as_bytes()).unwrap();
             assert_eq!(sent.event_id, None);
         }
-        // Nothing tells one from another: only the body does.
+        // Only the body tells one from another.
         let body = br#"{"event":"customeridentification.success","data":{"customer_id":"1","status":"ok"}}"#;
         let digest: [u8; 32] = Sha256::digest(body).into();
         let identity = crate::key::identify(&MEMBERS, None, body, || digest).unwrap();

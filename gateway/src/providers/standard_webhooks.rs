@@ -1,8 +1,9 @@
-//! Standard Webhooks (standardwebhooks.com, also known from Svix), for services of one's own and whoever else signs so:
-//! `webhook-id`, `webhook-timestamp` and `webhook-signature: v1,… v1a,…` over id, time and body, joined by full stops.
+//! Standard Webhooks (standardwebhooks.com, also known from Svix), for your own services and anybody else who signs like
+//! this: `webhook-id`, `webhook-timestamp` and `webhook-signature: v1,… v1a,…` over id, time and body, joined by full
+//! stops.
 //!
-//! `v1` is HMAC-SHA256 with the base64-decoded part of `whsec_…`, `v1a` Ed25519 with the public key in `whpk_…`; both in
-//! base64. The id is signed and the same over retries: it names the event.
+//! `v1` is HMAC-SHA256 with the base64-decoded part of `whsec_…`, `v1a` is Ed25519 with the public key in `whpk_…`; both
+//! are in base64. The id is signed and stays the same over retries, so it names the event.
 
 use std::{
     fmt,
@@ -39,16 +40,16 @@ const OLD_ID: HeaderName = HeaderName::from_static("svix-id");
 const OLD_TIMESTAMP: HeaderName = HeaderName::from_static("svix-timestamp");
 const OLD_SIGNATURE: HeaderName = HeaderName::from_static("svix-signature");
 
-/// Passed on to the application (G7), unless the hop to it is signed, which has these names of its own.
+/// Passed on to the application (G7), unless the gateway signs the hop, which uses these names itself.
 pub(crate) static SIGNATURE_HEADERS: [HeaderName; 6] = [ID, TIMESTAMP, SIGNATURE, OLD_ID, OLD_TIMESTAMP, OLD_SIGNATURE];
 
-/// Entries looked at in one header: the cap bounds the work that a stranger can cause (providers.md 12.4).
+/// How many entries of one header are looked at: the cap bounds the work that a stranger can cause (providers.md 12.4).
 const SIGNATURES_MAX: usize = 16;
 
 /// How old, or how far in the future, a signature may be by default: what the specification's libraries use.
 pub const TOLERANCE: Duration = Duration::from_secs(300);
 
-/// Standard Webhooks with their secrets.
+/// Standard Webhooks with its secrets.
 pub struct StandardWebhooks {
     keys: credentials::Keys<Key>,
     tolerance: Duration,
@@ -66,7 +67,7 @@ impl StandardWebhooks {
     ///
     /// # Errors
     ///
-    /// A secret that is no key.
+    /// A secret is not a key.
     pub fn new(secrets: &[Secret], tolerance: Duration) -> Result<Self, BadSecret> {
         Ok(Self { keys: credentials::Keys::new(keys(secrets)?), tolerance })
     }
@@ -78,7 +79,7 @@ impl StandardWebhooks {
 
     pub(super) fn begin(&self, headers: &HeaderMap) -> Result<Verification, Refusal> {
         let keys = self.keys.get()?;
-        // One set of names or the other, never some of each: what was signed together arrives together.
+        // One set of names or the other, never a mixture: what was signed together arrives together.
         let old = [OLD_ID, OLD_TIMESTAMP, OLD_SIGNATURE];
         let new = [ID, TIMESTAMP, SIGNATURE];
         let any = |names: &[HeaderName; 3]| names.iter().any(|name| headers.contains_key(name));
@@ -107,7 +108,7 @@ impl StandardWebhooks {
     }
 }
 
-/// A missing header is said before a malformed one.
+/// A missing header is reported before a malformed one.
 fn all_present<T>(
     id: Result<T, Refusal>,
     timestamp: Result<T, Refusal>,
@@ -172,7 +173,7 @@ impl Candidates {
             }
             let Some(comma) = entry.iter().position(|&byte| byte == b',') else { continue };
             let (version, text) = (&entry[..comma], &entry[comma + 1..]);
-            // What does not decode matches nothing; other versions are the specification's to add.
+            // What does not decode matches nothing. The specification may add other versions.
             match version {
                 b"v1" => {
                     known += 1;
@@ -218,7 +219,7 @@ impl Verification {
                 Key::Hmac(key) => {
                     credentials::hmac_matches(std::slice::from_ref(key), &parts, &self.candidates.hmac).is_some()
                 }
-                // Public: nothing to learn from the time.
+                // The key is public: there is nothing to learn from the time.
                 Key::Ed25519(key) if !self.candidates.ed25519.is_empty() => {
                     let message = parts.concat();
                     let key = UnparsedPublicKey::new(&ED25519, key);

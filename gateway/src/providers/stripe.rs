@@ -1,8 +1,8 @@
 //! Stripe: `Stripe-Signature: t=…,v1=…[,v1=…]`, HMAC-SHA256 in lower-case hex over `t`, a full stop and the body.
 //!
-//! The key is the whole text of the secret with its `whsec_`; nothing is base64-decoded. Where
-//! the official libraries differ, the strict side was taken: exactly one `t`, digits only, the limit in both directions,
-//! no blanks, lower-case hex.
+//! The key is the whole text of the secret with its `whsec_`; nothing is base64-decoded. Where the official libraries
+//! differ, this follows the strictest: exactly one `t`, digits only, the limit in both directions, no blanks, lower-case
+//! hex.
 
 use std::{
     fmt,
@@ -31,8 +31,8 @@ const HEADER: HeaderName = HeaderName::from_static("stripe-signature");
 /// Passed on to the application (G7).
 pub(crate) static SIGNATURE_HEADERS: [HeaderName; 1] = [HEADER];
 
-/// Signatures looked at in one header. Stripe sends one per active secret; the cap bounds the work that a stranger can
-/// cause (providers.md 12.4).
+/// How many signatures of one header are looked at. Stripe sends one per active secret; the cap bounds the work that a
+/// stranger can cause (providers.md 12.4).
 const SIGNATURES_MAX: usize = 16;
 
 /// How old, or how far in the future, a signature may be by default: what Stripe's libraries use.
@@ -72,7 +72,7 @@ impl fmt::Debug for Stripe {
     }
 }
 
-/// The header, read.
+/// The parsed header.
 struct Signature {
     timestamp: Timestamp,
     /// While a secret is replaced there are two.
@@ -98,7 +98,7 @@ impl Signature {
                     // What does not decode matches nothing, like in the official libraries.
                     candidates.extend(credentials::lower_hex(value));
                 }
-                // Unknown schemes are Stripe's to add. v0 among them is for test events: accepting it is a downgrade.
+                // Stripe may add other schemes. v0 is for test events: accepting it would be a downgrade.
                 _ => {}
             }
         }

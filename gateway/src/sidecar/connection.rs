@@ -1,4 +1,4 @@
-//! What carries calls to a sidecar: gRPC over some transport, or nothing at all in the sidecar's own process.
+//! How calls get to a sidecar: by gRPC over some transport, or directly within the sidecar's own process.
 
 use std::{fmt, sync::Arc};
 
@@ -38,9 +38,9 @@ impl Connection {
         Self(Arc::new(Remote(IdempotencyServiceClient::new(Traced(BoxCloneSyncService::new(transport))))))
     }
 
-    /// The sidecar's service in this process: nothing is encoded, and nothing can be lost on the way. `is_duplicate` says,
-    /// without a wait, whether CheckAndLock would be answered as a plain duplicate, and counts that as the call then: most
-    /// webhooks that come again need nothing else. Where it says no, the call is made.
+    /// The sidecar's service in this process: nothing is encoded, and nothing can be lost on the way. `is_duplicate` says
+    /// without waiting whether CheckAndLock would answer that this is a plain duplicate; if so, it counts as that call, and
+    /// most webhooks that come again need nothing else. If it says no, the call is made.
     pub fn within<S, D>(service: S, is_duplicate: D) -> Self
     where
         S: IdempotencyService,
@@ -54,7 +54,7 @@ impl Connection {
     }
 }
 
-/// What came in, as far as it can tell a plain duplicate.
+/// What came in, as far as it is needed to recognise a plain duplicate.
 #[derive(Clone, Copy)]
 pub struct Question<'a> {
     /// Whose it is.
@@ -65,7 +65,7 @@ pub struct Question<'a> {
     pub event_id: &'a str,
     /// The body.
     pub payload: &'a [u8],
-    /// SHA-256 of that, which takes a while where nobody has asked for it before.
+    /// SHA-256 of the body. The first call computes it, which takes a while.
     pub payload_digest: &'a dyn Fn() -> [u8; 32],
 }
 
@@ -78,7 +78,7 @@ impl From<Pool> for Connection {
 /// What a gateway asks of a sidecar.
 #[tonic::async_trait]
 pub(super) trait Calls: Send + Sync {
-    /// Whether it is known at once to be a plain duplicate; then that was counted as the call.
+    /// Whether this is known at once to be a plain duplicate; if so, it was counted as the call.
     fn is_duplicate(&self, question: Question<'_>) -> bool;
 
     async fn check_and_lock(
@@ -104,8 +104,8 @@ pub(super) trait Calls: Send + Sync {
     async fn stats(&self, request: Request<v1::StatsRequest>) -> Result<Response<v1::StatsResponse>, Status>;
 }
 
-/// What a transport failed with. A type of its own, since the compiler cannot prove a boxed error `Send` in futures that
-/// borrow.
+/// The error of a transport. A type of its own, because the compiler cannot prove that a boxed error is `Send` in futures
+/// that borrow.
 #[derive(Debug, thiserror::Error)]
 #[error("the call was not carried")]
 struct TransportError(#[source] BoxError);

@@ -14,12 +14,12 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 use tower::Service;
 
-/// How often an idle connection is asked whether it is alive, and how long that may take: a sidecar that vanished
-/// without a word is noticed before an event waits for it.
+/// How often an idle connection is asked whether it is alive, and how long the answer may take: a sidecar that vanished
+/// silently is noticed before an event waits for it.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a sidecar is, and how it is spoken to.
+/// Where a sidecar is, and how to speak to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Dial {
     /// Over TCP; `tls` holds the name that the certificate has to be for.
@@ -68,7 +68,7 @@ pub(super) async fn connect(dial: &Dial, tls: Option<&ClientTls>, limit: Duratio
                         Ok(Box::new(tls.connect(name, stream).await?) as Box<dyn Stream>)
                     }
                     (None, _) => Ok(Box::new(stream) as Box<dyn Stream>),
-                    // Nothing is ever sent in the clear that was meant for TLS.
+                    // What is meant for TLS is never sent in the clear.
                     (Some(_), None) => Err(io::Error::other("TLS is wanted and not configured")),
                 }
             }
@@ -82,7 +82,7 @@ pub(super) fn channel(dial: &Dial, tls: Option<ClientTls>, limit: Duration) -> C
     endpoint(dial, limit).connect_with_connector_lazy(connector(dial.clone(), tls, limit))
 }
 
-/// The same, connected by now.
+/// The same, already connected.
 pub(super) async fn connected(
     dial: &Dial,
     tls: Option<ClientTls>,
@@ -99,7 +99,7 @@ fn endpoint(dial: &Dial, limit: Duration) -> Endpoint {
     };
     let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
     let origin = origin.expect("scheme, authority and path make a URI");
-    // The connector knows better where to go.
+    // A placeholder: the connector knows where to go.
     Endpoint::from_static("http://sidecar")
         .origin(origin)
         .connect_timeout(limit)

@@ -1,4 +1,4 @@
-//! How sidecars are reached, as configured: for the gateway and for the operators' commands alike.
+//! How sidecars are reached, as configured, for the gateway and the operators' commands alike.
 
 use std::{
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use super::{
 /// gRPC is spoken over HTTP/2 and nothing else.
 const PROTOCOLS: &[&[u8]] = &[b"h2"];
 
-/// What is configured, not yet checked. Problems name the settings of the environment.
+/// The configuration, not yet checked. Problems are named after the environment variables.
 #[derive(Debug, Clone)]
 pub struct ReachOptions {
     /// SIDECAR_URL: `http://`, `https://` or `unix:`, several separated by commas.
@@ -46,7 +46,7 @@ pub struct ReachOptions {
     pub connect_timeout: Duration,
     /// How often names are resolved again.
     pub resolve_interval: Duration,
-    /// How often files are looked at for changes.
+    /// How often files are checked for changes.
     pub reload: Duration,
 }
 
@@ -69,8 +69,8 @@ pub(super) enum Token {
 }
 
 impl Reach {
-    /// A connection to one sidecar, the first that can be reached, with nothing around it: neither balance nor retries, and
-    /// no token. For whoever measures a sidecar.
+    /// A connection to one sidecar, the first that can be reached, with nothing around it: no balancing, no retries and no
+    /// token. For measuring a sidecar.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Reach {
         Err(last)
     }
 
-    /// What calls are to carry as `authorization`.
+    /// The value of `authorization` on calls.
     #[must_use]
     pub fn authorization(&self) -> Option<HeaderValue> {
         self.token.as_ref().map(Token::current)
@@ -154,7 +154,7 @@ impl ReachOptions {
         let given = |path: &Option<PathBuf>| path.clone().filter(|path| !path.as_os_str().is_empty());
         let (ca, certificate, key) = (given(&self.ca_file), given(&self.cert_file), given(&self.key_file));
         if !wanted {
-            // An `https://` that was forgotten must not go unnoticed, and neither a certificate that is of no use.
+            // Neither a forgotten `https://` nor a certificate that is never used must go unnoticed.
             if ca.is_some() || certificate.is_some() {
                 checks.problem("SIDECAR_URL", "has no https://, and there are files for TLS: leave one or the other");
             }
@@ -178,7 +178,7 @@ impl ReachOptions {
         if let Some((certificate, key)) = &files.identity {
             settings.extend([("SIDECAR_CLIENT_CERT_FILE", &**certificate), ("SIDECAR_CLIENT_KEY_FILE", &**key)]);
         }
-        // Without any it is the system's authorities that cannot be had.
+        // Without any file, it is the system's authorities that cannot be read.
         if settings.is_empty() {
             settings.push(("SIDECAR_CA_FILE", Path::new("")));
         }

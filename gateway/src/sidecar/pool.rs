@@ -1,11 +1,11 @@
-//! All sidecars as one: calls go to the less busy of two, away from those that fail, and once more where that is safe.
+//! All sidecars as one: a call goes to the less busy of two, avoids those that fail, and is repeated where that is safe.
 //!
-//! A name is resolved again every few seconds, for one HTTP/2 connection to a Kubernetes Service would stay with one pod
-//! for ever. When it cannot be resolved, the addresses that are known stay.
+//! A name is resolved again every few seconds, because a single HTTP/2 connection to a Kubernetes Service would stay with
+//! one pod for ever. When it cannot be resolved, the known addresses stay.
 //!
 //! A call is repeated here, byte for byte and therefore with its `claim_id`, when its connection could not be made, broke,
-//! or led to a sidecar that is overloaded; at most twice, within a budget of a tenth of all calls, so that retries do not
-//! make an outage worse. Whatever the sidecar itself answers besides is the caller's to judge (`docs/errors.md`).
+//! or led to an overloaded sidecar: at most twice, and within a budget of a tenth of all calls, so that retries do not make
+//! an outage worse. Any other answer of the sidecar is for the caller to judge (`docs/errors.md`).
 
 use std::{
     error::Error as StdError,
@@ -49,10 +49,10 @@ use super::{
     target::{Resolve, SystemResolver},
 };
 
-/// Tries after the first.
+/// How many tries may follow the first.
 const RETRIES_MAX: u32 = 2;
 
-/// Retries as a share of calls, and those a second that a quiet gateway may make all the same.
+/// Retries as a share of calls, and how many a second even a quiet gateway may make.
 const RETRIES_SHARE: f32 = 0.1;
 const RETRIES_A_SECOND: u32 = 5;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
@@ -65,10 +65,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(20);
 const ASIDE_MIN: Duration = Duration::from_millis(200);
 const ASIDE_MAX: Duration = Duration::from_secs(5);
 
-/// What has gone wrong is a reason to resolve at once, but not more often than this.
+/// A failure is a reason to resolve at once, but not more often than this.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
-/// Sidecars, as a tower service. Cloning is cheap; clones share everything. What runs in the background ends with the last.
+/// Sidecars as a tower service. Cloning is cheap; clones share everything. The background task ends with the last clone.
 #[derive(Clone)]
 pub struct Pool {
     shared: Arc<Shared>,
@@ -81,9 +81,9 @@ struct Shared {
     resolver: Arc<dyn Resolve>,
     members: RwLock<Arc<[Arc<Member>]>>,
     budget: TpsBudget,
-    /// Somebody found the addresses wanting.
+    /// Notified when the known addresses did not do.
     wanting: Notify,
-    /// The members have changed, or could not be found.
+    /// Notified after each resolution, whether it found members or not.
     resolved: Notify,
     retries: Counter,
     retries_refused: Counter,
@@ -117,7 +117,7 @@ impl Pool {
         Self::with_resolver(reach, SystemResolver)
     }
 
-    /// The same, with another idea of what names stand for.
+    /// The same, with another resolver.
     #[must_use]
     pub fn with_resolver(reach: Reach, resolver: impl Resolve) -> Self {
         let mut background = JoinSet::new();
@@ -142,7 +142,7 @@ impl Pool {
         Self { shared, _background: Arc::new(background) }
     }
 
-    /// Connects to any of them now, to say at once that nobody is there.
+    /// Connects to any of them now, so that the caller knows at once if none can be reached.
     ///
     /// # Errors
     ///
@@ -166,7 +166,7 @@ impl Pool {
         Arc::new(move || shared.render())
     }
 
-    /// When the certificates end that sidecars are called with.
+    /// When the certificates for calls to sidecars expire.
     #[must_use]
     pub fn certificates(&self) -> Certificates {
         let tls = self.shared.reach.tls.clone();
@@ -189,7 +189,7 @@ impl Service<http::Request<Body>> for Pool {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Which one is asked is not known before the call; what keeps calls within bounds is the courier's.
+        // Which member is asked is decided in the call. Calls are bounded by the courier's slots.
         Poll::Ready(Ok(()))
     }
 
@@ -226,7 +226,7 @@ impl Shared {
                 member.failed(Instant::now());
                 self.wanting.notify_one();
             }
-            // After a try that may have had an effect, one that had none says nothing about that.
+            // A try without effect says nothing about an earlier one that may have had an effect.
             let settles = matches!(verdict, Verdict::Done) || unknown.is_none();
             let again = matches!(verdict, Verdict::NotDone | Verdict::Unknown) && tries < RETRIES_MAX;
             if !again || !self.budget.withdraw() {
@@ -289,13 +289,13 @@ impl Shared {
             return members;
         }
         self.wanting.notify_one();
-        // The time-out of a connection, which this is a part of.
+        // Bounded like a connection, of which this is a part.
         let _ = tokio::time::timeout(self.reach.connect_timeout, resolved).await;
         self.members()
     }
 
     async fn keep_resolving(self: Arc<Self>) {
-        // Of each target, where it was last: kept while its name cannot be resolved, and no longer.
+        // The last known addresses of each target, kept only as long as its name cannot be resolved.
         let mut dials = vec![Vec::new(); self.reach.targets.len()];
         loop {
             self.resolve(&mut dials).await;
@@ -360,26 +360,26 @@ impl Shared {
     }
 }
 
-/// What a try came to.
+/// How a try ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The sidecar did its work, or says why it will not.
+    /// The sidecar did its work, or said why it will not.
     Done,
-    /// It cannot or will not at the moment, and neither would another.
+    /// It cannot or will not do it at the moment, and neither would another.
     Refused,
-    /// Nothing happened, and another might.
+    /// It did nothing, and another might do it.
     NotDone,
     /// Nobody knows.
     Unknown,
 }
 
-/// Errors stand in the headers of an answer that has no body. Those of the stream end up with the caller.
+/// Errors stand in the headers of an answer without a body. Errors later in the stream are left to the caller.
 fn verdict(response: &http::Response<Body>) -> Verdict {
     let headers = response.headers();
     if !headers.contains_key("grpc-status") {
         return match response.status().as_u16() {
             200 => Verdict::Done,
-            // No sidecar's: by these a proxy says that the call may have reached one.
+            // Not from a sidecar: with these a proxy says that the call may have reached one.
             429 | 502..=504 => Verdict::Unknown,
             _ => Verdict::Refused,
         };
@@ -387,7 +387,7 @@ fn verdict(response: &http::Response<Body>) -> Verdict {
     let Some(status) = Status::from_header_map(headers) else { return Verdict::Done };
     match status.code() {
         Code::Unavailable => {}
-        // Turned away before anything was looked at, which says nothing of an earlier try that was not.
+        // Turned away before it was looked at, which says nothing about an earlier try that was looked at.
         Code::Unauthenticated | Code::PermissionDenied | Code::ResourceExhausted | Code::Unimplemented => {
             return Verdict::Refused;
         }
@@ -395,7 +395,7 @@ fn verdict(response: &http::Response<Body>) -> Verdict {
     }
     match status.get_details_error_info() {
         Some(info) if info.domain == reason::DOMAIN && info.reason == reason::OVERLOADED => Verdict::NotDone,
-        // The store's trouble is everybody's.
+        // The store is the same for every sidecar.
         Some(_) => Verdict::Refused,
         // A proxy's, or a connection's that broke after the headers.
         None => Verdict::Unknown,
@@ -414,7 +414,7 @@ pub(super) fn never_sent(error: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Of two at random the less busy one (power of two choices), not the one asked before and none that is set aside, as long
+/// The less busy of two chosen at random (power of two choices). Avoids the one asked before and those set aside, as long
 /// as there are others.
 fn pick(members: &[Arc<Member>], before: Option<&Arc<Member>>, now: Instant) -> Option<Arc<Member>> {
     let is_other = |member: &&Arc<Member>| !before.is_some_and(|before| Arc::ptr_eq(before, member));
@@ -426,7 +426,7 @@ fn pick(members: &[Arc<Member>], before: Option<&Arc<Member>>, now: Instant) -> 
 fn less_busy<'m>(members: impl Iterator<Item = &'m Arc<Member>> + Clone) -> Option<&'m Arc<Member>> {
     let mut rng = rand::rng();
     let (one, other) = (members.clone().choose(&mut rng)?, members.choose(&mut rng)?);
-    // Of equals the first, which is any.
+    // Of equals the first, which is a random one.
     [one, other].into_iter().min_by_key(|member| member.in_flight.load(Relaxed))
 }
 
@@ -454,8 +454,8 @@ impl Member {
     }
 }
 
-/// Counts a call while it is under way. One that its caller gave up before there was an answer or an error is a failure. The
-/// channel ends a call at its deadline as well, but not sooner than the caller, and after a retry later.
+/// Counts a call while it is under way. A call whose caller gave up before there was an answer or an error is a failure.
+/// The channel ends a call at its deadline as well, but no sooner than the caller does, and later after a retry.
 struct InFlight<'a> {
     pool: &'a Shared,
     member: &'a Member,
@@ -493,7 +493,7 @@ mod tests {
         for status in [429, 502, 503, 504] {
             assert_eq!(answered(status, None), Verdict::Unknown, "{status}");
         }
-        // Who says it in gRPC's words is heard by them.
+        // An answer with a gRPC status is judged by that.
         assert_eq!(answered(503, Some("7")), Verdict::Refused);
     }
 }

@@ -1,4 +1,4 @@
-//! Where sidecars are: what SIDECAR_URL says, and what its names stand for at the moment.
+//! Where sidecars are: what SIDECAR_URL says, and what its names resolve to at the moment.
 
 use std::{
     borrow::Cow,
@@ -15,7 +15,7 @@ use oncegate_runtime::config::Problem;
 use super::dial::Dial;
 use crate::url;
 
-/// The port that a URL means that names none.
+/// The port of a URL that names none.
 const PORT: u16 = 50_051;
 
 /// One part of SIDECAR_URL.
@@ -38,7 +38,7 @@ impl Target {
         }
     }
 
-    /// Its addresses at the moment, as they are dialled.
+    /// Its current addresses, ready to be dialled.
     pub(super) async fn dials(&self, resolver: &dyn Resolve) -> io::Result<Vec<Dial>> {
         match self {
             Self::Unix(path) => Ok(vec![Dial::Unix(path.clone())]),
@@ -97,7 +97,7 @@ fn target(text: &str) -> Result<Target, Problem> {
 }
 
 fn problem(text: &str, why: &str) -> Problem {
-    // Not repeated where there may be a password in it, however it is misspelt.
+    // Not repeated if it may contain a password, however misspelt it is.
     let text = if text.contains(['@', '?', '#']) { "a URL" } else { text };
     Problem::new(
         "SIDECAR_URL",
@@ -107,7 +107,7 @@ fn problem(text: &str, why: &str) -> Problem {
     )
 }
 
-/// What a name stands for.
+/// Resolves names.
 pub trait Resolve: Send + Sync + 'static {
     /// All addresses of `host`, each with `port`.
     fn resolve<'a>(
@@ -117,7 +117,7 @@ pub trait Resolve: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'a>>;
 }
 
-/// What the system says: `/etc/hosts`, DNS.
+/// The system's resolver: `/etc/hosts`, DNS.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemResolver;
 

@@ -16,8 +16,8 @@ use tower::Service;
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Https = HttpsConnector<HttpConnector>;
 
-/// A connector with a time limit over name resolution, TCP and TLS. The inner one bounds only TCP, and a handshake that
-/// stalls has sent nothing either: it must not pass for an application that may be at work.
+/// A connector with a time limit over name resolution, TCP and TLS. The inner one bounds only TCP; but a TLS handshake that
+/// stalls has sent nothing either, and must not pass for an application that may be at work.
 #[derive(Clone)]
 pub(super) struct Connector {
     https: Https,

@@ -172,7 +172,7 @@ fn g7_a_configured_secret_signs_the_hop() {
     let request = request(&parcel, UNIX_EPOCH + Duration::from_secs(1_770_000_000));
     assert_eq!(request.headers()["webhook-id"], "shop/stripe/evt_1");
     assert_eq!(request.headers()["webhook-timestamp"], "1770000000");
-    // Without a lock the application is told so, and no token that would look like one.
+    // Without a lock the application is told so, and gets no token.
     assert_eq!(request.headers()["oncegate-enforcement"], "observe");
     assert!(!request.headers().contains_key("oncegate-fencing-token"));
     let wanted = signer.sign("shop/stripe/evt_1", "1770000000", b"{}");
@@ -222,7 +222,7 @@ fn only_a_usable_retry_after_is_passed_on() {
         ("0", Some(0)),
         ("999999999", Some(999_999_999)),
         ("99999999999999999999999", Some(Duration::MAX.as_secs())),
-        // In 799 seconds; and over.
+        // In 799 seconds, and in the past.
         ("Fri, 31 Dec 1999 23:59:59 GMT", Some(799)),
         ("Thu, 30 Dec 1999 23:59:59 GMT", Some(0)),
         ("", None),

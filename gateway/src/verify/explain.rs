@@ -35,7 +35,7 @@ pub(super) fn valid(provider: &Provider, identity: Option<&Identity>) -> String 
     text
 }
 
-/// A request that was refused, with what is needed to find out why.
+/// A refused request, with what is needed to find out why.
 pub(super) struct Refused<'a> {
     pub(super) case: &'a Case,
     pub(super) provider: &'a Provider,
@@ -174,7 +174,7 @@ impl Refused<'_> {
         text
     }
 
-    /// What of the header does not even have the form of a signature.
+    /// Says if the header does not even have the form of a signature.
     fn form_of_signature(&self) -> Option<&'static str> {
         let value = |name: &str| self.headers.get(name).map(|value| value.as_bytes().to_vec());
         match self.provider {
@@ -193,7 +193,8 @@ impl Refused<'_> {
         }
     }
 
-    /// Changes that proxies, editors and frameworks make. The one that was undone where the signature then fits.
+    /// Undoes changes that proxies, editors and frameworks make to bodies, and names the one without which the signature
+    /// fits.
     async fn changed_body(&self) -> Option<&'static str> {
         let body = self.body;
         let stripped = body.strip_suffix(b"\n").map(|body| body.strip_suffix(b"\r").unwrap_or(body));
@@ -252,7 +253,7 @@ impl Refused<'_> {
     }
 }
 
-/// JSON without the white space outside its strings.
+/// The JSON without white space outside strings.
 fn without_blanks(json: &str) -> Vec<u8> {
     let mut compact = Vec::with_capacity(json.len());
     let (mut in_string, mut escaped) = (false, false);

@@ -95,7 +95,7 @@ fn cases_may_hold_more_than_is_known_and_less() {
     assert!(serde_json::from_str::<Case>(nulls).is_ok());
 }
 
-/// Vectors with bytes changed, cut and doubled at random: any verdict, never a panic.
+/// Vectors with bytes changed, cut and doubled at random get some verdict, and never cause a panic.
 #[tokio::test]
 async fn no_case_panics() {
     let text = include_str!("../../tests/vectors/webhook_signatures.json");

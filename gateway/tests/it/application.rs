@@ -1,4 +1,4 @@
-//! The application: a real HTTP server that records what it gets and answers as told.
+//! The application: a real HTTP server that records what it gets and answers as it is told.
 
 use std::{
     collections::VecDeque,
@@ -36,7 +36,7 @@ pub(crate) struct Delivery {
 pub(crate) enum Reply {
     Status(u16),
     RetryAfter(u16, &'static str),
-    /// 200, but not before [`Application::release`].
+    /// 200, but only after [`Application::release`].
     Held,
     /// Never.
     Never,
@@ -90,7 +90,7 @@ impl Application {
         self.shared.deliveries.lock().unwrap().clone()
     }
 
-    /// Waits until so many deliveries have arrived.
+    /// Waits until this many deliveries have arrived.
     pub(crate) async fn arrived(&self, count: usize) {
         let all = async {
             loop {
@@ -144,7 +144,7 @@ pub(crate) async fn that_answers(answer: String) -> String {
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let mut request = Vec::new();
-            // Every event of these tests ends like this, and nothing before it does.
+            // Every event in these tests ends like this, and nothing before the end does.
             while !request.ends_with(b"}}}") {
                 assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0, "closed early");
             }
@@ -154,7 +154,7 @@ pub(crate) async fn that_answers(answer: String) -> String {
     url
 }
 
-/// An application that closes each connection after one answer, without having said so.
+/// An application that closes each connection after one answer without announcing it.
 pub(crate) async fn that_closes_quietly() -> String {
     that_answers("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await
 }

@@ -1,5 +1,5 @@
-//! Several sidecars behind one name: each gets its share, one that dies costs no webhook, and names that cannot be resolved
-//! change nothing.
+//! Several sidecars behind one name: each gets its share, one that dies costs no webhook, and a name that cannot be
+//! resolved changes nothing.
 
 use std::{
     convert::Infallible,
@@ -44,7 +44,7 @@ use crate::{
     sidecar::{Call, Scripted, Sidecar, error},
 };
 
-/// What the name stands for at the moment: addresses, or nothing when it cannot be resolved.
+/// What the name resolves to at the moment: addresses, or nothing when it cannot be resolved.
 #[derive(Clone, Default)]
 struct Names {
     addresses: Arc<Mutex<Option<Vec<SocketAddr>>>>,
@@ -82,7 +82,7 @@ impl Served {
         Self::playing(Sidecar::default(), ip).await
     }
 
-    /// One that shares its script with others: the first of it is for whichever is asked first.
+    /// A sidecar that shares its script with others: the first answer is for whichever is asked first.
     async fn playing(sidecar: Sidecar, ip: [u8; 4]) -> Self {
         let listener = TcpListener::bind(SocketAddr::from((ip, 0))).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -169,7 +169,7 @@ async fn calls_are_shared_and_a_new_sidecar_gets_its_part() {
     balanced.deliver(60, "joined").await;
     assert!(third.claims() >= 4, "{}", third.claims());
 
-    // Gone from the name: nothing goes there any more.
+    // No longer behind the name: no call goes there any more.
     names.set(Some(&[&third]));
     balanced.until("the old addresses are forgotten", |balanced| balanced.metric(ADDRESSES) == 1).await;
     let before = first.sidecar.calls().len() + second.sidecar.calls().len();
@@ -184,7 +184,7 @@ async fn a_sidecar_that_dies_costs_no_webhook() {
     names.set(Some(&[&dying, &living]));
     let balanced = Balanced::start(&names).await;
     balanced.deliver(20, "before").await;
-    // Its name still stands for both, as in the seconds after a crash. Its listener goes away first; its connections break
+    // The name still resolves to both, as in the seconds after a crash. Its listener goes away first; its connections break
     // while claims are under way that it never answers.
     dying.sidecar.claim(Scripted::Hang);
     dying.sidecar.claim(Scripted::Hang);
@@ -221,12 +221,12 @@ async fn a_sidecar_whose_calls_are_given_up_is_left_alone_though_its_connection_
     let options = Options { sidecar_url: SIDECARS.into(), ..options("http://127.0.0.1:1/") };
     let pool = Pool::with_resolver(options.validate().unwrap().sidecar, names);
     let mut client = IdempotencyServiceClient::new(pool);
-    // Without a deadline of its own, which would end the call in the client as well.
+    // The call has no deadline of its own, which would make the client end it as well.
     for _ in 0..40 {
         let call = client.check_and_lock(CheckAndLockRequest::default());
         drop(timeout(Duration::from_millis(50), call).await);
     }
-    // A coin for each call would send it twenty; after ten it would be left alone for half a minute.
+    // A coin toss for each call would send it twenty; after ten failures it would be left alone for half a minute.
     let asked = asked.load(Relaxed);
     assert!((1..=8).contains(&asked), "{asked} of 40");
     assert!(living.claims() >= 32);
@@ -237,7 +237,7 @@ async fn addresses_stay_when_the_name_cannot_be_resolved() {
     let served = Served::start([127, 0, 0, 1]).await;
     let names = Names::default();
     let balanced = Balanced::start(&names).await;
-    // Nothing is known yet, and so nothing happened.
+    // No address is known yet, so nothing was sent.
     assert_eq!(deliver(balanced.address, "evt_early").await.status, 503);
     names.set(Some(&[&served]));
     balanced.until("the name is resolved", |balanced| balanced.metric(ADDRESSES) == 1).await;
@@ -285,7 +285,7 @@ async fn an_overloaded_sidecar_is_not_asked_again_but_another_is_with_the_same_c
     assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id));
     assert!(first.claims() >= 1 && second.claims() >= 1);
 
-    // The store's trouble is everybody's: nobody else is asked.
+    // The store is the same for every sidecar: no other one is asked.
     for served in [&first, &second] {
         let down = error(Code::Unavailable, reason::STORE_UNAVAILABLE, &[], Some(Duration::from_secs(1)));
         served.sidecar.claim(Scripted::Error(down));
@@ -304,12 +304,12 @@ async fn g9_a_try_that_may_have_locked_is_not_forgotten_for_a_later_one_that_did
     let balanced = Balanced::start(&names).await;
     for (code, reason, tries) in [
         (Code::Unavailable, reason::STORE_UNAVAILABLE, 1),
-        // Tried twice: another sidecar might not be.
+        // Asked twice: another sidecar might not be overloaded.
         (Code::Unavailable, reason::OVERLOADED, 2),
         (Code::ResourceExhausted, reason::QUOTA_EXCEEDED, 1),
         (Code::Unauthenticated, reason::UNAUTHENTICATED, 1),
     ] {
-        // As a proxy says it, or a mesh, when it has lost the sidecar: the claim may have been granted behind it.
+        // What a proxy or a mesh says when it has lost the sidecar: the claim may have been granted.
         sidecar.claim(Scripted::Error(Status::unavailable("upstream connect error or disconnect/reset")));
         for _ in 0..tries {
             sidecar.claim(Scripted::Error(error(code, reason, &[], Some(Duration::from_secs(1)))));
@@ -334,7 +334,7 @@ async fn retries_stay_within_their_budget_when_everything_fails() {
     let answers = futures_of((0..200).map(|number| deliver(balanced.address, &format!("evt_{number}")))).await;
     assert!(answers.iter().all(|answer| answer.status == 503), "{answers:?}");
     let retries = balanced.metric("oncegate_gateway_sidecar_retries_total");
-    // Ten seconds' worth of the five a second that are always permitted, and a tenth of the calls.
+    // Five a second are always permitted, which makes fifty in ten seconds, and a tenth of the calls.
     assert!((1..=75).contains(&retries), "{retries}");
     assert!(balanced.metric("oncegate_gateway_sidecar_retries_refused_total") > 0);
 }

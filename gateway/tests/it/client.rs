@@ -13,13 +13,13 @@ use tokio::{
 /// The secret of every gateway in these tests.
 pub(crate) const SECRET: &str = "whsec_test";
 
-/// No wait in these tests should take longer; a failure then says so instead of hanging.
+/// No wait in these tests should take longer: then the test fails instead of hanging.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The path of Stripe's webhooks.
 pub(crate) const STRIPE: &str = "/webhooks/payments/stripe";
 
-/// An answer, read.
+/// A parsed answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

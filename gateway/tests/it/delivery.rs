@@ -77,7 +77,7 @@ async fn a_route_that_observes_delivers_no_event_under_the_delivery_id_of_anothe
     assert!(harness.application.deliveries().is_empty(), "signed by us, a forgery would look genuine");
     assert_eq!(harness.metric("oncegate_gateway_answers_total{answer=\"conflict\"}"), 1, "what the alert asks for");
     assert_eq!(harness.metric("oncegate_gateway_observed_total"), 0);
-    // What is refused for its state alone is delivered.
+    // Events that are refused only for their state are delivered.
     harness.sidecar.claim(Scripted::Answer(decided(Decision::Refused, State::Dead, None)));
     assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
     assert_eq!(harness.application.deliveries().len(), 1);
@@ -249,7 +249,7 @@ async fn g9_a_claim_whose_outcome_is_unknown_is_repeated_with_the_same_id_and_de
     })
     .await;
     harness.sidecar.claim(unknown());
-    // Once it is unknown, a refusal says nothing about the first call.
+    // Once the outcome is unknown, a refusal says nothing about the first call.
     harness.sidecar.claim(unavailable(SECONDS(1)));
     harness.sidecar.claim(Scripted::Error(Status::cancelled("as tonic reports a deadline")));
     harness.sidecar.claim(Scripted::Hang);
@@ -264,7 +264,7 @@ async fn g9_a_claim_whose_outcome_is_unknown_is_repeated_with_the_same_id_and_de
     assert_ne!(harness.sidecar.claims()[5].claim_id, claims[0].claim_id);
 }
 
-/// Of the first claim nobody hears, nor of nine that repeat it.
+/// Nobody learns the outcome of the first claim, nor of nine that repeat it.
 async fn with_ten_unknown_claims() -> Harness {
     let harness = Harness::with(|options| Options {
         gateway_answer_timeout: SECONDS(8),
@@ -308,7 +308,7 @@ async fn g9_what_is_settled_in_the_background_stays_enforced_when_its_route_begi
     let (answer, ()) = tokio::join!(answer, switched);
     assert_said(&answer, 503, "unavailable", Some("1"));
     harness.sidecar.until(|calls| calls.len() == 11).await;
-    // The one that observes is seen only after it: the first has come to its end then.
+    // The one that is observed is counted only after this, when the first has ended.
     harness.sidecar.claim(Scripted::Answer(decided(Decision::AlreadyCompleted, State::Completed, None)));
     assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
     harness.shutdown.cancel();

@@ -64,7 +64,7 @@ impl Harness {
         client::send(self.address, bytes).await
     }
 
-    /// Has all routes observe from now on.
+    /// Makes all routes observe from now on.
     pub(crate) fn observe(&self) {
         let answer = (self.control)(&http::Method::PUT, &http::Uri::from_static("/enforcement?to=observe"));
         assert_eq!(answer.map(|answer| answer.status().as_u16()), Some(200));
@@ -87,7 +87,7 @@ impl Harness {
         rows.iter().sum()
     }
 
-    /// Waits for the end.
+    /// Waits until the gateway has ended.
     pub(crate) async fn ended(self) -> Result<(), RunError> {
         timeout(PATIENCE, self.run).await.expect("the gateway ends in time").unwrap()
     }

@@ -75,7 +75,7 @@ async fn readers_that_hang_up_cause_no_more_calls_than_those_who_wait() {
         if number == 0 {
             harness.sidecar.until(|calls| calls.iter().any(|call| matches!(call, Call::Stats(_)))).await;
         }
-        // Gone.
+        // The reader hangs up.
         drop(stream);
     }
     let answer = harness.send(request("GET", PATH, &[], "")).await;

@@ -1,4 +1,4 @@
-//! What is refused before anything happens, and what is admitted.
+//! What is refused before it has any effect, and what is admitted.
 
 use std::{io::Write as _, time::Duration};
 
@@ -163,7 +163,7 @@ async fn a_connection_is_kept_after_a_refusal_that_leaves_nothing_unread() {
     let keep = |text: String| text.replace("connection: close\r\n", "");
     let mut stream = TcpStream::connect(harness.address).await.unwrap();
     let unsigned = keep(request("POST", STRIPE, &[], &body));
-    // Three on one connection, the last one asks for its end.
+    // Three on one connection, and the last one asks to close it.
     stream.write_all(unsigned.as_bytes()).await.unwrap();
     read_answer(&mut stream, "401").await;
     stream.write_all(keep(webhook(&body)).as_bytes()).await.unwrap();
@@ -223,7 +223,7 @@ async fn a_used_up_byte_budget_refuses_before_the_lock_and_recovers() {
     assert_eq!(harness.send(webhook(&body("evt_2"))).await.status, 200);
 }
 
-/// A gateway behind a proxy of ours, with room for eight of the largest bodies: its quarter is two.
+/// A gateway behind our own proxy, with room for eight of the largest bodies: a source's quarter is two.
 async fn with_room_for_eight_bodies() -> Harness {
     Harness::with(|options| Options {
         gateway_trusted_hops: 1,
@@ -238,7 +238,7 @@ async fn with_room_for_eight_bodies() -> Harness {
 
 const BODY_BYTES: usize = 8 * 1024;
 
-/// A webhook as the proxy passes it on.
+/// A webhook as that proxy passes it on.
 fn from(source: &str, body: &str) -> String {
     let signed = signature(SECRET, body);
     request("POST", STRIPE, &[("stripe-signature", &signed), ("x-forwarded-for", source)], body)
@@ -258,24 +258,24 @@ async fn w15_a_source_that_never_ends_its_bodies_keeps_nobody_else_out() {
     let harness = with_room_for_eight_bodies().await;
     let held = || 64 - harness.metric("oncegate_gateway_body_budget_left_bytes") / 1_024;
     let refused = || harness.metric("oncegate_gateway_answers_total{answer=\"overloaded\"}");
-    // Well formed, as far as can be told without its last byte.
+    // Well formed, as far as anybody can tell without its last byte.
     let stalled = from("192.0.2.1", &"y".repeat(BODY_BYTES));
     let mut stalling = Vec::new();
     for number in 1..=8 {
         let mut stream = TcpStream::connect(harness.address).await.unwrap();
         stream.write_all(&stalled.as_bytes()[..stalled.len() - 1]).await.unwrap();
         stalling.push(stream);
-        // Each of them is held, or refused.
+        // Each of them is either held or refused.
         until(|| held() / 8 + refused() == number).await;
     }
     let deliver = async |source, id| harness.send(from(source, &event(id))).await;
     assert_eq!(deliver("198.51.100.1", "evt_1").await.said(), (200, r#"{"status":"processed"}"#));
     assert_eq!((held(), refused()), (16, 6));
-    // That source alone is told.
+    // Only that source is sent away.
     let told = deliver("192.0.2.1", "evt_2").await;
     assert_eq!(told.said(), (503, r#"{"status":"overloaded"}"#));
     assert_eq!(told.header("retry-after"), Some("1"));
-    // The proxy itself is nobody's source.
+    // The proxy itself does not count as a source.
     assert_eq!(harness.send(webhook(&event("evt_3"))).await.status, 200);
     drop(stalling);
     until(|| held() == 0).await;
@@ -285,7 +285,7 @@ async fn w15_a_source_that_never_ends_its_bodies_keeps_nobody_else_out() {
 #[tokio::test]
 async fn w15_what_is_verified_is_of_no_sources_share() {
     let harness = with_room_for_eight_bodies().await;
-    // A provider may have one address, and the application its time.
+    // All of a provider's webhooks may come from one address, and the application may take its time.
     let mut held = Vec::new();
     for number in 1..=6 {
         harness.application.reply(Reply::Held);
@@ -342,7 +342,7 @@ async fn g3_secrets_are_read_again_when_their_file_changes() {
     timeout(PATIENCE, async { while harness.send(signed("whsec_new")).await.status != 200 {} }).await.unwrap();
     assert_eq!(harness.send(signed("whsec_newer")).await.status, 200);
     assert_eq!(harness.send(signed("whsec_old")).await.status, 401);
-    // A bad file changes nothing but an alarm (W5).
+    // A bad file changes nothing and raises an alarm (W5).
     let failed = "oncegate_gateway_secret_reloads_total{result=\"failed\"}";
     assert_eq!(harness.metric(failed), 0);
     replace(" \n");
@@ -373,7 +373,7 @@ async fn w14_failures_beyond_the_limit_get_429_and_a_valid_signature_never_does(
     assert_eq!(limited.said(), (429, r#"{"status":"too_many_failures"}"#));
     assert_eq!(limited.header("connection"), Some("close"));
     assert!((1..=20).contains(&limited.header("retry-after").unwrap().parse::<u64>().unwrap()));
-    // Refused before its body, which nobody waits for.
+    // Refused before its body, for which nobody waits.
     let headless = request("POST", STRIPE, &[("content-length", "100000")], "");
     assert_eq!(harness.send(headless).await.status, 429);
     // From the same address, and in the middle of it.

@@ -1,4 +1,4 @@
-//! The gateway over real sockets, between a recording application and a scripted sidecar: for the outcomes that a real
+//! The gateway over real sockets, between a recording application and a scripted sidecar: covers outcomes that a real
 //! sidecar hardly ever produces.
 
 #![allow(clippy::unwrap_used)]

@@ -88,7 +88,7 @@ async fn paypals_webhooks_go_end_to_end_with_certificates_from_a_directory() {
     let headers = &harness.application.deliveries()[0].headers;
     assert!(headers.contains_key("paypal-transmission-sig"), "G7: the application can verify again");
 
-    // G6: what waiting mends is 503, anything else one 401.
+    // G6: what waiting mends is answered with 503, anything else with the one 401.
     for certificate in ["CERT-unknown", "CERT-html"] {
         let answer = harness.send(paypal.webhook(certificate, PAYPAL_BODY)).await;
         assert_eq!(answer.said(), (503, r#"{"status":"unavailable"}"#), "{certificate}");
@@ -115,7 +115,7 @@ async fn w14_made_up_names_of_certificates_are_failures_of_their_sender_and_trou
     for _ in 0..10 {
         assert_eq!(status("CERT-html").await, 503);
     }
-    // A genuine sender could be meant by each of the first: they come again.
+    // Each of the first may come from a genuine sender, which is told to try again.
     for number in 0..3 {
         assert_eq!(status(&format!("CERT-made-up-{number}")).await, 503);
     }
@@ -197,7 +197,7 @@ async fn every_provider_is_verified_and_named_by_its_own_rule() {
     assert_eq!(harness.metric("oncegate_gateway_weak_events_total"), 1);
 }
 
-/// A Paystack event is named after its type, which has a full stop in it.
+/// A Paystack event is named after its type, which contains a full stop.
 #[tokio::test]
 async fn g7_what_is_delivered_is_verified_by_a_second_gateway_whatever_its_id() {
     const KEY: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -230,7 +230,7 @@ async fn g7_what_is_delivered_is_verified_by_a_second_gateway_whatever_its_id() 
     assert_eq!(key.event_id, "default/paystack/charge%2Esuccess:re4lyvq3s3:success");
 }
 
-/// Swaps a file's content like Kubernetes does: another file takes the name.
+/// Swaps a file's content as Kubernetes does: another file takes over the name.
 fn swap(path: &Path, text: &str) {
     let mut next = tempfile::NamedTempFile::new_in(path.parent().unwrap()).unwrap();
     next.write_all(text.as_bytes()).unwrap();
@@ -255,7 +255,7 @@ async fn w5_rotation_under_load_refuses_no_valid_event() {
         let body = event(id);
         send(address, request("POST", STRIPE, &[("stripe-signature", &signature(secret, &body))], &body))
     };
-    // What the provider signs with. It changes only while both secrets are configured.
+    // The secret that the provider signs with. It changes only while both secrets are configured.
     let (secret, signs_with) = watch::channel("whsec_old");
     let stop = Arc::new(AtomicBool::new(false));
     let changed = Arc::new(AtomicUsize::new(0));
@@ -283,7 +283,7 @@ async fn w5_rotation_under_load_refuses_no_valid_event() {
     swap(&path, "whsec_old,whsec_new");
     becomes("whsec_new", 200).await;
     secret.send_replace("whsec_new");
-    // Until then requests that were signed with the old one are still under way.
+    // Until then, requests signed with the old one are still under way.
     timeout(PATIENCE, async {
         while changed.load(Relaxed) < SENDERS {
             tokio::task::yield_now().await;
@@ -329,7 +329,7 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
         .unwrap();
         assert_eq!(harness.send(paypal.webhook("CERT-good", PAYPAL_BODY)).await.status, 200, "{bad}");
         assert_eq!(harness.metric(failing), 1, "{bad}");
-        // Mended, so that the next one is a new failure.
+        // Mended, so that the next failure is a new one.
         let replaced = "oncegate_gateway_secret_reloads_total{result=\"replaced\"}";
         swap(&id, &format!("5FR00112AB334455C,X{count}"));
         timeout(PATIENCE, async {
@@ -343,7 +343,7 @@ async fn w5_a_bad_reload_keeps_the_old_secrets_and_is_counted() {
     }
 }
 
-/// A file whose reads hang until somebody writes it.
+/// A file whose reads hang until somebody writes to it.
 #[cfg(unix)]
 fn pipe(path: &Path) {
     std::fs::remove_file(path).unwrap();
@@ -438,7 +438,7 @@ async fn w5_a_reload_mixes_no_modes_of_paystack_between_routes_of_a_tenant() {
     swap(&second, "sk_live_2");
     until("replaced", 2).await;
     assert_eq!([status("sk_test_1").await, status("sk_live_1").await], [401, 200]);
-    // A file that was spoiled keeps no other key from being replaced.
+    // A spoiled file keeps no other key from being replaced.
     swap(&first, "sk_test_3");
     until("failed", 2).await;
     swap(&second, "sk_live_3");

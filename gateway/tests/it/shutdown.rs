@@ -1,4 +1,4 @@
-//! How a gateway ends, and how it reaches a sidecar in another process.
+//! How a gateway stops, and how it reaches a sidecar in another process.
 
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ async fn what_cannot_be_marked_before_the_end_is_reported() {
 #[tokio::test]
 async fn g9_a_claim_that_waits_past_the_drain_is_asked_again_and_leaves_no_lock_behind() {
     let harness = Harness::with(with_short_drain).await;
-    // As one that waits for another's outcome, which may be granted in that moment.
+    // Like a claim that waits for another attempt's outcome, and may be granted at that very moment.
     harness.sidecar.claim(Scripted::Hang);
     let pending = tokio::spawn(deliver(harness.address, "evt_1"));
     harness.sidecar.until(|calls| calls.len() == 1).await;

@@ -1,4 +1,4 @@
-//! The sidecar: the real service trait, answering from a script and recording every call.
+//! The sidecar: the real service trait, which answers from a script and records every call.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,7 +31,7 @@ pub(crate) enum Call {
 #[derive(Debug)]
 pub(crate) enum Scripted<R> {
     Answer(R),
-    /// The answer of a sidecar that takes so long.
+    /// An answer that takes this long.
     Late(Duration, R),
     Error(Status),
     /// No answer, ever.
@@ -97,7 +97,7 @@ impl Sidecar {
             .collect()
     }
 
-    /// Waits until the calls received fulfil a condition.
+    /// Waits until the recorded calls fulfil a condition.
     pub(crate) async fn until(&self, condition: impl Fn(&[Call]) -> bool) {
         let met = async {
             loop {
@@ -133,7 +133,7 @@ impl Sidecar {
     }
 }
 
-/// A lock of 300 s, or of what the test says.
+/// A lock of 300 s, or as long as the test says.
 pub(crate) fn lock(token: i64, remaining: Duration) -> v1::Lock {
     v1::Lock {
         fencing_token: token,

@@ -1,4 +1,4 @@
-//! Every signature vector of the providers that there are, with its verdict, its names and its explanation.
+//! Every signature vector of the providers, with its verdict, its names and its explanation.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use oncegate_gateway::verify::Case;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What a case wants.
+/// What a case expects.
 #[derive(Deserialize)]
 struct Wanted {
     tier: u8,
@@ -51,7 +51,7 @@ async fn every_case_gets_its_verdict_and_its_names() {
     assert_eq!(seen, wanted.map(|(provider, count)| (provider.to_owned(), count)).into());
 }
 
-/// Where official libraries differ or the rule is ours (category `policy`): what docs/providers.md argues.
+/// Where official libraries differ, or the rule is ours (category `policy`): what docs/providers.md argues for.
 #[tokio::test]
 async fn policies_are_those_that_are_documented() {
     let wanted = [
@@ -66,7 +66,7 @@ async fn policies_are_those_that_are_documented() {
     }
 }
 
-/// Providers.md section 9 and G4.
+/// Section 9 of providers.md, and G4.
 #[tokio::test]
 async fn keys_are_made_of_what_is_signed() {
     let wanted = [
@@ -89,7 +89,7 @@ async fn keys_are_made_of_what_is_signed() {
         seen += 1;
         match key {
             Some(key) => assert_eq!(report.key.as_deref(), Some(*key), "{}", case.id),
-            // Where the provider gives an id, the key is that id.
+            // If the provider gives an id, that is the key.
             None => assert_eq!(report.key, report.event_id, "{}", case.id),
         }
     }

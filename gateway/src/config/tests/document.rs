@@ -7,7 +7,7 @@ use super::*;
 const DOCUMENT: &str = include_str!("../../../../docs/providers.md");
 const READER: &str = include_str!("../file.rs");
 
-/// A route of each provider, without what a case adds.
+/// A route of each provider, to which a case adds something.
 const ROUTES: [&str; 5] = [
     "provider = \"stripe\"",
     "provider = \"paypal\"\nenvironment = \"sandbox\"",
@@ -16,7 +16,7 @@ const ROUTES: [&str; 5] = [
     "provider = \"standard_webhooks\"",
 ];
 
-/// The keys, with the values that are listed behind them.
+/// The keys, with the values that are listed for them.
 fn documented() -> BTreeMap<&'static str, Vec<&'static str>> {
     let rows = DOCUMENT.lines().skip_while(|line| *line != "| key | meaning |").skip(2);
     let mut keys = BTreeMap::new();

@@ -1,9 +1,9 @@
-//! Addresses that a certificate is never fetched from (W9): whoever can make a public name point inwards would have the
-//! gateway knock at doors that are closed to him.
+//! Addresses that a certificate is never fetched from (W9): otherwise whoever can make a public name point inwards could
+//! have the gateway connect to hosts that he cannot reach himself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether an address is somebody's on the internet.
+/// Whether an address is a public one on the internet.
 pub(crate) fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),

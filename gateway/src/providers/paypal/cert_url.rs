@@ -1,4 +1,4 @@
-//! The address of a certificate: parsed by the narrowest grammar that PayPal needs, and built anew from its parts (W8).
+//! The address of a certificate: parsed by the narrowest grammar that serves PayPal, and rebuilt from its parts (W8).
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ const PATH: &str = "/v1/notifications/certs/";
 const LIVE_HOSTS: [&str; 2] = ["api.paypal.com", "api-m.paypal.com"];
 const SANDBOX_HOSTS: [&str; 2] = ["api.sandbox.paypal.com", "api-m.sandbox.paypal.com"];
 
-/// The address of one of PayPal's certificates. Displays as the URL, of which only the last part is the request's.
+/// The address of one of PayPal's certificates. Displays as the URL; only its last part comes from the request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct CertUrl {
     host: &'static str,
@@ -34,7 +34,7 @@ impl CertUrl {
         })
     }
 
-    /// The last part: what a file with the certificate is called. No separator and no dot in it.
+    /// The last part, which is the name of a file with the certificate. Contains no separator and no dot.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }

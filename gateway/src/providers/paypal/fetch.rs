@@ -30,10 +30,10 @@ use tower::Service;
 
 use super::{CertUrl, Lack, address::is_public};
 
-/// Over connecting, TLS and the whole answer.
+/// For connecting, TLS and the whole answer.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Bytes of an answer; a chain has some six thousand.
+/// The most bytes of an answer; a chain has about six thousand.
 pub(super) const BYTES_MAX: usize = 64 * 1024;
 
 /// Why nothing usable came.
@@ -41,7 +41,7 @@ pub(super) const BYTES_MAX: usize = 64 * 1024;
 pub(crate) enum FetchError {
     #[error("no connection, or it broke")]
     Connection(#[source] hyper_util::client::legacy::Error),
-    /// Also redirects: whoever could send us elsewhere would choose the address.
+    /// Redirects too: whoever can redirect us would choose the address.
     #[error("answered {0}")]
     Status(StatusCode),
     #[error("the answer is too large or broke off")]
@@ -51,7 +51,7 @@ pub(crate) enum FetchError {
 }
 
 impl FetchError {
-    /// What that says of the certificate. Only PayPal's word that there is none is taken for that.
+    /// What the error says about the certificate. Only PayPal's own answer that there is none means that there is none.
     pub(super) fn lack(&self) -> Lack {
         match self {
             Self::Status(StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND | StatusCode::GONE) => Lack::Name,
@@ -110,8 +110,8 @@ where
     Ok(body.to_bytes())
 }
 
-/// A resolver that keeps quiet about private addresses. What it returns is what is connected to, so no name can change
-/// its meaning in between.
+/// A resolver that leaves out private addresses. Exactly what it returns is connected to, so a name cannot change its
+/// meaning in between.
 #[derive(Clone)]
 struct PublicOnly(GaiResolver);
 

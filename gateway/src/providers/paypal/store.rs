@@ -1,9 +1,9 @@
-//! Certificates that were fetched: few, each asked for once at a time, and failures remembered for seconds only (W9).
+//! Fetched certificates: only a few, each fetched by one task at a time, and failures remembered for seconds only (W9).
 //!
 //! A stranger chooses the last part of the address and can thereby make the gateway ask PayPal for it. So only what is
 //! trusted is kept, which a stranger cannot make; what is being fetched, how often, and what failed are all bounded. Beyond
-//! the bounds the certificate counts as unavailable, and PayPal tries again; whoever asks for names that there are not has
-//! that held against him (W14), and leaves half of the fetches to others, or he alone could use up all of them.
+//! the bounds the certificate counts as unavailable, and PayPal tries again. A sender that asks for names that do not exist
+//! has that counted against it (W14), and half of the fetches are kept for others, or it alone could use up all of them.
 
 use std::{
     collections::HashMap,
@@ -43,29 +43,29 @@ pub(crate) const FAILURE_KEPT: Duration = Duration::from_secs(5);
 const FAILURES_MAX: usize = 64;
 const FLIGHTS_MAX: usize = 4;
 
-/// Files that are read at once, those among them that a file system does not let go of.
+/// How many files are read at once, including reads that hang.
 const READS_MAX: usize = 8;
 
-/// Fetches that may be begun at once, and how long until another may.
+/// How many fetches may begin at once, and how long until another one may.
 const FETCHES_BURST: u32 = 10;
 const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who asked for a certificate that there is not, and for how long that is known. He may still fetch, for PayPal may come
-/// from the same address; but not what is left for others.
+/// How many senders that asked for a certificate that does not exist are remembered, and for how long. They may still cause
+/// fetches, because PayPal may share their address, but not those that are kept for others.
 const SUSPECTS_MAX: usize = 64;
 const SUSPECT_KEPT: Duration = Duration::from_secs(600);
 const LEFT_FOR_OTHERS: u32 = FETCHES_BURST / 2;
 
-/// Files of a directory that are looked at for when they end. Nobody needs more than a few.
+/// How many files of a directory are checked for their expiry. Nobody needs more than a few.
 const FILES_MAX: usize = 64;
 
 /// Where certificates come from.
 pub(crate) enum Source {
     /// PayPal.
     Network(Box<Fetcher>),
-    /// Files called like the last part of the address, with or without `.pem`. For clusters without egress.
+    /// Files named like the last part of the address, with or without `.pem`. For clusters without egress.
     Directory(PathBuf),
-    /// A function of the test.
+    /// A function of a test.
     #[cfg(test)]
     Test(TestSource),
 }
@@ -79,16 +79,16 @@ pub(crate) struct Store {
     source: Source,
     trust: Arc<Trust>,
     state: Mutex<State>,
-    /// A read keeps its place until it has ended, also when nobody waits for it any more: with a file system that hangs, made-up
-    /// names would otherwise take every thread that files are read on.
+    /// A read keeps its place until it has ended, even if nobody waits for it any more: on a file system that hangs,
+    /// made-up names would otherwise take every thread that files are read on.
     reads: Arc<Semaphore>,
     reports: Throttle,
-    /// When the directory's certificates end; 0: there are none.
+    /// When the directory's certificates expire; 0: there are none.
     directory_end: AtomicU64,
 }
 
 struct State {
-    /// Trusted when they were put here; the one used last stands at the end.
+    /// Trusted when they were added; the most recently used one is at the end.
     kept: Vec<(CertUrl, Arc<Chain>)>,
     failures: Vec<Failure>,
     flights: HashMap<CertUrl, watch::Receiver<Option<Outcome>>>,
@@ -122,13 +122,14 @@ impl Store {
         Arc::new(store)
     }
 
-    /// When PayPal's certificates in the directory end, in seconds since 1970, as of the last look: the last of them, since
-    /// one that is replaced stays beside its successor. None without such a directory, or such a file in it.
+    /// When PayPal's certificates in the directory expire, in seconds since 1970, as of the last look: the latest of them
+    /// counts, because a replaced one stays beside its successor. None without such a directory, or without such a file in
+    /// it.
     pub(crate) fn directory_end(&self) -> Option<u64> {
         Some(self.directory_end.load(Relaxed)).filter(|end| *end > 0)
     }
 
-    /// Whether there is a directory to look at.
+    /// Whether the certificates are in a directory.
     pub(crate) fn has_directory(&self) -> bool {
         matches!(self.source, Source::Directory(_))
     }
@@ -145,7 +146,7 @@ impl Store {
     /// The certificate at `url`, which `sender` named, trusted at `now`. Has to be called inside a tokio runtime.
     pub(super) async fn get(self: &Arc<Self>, url: &CertUrl, now: SystemTime, sender: Option<Sender>) -> Outcome {
         if let Some(chain) = self.kept(url) {
-            // Verified anew each time: trust ends with a certificate's validity.
+            // Verified anew each time: trust ends with the certificate's validity.
             if self.trust.verify(&chain, now).is_ok() {
                 return Ok(chain);
             }
@@ -165,7 +166,7 @@ impl Store {
         state.kept.last().map(|(_, chain)| chain.clone())
     }
 
-    /// The fetch that is under way for `url`, or a new one. It runs on its own: whoever asked first may hang up.
+    /// The fetch that is under way for `url`, or a new one. It runs in a task of its own: whoever asked first may hang up.
     fn flight(
         self: &Arc<Self>,
         url: &CertUrl,
@@ -184,7 +185,7 @@ impl Store {
             return Err(failure.refusal);
         }
         let may = match self.source {
-            // No token for a file: PayPal is asked for nothing, and a name that is not there costs next to nothing.
+            // A file takes no token: PayPal is not asked, and a name that does not exist costs next to nothing.
             Source::Directory(_) => state.flights.len() < READS_MAX,
             _ => state.flights.len() < FLIGHTS_MAX && state.may_fetch(sender, clock),
         };
@@ -286,7 +287,7 @@ impl Store {
 }
 
 impl State {
-    /// Remembers who asked for a certificate that there is not.
+    /// Remembers who asked for a certificate that does not exist.
     fn suspect(&mut self, sender: Option<Sender>, until: Instant) {
         self.suspects.retain(|(known, _)| *known != sender);
         if self.suspects.len() >= SUSPECTS_MAX {
@@ -295,7 +296,7 @@ impl State {
         self.suspects.push((sender, until));
     }
 
-    /// Counts a fetch, unless there were too many of late.
+    /// Counts a fetch, unless there were too many lately.
     fn may_fetch(&mut self, sender: Option<Sender>, now: Instant) -> bool {
         let pauses = now.duration_since(self.refilled).as_millis() / FETCH_PAUSE.as_millis();
         if let Some(more) = u32::try_from(pauses).ok().filter(|more| *more > 0) {
@@ -319,7 +320,7 @@ fn read_file(path: &Path) -> io::Result<Bytes> {
     if bytes.len() > BYTES_MAX { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes.into()) }
 }
 
-/// Whether there is no such file. Nor can there be one by a name that is too long for the file system.
+/// Whether there is no such file. A name that is too long for the file system means the same.
 fn is_missing(read: &io::Result<Bytes>) -> bool {
     let missing = [io::ErrorKind::NotFound, io::ErrorKind::InvalidFilename, io::ErrorKind::IsADirectory];
     read.as_ref().is_err_and(|error| missing.contains(&error.kind()))

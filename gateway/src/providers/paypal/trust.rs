@@ -1,8 +1,8 @@
 //! Whose certificate is PayPal's: one that leads to a trusted root now, bears exactly PayPal's name, may authenticate a
 //! server, and has an RSA key of decent size.
 //!
-//! Revocation is not checked: PayPal's own certificate has been revoked while it was in use, and a check that fails hard
-//! would have lost every event.
+//! Revocation is not checked: PayPal's own certificate has been revoked while in use, and a strict check would have lost
+//! every event.
 
 use std::{fmt, ops::RangeInclusive, time::SystemTime};
 
@@ -14,20 +14,20 @@ use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted
 use super::Environment;
 use crate::providers::Refusal;
 
-/// Certificates looked at in one answer. A chain has three.
+/// How many certificates of one answer are looked at. A chain has three.
 const CERTIFICATES_MAX: usize = 8;
 
-/// Bits of a key: what is long enough, and what the algorithm takes.
+/// Bits of a key: the fewest that are safe, and the most that the algorithm takes.
 const KEY_BITS: RangeInclusive<usize> = 2_048..=8_192;
 
-/// Whom to believe.
+/// Whom to trust.
 pub(crate) struct Trust {
     anchors: Vec<TrustAnchor<'static>>,
-    /// For answers that hold the leaf alone, as PayPal's have.
+    /// For answers that hold only the leaf, as PayPal's have done.
     intermediates: Vec<CertificateDer<'static>>,
     name: &'static str,
-    /// When the files' certificates end, in seconds since 1970: the last of the anchors, the first of the intermediates. None
-    /// without a file.
+    /// When the files' certificates expire, in seconds since 1970: the last of the anchors, the first of the intermediates.
+    /// None without a file.
     pub(crate) anchors_end: Option<u64>,
     pub(crate) intermediates_end: Option<u64>,
 }
@@ -42,7 +42,7 @@ pub(crate) enum PemError {
 }
 
 impl Trust {
-    /// Believes the public roots that are compiled in, or instead of them the certificates in `anchors`.
+    /// Trusts the public roots that are compiled in, or instead of them the certificates in `anchors`.
     pub(crate) fn new(
         environment: Environment,
         anchors: Option<&[u8]>,
@@ -65,7 +65,7 @@ impl Trust {
         Ok(Self { anchors, intermediates, name: name(environment), anchors_end, intermediates_end })
     }
 
-    /// Believes nobody.
+    /// Trusts nobody.
     pub(crate) fn in_nobody(environment: Environment) -> Self {
         Self {
             anchors: Vec::new(),
@@ -103,7 +103,7 @@ impl Trust {
         Ok(())
     }
 
-    /// When a chain of PayPal's ends, in seconds since 1970, also where that has passed. None for anybody else's.
+    /// When a chain of PayPal's expires, in seconds since 1970, even if that has passed. None for anybody else's.
     pub(crate) fn end(&self, chain: &Chain) -> Option<u64> {
         if !self.is_named(&EndEntityCert::try_from(&chain.leaf).ok()?) {
             return None;
@@ -112,13 +112,13 @@ impl Trust {
         whole.filter_map(|certificate| tls::first_end(std::slice::from_ref(certificate))).min()
     }
 
-    /// Compared whole: a wildcard for all of PayPal's hosts is not the key that signs messages.
+    /// Compared as a whole: a certificate with a wildcard for PayPal's hosts is not the one that signs messages.
     fn is_named(&self, leaf: &EndEntityCert<'_>) -> bool {
         leaf.valid_dns_names().any(|name| name.eq_ignore_ascii_case(self.name))
     }
 }
 
-/// What the certificate that signs messages is called.
+/// The name on the certificate that signs messages.
 fn name(environment: Environment) -> &'static str {
     match environment {
         Environment::Live => "messageverificationcerts.paypal.com",
@@ -143,7 +143,7 @@ impl fmt::Debug for Trust {
     }
 }
 
-/// A certificate with those that came along. Nobody vouches for it yet.
+/// A certificate with those that came with it. Not trusted yet.
 #[derive(Debug)]
 pub(crate) struct Chain {
     leaf: CertificateDer<'static>,
@@ -151,7 +151,7 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Reads an answer: PEM, the leaf first. Anything else (a page in HTML, nothing) is no certificate at all.
+    /// Reads an answer: PEM, the leaf first. Anything else (an HTML page, nothing) is not a certificate.
     pub(crate) fn parse(pem: &[u8]) -> Option<Self> {
         let mut certificates = certificates(pem).ok()?;
         if certificates.len() > CERTIFICATES_MAX {
@@ -170,7 +170,7 @@ impl Chain {
     }
 }
 
-/// Whether some permitted key could have made it: a signature of RSA is as long as its key.
+/// Whether a permitted key could have made it: an RSA signature is as long as its key.
 pub(super) fn may_be_signature(bytes: &[u8]) -> bool {
     KEY_BITS.contains(&(bytes.len() * 8))
 }

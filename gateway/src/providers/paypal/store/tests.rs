@@ -101,7 +101,7 @@ async fn w9_a_stranger_who_varies_the_address_is_bounded_and_evicts_nobody() {
     assert!(fetched <= 12, "{fetched}");
     assert!(store.lock().failures.len() <= FAILURES_MAX);
     assert!(store.lock().flights.is_empty());
-    // The genuine one is still there, and another one can be had before long.
+    // The genuine one is still there, and another one can be fetched before long.
     assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     assert_eq!(asked.load(Relaxed), fetched);
     tokio::time::advance(FETCH_PAUSE).await;
@@ -116,14 +116,14 @@ async fn w9_a_stranger_who_makes_names_up_leaves_fetches_for_others() {
         assert!(store.get(&url(&format!("x{number}")), now(), sender(1)).await.is_err());
     }
     let most = usize::try_from(FETCHES_BURST - LEFT_FOR_OTHERS).unwrap();
-    // As long as his flood takes, some more may be begun.
+    // While his flood lasts, a few more fetches may begin.
     assert!(asked.load(Relaxed) <= most + 1, "{}", asked.load(Relaxed));
     // PayPal's certificate, while that goes on.
     assert!(store.get(&url("CERT-1"), now(), sender(2)).await.is_ok());
-    // From his own address too, as often as one a second permits: PayPal may share it.
+    // Even from his own address, within the one a second that is permitted: PayPal may share it.
     tokio::time::advance(2 * FETCH_PAUSE).await;
     assert!(store.get(&url("CERT-2"), now(), sender(1)).await.is_ok());
-    // Nor is it remembered for ever, or of many.
+    // Nor is it remembered for ever, or for many senders.
     for last in 0..=255 {
         store.lock().suspect(sender(last), Instant::now() + SUSPECT_KEPT);
     }
@@ -163,7 +163,7 @@ async fn a_directory_is_all_that_is_asked_where_there_is_one() {
     let store = Store::new(Source::Directory(directory.path().to_owned()), trust);
     assert!(store.get(&url("CERT-1"), now(), None).await.is_ok());
     assert!(store.get(&url("CERT-2"), now(), None).await.is_ok());
-    // A name that is not there is its sender's doing; a file that is of no use is not.
+    // A name that does not exist counts against its sender; a file that cannot be used does not.
     let long = "x".repeat(400);
     for (name, lack) in [("CERT-3", Lack::Source), ("CERT-4", Lack::Name), ("pem", Lack::Name), (&long, Lack::Name)] {
         let refusal = store.get(&url(name), now(), None).await.err();
@@ -200,7 +200,7 @@ async fn the_end_of_what_is_in_the_directory_is_that_of_the_last_of_paypals() {
     let source = Source::Directory(directory.path().to_owned());
     let store = Store::new(source, Arc::new(authority.trust(Environment::Live)));
     assert_eq!(store.directory_end(), None);
-    // Also of one that is over: that is what somebody has to hear of.
+    // Even for one that has expired: an operator has to hear of that.
     for (file, year) in [("CERT-1", 2026), ("CERT-2.pem", 2045)] {
         put(file, NAME, year);
         store.look();
