@@ -21,7 +21,9 @@ use toml::{
 use super::{
     Enforcement, Options, Policy,
     check::{CONNECT_FIRST, TIMEOUTS},
-    routes::{PAYPAL_TOLERANCE_MAX, PREFIX, Scheme, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url},
+    routes::{
+        PAYPAL_TOLERANCE_MAX, PREFIX, Scheme, Signing, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url,
+    },
 };
 use crate::{
     enforcement::Switch,
@@ -37,8 +39,10 @@ const ENFORCEMENT: &str = "enforcement";
 pub(super) struct Defaults<'a> {
     pub(super) options: &'a Options,
     pub(super) tenant: &'a str,
-    /// None if it cannot be used, which has been reported, or if no route needs it.
+    /// None where it cannot be used, which has been said, or need not be.
     pub(super) application: Option<&'a Application>,
+    /// Signs for routes with an application of their own as well. None where its secret cannot be used, which has been said.
+    pub(super) signing: Option<&'a Signing>,
     pub(super) policy: Policy,
     pub(super) enforcement: Enforcement,
 }
@@ -306,13 +310,12 @@ impl Reader<'_> {
 
     fn application(&mut self, defaults: &Defaults<'_>) -> Option<Application> {
         let url = self.text("upstream_url").map(|found| self.checks.take(url(found.name, &found.value)));
-        let (signer, signer_secrets) = match self.secrets("upstream_secret", "upstream_secret_file")? {
-            None => defaults
-                .application
-                .map_or((None, None), |application| (application.signer.clone(), application.signer_secrets.clone())),
-            Some(source) => {
+        let signing = match self.secrets("upstream_secret", "upstream_secret_file") {
+            None => None,
+            Some(None) => defaults.signing.cloned(),
+            Some(Some(source)) => {
                 let name = self.place(self.table.line, " upstream_secret");
-                signer(&name, Some(source), self.checks)?
+                signer(&name, source, self.checks)
             }
         };
         let options = defaults.options;
@@ -344,6 +347,7 @@ impl Reader<'_> {
             Some(url) => url?,
             None => defaults.application?.url.clone(),
         };
+        let Signing { signer, secrets: signer_secrets } = signing?;
         Some(Application { url, signer, signer_secrets, timeout: timeout_value, lock_duration: lock_value })
     }
 

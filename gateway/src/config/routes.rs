@@ -84,7 +84,16 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     let elsewhere = file.as_ref().is_some_and(file::File::names_every_application);
     let enforcement = file.as_ref().and_then(|file| file.enforcement).unwrap_or(options.gateway_enforcement);
     let providers = providers(options, checks);
-    let application = application(options, providers.given == 0 && elsewhere, checks);
+    let url = application_url(options, providers.given == 0 && elsewhere, checks);
+    // Of its own: it signs for the applications that routes name themselves, too.
+    let signing = signing(options, checks);
+    let application = url.zip(signing.as_ref()).map(|(url, Signing { signer, secrets })| Application {
+        url,
+        signer: signer.clone(),
+        signer_secrets: secrets.clone(),
+        timeout: options.upstream_timeout,
+        lock_duration: options.gateway_lock_duration,
+    });
     if providers.given == 0 && file.is_none() && path.is_none() {
         checks.problem(
             "routes",
@@ -104,7 +113,7 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     }
     if let Some(file) = file {
         let (tenant, application) = (options.gateway_tenant.as_str(), application.as_ref());
-        let defaults = file::Defaults { options, tenant, application, policy, enforcement };
+        let defaults = file::Defaults { options, tenant, application, signing: signing.as_ref(), policy, enforcement };
         routes.extend(checks.take_all(file.routes(&defaults)).into_iter().flatten());
     }
     routes
@@ -253,10 +262,10 @@ fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> 
     }))
 }
 
-/// The application, with the signer for the hop to it. None together with a problem, or if `needless`.
-fn application(options: &Options, needless: bool, checks: &mut Checks) -> Option<Application> {
+/// Where the application is. None together with a problem, or where `needless`.
+fn application_url(options: &Options, needless: bool, checks: &mut Checks) -> Option<Uri> {
     let given = options.upstream_url.as_deref().filter(|text| !text.trim().is_empty());
-    let url = match given {
+    match given {
         Some(text) => checks.take(url("UPSTREAM_URL", text)),
         None if needless => None,
         None => {
@@ -267,33 +276,31 @@ fn application(options: &Options, needless: bool, checks: &mut Checks) -> Option
             );
             None
         }
-    };
-    let source = checks.take(Source::choose(
-        "UPSTREAM_SECRET",
-        options.upstream_secret.clone(),
-        options.upstream_secret_file.clone(),
-    ))?;
-    let (signer, signer_secrets) = signer("UPSTREAM_SECRET", source, checks)?;
-    Some(Application {
-        url: url?,
-        signer,
-        signer_secrets,
-        timeout: options.upstream_timeout,
-        lock_duration: options.gateway_lock_duration,
-    })
+    }
 }
 
-/// The signer of deliveries, with its secrets; neither if there is no `source`. `None` together with a problem.
-pub(super) fn signer(
-    setting: &str,
-    source: Option<Source>,
-    checks: &mut Checks,
-) -> Option<(Option<Signer>, Option<Secrets>)> {
-    let Some(source) = source else { return Some((None, None)) };
+/// What signs deliveries, with its secrets; neither where the application does not ask who delivers.
+#[derive(Clone, Default)]
+pub(super) struct Signing {
+    pub(super) signer: Option<Signer>,
+    pub(super) secrets: Option<Secrets>,
+}
+
+/// What signs by the settings. `None` together with a problem.
+fn signing(options: &Options, checks: &mut Checks) -> Option<Signing> {
+    let (secret, file) = (options.upstream_secret.clone(), options.upstream_secret_file.clone());
+    match checks.take(Source::choose("UPSTREAM_SECRET", secret, file))? {
+        None => Some(Signing::default()),
+        Some(source) => signer("UPSTREAM_SECRET", source, checks),
+    }
+}
+
+/// What signs with the secrets of `source`. `None` together with a problem.
+pub(super) fn signer(setting: &str, source: Source, checks: &mut Checks) -> Option<Signing> {
     let secrets = checks.take(read(setting, &source))?;
     let signer = Signer::new(&secrets).map_err(|error| Problem::new(setting.to_owned(), error.to_string()));
     let signer = checks.take(signer)?;
-    Some((Some(signer), Some(Secrets { source, read: secrets })))
+    Some(Signing { signer: Some(signer), secrets: Some(Secrets { source, read: secrets }) })
 }
 
 /// A lock that expires while the application may still be at work lets a second attempt begin beside the first (G8).

@@ -331,6 +331,35 @@ mod file {
     }
 
     #[test]
+    fn g7_the_secret_of_the_settings_signs_for_applications_that_routes_name_themselves() {
+        const OWN: &str =
+            "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets = \"sk\"\nupstream_url = \"http://app/\"\n";
+        let (secret, another) = ("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD");
+        let signed = |signer: &crate::signing::Signer| signer.sign("id", "1", b"{}");
+        let by = |secret: &str| {
+            signed(&crate::signing::Signer::new(&[oncegate_runtime::secret::Secret::new(secret).unwrap()]).unwrap())
+        };
+        for (url, text, wanted) in [
+            (None, OWN.to_owned(), Some(secret)),
+            (Some("http://general/"), OWN.to_owned(), Some(secret)),
+            (None, format!("{OWN}upstream_secret = \"{another}\""), Some(another)),
+        ] {
+            let (_directory, options) = with(&text);
+            let options =
+                Options { upstream_url: url.map(Into::into), upstream_secret: Some(secret.into()), ..options };
+            let settings = options.validate().unwrap();
+            let target = &settings.routes[0].target;
+            assert_eq!(target.signer.as_ref().map(signed), wanted.map(by), "{url:?} {text}");
+            assert!(target.signer_secrets.is_some(), "{url:?} {text}");
+        }
+        // One that cannot sign is said, for the route or for the settings, and nothing else of the route.
+        let (_directory, options) = with(&format!("{OWN}upstream_timeout = \"10s\""));
+        assert_eq!(complaints(Options { upstream_secret: Some("not base64!".into()), ..options }), ["UPSTREAM_SECRET"]);
+        let found = problems(&format!("{OWN}upstream_secret = \"not base64!\"\nupstream_timeout = \"10s\""));
+        assert!(found.len() == 1 && found[0].contains("upstream_secret"), "{found:?}");
+    }
+
+    #[test]
     fn every_problem_names_its_line_and_its_key() {
         let found = problems(
             r#"[[route]]
