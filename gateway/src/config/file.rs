@@ -147,9 +147,14 @@ fn read_table(line: usize, entries: &DeTable<'_>, at: &dyn Fn(usize) -> usize) -
 }
 
 impl File {
-    /// Whether every route names its application, so that none needs the settings'.
+    pub(super) fn has_routes(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
+    /// Whether there are routes, and none of them needs the application of the settings.
     pub(super) fn names_every_application(&self) -> bool {
-        self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
+        self.has_routes()
+            && self.routes.iter().all(|table| table.entries.iter().any(|entry| entry.key == "upstream_url"))
     }
 
     /// A hash of everything but enforcement, layout and comments.

@@ -81,7 +81,9 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
     // Read first, because it decides whether an application has to be named here.
     let path = options.config.as_ref().filter(|path| !path.as_os_str().is_empty());
     let file = path.and_then(|path| checks.take_all(file::read(path)));
-    let elsewhere = file.as_ref().is_some_and(file::File::names_every_application);
+    // Of a file that cannot be read nobody knows what it would name. That has been said, and nothing is guessed beside it.
+    let unread = path.is_some() && file.is_none();
+    let elsewhere = unread || file.as_ref().is_some_and(file::File::names_every_application);
     let enforcement = file.as_ref().and_then(|file| file.enforcement).unwrap_or(options.gateway_enforcement);
     let providers = providers(options, checks);
     let url = application_url(options, providers.given == 0 && elsewhere, checks);
@@ -94,12 +96,18 @@ pub(super) fn routes(options: &Options, checks: &mut Checks) -> Vec<Route> {
         timeout: options.upstream_timeout,
         lock_duration: options.gateway_lock_duration,
     });
-    if providers.given == 0 && file.is_none() && path.is_none() {
+    if providers.given == 0 && !unread && !file.as_ref().is_some_and(file::File::has_routes) {
+        let in_file = match path {
+            Some(path) => format!("add a [[route]] to {}, the file of ONCEGATE_CONFIG", path.display()),
+            None => "name a file with [[route]] in ONCEGATE_CONFIG".to_owned(),
+        };
         checks.problem(
             "routes",
-            "there is none: without a provider's secret no webhook can be verified; set STRIPE_WEBHOOK_SECRET, \
-             PAYPAL_WEBHOOK_ID, FLUTTERWAVE_WEBHOOK_SECRET or PAYSTACK_WEBHOOK_SECRET (or one of them with _FILE), or name \
-             a file with [[route]] in ONCEGATE_CONFIG",
+            format!(
+                "there is none: without a provider's secret no webhook can be verified; set STRIPE_WEBHOOK_SECRET, \
+                 PAYPAL_WEBHOOK_ID, FLUTTERWAVE_WEBHOOK_SECRET or PAYSTACK_WEBHOOK_SECRET (or one of them with _FILE), or \
+                 {in_file}"
+            ),
         );
     }
     let mut routes = Vec::new();

@@ -506,6 +506,31 @@ tolerance = "0s"
     }
 
     #[test]
+    fn g3_a_file_that_only_speaks_of_enforcement_makes_no_gateway() {
+        for text in ["enforcement = \"observe\"", "enforcement = \"enforce\"\nroute = []"] {
+            let found = problems(text);
+            let starts: Vec<_> = found.iter().filter_map(|problem| problem.split(": ").next()).collect();
+            assert_eq!(starts, ["UPSTREAM_URL", "routes"], "{found:?}");
+            assert!(found[1].contains("add a [[route]] to oncegate.toml"), "{found:?}");
+            let (_directory, options) = with(text);
+            let blank = Options { stripe_webhook_secret: Some(" ".into()), ..options.clone() };
+            assert_eq!(complaints(Options { upstream_url: Some("http://app/".into()), ..blank }), ["routes"]);
+            assert!(complaints(Options { config: options.config, ..usable() }).is_empty(), "{text}");
+        }
+    }
+
+    #[test]
+    fn of_a_file_that_cannot_be_read_nothing_else_is_guessed() {
+        let missing = Options { config: Some("/nonexistent/oncegate.toml".into()), ..Options::default() };
+        assert_eq!(complaints(missing.clone()), ["ONCEGATE_CONFIG"]);
+        let broken = problems("[[route]]\nname = ");
+        assert!(broken.iter().all(|problem| problem.starts_with("oncegate.toml:2:")), "{broken:?}");
+        // The routes that the settings make need their application whatever the file says.
+        let secret = Options { stripe_webhook_secret: Some("whsec_test".into()), ..missing };
+        assert_eq!(complaints(secret), ["ONCEGATE_CONFIG", "UPSTREAM_URL"]);
+    }
+
+    #[test]
     fn g10_routes_that_would_starve_each_other_do_not_start() {
         let route = |name: &str, url: &str, tenant: &str| {
             format!(
