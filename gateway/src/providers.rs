@@ -120,7 +120,20 @@ impl BadSecret {
     }
 }
 
-/// What a verified request says besides its body.
+/// Whether each is one secret, for those of Stripe and Paystack, which have neither commas nor white space: what was meant as
+/// two would match nothing. A comma separates secrets in the environment and in a file of their own, but not in the file with
+/// routes; white space separates them nowhere.
+pub(crate) fn each_is_one(secrets: &[Secret]) -> Result<(), BadSecret> {
+    let several = |text: &str| text.contains(|part: char| part == ',' || part.is_whitespace());
+    if secrets.iter().any(|secret| several(secret.expose())) {
+        return Err(BadSecret::new(
+            "holds a comma or white space; write several secrets as a list of texts, or with commas",
+        ));
+    }
+    Ok(())
+}
+
+/// What a verified request says outside its body.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Signed {
     /// The sender's name for this delivery: the same one with another body is refused.
@@ -274,10 +287,16 @@ impl Provider {
     /// One of them cannot be used. The old ones stay in place.
     pub fn replace_secrets(&self, secrets: &[Secret]) -> Result<(), BadSecret> {
         match self {
-            Self::Stripe(stripe) => stripe.replace_secrets(secrets),
+            Self::Stripe(stripe) => {
+                each_is_one(secrets)?;
+                stripe.replace_secrets(secrets);
+            }
             Self::PayPal(paypal) => return paypal.replace_secrets(secrets),
             Self::Flutterwave(flutterwave) => flutterwave.replace_secrets(secrets),
-            Self::Paystack(paystack) => return paystack.replace_secrets(secrets),
+            Self::Paystack(paystack) => {
+                each_is_one(secrets)?;
+                return paystack.replace_secrets(secrets);
+            }
             Self::StandardWebhooks(standard) => return standard.replace_secrets(secrets),
         }
         Ok(())
@@ -339,6 +358,20 @@ impl Verification {
 mod tests {
     use super::*;
     use clap::ValueEnum as _;
+
+    #[test]
+    fn w5_secrets_that_match_nothing_replace_none() {
+        let secrets = |text: &str| [Secret::new(text).unwrap()];
+        let stripe = Provider::Stripe(stripe::Stripe::new(&secrets("whsec_a"), stripe::TOLERANCE));
+        let paystack = Provider::Paystack(paystack::Paystack::new(&secrets("sk_a")));
+        for provider in [stripe, paystack] {
+            assert!(provider.replace_secrets(&secrets("one")).is_ok());
+            for several in ["hunter2 hunter2", "hunter2\thunter2", "hunter2,hunter2"] {
+                let error = provider.replace_secrets(&secrets(several)).unwrap_err().to_string();
+                assert!(error.contains("comma or white space") && !error.contains("hunter2"), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn providers_are_configured_by_their_names_in_the_ledger() {

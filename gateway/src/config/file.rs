@@ -383,7 +383,7 @@ impl Reader<'_> {
                 self.checks.problem(name, format!("given beside {key_file}: keep one"));
                 None
             }
-            (Some((name, texts)), None) => match several(texts) {
+            (Some((name, texts)), None) => match several(&texts) {
                 Some(source) => Some(Some(source)),
                 None => {
                     self.checks.problem(name, "holds no secret");
@@ -394,9 +394,10 @@ impl Reader<'_> {
         }
     }
 
-    /// A path, relative to the file with the routes.
+    /// A path, as seen from where the file with the routes is. A blank one is not set, as in the environment: joined, it would
+    /// be the directory of the file.
     fn file(&mut self, key: &'static str) -> Option<PathBuf> {
-        let found = self.text(key)?;
+        let found = self.text(key).filter(|found| !found.value.trim().is_empty())?;
         Some(self.path.parent().unwrap_or(Path::new("")).join(found.value))
     }
 

@@ -13,7 +13,7 @@ use super::{Environment, FlutterwaveVersion, Options, Policy, file};
 use crate::{
     enforcement::Switch,
     providers::{
-        BadSecret, Provider, ProviderKind,
+        BadSecret, Provider, ProviderKind, each_is_one,
         flutterwave::Flutterwave,
         paypal::{self, Fetcher, PayPal, trust::Trust, trust::TrustError},
         paystack::{Paystack, one_mode},
@@ -198,11 +198,11 @@ fn provider_with(
     let bad = |error: BadSecret| Problem::from_error(name("secrets"), &error);
     Some(match kind {
         ProviderKind::Stripe => {
-            checks.take(no_lists(secrets?).map_err(bad))?;
+            checks.take(each_is_one(secrets?).map_err(bad))?;
             Provider::Stripe(Stripe::new(secrets?, scheme.tolerance?))
         }
         ProviderKind::Paystack => {
-            checks.take(no_lists(secrets?).map_err(bad))?;
+            checks.take(each_is_one(secrets?).map_err(bad))?;
             checks.take(one_mode(secrets?).map_err(bad))?;
             Provider::Paystack(Paystack::new(secrets?))
         }
@@ -241,17 +241,7 @@ fn provider_with(
     })
 }
 
-/// Whether each is one secret. In the environment and in a file with secrets a comma separates two secrets; in the file
-/// with routes it is part of the text. Neither Stripe's secrets nor Paystack's contain one, so what was meant as two
-/// secrets would match nothing.
-fn no_lists(secrets: &[Secret]) -> Result<(), BadSecret> {
-    if secrets.iter().any(|secret| secret.expose().contains(',')) {
-        return Err(BadSecret::new("holds a comma; write several secrets as a list of texts"));
-    }
-    Ok(())
-}
-
-/// Whom to trust to issue PayPal's certificates.
+/// Whom to believe about PayPal's certificates.
 fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> {
     let mut read = |path: &Option<PathBuf>, of| match path {
         None => Some(None),
@@ -361,8 +351,8 @@ fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {
     source.read_list().map_err(|error| Problem::from_error(setting.to_owned(), &error))
 }
 
-/// Several texts as secrets. None if all are blank.
-pub(super) fn several(texts: Vec<String>) -> Option<Source> {
-    let secrets: Vec<Secret> = texts.into_iter().filter_map(|text| Secret::new(text).ok()).collect();
+/// What several texts are as secrets, trimmed as those of the environment; None without any that is not blank.
+pub(super) fn several(texts: &[String]) -> Option<Source> {
+    let secrets: Vec<Secret> = texts.iter().filter_map(|text| Secret::new(text.trim()).ok()).collect();
     (!secrets.is_empty()).then(|| Source::Values(secrets.into()))
 }

@@ -444,6 +444,61 @@ tolerance = "0s"
     }
 
     #[test]
+    fn a_blank_path_is_not_set() {
+        let (_directory, options) = with(
+            r#"
+            [[route]]
+            name = "paypal"
+            provider = "paypal"
+            secrets = "5FR00112AB334455C"
+            secrets_file = ""
+            cert_dir = ""
+            trust_anchors_file = " "
+            intermediates_file = ""
+            upstream_secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+            upstream_secret_file = ""
+            upstream_url = "http://app/"
+            "#,
+        );
+        let settings = options.validate().unwrap();
+        let store = settings.routes[0].provider.paypal().unwrap().store().unwrap();
+        assert!(!store.has_directory(), "the directory of the file is none of certificates");
+        let found = problems(
+            "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets_file = \"\"\nupstream_url = \"http://app/\"\n",
+        );
+        assert!(found.len() == 1 && found[0].contains("secrets: not set"), "{found:?}");
+    }
+
+    #[test]
+    fn secrets_of_the_file_are_trimmed_and_white_space_does_not_separate_them() {
+        let route = |provider: &str, secrets: &str| {
+            format!(
+                "[[route]]\nname = \"{provider}\"\nprovider = \"{provider}\"\nsecrets = {secrets}\nupstream_url = \
+                 \"http://app/\"\n"
+            )
+        };
+        let (_directory, options) = with(&format!(
+            "{}{}signature = \"v4\"\n",
+            route("stripe", r#"[" whsec_a\n", "whsec_b", " "]"#),
+            route("flutterwave", r#"" a secret hash, with blanks ""#),
+        ));
+        let settings = options.validate().unwrap();
+        let [stripe, flutterwave] = &settings.routes[..] else { panic!("{settings:?}") };
+        let read = |route: &crate::route::Route| -> Vec<String> {
+            route.secrets.read.iter().map(|secret| secret.expose().to_owned()).collect()
+        };
+        assert_eq!(read(stripe), ["whsec_a", "whsec_b"]);
+        assert_eq!(read(flutterwave), ["a secret hash, with blanks"]);
+        for provider in ["stripe", "paystack"] {
+            let found = problems(&route(provider, r#""hunter2 hunter2""#));
+            assert!(found.len() == 1 && found[0].starts_with("oncegate.toml:4 secrets: "), "{found:?}");
+            assert!(found[0].contains("comma or white space") && !found[0].contains("hunter2"), "{found:?}");
+        }
+        let list = Options { stripe_webhook_secret: Some("whsec_a whsec_b".into()), ..usable() };
+        assert_eq!(complaints(list), ["STRIPE_WEBHOOK_SECRET"]);
+    }
+
+    #[test]
     fn routes_do_not_mix_paystacks_test_and_live_mode() {
         let route = |name: &str, tenant: &str, secrets: &str| {
             format!(
