@@ -185,19 +185,37 @@ impl<T> fmt::Debug for Files<T> {
     }
 }
 
-/// More than any certificate chain or list of tokens has; a wrong path must not fill the memory.
+/// More than any certificate chain, list of tokens or configuration has; a wrong path must not fill the memory.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
+/// What a file holds that somebody configured.
+///
+/// # Errors
+///
+/// It cannot be read, or is larger than 4 MiB.
+pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, FILE_BYTES_MAX + 1), &mut content)?;
+    if content.len() as u64 > FILE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 4 MiB"));
+    }
+    Ok(content)
+}
+
+/// The same, of a file that is text.
+///
+/// # Errors
+///
+/// Also one that is not UTF-8.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    // What the error quotes may be a secret; where it is wrong says enough.
+    let text = String::from_utf8(read_file(path)?).map_err(|error| error.utf8_error());
+    text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
 fn contents(paths: &[PathBuf]) -> Result<Vec<Vec<u8>>, FilesError> {
-    let read = |path: &PathBuf| -> io::Result<Vec<u8>> {
-        let mut content = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(std::fs::File::open(path)?, FILE_BYTES_MAX + 1), &mut content)?;
-        if content.len() as u64 > FILE_BYTES_MAX {
-            return Err(io::Error::other("larger than 4 MiB"));
-        }
-        Ok(content)
-    };
-    paths.iter().map(|path| read(path).map_err(|source| FilesError::Read { path: path.clone(), source })).collect()
+    let read = |path: &PathBuf| read_file(path).map_err(|source| FilesError::Read { path: path.clone(), source });
+    paths.iter().map(read).collect()
 }
 
 fn unusable(paths: &[PathBuf], source: BoxError) -> FilesError {
@@ -219,6 +237,16 @@ mod tests {
         assert_eq!(unread.setting(&settings), "KEY_FILE");
         let unfit = FilesError::Content { files: "both".into(), source: "no pair".into() };
         assert_eq!(unfit.setting(&settings), "CERT_FILE, KEY_FILE");
+    }
+
+    #[test]
+    fn a_file_larger_than_any_of_its_kind_is_refused() {
+        let largest = usize::try_from(FILE_BYTES_MAX).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        io::Write::write_all(&mut file, &vec![b'x'; largest]).unwrap();
+        assert_eq!(read_text(file.path()).unwrap().len(), largest);
+        io::Write::write_all(&mut file, b"x").unwrap();
+        assert!(read_file(file.path()).unwrap_err().to_string().contains("larger than 4 MiB"));
     }
 
     #[test]

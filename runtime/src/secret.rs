@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::config::Problem;
+use crate::{config::Problem, reload::read_text};
 
 /// A secret that is not blank. `Debug` prints `Secret(***)`; there is no `Display` and no serialisation.
 #[derive(Clone, PartialEq, Eq)]
@@ -89,7 +89,7 @@ pub fn shown_url(text: &str) -> String {
 /// Why secrets could not be read. Names the file, never its content.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The file cannot be read, or is not UTF-8.
+    /// The file cannot be read, is not UTF-8, or far too large for a secret.
     #[error("cannot read {path}")]
     Io {
         /// The file as configured.
@@ -210,7 +210,7 @@ fn list(text: &str) -> Vec<Secret> {
 /// The file's text without the byte order mark that some editors put at its beginning, and without the one newline that
 /// they and `echo` leave at its end.
 fn read(path: &Path) -> Result<String, ReadError> {
-    let mut text = std::fs::read_to_string(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
+    let mut text = read_text(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     if text.starts_with('\u{feff}') {
         text.remove(0);
     }
@@ -317,6 +317,22 @@ mod tests {
         assert_eq!(source.read_list().unwrap().len(), 2);
         drop(file);
         assert!(matches!(source.read_list(), Err(ReadError::Io { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_no_secrets_is_refused_and_says_why() {
+        let why = |content: &[u8]| {
+            let mut file = tempfile::NamedTempFile::new().unwrap();
+            file.write_all(content).unwrap();
+            let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+            let (list, one) = (source.read_list().unwrap_err(), source.read_one().unwrap_err());
+            assert_eq!(list.to_string(), one.to_string());
+            let shown = format!("{list:?} {}", crate::chain::Chain(&list));
+            assert!(!shown.contains("hunter2") && !shown.contains("104, 117, 110"), "{shown}");
+            shown
+        };
+        assert!(why(&vec![b'x'; (4 << 20) + 1]).contains("larger than 4 MiB"));
+        assert!(why(b"hunter2\xff").contains("utf-8"));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::ValueEnum;
 use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, Span, duration},
+    reload::read_text,
     secret::Source,
 };
 use toml::{
@@ -79,7 +80,7 @@ enum Value {
 /// Reads the file and checks its form.
 pub(super) fn read(path: &Path) -> Result<File, Problems> {
     let problem = |place: Cow<'static, str>, message: String| Problems::from(Problem::new(place, message));
-    let text = std::fs::read_to_string(path)
+    let text = read_text(path)
         .map_err(|error| problem("ONCEGATE_CONFIG".into(), format!("cannot read {}: {error}", path.display())))?;
     let at = |start: usize| text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count() + 1;
     let place = |line: usize, what: &str| -> Cow<'static, str> { format!("{}:{line}{what}", path.display()).into() };

@@ -6,6 +6,7 @@ use http::Uri;
 use oncegate_api::limits::TENANT_BYTES_MAX;
 use oncegate_runtime::{
     config::{Checks, Problem, Span},
+    reload::read_file,
     secret::{Secret, Source},
 };
 
@@ -246,7 +247,7 @@ fn trust(scheme: &Scheme, name: Name<'_>, checks: &mut Checks) -> Option<Trust> 
     let mut read = |path: &Option<PathBuf>, of| match path {
         None => Some(None),
         Some(path) => {
-            let read = std::fs::read(path);
+            let read = read_file(path);
             let read = read.map_err(|error| Problem::new(name(of), format!("cannot read {}: {error}", path.display())));
             checks.take(read).map(Some)
         }

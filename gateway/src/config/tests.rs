@@ -444,6 +444,30 @@ tolerance = "0s"
     }
 
     #[test]
+    fn files_that_would_fill_the_memory_are_refused_by_the_names_of_their_settings() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len((4 << 20) + 1).unwrap();
+        let huge = file.path().to_owned();
+        let options = Options {
+            config: Some(huge.clone()),
+            paypal_webhook_id: Some("5FR00112AB334455C".into()),
+            paypal_trust_anchors_file: Some(huge.clone()),
+            paypal_intermediates_file: Some(huge.clone()),
+            stripe_webhook_secret: None,
+            stripe_webhook_secret_file: Some(huge),
+            ..usable()
+        };
+        let problems = options.validate().unwrap_err();
+        let mut found: Vec<_> = problems.iter().map(|problem| &*problem.setting).collect();
+        found.sort_unstable();
+        assert_eq!(
+            found,
+            ["ONCEGATE_CONFIG", "PAYPAL_INTERMEDIATES_FILE", "PAYPAL_TRUST_ANCHORS_FILE", "STRIPE_WEBHOOK_SECRET"]
+        );
+        assert!(problems.iter().all(|problem| problem.message.contains("larger than 4 MiB")), "{problems}");
+    }
+
+    #[test]
     fn a_blank_path_is_not_set() {
         let (_directory, options) = with(
             r#"
