@@ -232,7 +232,8 @@ pub struct Options {
 
     /// How long connecting to the application may take, TLS included
     ///
-    /// An attempt that fails here has had no effect and is repeated at once.
+    /// Of a name with several addresses each has its part of it. An attempt that fails here has had no effect, and may be
+    /// repeated at once, by the provider's next try.
     #[arg(long, env = "UPSTREAM_CONNECT_TIMEOUT", value_name = "DURATION", default_value = "5s", value_parser = duration)]
     pub upstream_connect_timeout: Duration,
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use connect::Connector;
+use connect::{Connector, tcp};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, uri::Authority};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{Client, connect::dns::GaiResolver},
     rt::{TokioExecutor, TokioTimer},
 };
 use oncegate_api::v1::FailureKind;
@@ -177,15 +177,11 @@ impl Upstream {
     ///
     /// The system's trust roots are needed and there are none.
     pub(crate) fn new(limits: UpstreamLimits, trust: Trust) -> Result<Self, TlsError> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(http_client_config(trust)?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(tcp);
+            .wrap_connector(tcp(GaiResolver::new(), limits.connect_timeout));
         let connector = Connector::new(connector, limits.connect_timeout);
         let client = Client::builder(TokioExecutor::new())
             .timer(TokioTimer::new())
