@@ -91,21 +91,24 @@ pub(crate) struct Line<'a> {
     pub(crate) provider: Option<&'static str>,
     /// The request's span, where it has one.
     pub(crate) span: Span,
-    /// Once it is known.
+    /// Once it is known: of a request that was verified.
     pub(crate) seen: Option<Seen>,
+    /// For the lines of requests that anybody can make.
+    strangers: &'a Throttle,
     /// Requests whose lines were held back before this one.
     unreported: Option<u64>,
     written: bool,
 }
 
-impl Line<'_> {
-    pub(crate) fn begin() -> Self {
+impl<'a> Line<'a> {
+    pub(crate) fn begin(strangers: &'a Throttle) -> Self {
         Self {
             started: Instant::now(),
             route: None,
             provider: None,
             span: Span::none(),
             seen: None,
+            strangers,
             unreported: None,
             written: false,
         }
@@ -116,21 +119,28 @@ impl Line<'_> {
         self.write(Some(status), answer);
     }
 
-    /// The request got an answer that anybody can cause: there is a line if the throttle lets it pass.
-    pub(crate) fn answered_anybody(mut self, strangers: &Throttle, status: StatusCode, answer: &'static str) {
-        match strangers.pass() {
-            Some(unreported) => {
-                self.unreported = (unreported > 0).then_some(unreported);
-                self.answered(status, answer);
-            }
-            None => self.withheld(status, answer),
-        }
+    /// The request was answered as anybody's would be: a line where the throttle lets it pass.
+    pub(crate) fn answered_anybody(mut self, status: StatusCode, answer: &'static str) {
+        self.write_where_it_passes(Some(status), answer);
     }
 
     /// The request was answered, and gets no line: a stranger must not be able to fill the log (W14).
     pub(crate) fn withheld(mut self, status: StatusCode, answer: &'static str) {
         self.written = true;
         self.record(Some(status), answer);
+    }
+
+    fn write_where_it_passes(&mut self, status: Option<StatusCode>, answer: &'static str) {
+        match self.strangers.pass() {
+            Some(unreported) => {
+                self.unreported = (unreported > 0).then_some(unreported);
+                self.write(status, answer);
+            }
+            None => {
+                self.written = true;
+                self.record(status, answer);
+            }
+        }
     }
 
     fn write(&mut self, status: Option<StatusCode>, answer: &'static str) {
@@ -166,8 +176,14 @@ impl Line<'_> {
 
 impl Drop for Line<'_> {
     fn drop(&mut self) {
-        if !self.written {
+        if self.written {
+            return;
+        }
+        // Before it is verified anybody can hang up, as often as they like.
+        if self.seen.is_some() {
             self.write(None, HUNG_UP);
+        } else {
+            self.write_where_it_passes(None, HUNG_UP);
         }
     }
 }

@@ -262,7 +262,7 @@ impl Front {
         request: Request<Incoming>,
         peer: Option<SocketAddr>,
     ) -> Result<Response<answer::Body>, Infallible> {
-        let mut line = Line::begin();
+        let mut line = Line::begin(&self.strangers);
         let mut place = None;
         let answer = if request.extensions().get::<AmbiguousFraming>().is_some() {
             // Whatever the path is: where this request ends can only be guessed.
@@ -274,7 +274,7 @@ impl Front {
                     // Boxed, so that the future of a webhook does not carry room for it.
                     let page = Box::pin(self.health.page()).await;
                     let word = if page.status().is_success() { "ok" } else { "unavailable" };
-                    line.answered_anybody(&self.strangers, page.status(), word);
+                    line.answered_anybody(page.status(), word);
                     return Ok(page);
                 }
                 _ => Answer::MethodNotAllowed("GET, HEAD, POST"),
@@ -299,9 +299,12 @@ impl Front {
         };
         let (status, word) = answer.status_and_word();
         self.metrics.answered(place, word, line.started.elapsed());
+        // What anybody brings about where it comes before the signature: a full budget for bodies, a certificate that is not to
+        // be had. After it they are our own trouble, and each has its line.
+        let unverified = line.seen.is_none() && matches!(answer, Answer::Overloaded | Answer::Unavailable(_));
         match answer {
             Answer::TooManyFailures(_) => line.withheld(status, word.name()),
-            _ if answer.is_anybodys() => line.answered_anybody(&self.strangers, status, word.name()),
+            _ if unverified || answer.is_anybodys() => line.answered_anybody(status, word.name()),
             _ => line.answered(status, word.name()),
         }
         Ok(answer.response())

@@ -348,7 +348,7 @@ mod file {
             let options =
                 Options { upstream_url: url.map(Into::into), upstream_secret: Some(secret.into()), ..options };
             let settings = options.validate().unwrap();
-            let target = &settings.routes[0].target;
+            let target = &settings.routes[0].application;
             assert_eq!(target.signer.as_ref().map(signed), wanted.map(by), "{url:?} {text}");
             assert!(target.signer_secrets.is_some(), "{url:?} {text}");
         }

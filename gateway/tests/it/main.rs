@@ -10,6 +10,7 @@ mod delivery;
 mod harness;
 mod health;
 mod input;
+mod log;
 mod providers;
 mod shutdown;
 mod sidecar;

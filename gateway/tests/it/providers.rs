@@ -26,16 +26,17 @@ use crate::{
 const SENDERS: usize = 4;
 
 const PAYPAL: &str = "/webhooks/payments/paypal";
-const PAYPAL_BODY: &str = r#"{"id":"WH-1","event_type":"PAYMENT.CAPTURE.COMPLETED","resource":{"amount":1}}"#;
+pub(crate) const PAYPAL_BODY: &str =
+    r#"{"id":"WH-1","event_type":"PAYMENT.CAPTURE.COMPLETED","resource":{"amount":1}}"#;
 
 /// PayPal, with a root and a certificate of its own.
-struct PayPal {
+pub(crate) struct PayPal {
     key: KeyPair,
     directory: tempfile::TempDir,
 }
 
 impl PayPal {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -51,7 +52,7 @@ impl PayPal {
         Self { key, directory }
     }
 
-    fn options(&self, options: Options) -> Options {
+    pub(crate) fn options(&self, options: Options) -> Options {
         Options {
             paypal_webhook_id: Some("5FR00112AB334455C".into()),
             paypal_cert_dir: Some(self.directory.path().to_owned()),
@@ -60,7 +61,7 @@ impl PayPal {
         }
     }
 
-    fn webhook(&self, certificate: &str, body: &str) -> String {
+    pub(crate) fn webhook(&self, certificate: &str, body: &str) -> String {
         let (id, time) = ("6f1c2e40-ffe8-11f0-9a2b-2d7c0a51e6b3", "2026-02-02T02:39:41Z");
         let message = format!("{id}|{time}|5FR00112AB334455C|{}", crc32fast::hash(PAYPAL_BODY.as_bytes()));
         let signature = STANDARD.encode(self.key.sign(message.as_bytes()).unwrap());
