@@ -420,8 +420,13 @@ impl<M> Worker<M> {
                     // Answers are small: copying one to behind its head costs less than a list of pieces.
                     .writev(false)
                     .serve_connection(io, service);
-                let watch =
-                    Watch { seen: &seen, begun_at: 1, first_byte_timeout: options.first_byte_timeout, clock: None };
+                let watch = Watch {
+                    seen: &seen,
+                    begun_at: 1,
+                    first_byte_timeout: options.first_byte_timeout,
+                    first_head_drain: Some(FIRST_HEAD_DRAIN),
+                    clock: None,
+                };
                 watch.drive(connection, &peer, &shutdown, &cut).await;
             }
             Protocol::Http2(limits) => {
@@ -440,6 +445,7 @@ impl<M> Worker<M> {
                     seen: &seen,
                     begun_at: HTTP2_PREFACE_BYTES,
                     first_byte_timeout: options.first_byte_timeout,
+                    first_head_drain: None,
                     clock: Some(&clock),
                 };
                 watch.drive(connection, &peer, &shutdown, &cut).await;
@@ -457,11 +463,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// `PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n`
 const HTTP2_PREFACE_BYTES: usize = 24;
 
+/// How long a shutdown waits for the rest of a first head. hyper would wait for `header_read_timeout`: one socket with half a
+/// head would make an outage of each restart. Who is in the middle of sending one has long sent it by then.
+const FIRST_HEAD_DRAIN: Duration = Duration::from_secs(2);
+
 /// When a connection counts as begun. Before that it has nothing to lose, and may be closed without a word.
 struct Watch<'a> {
     seen: &'a Seen,
     begun_at: usize,
     first_byte_timeout: Duration,
+    /// How long a shutdown waits for a first request. None in HTTP/2, whose end hyper settles with the peer. With a later
+    /// one half sent the connection counts as idle, and hyper ends it at once.
+    first_head_drain: Option<Duration>,
     /// What the connection has its time from.
     clock: Option<&'a Clock>,
 }
@@ -489,6 +502,10 @@ impl Watch<'_> {
                 tokio::select! {
                     ended = self.timed(connection.as_mut()) => ended,
                     () = cut.cancelled() => return,
+                    () = self.no_request() => {
+                        tracing::debug!(%peer, "connection has sent no request, closing it");
+                        return;
+                    }
                 }
             }
         };
@@ -510,6 +527,17 @@ impl Watch<'_> {
 
     fn begun(&self) -> bool {
         self.seen.bytes() >= self.begun_at
+    }
+
+    /// Resolves when no request has come in time, now that no more are wanted; never when one has.
+    async fn no_request(&self) {
+        if let Some(limit) = self.first_head_drain {
+            tokio::time::sleep(limit).await;
+            if !self.seen.asked() {
+                return;
+            }
+        }
+        std::future::pending::<Infallible>().await;
     }
 
     /// Resolves when the connection has not begun in time; never when it has.

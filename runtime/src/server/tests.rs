@@ -138,6 +138,32 @@ async fn shutdown_closes_the_listener_at_once_and_lets_requests_finish() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_never_finished_does_not_hold_up_shutdown() {
+    let running = start(Options::http1(PATIENCE * 10)).await;
+    let (mut idle, mut first) = (connect(&running).await, connect(&running).await);
+    first.write_all(b"POST /x HTTP/1.1\r\nhost").await.unwrap();
+    let mut second = connect(&running).await;
+    exchange(&mut second, GET).await;
+    second.write_all(b"GET / HT").await.unwrap();
+    let mut slow = connect(&running).await;
+    slow.write_all(b"GET /slow HTTP/1.1\r\nhost: ").await.unwrap();
+    // All of them have been read by then.
+    exchange(&mut idle, GET).await;
+    running.shutdown.cancel();
+    closed(&mut idle).await;
+    // Who finishes its head is served, however long that takes.
+    slow.write_all(b"x\r\n\r\n").await.unwrap();
+    running.slow.notified().await;
+    closed(&mut first).await;
+    closed(&mut second).await;
+    running.release.notify_one();
+    let mut answer = String::new();
+    timeout(PATIENCE, slow.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(ended(running).await, Served { cut: 0 });
+}
+
+#[tokio::test]
 async fn what_outlasts_the_drain_is_cut_and_counted() {
     let running = start(Options::http1(Duration::from_millis(50))).await;
     let mut slow = connect(&running).await;

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
 };
@@ -21,6 +21,8 @@ pub(super) struct Seen {
     bytes: AtomicUsize,
     /// Heads that were read and whose requests hyper has not made yet: a few of a pipeline, as its buffer is bounded.
     heads: Mutex<VecDeque<Framing>>,
+    /// A request has reached the service.
+    asked: AtomicBool,
 }
 
 impl Seen {
@@ -29,9 +31,15 @@ impl Seen {
         self.bytes.load(Relaxed)
     }
 
-    /// The head of the next request.
+    /// The head of the next request, which reaches the service now.
     pub(super) fn next_head(&self) -> Option<Framing> {
+        self.asked.store(true, Relaxed);
         self.heads().pop_front()
+    }
+
+    /// Whether any request has reached the service. Only of HTTP/1, where requests have heads.
+    pub(super) fn asked(&self) -> bool {
+        self.asked.load(Relaxed)
     }
 
     fn heads(&self) -> MutexGuard<'_, VecDeque<Framing>> {
