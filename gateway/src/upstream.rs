@@ -18,12 +18,13 @@ use hyper_util::{
     client::legacy::{Client, connect::dns::GaiResolver},
     rt::{TokioExecutor, TokioTimer},
 };
-use oncegate_api::v1::FailureKind;
+use oncegate_api::{limits::EVENT_ID_BYTES_MAX, v1::FailureKind};
 use oncegate_runtime::{
     telemetry,
     throttle::Throttle,
     tls::{TlsError, Trust, http_client_config},
 };
+use sha2::{Digest as _, Sha256};
 use tracing::{Instrument as _, field};
 
 use crate::{
@@ -330,11 +331,18 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
     request
 }
 
-/// The id that is signed. Standard Webhooks joins id, time and body by full stops, so an id that contains one would be
-/// ambiguous, and verifiers refuse it, ours included; but tenants and many event ids contain them. They are
-/// percent-encoded, and so are percent signs, so that two ids never become one.
+/// The id that is signed. Standard Webhooks joins id, time and body by full stops, so that an id with one in it would have
+/// several readings, and verifiers refuse it, ours too; tenants and many event ids have them. Percent signs are written out
+/// as well, so that two ids never become one. What is longer then than our verifier takes is named by its digest: tenant and
+/// event id alone may have more bytes than that.
 fn webhook_id(id: &str) -> Cow<'_, str> {
-    if id.contains(['%', '.']) { id.replace('%', "%25").replace('.', "%2E").into() } else { id.into() }
+    let signed: Cow<'_, str> =
+        if id.contains(['%', '.']) { id.replace('%', "%25").replace('.', "%2E").into() } else { id.into() };
+    if signed.len() > EVENT_ID_BYTES_MAX {
+        format!("sha256:{}", hex::encode(Sha256::digest(id))).into()
+    } else {
+        signed
+    }
 }
 
 /// A new trace, for when we record none: a trace from the internet is not continued.

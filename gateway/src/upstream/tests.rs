@@ -215,6 +215,32 @@ fn g7_the_signed_id_holds_no_full_stop_and_names_one_event_only() {
 }
 
 #[test]
+fn g7_a_signed_id_is_never_longer_than_our_own_verifier_takes() {
+    use oncegate_api::limits::TENANT_BYTES_MAX;
+
+    let longest = format!("{}/standard_webhooks/{}", "t".repeat(TENANT_BYTES_MAX), "i".repeat(EVENT_ID_BYTES_MAX));
+    let dotted = format!("shop/paystack/{}", "a.".repeat(100));
+    for (id, is_digest) in [("i".repeat(EVENT_ID_BYTES_MAX), false), (longest, true), (dotted, true)] {
+        let signed = webhook_id(&id);
+        let digest = format!("sha256:{}", hex::encode(Sha256::digest(&id)));
+        assert_eq!(*signed == *digest, is_digest, "{signed}");
+        let secrets = [Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap()];
+        let now = UNIX_EPOCH + Duration::from_secs(1_770_000_000);
+        let mut headers = HeaderMap::new();
+        let signature = Signer::new(&secrets).unwrap().sign(&signed, "1770000000", b"{}");
+        for (name, value) in
+            [(WEBHOOK_ID, &*signed), (WEBHOOK_TIMESTAMP, "1770000000"), (WEBHOOK_SIGNATURE, &*signature)]
+        {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let verifier = Provider::StandardWebhooks(StandardWebhooks::new(&secrets, TOLERANCE).unwrap());
+        let verifying = verifier.begin(&headers).unwrap().finish(b"{}", now);
+        let verified = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(verifying).unwrap();
+        assert_eq!(verified.event_id.as_deref(), Some(&*signed));
+    }
+}
+
+#[test]
 fn only_a_usable_retry_after_is_passed_on() {
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(946_684_000);
     for (value, pause) in [
