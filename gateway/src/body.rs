@@ -28,8 +28,13 @@ use crate::{config::BodyLimits, failures::Source};
 /// The unit of the budget: counting single bytes would gain nothing.
 const KIB: usize = 1024;
 
-/// The budget for the bytes of all bodies held at once, whether complete or not. Bytes count as they arrive: announcing a
-/// length costs nothing.
+/// The budget, rounded up as bodies are: the largest body that is permitted has to fit.
+pub(crate) fn budget_kib(limits: &BodyLimits) -> usize {
+    limits.budget_bytes.div_ceil(KIB)
+}
+
+/// The bytes of all bodies held at once, reading or read. Counted as they arrive: what somebody merely announces costs
+/// nothing.
 #[derive(Debug, Clone)]
 pub(crate) struct Budget {
     kib: Arc<AtomicUsize>,
@@ -41,7 +46,7 @@ impl Budget {
     pub(crate) fn new(limits: &BodyLimits) -> Self {
         let unverified = |bytes: usize| Arc::new(Unverified { kib_max: bytes.div_ceil(KIB), kib: Mutex::default() });
         Self {
-            kib: Arc::new(AtomicUsize::new(limits.budget_bytes / KIB)),
+            kib: Arc::new(AtomicUsize::new(budget_kib(limits))),
             unverified: limits.bytes_per_source.map(unverified),
         }
     }
@@ -343,6 +348,17 @@ mod tests {
         assert!(read(&mut Full::from(&PIECE[..]), &LIMITS, &budget, None).await.is_ok());
         drop(second);
         assert_eq!(budget.left_kib(), 8);
+    }
+
+    #[tokio::test]
+    async fn the_largest_body_fits_into_a_budget_of_its_size() {
+        static LARGEST: [u8; KIB + 1] = [7; KIB + 1];
+        let limits = BodyLimits { bytes_max: LARGEST.len(), budget_bytes: LARGEST.len(), ..LIMITS };
+        let budget = Budget::new(&limits);
+        let held = read(&mut Full::from(&LARGEST[..]), &limits, &budget, None).await.expect("there is room");
+        assert_eq!((budget_kib(&limits), budget.left_kib()), (2, 0));
+        drop(held);
+        assert_eq!(budget.left_kib(), budget_kib(&limits));
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ impl Ingest {
 
     /// The budget for bodies, in KiB.
     pub(crate) fn budget_kib(&self) -> usize {
-        self.limits.budget_bytes / 1_024
+        body::budget_kib(&self.limits)
     }
 
     /// What is left of the budget for bodies, in KiB.
