@@ -9,7 +9,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     sync::Arc,
     time::Duration,
@@ -111,9 +111,10 @@ fn origin(headers: &HeaderMap, peer: Option<SocketAddr>, trusted_hops: usize) ->
     Origin { source: address.map(Source::of), shared }
 }
 
-/// An address, with or without a port.
+/// An address, with or without a port. Some proxies write brackets around IPv6 (RFC 3986) without one as well.
 fn address(text: &str) -> Option<IpAddr> {
-    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::from);
+    text.parse().ok().or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip())).or_else(bracketed)
 }
 
 #[cfg(test)]
@@ -142,10 +143,13 @@ mod tests {
         assert_eq!(seen(&["6.6.6.6, 1.1.1.1, 10.0.0.2"], 2), "1.1.1.1");
         assert_eq!(seen(&["1.1.1.1:4711"], 1), "1.1.1.1");
         assert_eq!(seen(&["[2001:db8:1:2:3::1]:4711"], 1), "2001:db8:1:2::");
+        assert_eq!(seen(&["[2001:db8:1:2:3::1]"], 1), "2001:db8:1:2::");
         assert_eq!(seen(&["::ffff:1.1.1.1"], 1), "1.1.1.1");
         // Fewer entries than proxies, or rubbish: only the peer is certain.
         assert_eq!(seen(&["1.1.1.1"], 2), "10.0.0.9");
-        assert_eq!(seen(&["unknown"], 1), "10.0.0.9");
+        for rubbish in ["unknown", "[1.1.1.1]", "[::1", "::1]", "[]"] {
+            assert_eq!(seen(&[rubbish], 1), "10.0.0.9", "{rubbish}");
+        }
         assert_eq!(seen(&["1.1.1.1, \u{ff}"], 1), "10.0.0.9");
         assert_eq!(seen(&[], 1), "10.0.0.9");
     }
