@@ -132,8 +132,7 @@ struct Wish<'a> {
 }
 
 impl<'a> Wish<'a> {
-    /// Route paths contain no characters that a query string would encode.
-    fn read(query: &'a str, routes: &[Arc<Route>]) -> Result<Self, String> {
+    fn read(query: &str, routes: &'a [Arc<Route>]) -> Result<Self, String> {
         let (mut to, mut path) = (None, None);
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -142,11 +141,55 @@ impl<'a> Wish<'a> {
                     let parsed = Enforcement::from_str(value, false);
                     to = Some(parsed.map_err(|_| "to: permitted are enforce and observe".to_owned())?);
                 }
-                "path" if routes.iter().any(|route| &*route.path == value) => path = Some(value),
-                "path" => return Err("path: no route has it; GET /enforcement shows those that there are".to_owned()),
+                "path" => {
+                    let wanted = decoded(value);
+                    let known = routes.iter().map(|route| &*route.path).find(|known| wanted.as_deref() == Some(known));
+                    let known = known.ok_or("path: no route has it; GET /enforcement shows those that there are")?;
+                    path = Some(known);
+                }
                 _ => return Err("permitted are to and path".to_owned()),
             }
         }
         Ok(Self { to: to.ok_or("to: not given; enforce or observe")?, path })
+    }
+}
+
+/// What a value of a query stands for: many clients write the slashes of a path as `%2F`. None where it stands for no text.
+fn decoded(value: &str) -> Option<String> {
+    let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+    let mut bytes = value.bytes();
+    let mut text = Vec::with_capacity(value.len());
+    while let Some(byte) = bytes.next() {
+        let byte = if byte == b'%' { digit(bytes.next())? * 16 + digit(bytes.next())? } else { u32::from(byte) };
+        text.push(u8::try_from(byte).ok()?);
+    }
+    String::from_utf8(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Options;
+
+    #[test]
+    fn one_route_is_switched_however_the_slashes_of_its_path_are_written() {
+        let options = Options {
+            upstream_url: Some("http://app/".into()),
+            stripe_webhook_secret: Some("whsec_a".into()),
+            paystack_webhook_secret: Some("sk_a".into()),
+            ..Options::default()
+        };
+        let routes: Vec<_> = options.validate().unwrap().routes.into_iter().map(Arc::new).collect();
+        let put = |query: &str| answer(&routes, &Method::PUT, Some(query)).status().as_u16();
+        let stand = || [0, 1].map(|place: usize| routes[place].enforcement.get().name());
+        for path in ["/webhooks/payments/stripe", "%2Fwebhooks%2Fpayments%2Fstripe", "%2fwebhooks/payments/%73tripe"] {
+            assert_eq!(put(&format!("path={path}&to=observe")), 200, "{path}");
+            assert_eq!(stand(), ["observe", "enforce"], "{path}");
+            assert_eq!(put("to=enforce"), 200);
+        }
+        for path in ["", "%", "%2", "%2G", "%%2Fwebhooks", "%FF", "%2Fwebhooks%2Fpayments%2Fother", "webhooks"] {
+            assert_eq!(put(&format!("to=observe&path={path}")), 400, "{path}");
+        }
+        assert_eq!(stand(), ["enforce", "enforce"]);
     }
 }
