@@ -106,8 +106,8 @@ pub(crate) async fn watch_listener(tls: Option<ServerTls>, pause: Duration) -> I
     pending().await
 }
 
-/// Looks at the directories with PayPal's certificates every `pause`, for ever, to know when these expire. Verifications
-/// read the files themselves, whatever was seen here.
+/// Looks at the directories with PayPal's certificates every `pause`, for ever, for when these end. Verification does not wait
+/// for what is seen here: it reads a certificate when one is named that it does not hold, and holds it until it ends.
 pub(crate) async fn watch_directories(routes: &[Arc<Route>], pause: Duration) -> Infallible {
     let stores = routes.iter().filter_map(|route| route.provider.paypal()?.store());
     let stores: Vec<_> = stores.filter(|store| store.has_directory()).cloned().collect();
