@@ -46,11 +46,26 @@ pub(crate) struct Members {
     pub(crate) sent_id: &'static [usize],
     /// The type.
     pub(crate) event_type: &'static [usize],
+    /// What the type is by the event's shape, where none is sent. Also in the key, if the type is a part of that.
+    pub(crate) shape: Option<Shape>,
+}
+
+/// A member that events of one type alone have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) member: usize,
+    pub(crate) event_type: &'static str,
 }
 
 impl Members {
     fn in_key(&self, index: usize) -> bool {
-        self.key.iter().any(|part| part.contains(&index))
+        self.key.iter().any(|part| part.contains(&index)) || self.shape.is_some_and(|shape| shape.member == index)
+    }
+
+    /// The type by the event's shape.
+    fn shape(&self, found: &Found<'_>) -> Option<&'static str> {
+        let shape = self.shape?;
+        first(found, &[shape.member]).map(|_| shape.event_type)
     }
 }
 
@@ -89,7 +104,8 @@ pub(crate) fn identify(
         Some(_) => hashed(digest()),
         None => event_id(members, &found, digest),
     };
-    Ok(Identity { event_id, event_type: event_type(first(&found, members.event_type)) })
+    let event_type = event_type(first(&found, members.event_type), members.shape(&found));
+    Ok(Identity { event_id, event_type })
 }
 
 /// The provider's own id and type of the event, for people only.
@@ -137,16 +153,18 @@ fn event_id(members: &Members, found: &Found<'_>, digest: impl Fn() -> [u8; 32])
             id.push_str(&part.text);
             named |= index == members.naming;
             readable &= part.readable;
+        } else if let Some(shape) = members.shape(found).filter(|_| *part == members.event_type) {
+            id.push_str(shape);
         }
     }
     if named && readable && fits(&id, EVENT_ID_BYTES_MAX) { id } else { hashed(digest()) }
 }
 
-/// The type as sent; `unknown` if there is none. A type that the contract does not permit is replaced by the digest of its
-/// text, which keeps different types apart.
-fn event_type(sent: Option<&Text<'_>>) -> String {
+/// The type as sent; without one that of the event's shape, or `unknown`. A type that the contract does not permit becomes the
+/// digest of its text, which keeps different types apart.
+fn event_type(sent: Option<&Text<'_>>, shape: Option<&str>) -> String {
     match sent {
-        None => TYPE_UNKNOWN.to_owned(),
+        None => shape.unwrap_or(TYPE_UNKNOWN).to_owned(),
         Some(sent) if sent.readable && fits(&sent.text, EVENT_TYPE_BYTES_MAX) => sent.text.clone().into_owned(),
         Some(sent) => hashed(Sha256::digest(sent.text.as_bytes()).into()),
     }

@@ -1,13 +1,20 @@
 use super::*;
 
-const ID_ONLY: Members =
-    Members { paths: Paths::new(&[&["id"], &["type"]]), key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+const ID_ONLY: Members = Members {
+    paths: Paths::new(&[&["id"], &["type"]]),
+    key: &[&[0]],
+    naming: 0,
+    sent_id: &[0],
+    event_type: &[1],
+    shape: None,
+};
 const NESTED: Members = Members {
     paths: Paths::new(&[&["event"], &["data", "id"], &["data", "status"]]),
     key: &[&[0], &[1], &[2]],
     naming: 1,
     sent_id: &[],
     event_type: &[0],
+    shape: None,
 };
 const NESTED_TYPE: Members = Members {
     paths: Paths::new(&[&["data", "id"], &["data", "status"], &["meta", "type"]]),
@@ -15,6 +22,15 @@ const NESTED_TYPE: Members = Members {
     naming: 0,
     sent_id: &[],
     event_type: &[2],
+    shape: None,
+};
+const SHAPED: Members = Members {
+    paths: Paths::new(&[&["event"], &["id"], &["status"], &["Refunded"]]),
+    key: &[&[0], &[1], &[2]],
+    naming: 1,
+    sent_id: &[],
+    event_type: &[0],
+    shape: Some(Shape { member: 3, event_type: "refund" }),
 };
 
 fn digest(body: &[u8]) -> [u8; 32] {
@@ -176,6 +192,25 @@ fn parts_are_joined_and_missing_ones_are_empty() {
     }
     let body = r#"{"data":{"id":"7"},"meta":{"type":"t"}}"#;
     assert_eq!(named(&NESTED_TYPE, body), Ok(("7:".to_owned(), "t".to_owned())));
+}
+
+#[test]
+fn an_event_without_a_type_has_that_of_its_shape() {
+    for (body, id, event_type) in [
+        (r#"{"id":7,"Refunded":5,"status":"ok"}"#, "refund:7:ok", "refund"),
+        (r#"{"id":7,"status":"ok"}"#, ":7:ok", "unknown"),
+        (r#"{"id":7,"Refunded":null,"status":"ok"}"#, ":7:ok", "unknown"),
+        (r#"{"id":7,"Refunded":5,"event":"charge","status":"ok"}"#, "charge:7:ok", "charge"),
+        (r#"{"id":7,"Refunded":5,"event":"","status":"ok"}"#, "refund:7:ok", "refund"),
+    ] {
+        assert_eq!(named(&SHAPED, body), Ok((id.to_owned(), event_type.to_owned())), "{body}");
+    }
+    // It says nothing of which event it is.
+    let unnamed = r#"{"Refunded":5,"status":"ok"}"#;
+    assert_eq!(named(&SHAPED, unnamed), Ok((by_digest(unnamed), "refund".to_owned())));
+    assert_eq!(named(&SHAPED, r#"{"id":7,"Refunded":5,"Refunded":null}"#), Err(MalformedBody));
+    // What was sent is told as it was sent.
+    assert_eq!(sent(&SHAPED, None, br#"{"id":7,"Refunded":5}"#).unwrap().event_type, None);
 }
 
 // T42

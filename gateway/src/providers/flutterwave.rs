@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use super::{Refusal, credentials};
-use crate::key::{Members, Paths};
+use crate::key::{Members, Paths, Shape};
 
 /// What names an event of v4. The documentation's samples disagree about where its id stands.
 pub(crate) static MEMBERS_V4: Members = Members {
@@ -24,16 +24,27 @@ pub(crate) static MEMBERS_V4: Members = Members {
     naming: 0,
     sent_id: &[0, 1],
     event_type: &[2],
+    shape: None,
 };
 
 /// What names an event of v3, which carries no id of its own: charges and transfers are numbered independently, and a
-/// pending charge comes again with its number when it has succeeded.
+/// pending charge comes again with its number when it has succeeded. Refunds carry no type either, and are told by their shape:
+/// under no type at all they would share their numbers with whatever else carries none.
 pub(crate) static MEMBERS_V3: Members = Members {
-    paths: Paths::new(&[&["event"], &["event.type"], &["data", "id"], &["id"], &["data", "status"], &["status"]]),
+    paths: Paths::new(&[
+        &["event"],
+        &["event.type"],
+        &["data", "id"],
+        &["id"],
+        &["data", "status"],
+        &["status"],
+        &["AmountRefunded"],
+    ]),
     key: &[&[0, 1], &[2, 3], &[4, 5]],
     naming: 1,
     sent_id: &[],
     event_type: &[0, 1],
+    shape: Some(Shape { member: 6, event_type: "refund" }),
 };
 
 const HEADER_V4: HeaderName = HeaderName::from_static("flutterwave-signature");

@@ -42,6 +42,7 @@ pub(crate) static MEMBERS: Members = Members {
     naming: 0,
     sent_id: &[0],
     event_type: &[1],
+    shape: None,
 };
 
 const ID: HeaderName = HeaderName::from_static("paypal-transmission-id");

@@ -30,6 +30,7 @@ pub(crate) static MEMBERS: Members = Members {
     naming: 1,
     sent_id: &[],
     event_type: &[0],
+    shape: None,
 };
 
 const HEADER: HeaderName = HeaderName::from_static("x-paystack-signature");

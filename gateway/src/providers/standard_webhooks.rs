@@ -31,7 +31,7 @@ use crate::{
 
 /// The type stands in the body; the id comes from the header.
 pub(crate) static MEMBERS: Members =
-    Members { paths: Paths::new(&[&["type"]]), key: &[], naming: 0, sent_id: &[], event_type: &[0] };
+    Members { paths: Paths::new(&[&["type"]]), key: &[], naming: 0, sent_id: &[], event_type: &[0], shape: None };
 
 const ID: HeaderName = HeaderName::from_static("webhook-id");
 const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");

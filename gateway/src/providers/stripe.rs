@@ -23,8 +23,14 @@ use super::{
 use crate::key::{Members, Paths};
 
 /// What names an event: `id` alone. The id of the object in it would swallow repeated partial refunds.
-pub(crate) static MEMBERS: Members =
-    Members { paths: Paths::new(&[&["id"], &["type"]]), key: &[&[0]], naming: 0, sent_id: &[0], event_type: &[1] };
+pub(crate) static MEMBERS: Members = Members {
+    paths: Paths::new(&[&["id"], &["type"]]),
+    key: &[&[0]],
+    naming: 0,
+    sent_id: &[0],
+    event_type: &[1],
+    shape: None,
+};
 
 const HEADER: HeaderName = HeaderName::from_static("stripe-signature");
 

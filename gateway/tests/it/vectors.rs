@@ -76,7 +76,7 @@ async fn keys_are_made_of_what_is_signed() {
         ("dev-flutterwave_v4-07", Some("wbk_Alias0000000000001")),
         ("dev-flutterwave_v3-01", Some("charge.completed:912448301:successful")),
         ("dev-flutterwave_v3-02", Some("CARD_TRANSACTION:912448305:successful")),
-        ("dev-flutterwave_v3-03", Some(":89077:completed")),
+        ("dev-flutterwave_v3-03", Some("refund:89077:completed")),
         ("dev-paystack-01", Some("charge.success:re4lyvq3s3:success")),
         ("dev-paystack-02", Some("refund.processed:R-132013318:processed")),
         ("dev-paystack-06", Some("transfer.success:TRF_wpl1dem4967avzm:success")),
