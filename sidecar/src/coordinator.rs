@@ -43,7 +43,8 @@ const PATIENCE_MIN: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Claims on the ledger at once, and as many of the calls that extend, end or resolve an attempt; beyond it they are
-    /// refused as overloaded. A waiting call does not count.
+    /// refused as overloaded. Claims that may wait have as many places of their own, and queue for them. A waiting call does not
+    /// count.
     pub calls_max: usize,
     /// Calls waiting for an outcome; beyond it "in progress" is answered at once (L9).
     pub waiting_max: usize,
@@ -83,8 +84,11 @@ pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
     cache: Arc<Cache>,
     claims: Semaphore,
-    /// For calls on what was granted. Places of their own: claims queue for theirs, and whoever queues comes before whoever
-    /// only asks. A completion that is refused costs a second delivery, a claim that is refused a later one.
+    /// For claims of callers who may wait, as many: they queue for a place, and all who wait for one event ask at the same moment.
+    /// Whoever does not wait would be refused meanwhile, for whoever queues comes before whoever only asks.
+    seated: Semaphore,
+    /// For calls on what was granted, as many: a completion that is refused costs a second delivery, a claim that is refused a
+    /// later one.
     others: Semaphore,
     calls_max: usize,
     metrics: Arc<LedgerMetrics>,
@@ -113,6 +117,7 @@ impl Coordinator {
             ledger,
             cache: Arc::new(cache),
             claims: Semaphore::new(limits.calls_max),
+            seated: Semaphore::new(limits.calls_max),
             others: Semaphore::new(limits.calls_max),
             calls_max: limits.calls_max,
             metrics,
@@ -153,7 +158,7 @@ impl Coordinator {
     pub(crate) fn gauges(&self) -> metrics::Gauges {
         let (waiting, waiting_max) = self.waiters.load();
         metrics::Gauges {
-            calls: [&self.claims, &self.others]
+            calls: [&self.claims, &self.seated, &self.others]
                 .map(|places| self.calls_max - places.available_permits())
                 .into_iter()
                 .fold(0, usize::max),
@@ -216,10 +221,9 @@ impl Coordinator {
             let left = until.saturating_duration_since(Instant::now());
             claim.waiting = !left.is_zero() && !self.closing.is_cancelled();
             let claimed = {
-                // One who has a seat may wait for a place as well: all who wait for one event ask at the same moment, and
-                // the outcome is there to be told.
+                // One who has a seat may wait for a place as well: the outcome is there to be told.
                 let patience = left.max(PATIENCE_MIN);
-                let mut place = pin!(self.claims.acquire());
+                let mut place = pin!(self.seated.acquire());
                 let permit = tokio::select! {
                     biased;
                     permit = timeout(patience, &mut place) => permit,

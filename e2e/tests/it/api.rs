@@ -1,5 +1,7 @@
 //! The API over real sockets, on each ledger: what a client in any language sees.
 
+mod bounds;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -615,59 +617,5 @@ async fn reflection_and_unknown_methods_are_answered() -> Result<()> {
     let status = grpc.unary(Request::new(v1::ServerReflectionRequest::default()), path, codec).await;
     let status = status.expect_err("no such method");
     assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Unimplemented, reason::UNIMPLEMENTED));
-    Ok(())
-}
-
-#[tokio::test]
-async fn calls_beyond_the_bound_are_refused_at_once_as_overloaded() -> Result<()> {
-    let served = Served::with_limits(Ledger::Sqlite, Limits { calls_max: 1, waiting_max: 1 }).await?;
-    let calls = (0..64).map(|number| served.claim(claim(&format!("evt_{number}"))).boxed());
-    let answers = futures::future::join_all(calls).await;
-    let granted = answers.iter().filter(|answer| answer.is_ok()).count();
-    assert!((1..answers.len()).contains(&granted), "{granted} of {}", answers.len());
-    for status in answers.into_iter().filter_map(Result::err) {
-        assert_eq!((status.code(), reason_of(&status).as_str()), (Code::Unavailable, reason::OVERLOADED));
-        assert!(status.get_details_retry_info().context("RetryInfo")?.retry_delay.is_some());
-    }
-    Ok(())
-}
-
-use futures::FutureExt as _;
-
-#[tokio::test]
-async fn a_completion_does_not_stand_in_line_behind_claims_that_wait_for_a_place() -> Result<()> {
-    let served = Served::with_limits(Ledger::Sqlite, Limits { calls_max: 1, waiting_max: 1_000 }).await?;
-    let mut granted = Vec::new();
-    for number in 0..20 {
-        let event_id = format!("evt_granted_{number}");
-        let lock = served.claim(claim(&event_id)).await?.lock.context("the lock")?;
-        granted.push((event_id, lock.fencing_token));
-    }
-    let ended = CancellationToken::new();
-    let crowd = futures::future::join_all((0..64).map(|caller| {
-        let (served, ended) = (&served, &ended);
-        async move {
-            let mut number = 0;
-            while !ended.is_cancelled() {
-                let new = claim(&format!("evt_{caller}_{number}"));
-                served.claim(v1::CheckAndLockRequest { wait_duration: seconds(20), ..new }).await?;
-                number += 1;
-            }
-            Ok::<_, Status>(number)
-        }
-    }));
-    let completions = async {
-        let mut completed = Ok(());
-        for (event_id, token) in &granted {
-            completed = completed.and(served.complete(event_id, *token).await.map(drop));
-        }
-        ended.cancel();
-        completed
-    };
-    let (claims, completed) = tokio::join!(crowd, completions);
-    completed?;
-    for claims in claims {
-        assert!(claims? > 0, "the crowd was there");
-    }
     Ok(())
 }

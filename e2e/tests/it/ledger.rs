@@ -23,6 +23,7 @@ mod postgres_slow;
 mod races;
 mod replays;
 mod resolve;
+mod sessions;
 mod stats;
 
 pub(crate) use cached::Condition;

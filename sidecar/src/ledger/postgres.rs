@@ -44,7 +44,7 @@ use self::{
     counts::{Counts, Flusher},
     notify::Notifier,
     read::Reader,
-    statement::Link,
+    statement::Session,
     writer::Writer,
 };
 use super::{
@@ -140,11 +140,11 @@ impl PostgresLedger {
         let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
         let (counts, load) = (Counts::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
-        let (link, node, standing) = Link::new(writes, opened, settings.metrics.clone());
-        tokio::spawn(Writer::new(link, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
-        let link = Link::counts(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
+        let (session, node, standing) = Session::new(writes, opened, settings.metrics.clone());
+        tokio::spawn(Writer::new(session, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
+        let session = Session::counts(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
         let (closes, closing) = mpsc::channel(1);
-        tokio::spawn(Flusher::new(link, counts.clone(), closing).run());
+        tokio::spawn(Flusher::new(session, counts.clone(), closing).run());
         let replays = Reader::new(options.clone(), 1);
         let signals = Reader::new(options.clone(), SIGNALS_CONNECTIONS_MAX);
         let lists = Reader::new(options.clone(), LISTS_CONNECTIONS_MAX);
@@ -302,6 +302,10 @@ impl Ledger for PostgresLedger {
     }
 
     async fn maintain(&self) -> Result<(), Error> {
+        // What it writes would wait as every other commit does, on one more session each second.
+        if self.node.borrow().is_none() {
+            return Ok(());
+        }
         let after = self.forgotten.load(Ordering::Relaxed);
         self.forgotten.store(self.lists.sweep(after).await?, Ordering::Relaxed);
         Ok(())

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use oncegate_e2e::{
     eventually,
     postgres::{Cluster, Database, Options},
@@ -22,9 +23,9 @@ use oncegate_sidecar::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
-use super::{claim, completion, failure, key, stats::everything};
+use super::{claim, completion, extension, failure, key, stats::everything};
 
-async fn ledger() -> (PostgresLedger, Database) {
+pub(super) async fn ledger() -> (PostgresLedger, Database) {
     let database = Database::create().await.unwrap();
     let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
     (ledger, database)
@@ -649,65 +650,22 @@ async fn lists_that_take_long_keep_nobody_from_asking_whether_the_server_answers
     ledger.close().await;
 }
 
+/// More than go into one batch, and a completion behind them, which comes after all of them (L3).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_ledger_without_calls_knows_that_its_server_is_gone_and_back() {
-    let mut cluster = Cluster::start(Options::default()).await.unwrap();
-    let database = cluster.database().await.unwrap();
-    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-    let before = ledger.node().unwrap().identity;
-    cluster.stop().unwrap();
-    eventually("it knows that the server is gone", async || ledger.node().is_none().then_some(())).await;
-    cluster.restart().await.unwrap();
-    let after = eventually("it is connected again", async || Some(ledger.node()?.identity)).await;
-    assert_ne!(before, after, "a server that was started again is another one");
-    ledger.close().await;
-}
-
-// L4, I5
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_acknowledged_commit_is_on_the_disk_whatever_the_default_of_the_database() {
-    // A server that acknowledges before the disk has it, and then one that misses its standby: who waits for one of them
-    // waits for the other.
-    let settings = vec![("synchronous_commit".to_owned(), "off".to_owned())];
-    let cluster = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
-    let database = cluster.database().await.unwrap();
-    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
-    ledger.claim(claim(&key("evt_1"), "a")).await.unwrap();
-    let mut admin = database.connect().await.unwrap();
-    for sql in ["alter system set synchronous_standby_names = 'elsewhere'", "select pg_reload_conf()"] {
-        sqlx::query(sql).execute(&mut admin).await.unwrap();
-    }
-    let mut number = 0;
-    eventually("a claim waits for the standby in vain", async || {
-        number += 1;
-        let answer = ledger.claim(claim(&key(&format!("evt_late_{number}")), "a")).await;
-        matches!(answer, Err(Error::OutcomeUnknown)).then_some(())
-    })
-    .await;
-    for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
-        sqlx::query(sql).execute(&mut admin).await.unwrap();
-    }
-    ledger.close().await;
-}
-
-// L3, L6
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_whose_connection_dies_is_run_again_and_answered() {
-    let (ledger, database) = ledger().await;
+async fn a_crowd_that_extends_one_lock_is_answered_in_order() {
+    let (ledger, _database) = ledger().await;
     let key = key("evt_1");
-    ledger.claim(Claim { lock_duration: Micros::ZERO, ..claim(&key, "a") }).await.unwrap();
-    let mut outsider = database.connect().await.unwrap();
-    let mut held = outsider.begin().await.unwrap();
-    sqlx::query("select from payment_webhook_events for update").execute(&mut *held).await.unwrap();
-    let cut = async {
-        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
-        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
-            where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))";
-        sqlx::query(cut).execute(&mut *held).await.unwrap();
-        held.rollback().await.unwrap();
+    let minute = Micros(60_000_000);
+    let Decision::Acquired(lock) =
+        ledger.claim(Claim { lock_duration: minute, ..claim(&key, "a") }).await.unwrap().decision
+    else {
+        panic!("it is new")
     };
-    let (answer, ()) = tokio::join!(ledger.claim(claim(&key, "b")), cut);
-    let claimed = answer.unwrap();
-    assert!(matches!(claimed.decision, Decision::Acquired(_)), "{:?}", claimed.decision);
+    let extensions = join_all((0..1_000).map(|_| ledger.extend(extension(&key, &lock, Micros(60 * minute.0)))));
+    let (extended, completed) = tokio::join!(extensions, ledger.mark(completion(&key, &lock)));
+    for extended in extended {
+        assert!(extended.unwrap().remaining > minute);
+    }
+    assert!(!completed.unwrap().repeated);
     ledger.close().await;
 }

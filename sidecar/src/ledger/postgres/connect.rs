@@ -55,6 +55,9 @@ pub(super) const READING_SESSION: &str = "
     set timezone = 'UTC';
 ";
 
+/// How long a statement of a session that writes waits for a row, as [`SESSION`] sets it.
+pub(super) const LOCK_TIMEOUT: &str = "500ms";
+
 /// Why a node may not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -67,6 +70,10 @@ pub enum ConnectError {
     /// It is a standby, or read-only: it cannot decide (PG6).
     #[error("the database node is read-only: a standby, or told to refuse writes")]
     ReadOnly,
+    /// A commit of another session of ours waits there, and nothing ends that but the standby, the disk or an operator. A session more
+    /// would wait as well, and be one more that nobody else can have.
+    #[error("commits on the database wait for a standby, or for its disk")]
+    CommitsWait,
 }
 
 /// What a node is, read on every connection of the writer.
@@ -102,7 +109,10 @@ pub(super) async fn writing(
         connection.execute(SESSION).await?;
         let row = sqlx::query(include_str!("node.sql")).fetch_one(&mut connection).await?;
         if row.try_get::<bool, _>("read_only")? {
-            return Ok(None);
+            return Ok(Err(ConnectError::ReadOnly));
+        }
+        if row.try_get::<bool, _>("commits_wait")? {
+            return Ok(Err(ConnectError::CommitsWait));
         }
         let says = PostgresSays {
             synchronous_commit: row.try_get("synchronous_commit")?,
@@ -129,12 +139,11 @@ pub(super) async fn writing(
         }
         advance_token(&mut connection, &node.identity).await?;
         let slot = slots.take(&mut connection).await?;
-        Ok(Some((connection, node, slot)))
+        Ok(Ok((connection, node, slot)))
     })
     .await
     .map_err(|_| ConnectError::TimedOut)?
     .map_err(ConnectError::Refused)?
-    .ok_or(ConnectError::ReadOnly)
 }
 
 /// Moves the token to at least now, if the database has another identity than the one it was last checked against (S2).

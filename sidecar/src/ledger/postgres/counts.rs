@@ -15,7 +15,7 @@ use std::{
 use sqlx::{PgConnection, postgres::PgBindIterExt as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::statement::{Link, Statement};
+use super::statement::{Session, Statement};
 use crate::{
     event::{Event, Key, Time},
     ledger::{
@@ -68,7 +68,7 @@ pub(super) type Close = oneshot::Sender<()>;
 
 /// Writes what is counted. One task, never cancelled: nobody else uses its connection.
 pub(super) struct Flusher {
-    link: Link,
+    session: Session,
     counts: Counts,
     closes: mpsc::Receiver<Close>,
 }
@@ -83,8 +83,8 @@ impl Drop for Flusher {
 
 impl Flusher {
     /// Ends when it is asked to, or when nobody is left who could ask.
-    pub(super) fn new(link: Link, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {
-        Flusher { link, counts, closes }
+    pub(super) fn new(session: Session, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {
+        Flusher { session, counts, closes }
     }
 
     pub(super) async fn run(mut self) {
@@ -99,13 +99,13 @@ impl Flusher {
                 close = self.closes.recv() => Some(close),
             };
             // Additions are not repeated: on a connection that died while nobody used it they would be lost.
-            self.link.ask().await;
+            self.session.ask().await;
             written = self.flush().await;
             while written && self.counts.tally.is_full() {
                 written = self.flush().await;
             }
             if let Some(close) = closing {
-                self.link.close().await;
+                self.session.close().await;
                 if let Some(close) = close {
                     // Whoever asked may have gone away.
                     let _gone = close.send(());
@@ -148,7 +148,7 @@ impl Flusher {
     /// What may have been written is not kept: counting twice would be worse than losing a second.
     async fn write<S: Statement<Output = ()>>(&mut self, statement: &S, items: Vec<S::Item>) -> (bool, Vec<S::Item>) {
         let (mut written, mut kept) = (items.is_empty(), Vec::new());
-        for (items, result) in self.link.run(statement, items).await {
+        for (items, result) in self.session.run(statement, items).await {
             match result {
                 Ok(()) => written = true,
                 Err(Error::Unavailable { .. }) => kept.extend(items),

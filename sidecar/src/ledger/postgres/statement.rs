@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    connect::{self, Node, STATEMENT_TIME_MAX, Slots},
+    connect::{self, LOCK_TIMEOUT, Node, STATEMENT_TIME_MAX, Slots},
     failure::{self, Failure},
 };
 use crate::{
@@ -96,7 +96,9 @@ impl Attempt {
             Failure::Broken if S::REPEATABLE && may_try_again => Next::Again,
             Failure::Broken => Next::Unknown,
             Failure::Refusing => Next::Unavailable(Duration::from_secs(1)),
-            Failure::TooSlow if spent >= HALVING_TIME_MAX => Next::Unavailable(Duration::from_secs(1)),
+            Failure::TooSlow | Failure::Contended if spent >= HALVING_TIME_MAX => {
+                Next::Unavailable(Duration::from_secs(1))
+            }
             Failure::Contended if !S::PARTS => Next::Unavailable(Duration::from_millis(500)),
             Failure::Contended | Failure::BadItem | Failure::TooSlow if items > 1 => Next::Halved,
             Failure::Contended if may_try_again => Next::Again,
@@ -112,20 +114,30 @@ const TRIES_MAX: u32 = 3;
 /// How long a statement that takes too long is tried in parts: whoever waits for it has been told by then, and all others wait
 /// behind it. One part each second of a batch of 512 would be a quarter of an hour.
 const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long the rest of a batch waits for a row after one has kept it waiting for the full time.
+const HURRIED: &str = "25ms";
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A connection that writes: there, or to be made anew.
-pub(super) struct Link {
+pub(super) struct Session {
     options: PgConnectOptions,
     slots: Slots,
-    open: Option<(PgConnection, i32)>,
+    open: Option<Open>,
     failed_at: Option<Instant>,
     failures: Throttle,
     given_up: Throttle,
     /// None: nobody asks what this connection stands on.
     told: Option<Told>,
     pub(super) metrics: Arc<LedgerMetrics>,
+}
+
+/// A connection, as long as it is good.
+struct Open {
+    connection: PgConnection,
+    slot: i32,
+    /// It waits for rows only as long as [`HURRIED`].
+    is_hurried: bool,
 }
 
 /// Those who want to know what the connection stands on.
@@ -144,30 +156,30 @@ impl Drop for Told {
     }
 }
 
-impl Link {
-    /// The link of the writer, over a connection that was just made, and what tells others what it stands on; None while it
+impl Session {
+    /// The session of the writer, over a connection that was just made, and what tells others what it stands on; None while it
     /// is down.
     pub(super) fn new(
         options: PgConnectOptions,
         (connection, node, slot): (PgConnection, Node, i32),
         metrics: Arc<LedgerMetrics>,
-    ) -> (Link, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
+    ) -> (Session, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
         let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
-        let mut link = Link { told: Some(told), ..Link::closed_yet(options, Slots::WRITERS, metrics) };
-        link.opened(connection, node, slot);
-        (link, node_receiver, standing_receiver)
+        let mut session = Session { told: Some(told), ..Session::closed_yet(options, Slots::WRITERS, metrics) };
+        session.opened(connection, node, slot);
+        (session, node_receiver, standing_receiver)
     }
 
-    /// The link of the one who writes each second's counts: it connects when there is something to write, and nobody is told.
-    pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Link {
-        Link::closed_yet(options, Slots::COUNTS, metrics)
+    /// The session of the one who writes each second's counts: it connects when there is something to write, and nobody is told.
+    pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Session {
+        Session::closed_yet(options, Slots::COUNTS, metrics)
     }
 
-    fn closed_yet(options: PgConnectOptions, slots: Slots, metrics: Arc<LedgerMetrics>) -> Link {
+    fn closed_yet(options: PgConnectOptions, slots: Slots, metrics: Arc<LedgerMetrics>) -> Session {
         let (failures, given_up) = (Throttle::default(), Throttle::default());
-        Link { options, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
+        Session { options, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -183,13 +195,12 @@ impl Link {
             told.node.send_replace(Some(node));
         }
         self.failed_at = None;
-        self.open = Some((connection, slot));
+        self.open = Some(Open { connection, slot, is_hurried: false });
     }
 
     /// Runs a statement over items. Every item that somebody waits for comes back in exactly one part, in no particular order.
     pub(super) async fn run<S: Statement>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<Part<S>> {
         let mut parts = Vec::new();
-        let mut impatient = false;
         let begun = Instant::now();
         // A stack: the first half goes first.
         let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
@@ -227,13 +238,12 @@ impl Link {
             self.report(failure, &error, items.len());
             if failure.ends_connection() {
                 self.discard();
-                impatient = false;
             }
             let attempt = Attempt { items: items.len(), tries, spent: begun.elapsed() };
             let next = attempt.failed::<S>(failure);
             // Somebody holds a row. The others of the batch must not wait the full time for it again and again.
-            if failure == Failure::Contended && !impatient && matches!(next, Next::Again | Next::Halved) {
-                impatient = self.lock_timeout("25ms").await;
+            if failure == Failure::Contended && matches!(next, Next::Again | Next::Halved) {
+                self.hurry(true).await;
             }
             if failure == Failure::Broken {
                 items.iter_mut().for_each(S::doubt);
@@ -255,9 +265,7 @@ impl Link {
                 Next::Defect => parts.push((items, Err(failed(refused(&error))))),
             }
         }
-        if impatient {
-            self.lock_timeout("500ms").await;
-        }
+        self.hurry(false).await;
         parts
     }
 
@@ -270,29 +278,35 @@ impl Link {
             sqlstate = code.as_deref(),
             error = error as &dyn std::error::Error,
             items,
-            session = self.session(),
+            session = self.name(),
             unreported,
             "a statement of the ledger failed"
         );
     }
 
-    /// Sets how long a statement waits for a row; whether that is now so. A connection that cannot is given up.
-    async fn lock_timeout(&mut self, value: &'static str) -> bool {
-        let Some((connection, _)) = &mut self.open else { return false };
-        let set = sqlx::query("select set_config('lock_timeout', $1, false)").bind(value).execute(connection);
-        let done = matches!(tokio::time::timeout(STATEMENT_TIME_MAX, set).await, Ok(Ok(_)));
-        if !done {
-            self.discard();
+    /// Sets how long statements wait for a row, if it is not that already. A connection that cannot is given up.
+    async fn hurry(&mut self, hurried: bool) {
+        let Some(open) = self.open.as_mut().filter(|open| open.is_hurried != hurried) else { return };
+        let wait = if hurried { HURRIED } else { LOCK_TIMEOUT };
+        let set = sqlx::query("select set_config('lock_timeout', $1, false)").bind(wait).execute(&mut open.connection);
+        match tokio::time::timeout(STATEMENT_TIME_MAX, set).await {
+            Ok(Ok(_)) => open.is_hurried = hurried,
+            Ok(Err(_)) | Err(_) => self.discard(),
         }
-        done
     }
 
-    /// Asks whether the connection is alive, and gives it up if not: without calls nobody else would find out. Makes none.
+    /// Asks whether the connection is alive and may write, and gives it up if not. Nobody else finds out while there are no calls,
+    /// or only duplicates, which are read. Makes no connection.
     pub(super) async fn ask(&mut self) {
-        let Some((connection, _)) = &mut self.open else { return };
-        let alive = sqlx::query("select 1").execute(connection);
-        if !matches!(tokio::time::timeout(STATEMENT_TIME_MAX, alive).await, Ok(Ok(_))) {
-            self.discard();
+        let Some(open) = &mut self.open else { return };
+        let ask = sqlx::query_scalar("select current_setting('transaction_read_only')::boolean");
+        match tokio::time::timeout(STATEMENT_TIME_MAX, ask.fetch_one(&mut open.connection)).await {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => {
+                tracing::warn!(session = self.name(), "the database refuses writes by now");
+                self.discard();
+            }
+            Ok(Err(_)) | Err(_) => self.discard(),
         }
     }
 
@@ -304,12 +318,12 @@ impl Link {
             }
             match connect::writing(&self.options, self.slots).await {
                 Ok((connection, node, slot)) => {
-                    let session = self.session();
+                    let session = self.name();
                     tracing::info!(identity = node.identity, session, slot, "the ledger is connected");
                     self.opened(connection, node, slot);
                 }
                 Err(error) => {
-                    let session = self.session();
+                    let session = self.name();
                     tracing::warn!(error = &error as &dyn std::error::Error, session, "the ledger cannot be reached");
                     if self.told.is_some() {
                         self.metrics.not_connected();
@@ -320,7 +334,7 @@ impl Link {
             }
         }
         match &mut self.open {
-            Some((connection, slot)) => Ok((connection, *slot)),
+            Some(open) => Ok((&mut open.connection, open.slot)),
             None => Err(Duration::from_secs(1)),
         }
     }
@@ -329,7 +343,7 @@ impl Link {
     fn discard(&mut self) {
         if self.open.take().is_some() {
             if let Some(unreported) = self.given_up.pass() {
-                tracing::warn!(session = self.session(), unreported, "the ledger's connection is given up");
+                tracing::warn!(session = self.name(), unreported, "the ledger's connection is given up");
             }
             self.closed();
         }
@@ -337,8 +351,8 @@ impl Link {
 
     /// Closes the connection in good order.
     pub(super) async fn close(&mut self) {
-        if let Some((connection, _)) = self.open.take() {
-            drop(tokio::time::timeout(Duration::from_millis(500), sqlx::Connection::close(connection)).await);
+        if let Some(open) = self.open.take() {
+            drop(tokio::time::timeout(Duration::from_millis(500), sqlx::Connection::close(open.connection)).await);
         }
         self.closed();
     }
@@ -352,7 +366,7 @@ impl Link {
     }
 
     /// The session's name in `pg_stat_activity`.
-    fn session(&self) -> &str {
+    fn name(&self) -> &str {
         self.options.get_application_name().unwrap_or_default()
     }
 }
@@ -422,7 +436,8 @@ mod tests {
             (2, 0, AT_ONCE, Failure::TooSlow, Next::Halved),
             (1, 0, AT_ONCE, Failure::TooSlow, unavailable(1_000)),
             (64, 0, HALVING_TIME_MAX, Failure::TooSlow, unavailable(1_000)),
-            (64, 0, HALVING_TIME_MAX, Failure::Contended, Next::Halved),
+            (64, 0, HALVING_TIME_MAX, Failure::Contended, unavailable(1_000)),
+            (64, 0, HALVING_TIME_MAX, Failure::BadItem, Next::Halved),
             (64, 0, AT_ONCE, Failure::Defect, Next::Defect),
         ] {
             assert_eq!(

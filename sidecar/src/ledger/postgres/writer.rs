@@ -1,6 +1,7 @@
 //! The writer: one task that owns the connection and takes whatever has queued up as one batch (L3). While a batch is
 //! out the next one gathers; nothing waits on purpose. The task is never cancelled with a caller's request.
 
+mod dealt;
 mod follow;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 use tracing::Instrument as _;
 
-use self::follow::Unanswered;
+use self::{dealt::Dealt, follow::Unanswered};
 use super::{
     cold::{
         Applied, ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain,
@@ -21,11 +22,11 @@ use super::{
     counts::Counts,
     grants::Grants,
     hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Past, Pending},
-    statement::{Link, Statement},
+    statement::{Session, Statement},
 };
 use crate::{
     event::{
-        Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolve, Time,
+        Claim, Claimed, Decision, Event, Extend, Lock, Mark, Marked, Refusal, Resolve, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::{
@@ -56,11 +57,20 @@ impl Queued {
     }
 }
 
-/// The events that a batch has dealt with, as they stand: what further callers of the same keys are judged against.
-type Dealt = HashMap<Key, (Event, Time)>;
+/// What the answers of a hot statement leave to others.
+#[derive(Default)]
+struct Left {
+    /// Claims that the form of the statement has no answer for.
+    unexpected: Vec<HotItem>,
+    grants: Vec<Candidate>,
+    burials: Vec<Candidate>,
+    /// The rows of both: their statements take each row once.
+    candidates: HashSet<i64>,
+    unapplied: Vec<Pending<Mark, Marked>>,
+}
 
 pub(super) struct Writer {
-    link: Link,
+    session: Session,
     ops: mpsc::Receiver<Box<Op>>,
     batch_max: usize,
     /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
@@ -72,13 +82,11 @@ pub(super) struct Writer {
     grants: Grants,
     step: Step,
     load: Arc<Load>,
-    /// Since the last look at the connection there were calls, which would have told.
-    worked: bool,
 }
 
 impl Writer {
     pub(super) fn new(
-        link: Link,
+        session: Session,
         ops: mpsc::Receiver<Box<Op>>,
         batch_max: usize,
         counts: Counts,
@@ -87,7 +95,7 @@ impl Writer {
         let deferred_max = ops.max_capacity();
         let (deferred, outlook, step) = (VecDeque::new(), Outlook::default(), Step::default());
         let grants = Grants::default();
-        Writer { link, ops, batch_max, deferred, deferred_max, counts, outlook, grants, step, load, worked: false }
+        Writer { session, ops, batch_max, deferred, deferred_max, counts, outlook, grants, step, load }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -103,20 +111,17 @@ impl Writer {
                         None => break,
                     },
                     _ = look.tick() => {
-                        if !std::mem::take(&mut self.worked) {
-                            self.link.ask().await;
-                        }
+                        self.session.ask().await;
                         // Calls would make it; health wants to know before they come.
-                        let _down = self.link.connection().await;
+                        let _down = self.session.connection().await;
                     }
                 }
             }
             let batch = self.gather(&mut closing);
             if !batch.is_empty() {
-                self.worked = true;
                 let begun = self.load.begin(batch.len());
                 let span = batch_span(batch.iter().map(|queued| &*queued.op));
-                let metrics = self.link.metrics.clone();
+                let metrics = self.session.metrics.clone();
                 let _counted = metrics.batch(batch.len());
                 self.process(batch).instrument(span).await;
                 self.load.end(begun);
@@ -133,7 +138,7 @@ impl Writer {
                 }
             }
         }
-        self.link.close().await;
+        self.session.close().await;
         for reply in closing {
             // Whoever asked may have gone away.
             let _gone = reply.send(());
@@ -173,7 +178,14 @@ impl Writer {
         batch
     }
 
-    async fn process(&mut self, mut batch: Vec<Queued>) {
+    /// Deals with a batch. What it puts off goes before what was put off earlier and did not fit into it, for that came later.
+    async fn process(&mut self, batch: Vec<Queued>) {
+        let later = self.deferred.len();
+        self.deal_with(batch).await;
+        self.deferred.rotate_left(later);
+    }
+
+    async fn deal_with(&mut self, mut batch: Vec<Queued>) {
         // The first operation of each key leads, in the order of the keys; the others of that key follow in theirs.
         batch.sort_by(|a, b| a.op.key().cmp(&b.op.key()));
         let mut leaders: Vec<Queued> = Vec::with_capacity(batch.len());
@@ -206,20 +218,19 @@ impl Writer {
             }
         }
 
-        let mut dealt = Dealt::new();
-        // Only the keys that somebody follows are worth keeping.
-        let followed: HashSet<Key> = followers.iter().filter_map(|queued| queued.op.key().cloned()).collect();
+        let mut dealt = Dealt::with(&followers);
         let hot = self.admit_deliveries(hot).await;
-        self.hot(hot, &mut dealt, &followed).await;
-        self.extend(extends).await;
+        self.hot(hot, &mut dealt).await;
+        self.extend(extends, &mut dealt).await;
         self.resolve(resolves).await;
         // What only the ledger can judge: all of it in one more statement, rather than one a batch.
         let Unanswered { claims, marks } = self.follow(followers, &dealt);
+        let mut nobody_follows = Dealt::default();
         if !claims.is_empty() {
             let hot = self.admit_deliveries(claims).await;
-            self.hot(hot, &mut Dealt::new(), &HashSet::new()).await;
+            self.hot(hot, &mut nobody_follows).await;
         }
-        self.classify_marks(marks, &mut Dealt::new(), &HashSet::new()).await;
+        self.classify_marks(marks, &mut nobody_follows).await;
     }
 
     // === Claims and marks ===
@@ -241,7 +252,7 @@ impl Writer {
         });
         let mut standing = HashMap::new();
         let mut failed: HashMap<(String, String, String), Error> = HashMap::new();
-        for (deliveries, result) in self.link.run(&RecordDeliveries, deliveries).await {
+        for (deliveries, result) in self.session.run(&RecordDeliveries, deliveries).await {
             match result {
                 Ok(digests) => standing.extend(digests),
                 Err(error) => failed.extend(
@@ -284,90 +295,97 @@ impl Writer {
         admitted
     }
 
-    async fn hot(&mut self, items: Vec<HotItem>, dealt: &mut Dealt, followed: &HashSet<Key>) {
+    async fn hot(&mut self, items: Vec<HotItem>, dealt: &mut Dealt) {
         let mut met = Met::default();
-        let mut unexpected = self.hot_as(self.outlook.claims(), items, &mut met, dealt, followed).await;
+        let mut unexpected = self.hot_as(self.outlook.claims(), items, &mut met, dealt).await;
         if !unexpected.is_empty() {
             // Parts of a batch that was halved come back in any order.
             unexpected.sort_unstable_by(|a, b| a.key().cmp(b.key()));
-            self.hot_as(Claims::Any, unexpected, &mut met, dealt, followed).await;
+            self.hot_as(Claims::Any, unexpected, &mut met, dealt).await;
         }
         self.outlook.saw(met);
     }
 
     /// The hot statement in one form, and all that follows from its answers. Gives back the claims that this form has no
     /// answer for.
-    async fn hot_as(
-        &mut self,
-        claims: Claims,
-        items: Vec<HotItem>,
-        met: &mut Met,
-        dealt: &mut Dealt,
-        followed: &HashSet<Key>,
-    ) -> Vec<HotItem> {
-        let mut unexpected = Vec::new();
-        let mut grants: Vec<Candidate> = Vec::new();
-        let mut burials: Vec<Candidate> = Vec::new();
-        let mut unapplied: Vec<Pending<Mark, Marked>> = Vec::new();
-        let mut candidates: HashSet<i64> = HashSet::new();
-        let keep = |dealt: &mut Dealt, event: &Event, now: Time| {
-            if followed.contains(&event.key) {
-                dealt.insert(event.key.clone(), (event.clone(), now));
-            }
-        };
+    async fn hot_as(&mut self, claims: Claims, items: Vec<HotItem>, met: &mut Met, dealt: &mut Dealt) -> Vec<HotItem> {
+        let mut left = Left::default();
         for (items, rows) in self.run_for(&Hot { claims }, items).await {
             let half = self.step.split(rows.len(), self.ops.len() + self.deferred.len());
             for (place, (item, row)) in items.into_iter().zip(rows).enumerate() {
                 if half == Some(place) {
                     tokio::task::yield_now().await;
                 }
-                match (item, row) {
-                    (HotItem::Claim(claim), HotRow::Fresh { row, fencing_token, now }) => {
-                        met.new += 1;
-                        let event = Event::inserted(&claim.request, row, fencing_token, now);
-                        keep(dealt, &event, now);
-                        self.granted(claim, event, now, false);
-                    }
-                    (HotItem::Claim(claim), HotRow::Seen { event, claim_ended, now }) => {
-                        met.known += 1;
-                        match transition::claim(Some(&event), claim_ended, &claim.request, now) {
-                            // One candidate an event: the statements below take each row once. The next batch sees
-                            // what has become of it; that another caller was first is no failed try of this one.
-                            ClaimStep::Grant | ClaimStep::Bury if !candidates.insert(event.row) => {
-                                self.defer(Op::Claim(claim.request, claim.reply), claim.past);
-                            }
-                            ClaimStep::Grant => grants.push(Candidate { event, claim }),
-                            ClaimStep::Bury => burials.push(Candidate { event, claim }),
-                            ClaimStep::Keep(decision) => {
-                                keep(dealt, &event, now);
-                                self.answer(claim, decision, event, now);
-                            }
-                            ClaimStep::Refuse(refusal) => {
-                                keep(dealt, &event, now);
-                                self.refuse(claim, refusal, now);
-                            }
-                            ClaimStep::Insert => self.again(claim, Op::Claim),
-                        }
-                    }
-                    (HotItem::Mark(mark, _), HotRow::Marked { event, now }) => {
-                        keep(dealt, &event, now);
-                        self.marked(mark, event);
-                    }
-                    (HotItem::Mark(mark, Some(grant)), HotRow::Completed { since, now }) => {
-                        let event = since.completed(*grant, &mark.request, now);
-                        keep(dealt, &event, now);
-                        self.marked(mark, event);
-                    }
-                    (item @ HotItem::Claim(_), HotRow::Nothing) if claims != Claims::Any => unexpected.push(item),
-                    (HotItem::Claim(claim), _) => self.again(claim, Op::Claim),
-                    (HotItem::Mark(mark, _), _) => unapplied.push(mark),
+                match item {
+                    HotItem::Claim(claim) => self.claim_answered(claim, row, claims, met, dealt, &mut left),
+                    HotItem::Mark(mark, grant) => self.mark_answered(mark, grant, row, dealt, &mut left),
                 }
             }
         }
-        self.grant_again(grants, dealt).await;
-        self.bury(burials, dealt).await;
-        self.classify_marks(unapplied, dealt, followed).await;
-        unexpected
+        self.grant_again(left.grants, dealt).await;
+        self.bury(left.burials, dealt).await;
+        self.classify_marks(left.unapplied, dealt).await;
+        left.unexpected
+    }
+
+    fn claim_answered(
+        &mut self,
+        claim: Pending<Claim, Claimed>,
+        row: HotRow,
+        claims: Claims,
+        met: &mut Met,
+        dealt: &mut Dealt,
+        left: &mut Left,
+    ) {
+        let (event, claim_ended, now) = match row {
+            HotRow::Seen { event, claim_ended, now } => (event, claim_ended, now),
+            HotRow::Fresh { row, fencing_token, now } => {
+                met.new += 1;
+                let event = Event::inserted(&claim.request, row, fencing_token, now);
+                dealt.keep(&event, now);
+                return self.granted(claim, event, now, false);
+            }
+            HotRow::Nothing if claims != Claims::Any => return left.unexpected.push(HotItem::Claim(claim)),
+            HotRow::Nothing | HotRow::Marked { .. } | HotRow::Completed { .. } => return self.again(claim, Op::Claim),
+        };
+        met.known += 1;
+        match transition::claim(Some(&event), claim_ended, &claim.request, now) {
+            // One candidate an event. The next batch sees what has become of it; that another caller was first is no failed
+            // try of this one.
+            ClaimStep::Grant | ClaimStep::Bury if !left.candidates.insert(event.row) => {
+                self.defer(Op::Claim(claim.request, claim.reply), claim.past);
+            }
+            ClaimStep::Grant => left.grants.push(Candidate { event, claim }),
+            ClaimStep::Bury => left.burials.push(Candidate { event, claim }),
+            ClaimStep::Keep(decision) => {
+                dealt.keep(&event, now);
+                self.answer(claim, decision, event, now);
+            }
+            ClaimStep::Refuse(refusal) => {
+                dealt.keep(&event, now);
+                self.refuse(claim, refusal, now);
+            }
+            ClaimStep::Insert => self.again(claim, Op::Claim),
+        }
+    }
+
+    fn mark_answered(
+        &mut self,
+        mark: Pending<Mark, Marked>,
+        grant: Option<Box<Event>>,
+        row: HotRow,
+        dealt: &mut Dealt,
+        left: &mut Left,
+    ) {
+        let (event, now) = match (row, grant) {
+            (HotRow::Marked { event, now }, _) => (event, now),
+            (HotRow::Completed { since, now }, Some(grant)) => (since.completed(*grant, &mark.request, now), now),
+            (HotRow::Completed { .. } | HotRow::Fresh { .. } | HotRow::Seen { .. } | HotRow::Nothing, _) => {
+                return left.unapplied.push(mark);
+            }
+        };
+        dealt.keep(&event, now);
+        self.marked(mark, event);
     }
 
     async fn grant_again(&mut self, mut candidates: Vec<Candidate>, dealt: &mut Dealt) {
@@ -375,7 +393,7 @@ impl Writer {
         for (candidates, rows) in self.run_for(&GrantAgain, candidates).await {
             self.apply(candidates, rows, |writer, candidate: Candidate, event, now| {
                 let changed = candidate.event.payload_differs(&candidate.claim.request);
-                dealt.insert(event.key.clone(), (event.clone(), now));
+                dealt.keep(&event, now);
                 writer.granted(candidate.claim, event, now, changed);
             });
         }
@@ -385,7 +403,7 @@ impl Writer {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, rows) in self.run_for(&Bury, candidates).await {
             self.apply(candidates, rows, |writer, candidate: Candidate, event, now| {
-                dealt.insert(event.key.clone(), (event.clone(), now));
+                dealt.keep(&event, now);
                 writer.answer(candidate.claim, Decision::Refused, event, now);
             });
         }
@@ -407,10 +425,10 @@ impl Writer {
     }
 
     /// Says of marks that changed nothing why (S3).
-    async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>, dealt: &mut Dealt, followed: &HashSet<Key>) {
+    async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>, dealt: &mut Dealt) {
         for (mark, found) in self.classify(marks).await {
-            if let Some(found) = found.as_ref().filter(|_| followed.contains(&mark.request.key)) {
-                dealt.insert(mark.request.key.clone(), (found.event.clone(), found.now));
+            if let Some(found) = &found {
+                dealt.keep(&found.event, found.now);
             }
             let (event, archived) = match found {
                 Some(found) => (Some(found.event), found.archived),
@@ -436,12 +454,15 @@ impl Writer {
 
     // === Extensions and resolutions ===
 
-    async fn extend(&mut self, extends: Vec<Pending<Extend, Lock>>) {
+    async fn extend(&mut self, extends: Vec<Pending<Extend, Lock>>, dealt: &mut Dealt) {
         let mut unapplied = Vec::new();
         for (extends, rows) in self.run_for(&ExtendLocks, extends).await {
             for (extend, row) in extends.into_iter().zip(rows) {
                 match row.as_ref().and_then(|(event, now)| Some((event, event.latest.as_ref()?, *now))) {
-                    Some((event, latest, now)) => send(extend, Ok(transition::lock_of(event, latest, now))),
+                    Some((event, latest, now)) => {
+                        dealt.keep(event, now);
+                        send(extend, Ok(transition::lock_of(event, latest, now)));
+                    }
                     None => unapplied.push(extend),
                 }
             }
@@ -490,7 +511,7 @@ impl Writer {
         S: Statement<Item: Awaited>,
     {
         let mut served = Vec::new();
-        for (items, result) in self.link.run(statement, items).await {
+        for (items, result) in self.session.run(statement, items).await {
             match result {
                 Ok(output) => served.push((items, output)),
                 Err(error) => items.into_iter().for_each(|item| item.fail(error.clone())),

@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Dealt, Queued, Writer, send};
+use super::{Queued, Writer, dealt::Dealt, send};
 use crate::{
     event::{
-        Claim, Claimed, Key, Mark, Marked,
-        transition::{self, ClaimStep, MarkStep},
+        Claim, Claimed, Extend, Key, Lock, Mark, Marked,
+        transition::{self, ClaimStep, ExtendStep, MarkStep},
     },
     ledger::{
         Error,
@@ -46,7 +46,9 @@ impl Writer {
                 Op::Mark(request, reply) => {
                     follow_mark(Pending { request, reply, past }, dealt, &mut late).map(Op::from)
                 }
-                op => Some(op),
+                Op::Extend(request, reply) => follow_extend(Pending { request, reply, past }, dealt)
+                    .map(|Pending { request, reply, .. }| Op::Extend(request, reply)),
+                op @ (Op::Resolve(..) | Op::Flush | Op::Close(_)) => Some(op),
             };
             if let Some(op) = left {
                 if let Some(key) = op.key() {
@@ -78,9 +80,9 @@ impl Writer {
             }
             return None;
         }
-        match transition::claim(Some(event), false, &claim.request, *now) {
-            ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), *now),
-            ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, *now),
+        match transition::claim(Some(event), false, &claim.request, now) {
+            ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), now),
+            ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, now),
             ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => return Some(claim),
         }
         None
@@ -93,7 +95,7 @@ impl Writer {
         if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
             self.deferred.push_back(Queued { op: Box::new(op), past });
         } else {
-            self.link.metrics.overloaded.add(Bound::Queue);
+            self.session.metrics.overloaded.add(Bound::Queue);
             op.refuse(past.told(Error::Overloaded { retry_after: Duration::from_millis(250) }));
         }
     }
@@ -115,6 +117,20 @@ fn follow_mark(
         MarkStep::Repeated => send(mark, Ok(Marked { event: event.clone(), repeated: true })),
         MarkStep::Refuse(refusal) => send(mark, Err(refusal.into())),
         MarkStep::Apply(_) => return Some(mark),
+    }
+    None
+}
+
+/// Answers an extension that asks for no more than the lock has by now, or gives it back. A caller that extends one lock from many
+/// places would get through one of them a batch.
+fn follow_extend(extend: Pending<Extend, Lock>, dealt: &Dealt) -> Option<Pending<Extend, Lock>> {
+    let Some((event, now)) = dealt.get(&extend.request.key) else { return Some(extend) };
+    let Some(latest) = &event.latest else { return Some(extend) };
+    let is_within = now.plus(extend.request.lock_duration) <= latest.lock_expire_time;
+    match transition::extend(Some(event), &extend.request) {
+        ExtendStep::Apply if is_within => send(extend, Ok(transition::lock_of(event, latest, now))),
+        ExtendStep::Apply => return Some(extend),
+        ExtendStep::Refuse(refusal) => send(extend, Err(refusal.into())),
     }
     None
 }

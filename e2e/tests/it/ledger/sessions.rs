@@ -1,0 +1,133 @@
+//! The sessions of the Postgres ledger: when they are given up, made anew, and when none may be made.
+
+use oncegate_e2e::{
+    eventually,
+    postgres::{Cluster, Options},
+};
+use oncegate_sidecar::{
+    event::{Claim, Decision, Micros},
+    ledger::{
+        Error, Ledger,
+        postgres::{PostgresLedger, PostgresSettings},
+    },
+};
+use sqlx::Connection as _;
+
+use super::{
+    claim, key,
+    postgres_only::{UNTIL_ONE_WAITS_FOR_US, ledger},
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_without_calls_knows_that_its_server_is_gone_and_back() {
+    let mut cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let before = ledger.node().unwrap().identity;
+    cluster.stop().unwrap();
+    eventually("it knows that the server is gone", async || ledger.node().is_none().then_some(())).await;
+    cluster.restart().await.unwrap();
+    let after = eventually("it is connected again", async || Some(ledger.node()?.identity)).await;
+    assert_ne!(before, after, "a server that was started again is another one");
+    ledger.close().await;
+}
+
+// L4, I5
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledged_commit_is_on_the_disk_whatever_the_default_of_the_database() {
+    // A server that acknowledges before the disk has it, and then one that misses its standby: who waits for one of them
+    // waits for the other.
+    let settings = vec![("synchronous_commit".to_owned(), "off".to_owned())];
+    let cluster = Cluster::start(Options { settings, ..Options::default() }).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    ledger.claim(claim(&key("evt_1"), "a")).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for sql in ["alter system set synchronous_standby_names = 'elsewhere'", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    let mut number = 0;
+    eventually("a claim waits for the standby in vain", async || {
+        number += 1;
+        let answer = ledger.claim(claim(&key(&format!("evt_late_{number}")), "a")).await;
+        matches!(answer, Err(Error::OutcomeUnknown)).then_some(())
+    })
+    .await;
+    for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    ledger.close().await;
+}
+
+// L3, L6
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_connection_dies_is_run_again_and_answered() {
+    let (ledger, database) = ledger().await;
+    let key = key("evt_1");
+    ledger.claim(Claim { lock_duration: Micros::ZERO, ..claim(&key, "a") }).await.unwrap();
+    let mut outsider = database.connect().await.unwrap();
+    let mut held = outsider.begin().await.unwrap();
+    sqlx::query("select from payment_webhook_events for update").execute(&mut *held).await.unwrap();
+    let cut = async {
+        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))";
+        sqlx::query(cut).execute(&mut *held).await.unwrap();
+        held.rollback().await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(ledger.claim(claim(&key, "b")), cut);
+    let claimed = answer.unwrap();
+    assert!(matches!(claimed.decision, Decision::Acquired(_)), "{:?}", claimed.decision);
+    ledger.close().await;
+}
+
+/// A commit that waits for a standby cannot be cancelled, and the server does not notice that its client has gone. Each attempt to
+/// connect anew would leave one more session there, until nobody could connect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_missing_standby_leaves_few_sessions_behind() {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for sql in ["alter system set synchronous_standby_names = 'elsewhere'", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    let mut refused = 0;
+    let mut number = 0;
+    eventually("ten claims in a row are refused without a try", async || {
+        number += 1;
+        let answer = ledger.claim(claim(&key(&format!("evt_{number}")), "a")).await;
+        refused = if matches!(answer, Err(Error::Unavailable { .. })) { refused + 1 } else { 0 };
+        (refused >= 10).then_some(())
+    })
+    .await;
+    let sessions = "select count(*) from pg_stat_activity where application_name = 'oncegate-writer'";
+    let left: i64 = sqlx::query_scalar(sessions).fetch_one(&mut admin).await.unwrap();
+    assert!(left <= 4, "{left} sessions of the writer are left");
+    for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    eventually("claims are granted again", async || ledger.claim(claim(&key("evt_last"), "a")).await.ok()).await;
+    ledger.close().await;
+}
+
+/// Duplicates are read, and would be answered by a node that may decide nothing (L6).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_becomes_read_only_is_noticed_though_only_duplicates_come() {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    let held = key("evt_1");
+    ledger.claim(claim(&held, "a")).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for sql in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    eventually("a duplicate is not answered any more", async || {
+        let answer = ledger.claim(claim(&held, "b")).await;
+        matches!(answer, Err(Error::Unavailable { .. })).then_some(())
+    })
+    .await;
+    assert!(ledger.node().is_none(), "caches do not answer either");
+    ledger.close().await;
+}
