@@ -12,6 +12,7 @@ use std::{
 
 use oncegate_runtime::{
     detach::Detach,
+    metrics::Counter,
     shutdown::{CancellationToken, Drain},
 };
 use tokio::{
@@ -19,7 +20,6 @@ use tokio::{
     time::timeout,
 };
 
-use crate::metrics::{self, Bound, LedgerMetrics};
 use crate::{
     cache::{Cache, Ticket, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Payload, Resolve, Time},
@@ -66,6 +66,21 @@ impl Default for Limits {
     }
 }
 
+/// The places that are taken.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Occupancy {
+    /// Calls on the ledger of the kind that has most of them: claims, claims that may wait, others.
+    pub(crate) calls: usize,
+    /// How many of each kind may be there.
+    pub(crate) calls_max: usize,
+    /// Calls that wait for an outcome.
+    pub(crate) waiting: usize,
+    /// How many may.
+    pub(crate) waiting_max: usize,
+    /// Calls refused so far because there was no place.
+    pub(crate) refused: u64,
+}
+
 /// What CheckAndLock is answered with.
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "made once a call and taken apart at once; a box would cost more")]
@@ -91,7 +106,8 @@ pub struct Coordinator {
     /// later one.
     others: Semaphore,
     calls_max: usize,
-    metrics: Arc<LedgerMetrics>,
+    /// Calls that found no place.
+    refused: Counter,
     waiters: Arc<Waiters>,
     /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
     tasks: Drain,
@@ -103,16 +119,6 @@ pub struct Coordinator {
 impl Coordinator {
     /// A coordinator over a ledger. What it runs in the background works until [`Coordinator::close`].
     pub fn new(ledger: Arc<dyn Ledger>, cache: Cache, limits: Limits) -> Arc<Coordinator> {
-        Coordinator::counting(ledger, cache, limits, Arc::default())
-    }
-
-    /// The same, counting in the ledger's metrics.
-    pub(crate) fn counting(
-        ledger: Arc<dyn Ledger>,
-        cache: Cache,
-        limits: Limits,
-        metrics: Arc<LedgerMetrics>,
-    ) -> Arc<Coordinator> {
         let coordinator = Arc::new(Coordinator {
             ledger,
             cache: Arc::new(cache),
@@ -120,7 +126,7 @@ impl Coordinator {
             seated: Semaphore::new(limits.calls_max),
             others: Semaphore::new(limits.calls_max),
             calls_max: limits.calls_max,
-            metrics,
+            refused: Counter::new(),
             waiters: Arc::new(Waiters::new(limits.waiting_max)),
             tasks: Drain::new(),
             closing: CancellationToken::new(),
@@ -150,26 +156,26 @@ impl Coordinator {
     }
 
     fn overloaded(&self) -> Error {
-        self.metrics.overloaded.add(Bound::Calls);
+        self.refused.add();
         Error::Overloaded { retry_after: Duration::from_millis(250) }
     }
 
-    /// How much is under way, for the metrics.
-    pub(crate) fn gauges(&self) -> metrics::Gauges {
+    /// How much is under way, and how much may be.
+    pub(crate) fn occupancy(&self) -> Occupancy {
         let (waiting, waiting_max) = self.waiters.load();
-        metrics::Gauges {
-            calls: [&self.claims, &self.seated, &self.others]
-                .map(|places| self.calls_max - places.available_permits())
-                .into_iter()
-                .fold(0, usize::max),
-            calls_max: self.calls_max,
-            waiting,
-            waiting_max,
-            breaker_open: self.cache.is_redis_left_alone(),
-            ledger_up: self.ledger.standing().borrow().is_some(),
-            durability_warnings: self.ledger.durability().map_or(0, |durability| durability.warnings.len()),
-            ..metrics::Gauges::default()
-        }
+        let places = [&self.claims, &self.seated, &self.others];
+        let calls = places.map(|places| self.calls_max - places.available_permits()).into_iter().fold(0, usize::max);
+        Occupancy { calls, calls_max: self.calls_max, waiting, waiting_max, refused: self.refused.get() }
+    }
+
+    /// Whether Redis does not answer, and is not asked.
+    pub(crate) fn is_redis_left_alone(&self) -> bool {
+        self.cache.is_redis_left_alone()
+    }
+
+    /// Whether the ledger is connected and may decide.
+    pub(crate) fn is_ledger_up(&self) -> bool {
+        self.ledger.standing().borrow().is_some()
     }
 
     /// Whether CheckAndLock of an event, by a claim that says nothing but its payload, would be answered as a plain duplicate, and
@@ -418,7 +424,7 @@ impl Coordinator {
         drop(self.tasks.spawn(task));
     }
 
-    /// Sends waiting callers away with what is known, lets marks under way finish, and closes the ledger.
+    /// Answers waiting callers with what is known, lets marks under way finish, and closes the ledger.
     pub async fn close(&self) {
         self.closing.cancel();
         let left = self.tasks.within(CLOSE_TIME_MAX).await;
@@ -438,7 +444,7 @@ impl Coordinator {
         }
     }
 
-    /// Lets callers that wait for an outcome go, with what is known now: the first step of a drain.
+    /// Answers the callers that wait for an outcome with what is known now: the first step of a drain.
     pub fn stop_waiting(&self) {
         self.closing.cancel();
     }

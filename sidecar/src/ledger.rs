@@ -4,6 +4,7 @@ pub mod check;
 pub mod durability;
 pub mod filter;
 pub mod load;
+pub mod metrics;
 mod place;
 pub mod postgres;
 pub mod queue;

@@ -3,8 +3,7 @@
 //! Inside, arrows point one way: `grpc → maintenance → coordinator → cache → ledger → event`. `event` is the domain and knows
 //! no I/O; `ledger` decides (S1); nothing above it grants anything, and the cache only repeats what it said. `access` is
 //! asked by `grpc` and knows none of them; of what it is asked, `method` says. `metrics` takes what is counted as values (of
-//! `event`, `cache::stats` and `ledger::filter`) and asks nobody; `metrics/ledger.rs` is what the ledger itself counts, and
-//! knows nothing of the ledger.
+//! `event`, `cache::stats`, `coordinator` and `ledger`) and asks nobody; nothing but `grpc` and `maintenance` counts in it.
 
 pub mod access;
 pub mod cache;
@@ -120,7 +119,7 @@ impl Sidecar {
         let metrics = Arc::new(Metrics::default());
         let ledger = open(&settings, &metrics).await?;
         let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
-        let coordinator = Coordinator::counting(ledger, cache, settings.limits, metrics.ledger.clone());
+        let coordinator = Coordinator::new(ledger, cache, settings.limits);
         let (service, health) =
             grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()), metrics.clone());
         let lent = lent(&settings.store);
@@ -149,7 +148,15 @@ impl Sidecar {
         Arc::new(move || {
             let certificates = access.tls.as_ref().map(ServerTls::counts);
             let identities = access.directory.as_ref().map(|files| files.counts());
-            metrics.render(&cache, &Gauges { certificates, identities, ..coordinator.gauges() })
+            let gauges = Gauges {
+                occupancy: coordinator.occupancy(),
+                is_breaker_open: coordinator.is_redis_left_alone(),
+                is_ledger_up: coordinator.is_ledger_up(),
+                durability_warnings: coordinator.durability().map_or(0, |durability| durability.warnings.len()),
+                certificates,
+                identities,
+            };
+            metrics.render(&cache, &gauges)
         })
     }
 

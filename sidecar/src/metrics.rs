@@ -2,8 +2,6 @@
 //! `docs/metrics.md` says what they mean, and a test holds both against each other. No label comes from a request: neither
 //! tenant nor provider, which are the callers' words.
 
-mod ledger;
-
 use std::{
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -16,12 +14,14 @@ use oncegate_runtime::{
 };
 use tonic::Code;
 
-pub(crate) use self::ledger::LedgerFailure;
-pub use self::ledger::LedgerMetrics;
 use crate::{
     cache::stats::CacheStats,
-    event::{Event, Outcome, State},
-    ledger::filter::StatsReport,
+    coordinator::Occupancy,
+    event::{Event, Outcome, Resolved, State},
+    ledger::{
+        filter::StatsReport,
+        metrics::{self as of_ledger, LedgerMetrics},
+    },
     method::{Called, Method},
 };
 
@@ -187,7 +187,7 @@ pub const FAMILIES: &[&[&Family]] = &[
         &CLEANED,
         &CLEANUP_TIME,
     ],
-    ledger::FAMILIES,
+    of_ledger::FAMILIES,
 ];
 
 labels! {
@@ -221,7 +221,7 @@ impl From<Code> for CodeLabel {
 
 labels! {
     /// What a CheckAndLock came to (I11).
-    pub(crate) enum Claimed {
+    pub(crate) enum ClaimLabel {
         /// The caller holds the lock.
         Acquired => "acquired",
         /// The event is done.
@@ -237,7 +237,7 @@ labels! {
 
 labels! {
     /// What a mark came to.
-    pub(crate) enum Marked {
+    pub(crate) enum MarkLabel {
         Completed => "completed",
         Retryable => "retryable",
         Terminal => "terminal",
@@ -276,13 +276,6 @@ labels! {
 }
 
 labels! {
-    pub(crate) enum Bound {
-        Calls => "calls",
-        Queue => "queue",
-    }
-}
-
-labels! {
     pub(crate) enum CleanupEnd {
         Done => "done",
         Failed => "failed",
@@ -296,8 +289,8 @@ labels! {
 /// What a handler tells of its answer, beside the answer, to the layer that counts (`grpc::observe`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
-    Claimed(Claimed),
-    Marked(Marked),
+    Claimed(ClaimLabel),
+    Marked(MarkLabel),
 }
 
 impl Told {
@@ -323,12 +316,12 @@ impl Told {
         );
         match called {
             Called::Api(Method::CheckAndLock) => {
-                Some(Self::Claimed(if rejected { Claimed::Rejected } else { Claimed::Failed }))
+                Some(Self::Claimed(if rejected { ClaimLabel::Rejected } else { ClaimLabel::Failed }))
             }
             Called::Api(Method::MarkCompleted | Method::MarkFailed) => Some(Self::Marked(match code {
-                Code::Aborted => Marked::LockLost,
-                _ if rejected => Marked::Rejected,
-                _ => Marked::Failed,
+                Code::Aborted => MarkLabel::LockLost,
+                _ if rejected => MarkLabel::Rejected,
+                _ => MarkLabel::Failed,
             })),
             _ => None,
         }
@@ -340,9 +333,9 @@ impl Told {
 pub(crate) struct Metrics {
     rpcs: Counters<(Called, CodeLabel)>,
     rpc_seconds: Box<[Histogram]>,
-    claims: Counters<Claimed>,
+    claims: Counters<ClaimLabel>,
     attempts: Counters<AttemptLabel>,
-    marks: Counters<Marked>,
+    marks: Counters<MarkLabel>,
     processing: [Histogram; EndLabel::ALL.len()],
     resolutions: Counters<ResolvedTo>,
     /// Keys of completions' metadata that were left out: too large, or no JSON.
@@ -391,15 +384,12 @@ impl Default for Metrics {
     }
 }
 
-/// What stands elsewhere and is read when the page is made.
+/// What is kept elsewhere and read when the page is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gauges {
-    pub(crate) calls: usize,
-    pub(crate) calls_max: usize,
-    pub(crate) waiting: usize,
-    pub(crate) waiting_max: usize,
-    pub(crate) breaker_open: bool,
-    pub(crate) ledger_up: bool,
+    pub(crate) occupancy: Occupancy,
+    pub(crate) is_breaker_open: bool,
+    pub(crate) is_ledger_up: bool,
     pub(crate) durability_warnings: usize,
     /// None: there are no such files.
     pub(crate) certificates: Option<Counts>,
@@ -427,23 +417,27 @@ impl Metrics {
 
     /// A mark was recorded, not for the first time if `repeated`.
     pub(crate) fn marked(&self, event: &Event, repeated: bool) -> Told {
-        let Some(latest) = event.latest.as_ref().filter(|_| !repeated) else { return Told::Marked(Marked::Repeated) };
+        let Some(latest) = event.latest.as_ref().filter(|_| !repeated) else {
+            return Told::Marked(MarkLabel::Repeated);
+        };
         let (marked, end) = match latest.outcome {
-            Outcome::Completed => (Marked::Completed, EndLabel::Completed),
-            Outcome::FailedTerminal => (Marked::Terminal, EndLabel::Failed),
-            Outcome::FailedUnknown => (Marked::Unknown, EndLabel::Failed),
-            _ => (Marked::Retryable, EndLabel::Failed),
+            Outcome::Completed => (MarkLabel::Completed, EndLabel::Completed),
+            Outcome::FailedTerminal => (MarkLabel::Terminal, EndLabel::Failed),
+            Outcome::FailedUnknown => (MarkLabel::Unknown, EndLabel::Failed),
+            Outcome::FailedRetryable => (MarkLabel::Retryable, EndLabel::Failed),
+            // No mark leaves these.
+            Outcome::Running | Outcome::LockExpired => return Told::Marked(MarkLabel::Failed),
         };
         self.processing[end as usize].observe(event.update_time.since(latest.start_time).to_std());
         Told::Marked(marked)
     }
 
     /// An event was decided on by hand.
-    pub(crate) fn resolved(&self, to: State) {
+    pub(crate) fn resolved(&self, to: Resolved) {
         self.resolutions.add(match to {
-            State::Completed => ResolvedTo::Completed,
-            State::Dead => ResolvedTo::Dead,
-            _ => ResolvedTo::Pending,
+            Resolved::Pending => ResolvedTo::Pending,
+            Resolved::Completed => ResolvedTo::Completed,
+            Resolved::Dead => ResolvedTo::Dead,
         });
     }
 
@@ -485,11 +479,14 @@ impl Metrics {
             processing.histogram(&[end.name()], &self.processing[*end as usize]);
         }
         page.counters(&RESOLUTIONS, &self.resolutions);
-        page.counters(&OVERLOADED, &self.ledger.overloaded);
-        page.single(&CALLS, gauges.calls);
-        page.single(&CALLS_MAX, gauges.calls_max);
-        page.single(&WAITING, gauges.waiting);
-        page.single(&WAITING_MAX, gauges.waiting_max);
+        let Occupancy { calls, calls_max, waiting, waiting_max, refused } = gauges.occupancy;
+        let mut overloaded = page.family(&OVERLOADED);
+        overloaded.row(&["calls"], refused);
+        overloaded.row(&["queue"], &self.ledger.refused);
+        page.single(&CALLS, calls);
+        page.single(&CALLS_MAX, calls_max);
+        page.single(&WAITING, waiting);
+        page.single(&WAITING_MAX, waiting_max);
         page.single(&METADATA_LEFT_OUT, &self.metadata_left_out);
         page.single(&PAYLOAD_CHANGES, &self.payload_changes);
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
@@ -515,7 +512,7 @@ impl Metrics {
             refused.row(&[reason], count);
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
-        page.single(&BREAKER, gauges.breaker_open);
+        page.single(&BREAKER, gauges.is_breaker_open);
         // A zero that nobody has counted would pass for events that are gone, and come again with the first count.
         let counted = self.counted.get() != 0;
         let mut events = page.family(&EVENTS);
@@ -530,7 +527,7 @@ impl Metrics {
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
         page.single(&CLEANUP_TIME, &self.cleanup_time);
-        self.ledger.render(&mut page, gauges);
+        self.ledger.render(&mut page, gauges.is_ledger_up, gauges.durability_warnings);
         page.finish()
     }
 }
@@ -582,9 +579,9 @@ mod tests {
     #[test]
     fn a_claim_beyond_its_quota_is_refused_by_a_rule_and_no_failure() {
         let told = |code| Told::of_error(Called::Api(Method::CheckAndLock), code);
-        assert_eq!(told(Code::ResourceExhausted), Some(Told::Claimed(Claimed::Rejected)));
+        assert_eq!(told(Code::ResourceExhausted), Some(Told::Claimed(ClaimLabel::Rejected)));
         for code in [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Internal] {
-            assert_eq!(told(code), Some(Told::Claimed(Claimed::Failed)), "{code:?}");
+            assert_eq!(told(code), Some(Told::Claimed(ClaimLabel::Failed)), "{code:?}");
         }
     }
 
@@ -595,7 +592,7 @@ mod tests {
             let code = Code::from(code);
             metrics.answered(called, code, Told::of_error(called, code), Duration::ZERO);
         }
-        let decided: u64 = Claimed::ALL.iter().map(|claimed| metrics.claims.get(*claimed)).sum();
+        let decided: u64 = ClaimLabel::ALL.iter().map(|claimed| metrics.claims.get(*claimed)).sum();
         assert_eq!(decided, 17);
     }
 }

@@ -6,8 +6,8 @@
 /// Batches of fewer answers stay whole: halves that small cost the store more than it waits. (Two groups of 32 that became four
 /// of 16 did 11 % less.)
 const ANSWERS_MIN: usize = 64;
-/// So many batches in a row have to end with nobody waiting: one is a chance, and callers who go in groups already would only be
-/// divided again.
+/// This many batches in a row must end with nobody waiting. A single one may be chance, and callers who already go in groups would
+/// only be divided again.
 const ENDS_MIN: u32 = 3;
 
 /// Sees whether callers go in step.
@@ -18,8 +18,8 @@ pub(crate) struct Step {
 }
 
 impl Step {
-    /// A batch's answers are there while so many other calls wait. Gives the place of the answer before which the callers
-    /// told so far should get to ask again; none where they go in groups already.
+    /// The answers of a batch are there, while `waiting` other calls wait. Returns the index at which to pause, so that the callers
+    /// already answered can ask again; none where callers already go in groups.
     pub(crate) fn split(&mut self, answers: usize, waiting: usize) -> Option<usize> {
         self.ends = if waiting == 0 { self.ends.saturating_add(1) } else { 0 };
         (self.ends >= ENDS_MIN && answers >= ANSWERS_MIN).then_some(answers / 2)

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     event::{Key, Payload},
     method::{Called, Method},
-    metrics::{Claimed, Metrics, Told},
+    metrics::{ClaimLabel, Metrics, Told},
 };
 
 /// See the module. Clones share everything.
@@ -45,7 +45,7 @@ impl Local {
         }
         let called = Called::Api(Method::CheckAndLock);
         let span = call_span(Span::current().id(), called);
-        let told = Told::Claimed(Claimed::Duplicate);
+        let told = Told::Claimed(ClaimLabel::Duplicate);
         Call::begun(called, span, &self.metrics, started).answered(Code::Ok, Some(told));
         true
     }

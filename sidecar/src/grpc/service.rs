@@ -28,7 +28,7 @@ use crate::{
     },
     maintenance::cleanup,
     method::Method,
-    metrics::{Claimed, CleanupEnd, Metrics, Told},
+    metrics::{ClaimLabel, CleanupEnd, Metrics, Told},
 };
 
 pub(super) struct Api {
@@ -109,15 +109,15 @@ impl IdempotencyService for Api {
         let claimed = match self.coordinator.claim(claim, wait).await? {
             Answer::Decided(claimed) => claimed,
             Answer::Completed(key, completion) => {
-                tell(Told::Claimed(Claimed::Duplicate));
+                tell(Told::Claimed(ClaimLabel::Duplicate));
                 return Ok(Response::new(convert::completed(key, completion)));
             }
         };
         let decided = match claimed.decision {
-            Decision::Acquired(_) => Claimed::Acquired,
-            Decision::AlreadyCompleted => Claimed::Duplicate,
-            Decision::InProgress { .. } => Claimed::InProgress,
-            Decision::Refused => Claimed::Rejected,
+            Decision::Acquired(_) => ClaimLabel::Acquired,
+            Decision::AlreadyCompleted => ClaimLabel::Duplicate,
+            Decision::InProgress { .. } => ClaimLabel::InProgress,
+            Decision::Refused => ClaimLabel::Rejected,
         };
         if claimed.granted {
             self.metrics.granted(claimed.event.attempt_count);
@@ -200,7 +200,7 @@ impl IdempotencyService for Api {
         let (to, decision) = (resolve.to, audit::Decision::new(who, &resolve));
         let span = Span::current();
         let event = self.coordinator.resolve(resolve, move |answer| span.in_scope(|| decision.ended(answer))).await?;
-        self.metrics.resolved(to.state());
+        self.metrics.resolved(to);
         Ok(Response::new(v1::ResolveResponse { event: Some(convert::event(event).0) }))
     }
 

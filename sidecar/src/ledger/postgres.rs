@@ -56,7 +56,7 @@ use super::{
 };
 use crate::{
     event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
-    metrics::LedgerMetrics,
+    ledger::metrics::LedgerMetrics,
 };
 
 /// How long closing waits for the last counts: part of the time that a pod has to shut down.

@@ -7,11 +7,8 @@ use oncegate_runtime::telemetry::{self, Link};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{Instrument as _, Span};
 
-use super::Error;
-use crate::{
-    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult},
-    metrics::{Bound, LedgerMetrics},
-};
+use super::{Error, metrics::LedgerMetrics};
+use crate::event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, StoredResult};
 
 /// The longest that a call waits for the writer: within the callers' own deadline (2.5 s), so that they hear what is known.
 const CALL_TIME_MAX: Duration = Duration::from_millis(2_200);
@@ -181,7 +178,7 @@ impl Queue {
         match self.ops.try_send(Box::new(op(reply))) {
             Ok(()) => Ok(answer),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                self.metrics.overloaded.add(Bound::Queue);
+                self.metrics.refused.add();
                 Err(Error::overloaded())
             }
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Error::unavailable()),

@@ -50,7 +50,7 @@ use super::{
 };
 use crate::{
     event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
-    metrics::LedgerMetrics,
+    ledger::metrics::LedgerMetrics,
 };
 
 /// The first release of the library without the write-ahead log's race between a writer and a checkpoint, which loses

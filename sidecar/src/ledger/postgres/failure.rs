@@ -1,6 +1,6 @@
 //! What an error of the database means for the items of a statement. SQLSTATE and error kind decide, never text (L6).
 
-use crate::metrics::LedgerFailure;
+use crate::ledger::metrics::LedgerFailure;
 
 /// What to do about a statement that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,8 +17,8 @@ use super::{
     failure::{self, Failure},
 };
 use crate::{
+    ledger::metrics::LedgerMetrics,
     ledger::{Error, Standing},
-    metrics::LedgerMetrics,
 };
 
 /// A statement that takes many items at once.
@@ -29,8 +29,8 @@ pub(super) trait Statement: Sync {
     type Output: Send;
     /// Whether it may run again when nobody knows if it took effect.
     const REPEATABLE: bool = true;
-    /// Whether its items may be locked one by one by others. If not, who waits for one waits for all, and they are not tried
-    /// in parts.
+    /// Whether others may lock its items one by one. If not, waiting for one item means waiting for all, so the batch is not
+    /// split.
     const PARTS: bool = true;
 
     /// Notes on an item that the statement may have done what it asks for, and that nobody knows. Nothing to note for a
@@ -51,7 +51,7 @@ pub(super) trait Statement: Sync {
     ) -> impl Future<Output = Result<Self::Output, sqlx::Error>> + Send;
 }
 
-/// Some items, and what the statement over them came to. Items that nobody waits for are in none.
+/// Some items and their result. Items that nobody waits for any more are in no part.
 pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>::Output, Error>);
 
 /// Items that wait for their turn.
@@ -111,8 +111,8 @@ impl Attempt {
 
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
-/// How long a statement that takes too long is tried in parts: whoever waits for it has been told by then, and all others wait
-/// behind it. One part each second of a batch of 512 would be a quarter of an hour.
+/// How long a slow statement, or one that meets locks, keeps being split. Its callers have been answered by then, and all others
+/// wait behind it: one part a second, a batch of 512 would take a quarter of an hour.
 const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long the rest of a batch waits for a row after one has kept it waiting for the full time.
 const HURRIED: &str = "25ms";
@@ -172,7 +172,7 @@ impl Session {
         (session, node_receiver, standing_receiver)
     }
 
-    /// The session of the one who writes each second's counts: it connects when there is something to write, and nobody is told.
+    /// The session of the flusher: it connects when there is something to write, and tells nobody.
     pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Session {
         Session::closed_yet(options, Slots::COUNTS, metrics)
     }
@@ -206,7 +206,7 @@ impl Session {
         let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
         let mut is_first = true;
         while let Some(Waiting { mut items, tries, uncertain }) = waiting.pop() {
-            // What has failed once takes its time, and a lock that is granted to nobody blocks its event for as long as it lasts.
+            // Retries take time, and a lock granted to a caller who has left blocks its event for as long as it lasts.
             if !std::mem::take(&mut is_first) {
                 items.retain(|item| !S::is_abandoned(item));
             }

@@ -577,7 +577,7 @@ impl Writer {
     }
 }
 
-/// What a caller waits for the answer of.
+/// An item whose caller is waiting.
 trait Awaited {
     /// Tells the caller that there is none.
     fn fail(self, error: Error);

@@ -2,7 +2,7 @@
 
 use rusqlite::ErrorCode;
 
-use crate::{ledger::Error, metrics::LedgerFailure};
+use crate::ledger::{Error, metrics::LedgerFailure};
 
 /// Why a transaction was given up.
 #[derive(Debug, thiserror::Error)]

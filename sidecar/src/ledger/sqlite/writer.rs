@@ -21,13 +21,13 @@ use super::{
 };
 use crate::{
     event::{Event, Lock, Marked, Micros, Refusal},
+    ledger::metrics::LedgerMetrics,
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope},
         queue::{Op, batch_span},
         tally::Tally,
     },
-    metrics::LedgerMetrics,
 };
 
 /// A step of Cleanup, and where its answer goes. Steps have a channel of their own, of which one is taken between two batches,

@@ -57,8 +57,8 @@ const OWN_COMPLETIONS: &str = concat!(
     part!("answer_own_completions_alone"),
 );
 
-// Of both. What is changed is changed when it is answered: in all forms marks before claims, or two sidecars would wait for each
-// other, one with a marked event in hand and the other with a new one.
+// Claims and marks together. Rows change in the order of the answers, and every form has marks before claims: otherwise two sidecars
+// could wait for each other, one holding a marked event and the other a new one.
 
 const CLAIMS_AND_MARKS: &str = concat!(
     "with\n",
@@ -137,7 +137,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    /// The form for these items, if of its claims so much is known.
+    /// The form for these items, given what is expected of their claims.
     pub(super) fn of(items: &[HotItem], claims: Claims) -> Form {
         let (mut any_claim, mut any_mark, mut own) = (false, false, true);
         for item in items {

@@ -17,7 +17,6 @@ use crate::{
         postgres::hot::{HotItem, Past, Pending},
         queue::Op,
     },
-    metrics::Bound,
 };
 
 /// Further callers that only the ledger can answer.
@@ -95,7 +94,7 @@ impl Writer {
         if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
             self.deferred.push_back(Queued { op: Box::new(op), past });
         } else {
-            self.session.metrics.overloaded.add(Bound::Queue);
+            self.session.metrics.refused.add();
             op.refuse(past.told(Error::Overloaded { retry_after: Duration::from_millis(250) }));
         }
     }

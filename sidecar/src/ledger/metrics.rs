@@ -1,13 +1,11 @@
-//! What a ledger counts: shared by its writer, its queue, and whoever refuses calls before it.
+//! What a ledger counts: shared by its writer and its queue.
 
 use std::{fmt, sync::OnceLock, time::Instant};
 
 use oncegate_runtime::{
     labels,
-    metrics::{Counters, Family, Histogram, Page},
+    metrics::{Counter, Counters, Family, Histogram, Page},
 };
-
-use super::{Bound, Gauges};
 
 const ITEMS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 const SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
@@ -38,7 +36,7 @@ const WEAK: Family = Family::gauge(
     "How many settings of the store make an acknowledged completion survive less than it could; /readyz says which.",
 );
 
-pub(super) const FAMILIES: &[&Family] = &[&QUEUE, &BATCH_ITEMS, &BATCH_SECONDS, &FAILURES, &CONNECTS, &UP, &WEAK];
+pub(crate) const FAMILIES: &[&Family] = &[&QUEUE, &BATCH_ITEMS, &BATCH_SECONDS, &FAILURES, &CONNECTS, &UP, &WEAK];
 
 labels! {
     /// What the failure of a statement means.
@@ -70,7 +68,8 @@ type Ask = Box<dyn Fn() -> usize + Send + Sync>;
 
 /// See the module.
 pub struct LedgerMetrics {
-    pub(crate) overloaded: Counters<Bound>,
+    /// Calls refused because the queue was full.
+    pub(crate) refused: Counter,
     batch_items: Histogram,
     batch_seconds: Histogram,
     failures: Counters<LedgerFailure>,
@@ -81,7 +80,7 @@ pub struct LedgerMetrics {
 impl Default for LedgerMetrics {
     fn default() -> Self {
         Self {
-            overloaded: Counters::default(),
+            refused: Counter::new(),
             batch_items: Histogram::new(&BATCH_ITEMS),
             batch_seconds: Histogram::new(&BATCH_SECONDS),
             failures: Counters::default(),
@@ -137,13 +136,14 @@ impl LedgerMetrics {
         self.connects.add(Connected::No);
     }
 
-    pub(super) fn render(&self, page: &mut Page, gauges: &Gauges) {
+    /// Whether the writer is connected, and how many settings of the store weaken what it acknowledges, is known elsewhere.
+    pub(crate) fn render(&self, page: &mut Page, is_up: bool, durability_warnings: usize) {
         page.single(&QUEUE, self.queued.get().map_or(0, |ask| ask()));
         page.family(&BATCH_ITEMS).histogram(&[], &self.batch_items);
         page.family(&BATCH_SECONDS).histogram(&[], &self.batch_seconds);
         page.counters(&FAILURES, &self.failures);
         page.counters(&CONNECTS, &self.connects);
-        page.single(&UP, gauges.ledger_up);
-        page.single(&WEAK, gauges.durability_warnings);
+        page.single(&UP, is_up);
+        page.single(&WEAK, durability_warnings);
     }
 }
