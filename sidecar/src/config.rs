@@ -323,7 +323,7 @@ impl Options {
                 ))
             })
             .flatten();
-        let attempts_max = checks.take(cap("ATTEMPTS_MAX", self.attempts_max)).unwrap_or_default();
+        let attempts_max = checks.take(cap("ATTEMPTS_MAX", self.attempts_max));
         let mut provider_attempts_max = BTreeMap::new();
         for entry in self.provider_attempts_max.iter().filter(|entry| !entry.trim().is_empty()) {
             let parsed = entry
@@ -356,9 +356,9 @@ impl Options {
             Span(self.count_interval),
             Span(Duration::from_millis(100))..=Span(Duration::from_secs(3_600)),
         );
-        // Without a store there is a problem.
-        let store = store.unwrap_or(Store::Embedded(PathBuf::new()));
         checks.finish()?;
+        let store = store.expect("a store that cannot be used is a problem");
+        let attempts_max = attempts_max.expect("a cap that cannot be used is a problem");
         let embedded = matches!(store, Store::Embedded(_));
         if embedded && redis.is_some() {
             tracing::warn!("the embedded store is used by one process and needs no redis: it is not used");
