@@ -254,6 +254,8 @@ pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
                 fields.violation(field, "must not be set together with key");
             }
         }
+        // One event is no page, but a caller that asks for a negative one is wrong about something.
+        page_size(&mut fields, request.page_size);
         fields.finish()?;
         return Ok(History::Event(key));
     }
@@ -264,14 +266,7 @@ pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
     let start_time = fields.time("start_time", request.start_time);
     let end_time = fields.time("end_time", request.end_time);
     ordered(&mut fields, start_time, end_time);
-    let page_size = match usize::try_from(request.page_size) {
-        Ok(0) => PAGE_SIZE_DEFAULT,
-        Ok(size) => size.min(PAGE_SIZE_MAX),
-        Err(_) => {
-            fields.violation("page_size", format!("must not be negative, not {}", request.page_size));
-            PAGE_SIZE_DEFAULT
-        }
-    };
+    let page_size = page_size(&mut fields, request.page_size);
     let mut filter = HistoryFilter {
         tenant: optional_text(request.tenant),
         provider: optional_text(request.provider),
@@ -290,6 +285,17 @@ pub(crate) fn history(request: v1::HistoryRequest) -> Result<History, Status> {
     }
     fields.finish()?;
     Ok(History::Page(filter))
+}
+
+fn page_size(fields: &mut Fields, given: i32) -> usize {
+    match usize::try_from(given) {
+        Ok(0) => PAGE_SIZE_DEFAULT,
+        Ok(size) => size.min(PAGE_SIZE_MAX),
+        Err(_) => {
+            fields.violation("page_size", format!("must not be negative, not {given}"));
+            PAGE_SIZE_DEFAULT
+        }
+    }
 }
 
 fn states(fields: &mut Fields, given: &[i32]) -> Vec<State> {

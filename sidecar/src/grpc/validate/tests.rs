@@ -241,6 +241,11 @@ fn every_limit_of_listings_and_counts_is_checked() {
     assert_eq!(complaints(history(request.clone())), ["end_time"]);
     request = v1::HistoryRequest { key: good_key(), provider: "stripe".into(), ..Default::default() };
     assert_eq!(complaints(history(request)), ["provider"]);
+    // The size of a page means nothing for one event; a negative one is refused all the same.
+    for (page_size, refused) in [(-1, &["page_size"][..]), (i32::MIN, &["page_size"]), (0, &[]), (500, &[])] {
+        let request = v1::HistoryRequest { key: good_key(), page_size, ..Default::default() };
+        assert_eq!(complaints(history(request)), refused, "{page_size}");
+    }
     assert_eq!(complaints(listed(|r| r.tenant = "\u{e9}".into())), ["tenant"]);
 
     let counted = |change: fn(&mut v1::StatsRequest)| {
