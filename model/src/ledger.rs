@@ -84,7 +84,11 @@ impl Protocol {
                 Some(apply::granted(&before, &request, token, now))
             }
             (ClaimStep::Bury, Some(before)) => {
-                world.rows[event].event = Some(apply::buried(&before, now));
+                let buried = apply::buried(&before, now);
+                if buried.latest.is_none() {
+                    self.archive(world, event, &before);
+                }
+                world.rows[event].event = Some(buried);
                 world.history[event].buried = true;
                 None
             }

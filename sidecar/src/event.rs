@@ -80,7 +80,7 @@ pub struct Event {
     pub result: Option<StoredResult>,
     /// What the latest failed attempt reported.
     pub last_error: Option<String>,
-    /// The latest attempt, unless a resolution has closed it: then all attempts are in the archive.
+    /// The latest attempt, unless a resolution or a burial after a failure has closed it: then all attempts are in the archive.
     pub latest: Option<Latest>,
 }
 
@@ -151,6 +151,11 @@ impl Event {
     /// How many attempts are in the archive rather than on the row.
     pub fn archived_count(&self) -> i32 {
         self.attempt_count - i32::from(self.latest.is_some())
+    }
+
+    /// Whether the archive is where the attempt that was granted this token has its record, if there ever was one.
+    pub fn is_archived(&self, fencing_token: i64) -> bool {
+        self.archived_count() > 0 && (self.latest.is_none() || self.fencing_token != fencing_token)
     }
 
     /// Whether one more attempt would exceed the cap (S7). 0: there is none.

@@ -24,14 +24,18 @@ pub fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> Event {
     }
 }
 
-/// An event whose attempts are used up (S7). The token stays: a late Mark of it is still accepted (S3).
+/// An event whose attempts are used up (S7). The token stays: a late Mark of it is still accepted (S3). An attempt that had
+/// failed goes to the archive ([`archived`]): on the row it would seem to have ended together with the event.
 pub fn buried(before: &Event, now: Time) -> Event {
-    let mut event =
-        Event { state: State::Dead, update_time: now, end_time: Some(now), retry_time: None, ..before.clone() };
-    if let Some(latest) = event.latest.as_mut().filter(|latest| latest.outcome == Outcome::Running) {
-        latest.outcome = Outcome::LockExpired;
+    let running = before.latest.as_ref().filter(|latest| latest.outcome == Outcome::Running);
+    Event {
+        state: State::Dead,
+        update_time: now,
+        end_time: Some(now),
+        retry_time: None,
+        latest: running.map(|latest| Latest { outcome: Outcome::LockExpired, ..latest.clone() }),
+        ..before.clone()
     }
-    event
 }
 
 /// An event whose latest attempt has ended as `mark` says, and is `state` now.

@@ -17,7 +17,8 @@ pub enum ClaimStep {
     /// Grant another attempt: archive the latest one (as [`Outcome::LockExpired`] if it is still running), draw a
     /// token, count up.
     Grant,
-    /// The lock expired and the attempts are used up: the event is dead, and the call is refused (S7).
+    /// The lock expired or the attempt failed, and the attempts are used up: the event is dead, and the call is refused (S7).
+    /// An attempt that failed is archived.
     Bury,
     /// Nothing changes; this is the answer.
     Keep(Decision),
@@ -140,10 +141,12 @@ pub fn mark(event: Option<&Event>, archived: Option<&Attempt>, request: &Mark) -
                 }
             }
         },
-        // An earlier attempt's own record decides (S3): a repetition of what was accepted is success.
-        None => match archived {
-            Some(attempt) if attempt.outcome == outcome && given.is_none_or(|given| given == attempt.claim_id) => {
-                MarkStep::Repeated
+        // The record of an attempt in the archive decides (S3): a repetition of what was accepted is success.
+        None => match archived.filter(|attempt| given.is_none_or(|given| given == attempt.claim_id)) {
+            Some(attempt) if attempt.outcome == outcome => MarkStep::Repeated,
+            // It failed, and the event was buried: nobody has drawn a token since.
+            Some(Attempt { fencing_token, outcome: recorded, .. }) if *fencing_token == event.fencing_token => {
+                MarkStep::Refuse(Refusal::OutcomeConflict { recorded: *recorded })
             }
             Some(_) | None => lost,
         },

@@ -1,10 +1,12 @@
 //! CheckAndLock: what is not granted, and how it is counted.
 
-use oncegate_sidecar::event::{Claim, Decision, FailureKind, Key, Mark, Outcome, Refusal, Resolved, State};
+use oncegate_sidecar::event::{Claim, Decision, FailureKind, Key, Mark, Micros, Outcome, Refusal, Resolved, State};
 
 use super::{
-    Fixture, assert_attempts_in_order, claim, completion, conformance, failure, key, latest, refused, resolution,
-    result,
+    Fixture, assert_attempts_in_order, claim, completion, conformance, failure, key, latest, only,
+    postgres_only::{UNTIL_ONE_WAITS_FOR_US, hold},
+    refused, resolution, result,
+    stats::{assert_equal_a_recount, everything},
 };
 
 conformance!(
@@ -132,12 +134,66 @@ async fn an_expiry_at_the_cap_is_buried_by_the_next_claim(fixture: &Fixture) {
 
 async fn a_cap_that_was_lowered_buries_a_failed_event(fixture: &Fixture) {
     let key = key("evt_1");
+    let first = Claim { payload_digest: Some([1; 32]), ..claim(&key, "first") };
+    let lock = fixture.acquire(first.clone()).await;
+    let failed = Mark { result: Some(result(502, b"no")), ..failure(&key, &lock, FailureKind::Retryable) };
+    let failed = fixture.mark(failed).await.event;
+    let ended = failed.latest_attempt().unwrap();
+    assert_eq!(ended.end_time, Some(failed.update_time));
+    fixture.passed(failed.update_time.plus(Micros(1_000))).await;
+
+    let second = Claim { attempts_max: 1, payload_digest: Some([2; 32]), ..claim(&key, "second") };
+    let claimed = fixture.claim(second).await;
+    let event = claimed.event;
+    assert_eq!((claimed.decision, event.state), (Decision::Refused, State::Dead));
+    assert_eq!((event.fencing_token, event.attempt_count), (lock.fencing_token, 1));
+    assert_eq!((event.last_error.as_deref(), &event.result), (Some("refused"), &ended.result));
+    assert_eq!(event.end_time, Some(event.update_time));
+    assert!(event.update_time > failed.update_time, "it was buried later");
+    // The attempt ended when it failed, and stands in the history once.
+    assert_eq!((&event.latest, claimed.payload_changed), (&None, false));
+    let history = fixture.history_of(&key).await;
+    assert_attempts_in_order(&history);
+    assert_eq!(only(&history.attempts), &ended);
+
+    // Its claim has ended, as before; and so it is when there is another attempt after all.
+    assert_eq!(refused(fixture.ledger.claim(first.clone()).await), Refusal::ClaimEnded);
+    fixture.resolve(resolution(&key, Resolved::Pending)).await;
+    fixture.acquire(claim(&key, "third")).await;
+    assert_eq!(refused(fixture.ledger.claim(first).await), Refusal::ClaimEnded);
+    let history = fixture.history_of(&key).await;
+    assert_attempts_in_order(&history);
+    assert_eq!(history.attempts[0], ended);
+    assert_equal_a_recount(fixture, &everything()).await;
+}
+
+// Where both come in one batch, the marks are answered from what the burial came to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn marks_that_come_with_the_burial_of_a_failure_meet_its_record() {
+    let fixture = Fixture::postgres().await;
+    let (key, busy) = (key("evt_1"), key("busy"));
     let lock = fixture.failed(&key, FailureKind::Retryable).await;
-    let claimed = fixture.claim(Claim { attempts_max: 1, ..claim(&key, "second") }).await;
-    assert_eq!((claimed.decision, claimed.event.state), (Decision::Refused, State::Dead));
-    assert_eq!(claimed.event.fencing_token, lock.fencing_token);
-    assert_eq!(latest(&claimed.event).outcome, Outcome::FailedRetryable, "the attempt had ended");
-    assert_eq!(claimed.event.last_error.as_deref(), Some("refused"));
+    let other = fixture.acquire(claim(&busy, "claim")).await;
+    let mut outsider = fixture.connect().await;
+    let mut held = hold(&mut outsider, "busy").await;
+    let ledger = &fixture.ledger;
+    let blocks = ledger.mark(completion(&busy, &other));
+    let meanwhile = async {
+        // What is asked now waits for the batch that waits for this row, and goes into the next one together.
+        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+        tokio::join!(
+            ledger.claim(Claim { attempts_max: 1, ..claim(&key, "second") }),
+            ledger.mark(failure(&key, &lock, FailureKind::Retryable)),
+            ledger.mark(completion(&key, &lock)),
+            async { held.rollback().await.unwrap() },
+        )
+    };
+    let (blocked, (claimed, repeated, conflict, ())) = tokio::join!(blocks, meanwhile);
+    blocked.unwrap();
+    assert_eq!(claimed.unwrap().event.state, State::Dead);
+    assert!(repeated.unwrap().repeated);
+    assert_eq!(refused(conflict), Refusal::OutcomeConflict { recorded: Outcome::FailedRetryable });
+    fixture.close().await;
 }
 
 async fn without_a_cap_there_is_always_another_attempt(fixture: &Fixture) {

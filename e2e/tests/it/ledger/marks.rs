@@ -7,7 +7,8 @@ use oncegate_sidecar::event::{
 use serde_json::{Value, json};
 
 use super::{
-    Fixture, HOUR, claim, completion, conformance, failure, key, latest, lost, mark, only, refused, resolution, result,
+    Fixture, HOUR, claim, comparable, completion, conformance, failure, key, latest, lost, mark, only, refused,
+    resolution, result,
 };
 
 conformance!(
@@ -22,6 +23,7 @@ conformance!(
     a_takeover_revokes,
     an_earlier_attempt_is_judged_by_its_own_record,
     a_mark_of_a_buried_attempt_is_accepted,
+    a_mark_of_a_buried_failure_meets_its_record,
     completions_add_to_the_metadata,
     empty_values_are_kept_as_they_are,
     the_latest_failure_tells_the_error,
@@ -250,6 +252,33 @@ async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
     let event = fixture.mark(failure(&key, &lock, FailureKind::Retryable)).await.event;
     assert_eq!((event.state, event.end_time), (State::Failed, None));
     assert_eq!(fixture.acquire(claim(&key, "second")).await.attempt, 2);
+}
+
+async fn a_mark_of_a_buried_failure_meets_its_record(fixture: &Fixture) {
+    let key = key("evt_1");
+    let lock = fixture.failed(&key, FailureKind::Retryable).await;
+    let buried = fixture.claim(Claim { attempts_max: 1, ..claim(&key, "second") }).await.event;
+    assert_eq!(buried.state, State::Dead);
+    let failed = failure(&key, &lock, FailureKind::Retryable);
+    for claim_id in [None, Some("failer".to_owned())] {
+        let marked = fixture.mark(Mark { claim_id, ..failed.clone() }).await;
+        assert!(marked.repeated);
+        assert_eq!(comparable(&marked.event), comparable(&buried));
+    }
+    let refusal = refused(fixture.ledger.mark(Mark { claim_id: Some("second".into()), ..failed.clone() }).await);
+    assert_eq!(refusal, lost(State::Dead, &lock));
+    // Its token is still the event's: another outcome is no lost lock.
+    let terminal = failure(&key, &lock, FailureKind::Terminal);
+    for request in [completion(&key, &lock), terminal, failure(&key, &lock, FailureKind::Unknown)] {
+        let refusal = refused(fixture.ledger.mark(request).await);
+        assert_eq!(refusal, Refusal::OutcomeConflict { recorded: Outcome::FailedRetryable });
+    }
+    assert_eq!(the_only_attempt(fixture, &key).await.outcome, Outcome::FailedRetryable);
+    // Until somebody decides otherwise.
+    let resolved = fixture.resolve(resolution(&key, Resolved::Completed)).await;
+    assert!(fixture.mark(failed).await.repeated);
+    let refusal = refused(fixture.ledger.mark(completion(&key, &lock)).await);
+    assert_eq!(refusal, Refusal::LockLost { state: State::Completed, fencing_token: resolved.fencing_token });
 }
 
 async fn completions_add_to_the_metadata(fixture: &Fixture) {

@@ -119,6 +119,11 @@ async fn all_that_may_happen_to_an_event(ledger: &PostgresLedger, key: &Key) {
     let buried = ledger.claim(Claim { attempts_max: 1, ..claim(key, "e") }).await.unwrap();
     assert_eq!(buried.decision, Decision::Refused);
     ledger.resolve(resolution(key, Resolved::Pending)).await.unwrap();
+    let lock = acquire(claim(key, "failing")).await;
+    ledger.mark(failure(key, &lock, kind)).await.unwrap();
+    let buried = ledger.claim(Claim { attempts_max: 1, ..claim(key, "beyond") }).await.unwrap();
+    assert_eq!(buried.decision, Decision::Refused);
+    ledger.resolve(resolution(key, Resolved::Pending)).await.unwrap();
     let lock = acquire(claim(key, "f")).await;
     ledger.mark(completion(key, &lock)).await.unwrap();
     assert_eq!(ledger.claim(claim(key, "g")).await.unwrap().decision, Decision::AlreadyCompleted);

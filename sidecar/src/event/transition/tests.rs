@@ -3,7 +3,7 @@
 mod document;
 
 use super::*;
-use crate::event::{Digest, Key, Latest, Resolved, StoredResult, fixture};
+use crate::event::{Digest, Key, Latest, Resolved, StoredResult, apply, fixture};
 
 const NOW: Time = Time(1_700_000_000_000_000);
 const MINUTE: Micros = Micros(60_000_000);
@@ -40,6 +40,8 @@ enum Shape {
     DeadUsedUp,
     /// The lock expired at the cap.
     DeadBuried,
+    /// A retryable failure below the cap, which then was lowered: the attempt is in the archive, and the token still its own.
+    DeadLowered,
     /// By an operator.
     DeadByHand,
 }
@@ -47,7 +49,7 @@ enum Shape {
 use Shape::*;
 
 impl Shape {
-    const ALL: [Shape; 13] = [
+    const ALL: [Shape; 14] = [
         Pending,
         ProcessingLive,
         ProcessingExpired,
@@ -60,6 +62,7 @@ impl Shape {
         DeadTerminal,
         DeadUsedUp,
         DeadBuried,
+        DeadLowered,
         DeadByHand,
     ];
 
@@ -70,14 +73,14 @@ impl Shape {
             Completed | CompletedByHand => State::Completed,
             Failed | FailedPaused | FailedPausePassed => State::Failed,
             Unknown => State::Unknown,
-            DeadTerminal | DeadUsedUp | DeadBuried | DeadByHand => State::Dead,
+            DeadTerminal | DeadUsedUp | DeadBuried | DeadLowered | DeadByHand => State::Dead,
         }
     }
 
-    /// The outcome of the attempt on the event's row, unless a resolution has closed it.
+    /// The outcome of the attempt on the event's row, unless a resolution or a burial has closed it.
     fn outcome(self) -> Option<Outcome> {
         match self {
-            Pending | CompletedByHand | DeadByHand => None,
+            Pending | CompletedByHand | DeadLowered | DeadByHand => None,
             ProcessingLive | ProcessingExpired => Some(Outcome::Running),
             Completed => Some(Outcome::Completed),
             Failed | FailedPaused | FailedPausePassed | DeadUsedUp => Some(Outcome::FailedRetryable),
@@ -180,7 +183,7 @@ impl Answer {
 }
 
 /// By the claim id of the event's latest attempt and by another one, each below the cap and at it.
-const CLAIMS: [(Shape, [Answer; 2], [Answer; 2]); 13] = [
+const CLAIMS: [(Shape, [Answer; 2], [Answer; 2]); 14] = [
     //                  own claim id          another claim id
     // No attempt is on the row, so that no claim id is its own.
     (Pending, [Grant, Grant], [Grant, Grant]),
@@ -195,6 +198,7 @@ const CLAIMS: [(Shape, [Answer; 2], [Answer; 2]); 13] = [
     (DeadTerminal, [Ended, Ended], [Held, Held]),
     (DeadUsedUp, [Ended, Ended], [Held, Held]),
     (DeadBuried, [Ended, Ended], [Held, Held]),
+    (DeadLowered, [Held, Held], [Held, Held]),
     (DeadByHand, [Held, Held], [Held, Held]),
 ];
 
@@ -335,7 +339,7 @@ enum Met {
 
 use Met::*;
 
-const MARKS: [(Shape, Met); 13] = [
+const MARKS: [(Shape, Met); 14] = [
     (Pending, Lost),
     (ProcessingLive, Open),
     // S3: expiry does not revoke.
@@ -350,6 +354,8 @@ const MARKS: [(Shape, Met); 13] = [
     (DeadUsedUp, Recorded(Outcome::FailedRetryable)),
     // S3: so is the Mark of the token that an expiry at the cap made dead.
     (DeadBuried, Open),
+    // Without its record in the archive, which `marks_of_a_failure_that_was_buried_meet_its_record` is about.
+    (DeadLowered, Lost),
     (DeadByHand, Lost),
 ];
 
@@ -427,6 +433,46 @@ fn marks_with_an_earlier_token_are_judged_by_that_attempts_own_record() {
     }
 }
 
+// S3: the token is still the event's, so that another outcome is a conflict, and no lost lock.
+#[test]
+fn marks_of_a_failure_that_was_buried_meet_its_record() {
+    let failed = Failed.event();
+    let event = apply::buried(&failed, NOW);
+    assert_eq!((event.state, event.fencing_token, event.latest.as_ref()), (State::Dead, TOKEN, None));
+    assert_eq!(event.end_time, Some(NOW));
+    let archived = apply::archived(&failed, NOW).expect("an attempt");
+    assert_eq!(
+        archived.end_time,
+        Some(failed.update_time),
+        "when it failed, not when that was found to be the last time"
+    );
+    assert!(event.is_archived(TOKEN) && event.is_archived(EARLIER_TOKEN));
+    for ending in endings() {
+        for claim_id in [None, Some("own".to_owned())] {
+            let request = Mark { claim_id, ..mark_of(TOKEN, ending.clone()) };
+            let expected = match ending.outcome() {
+                Outcome::FailedRetryable => MarkStep::Repeated,
+                _ => MarkStep::Refuse(Refusal::OutcomeConflict { recorded: Outcome::FailedRetryable }),
+            };
+            assert_eq!(mark(Some(&event), Some(&archived), &request), expected, "{request:?}");
+        }
+        let request = Mark { claim_id: Some("other".to_owned()), ..mark_of(TOKEN, ending) };
+        assert_eq!(mark(Some(&event), Some(&archived), &request), lost(DeadLowered), "{request:?}");
+    }
+    let own = claim(Some(&event), true, &claim_by("own"), NOW);
+    assert_eq!(own, ClaimStep::Refuse(Refusal::ClaimEnded), "its claim has ended, as the archive tells");
+}
+
+#[test]
+fn a_lock_that_expired_stays_on_the_row_when_the_event_is_buried() {
+    let event = apply::buried(&ProcessingExpired.event(), NOW);
+    assert_eq!(
+        (event.state, event.latest.as_ref().map(|latest| latest.outcome)),
+        (State::Dead, Some(Outcome::LockExpired))
+    );
+    assert!(!event.is_archived(TOKEN) && event.is_archived(EARLIER_TOKEN));
+}
+
 fn lost(shape: Shape) -> MarkStep {
     MarkStep::Refuse(Refusal::LockLost { state: shape.state(), fencing_token: TOKEN })
 }
@@ -487,7 +533,7 @@ fn resolve_to(to: Resolved, force: bool, fencing_token: Option<i64>) -> Resolve 
 const TARGETS: [Resolved; 3] = [Resolved::Pending, Resolved::Completed, Resolved::Dead];
 
 /// Whether a resolution to pending, completed and dead applies: without force, and with it.
-const RESOLUTIONS: [(Shape, [bool; 3], [bool; 3]); 13] = [
+const RESOLUTIONS: [(Shape, [bool; 3], [bool; 3]); 14] = [
     (Pending, [true; 3], [true; 3]),
     (ProcessingLive, [false; 3], [false; 3]),
     (ProcessingExpired, [true; 3], [true; 3]),
@@ -500,6 +546,7 @@ const RESOLUTIONS: [(Shape, [bool; 3], [bool; 3]); 13] = [
     (DeadTerminal, [true; 3], [true; 3]),
     (DeadUsedUp, [true; 3], [true; 3]),
     (DeadBuried, [true; 3], [true; 3]),
+    (DeadLowered, [true; 3], [true; 3]),
     (DeadByHand, [true; 3], [true; 3]),
 ];
 

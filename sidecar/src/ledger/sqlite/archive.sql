@@ -1,4 +1,5 @@
--- Puts an attempt that has ended into the archive, in the transaction that grants another one or resolves the event (S9).
+-- Puts an attempt that has ended into the archive, in the transaction that grants another one, resolves the event, or buries it
+-- after a failure (S9).
 --
 -- In:  the event's row and the attempt. Out: nothing.
 -- Index: adds to the primary key, payment_webhook_attempts_token and _claim.

@@ -109,7 +109,7 @@ impl<'a> Transaction<'a> {
             Some(_) | None => false,
         };
         let step = transition::claim(before.as_ref(), claim_ended, claim, now);
-        let payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
+        let mut payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
         let granted = matches!(step, ClaimStep::Insert | ClaimStep::Grant);
         let (decision, event) = match (step, before) {
             (ClaimStep::Insert, None) => {
@@ -127,6 +127,11 @@ impl<'a> Transaction<'a> {
             }
             (ClaimStep::Bury, Some(before)) => {
                 let event = apply::buried(&before, now);
+                if event.latest.is_none() {
+                    self.archive(&before, now)?;
+                }
+                // As after a resolution: there is no attempt any more whose payload it could be compared with.
+                payload_changed = event.payload_differs(claim);
                 self.update(&before, &event)?;
                 (Decision::Refused, event)
             }
@@ -147,9 +152,7 @@ impl<'a> Transaction<'a> {
     pub(super) fn mark(&mut self, mark: &Mark) -> Judged<Marked> {
         let before = self.event(&mark.key)?;
         let archived = match &before {
-            Some(event) if event.archived_count() > 0 && event.fencing_token != mark.fencing_token => {
-                self.attempt(event.row, mark.fencing_token)?
-            }
+            Some(event) if event.is_archived(mark.fencing_token) => self.attempt(event.row, mark.fencing_token)?,
             Some(_) | None => None,
         };
         Ok(match (transition::mark(before.as_ref(), archived.as_ref(), mark), before) {
@@ -187,7 +190,8 @@ impl<'a> Transaction<'a> {
     pub(super) fn resolve(&mut self, resolve: &Resolve) -> Judged<Event> {
         let before = self.event(&resolve.key)?;
         let last = match &before {
-            // A resolution closes the latest attempt; a later one draws a token, and no decision stands then.
+            // A resolution closes the latest attempt; a later one draws a token, and no decision stands then. After a burial
+            // the latest resolution is one that a grant has followed.
             Some(event) if event.latest.is_none() => self.last_resolution(event.row)?,
             Some(_) | None => None,
         };

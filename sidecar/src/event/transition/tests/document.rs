@@ -53,6 +53,7 @@ fn check_and_lock_answers_what_the_document_says() {
                 (Some(DeadTerminal), "another"),
                 (Some(DeadUsedUp), "another"),
                 (Some(DeadBuried), "another"),
+                (Some(DeadLowered), "another"),
                 (Some(DeadByHand), "another"),
             ],
         ),

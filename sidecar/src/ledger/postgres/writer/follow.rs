@@ -108,7 +108,7 @@ fn follow_mark(
     late: &mut Vec<Pending<Mark, Marked>>,
 ) -> Option<Pending<Mark, Marked>> {
     let Some((event, _)) = dealt.get(&mark.request.key) else { return Some(mark) };
-    if event.fencing_token != mark.request.fencing_token && event.archived_count() > 0 {
+    if event.is_archived(mark.request.fencing_token) {
         late.push(mark);
         return None;
     }
