@@ -1,6 +1,7 @@
 //! The API over real sockets, on each ledger: what a client in any language sees.
 
 mod bounds;
+mod metadata;
 
 use std::time::{Duration, Instant};
 

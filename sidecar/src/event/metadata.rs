@@ -119,6 +119,24 @@ mod tests {
     }
 
     #[test]
+    fn doubles_come_back_as_they_were_given() {
+        // The steps of a generator that reaches every exponent and all kinds of last bits.
+        let mut bits = 0x9E37_79B9_7F4A_7C15_u64;
+        let mut doubles = vec![f64::MAX, f64::MIN, f64::MIN_POSITIVE, 5e-324, 0.1, 1e23, 9_007_199_254_740_993.0];
+        for _ in 0..20_000 {
+            bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            doubles.extend(Some(f64::from_bits(bits)).filter(|double| double.is_finite()));
+        }
+        for double in doubles {
+            // In the notation of doubles, and in the decimals that Postgres makes of it.
+            for text in [Value::from(double).to_string(), format!("{double}")] {
+                let read = merged(Some(&format!(r#"{{"n":{text}}}"#)), None).metadata["n"].as_f64();
+                assert_eq!(read.map(f64::to_bits), Some(double.to_bits()), "{text}");
+            }
+        }
+    }
+
+    #[test]
     fn a_replacement_makes_room_of_what_it_replaces() {
         let text = |length| "x".repeat(length);
         let base = format!(r#"{{"a":"{}"}}"#, text(4_000));
