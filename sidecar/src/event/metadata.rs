@@ -3,10 +3,12 @@
 //! What the creating call gave and what completions added are stored apart and merged when they are read, so that a
 //! completion is one plain write and the rule about the limit is the same code for every ledger.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use std::fmt::{self, Write as _};
 
-/// The most that an event's metadata may have, in bytes as compact JSON.
+use serde::Serialize;
+use serde_json::{Map, Serializer, Value, ser::Formatter};
+
+/// The most that an event's metadata may have, in bytes as compact JSON with every number in decimals.
 pub const METADATA_BYTES_MAX: usize = 8 * 1024;
 
 /// A merge.
@@ -43,28 +45,59 @@ pub fn merged(base: Option<&str>, addition: Option<&str>) -> Merged {
     Merged { metadata, left_out }
 }
 
-/// The size of a member as compact JSON, without a comma.
+/// The size of a member as compact JSON, with every number in decimals and without a comma.
 fn member_bytes(key: &str, value: &Value) -> usize {
     encoded_bytes(key).saturating_add(1).saturating_add(encoded_bytes(value))
 }
 
-/// The size of something as compact JSON.
-fn encoded_bytes<T: Serialize + ?Sized>(json: &T) -> usize {
-    struct Count(usize);
-    impl std::io::Write for Count {
-        fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-            self.0 += part.len();
-            Ok(part.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
+/// The size of a number in decimals. Postgres keeps JSON's numbers as decimals, and writes all 301 digits of `1e300` for every
+/// read: counted as they were given, 8 KiB of such numbers would be 350 KB of each duplicate's event.
+pub fn decimal_bytes(number: f64) -> usize {
     let mut count = Count(0);
-    match serde_json::to_writer(&mut count, json) {
+    match write!(count, "{number}") {
         Ok(()) => count.0,
-        // Counting cannot fail and JSON serialises; were it otherwise, what is too large is the safe answer.
-        Err(_) => usize::MAX / 4,
+        Err(fmt::Error) => BYTES_OF_WHAT_FAILS,
+    }
+}
+
+/// Counting cannot fail and JSON serialises; were it otherwise, what is too large is the safe answer.
+const BYTES_OF_WHAT_FAILS: usize = usize::MAX / 4;
+
+/// Counts what is written.
+struct Count(usize);
+
+impl fmt::Write for Count {
+    fn write_str(&mut self, part: &str) -> fmt::Result {
+        self.0 += part.len();
+        Ok(())
+    }
+}
+
+impl std::io::Write for Count {
+    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
+        self.0 += part.len();
+        Ok(part.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Compact, with every number in decimals.
+struct Decimals;
+
+impl Formatter for Decimals {
+    fn write_f64<W: std::io::Write + ?Sized>(&mut self, writer: &mut W, value: f64) -> std::io::Result<()> {
+        write!(writer, "{value}")
+    }
+}
+
+/// The size of something as compact JSON, with every number in decimals.
+fn encoded_bytes<T: Serialize + ?Sized>(json: &T) -> usize {
+    let mut count = Count(0);
+    match json.serialize(&mut Serializer::with_formatter(&mut count, Decimals)) {
+        Ok(()) => count.0,
+        Err(_) => BYTES_OF_WHAT_FAILS,
     }
 }
 
@@ -133,6 +166,14 @@ mod tests {
                 let read = merged(Some(&format!(r#"{{"n":{text}}}"#)), None).metadata["n"].as_f64();
                 assert_eq!(read.map(f64::to_bits), Some(double.to_bits()), "{text}");
             }
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_merge_count_for_their_decimals() {
+        let list = |key: &str, count| format!(r#"{{"{key}":[{}]}}"#, vec!["1e300"; count].join(","));
+        for (added, left_out) in [(13, 0), (14, 1)] {
+            assert_eq!(merged(Some(&list("a", 14)), Some(&list("b", added))).left_out, left_out, "{added} numbers");
         }
     }
 

@@ -3,6 +3,8 @@
 use prost_types::{Struct, Value, value::Kind};
 use serde::Serialize;
 
+use crate::event::metadata::decimal_bytes;
+
 /// Why a value of the API is no JSON, or none that the ledgers can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotJson {
@@ -14,53 +16,73 @@ pub(super) enum NotJson {
     Empty,
 }
 
+/// A JSON object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Object {
+    pub(super) text: String,
+    /// Its size with every number in decimals, as limits count it.
+    pub(super) bytes: usize,
+}
+
 /// The JSON object of an API structure, its keys in their order; None: it has none. Whole numbers are written without a fraction.
-pub(super) fn object(structure: &Struct) -> Result<Option<String>, NotJson> {
+pub(super) fn object(structure: &Struct) -> Result<Option<Object>, NotJson> {
     let mut json = Json::default();
     json.object(structure)?;
-    Ok((!structure.fields.is_empty()).then(|| json.text()))
+    Ok((!structure.fields.is_empty()).then(|| json.finish()))
 }
 
 /// The same without the keys whose values JSON or the ledgers cannot hold, and how many those are.
-pub(super) fn object_of_what_fits(structure: &Struct) -> (Option<String>, usize) {
+pub(super) fn object_of_what_fits(structure: &Struct) -> (Option<Object>, usize) {
     let (mut json, mut left_out) = (Json::default(), 0);
-    json.0.push(b'{');
+    json.text.push(b'{');
     for (key, value) in &structure.fields {
-        let before = json.0.len();
+        let (length, doubles) = (json.text.len(), json.doubles);
         if json.field(key, value).is_err() {
-            json.0.truncate(before);
+            json.text.truncate(length);
+            json.doubles = doubles;
             left_out += 1;
         }
     }
-    json.0.push(b'}');
-    ((left_out < structure.fields.len()).then(|| json.text()), left_out)
+    json.text.push(b'}');
+    ((left_out < structure.fields.len()).then(|| json.finish()), left_out)
 }
 
 /// JSON that is being written.
 #[derive(Default)]
-struct Json(Vec<u8>);
+struct Json {
+    text: Vec<u8>,
+    doubles: Doubles,
+}
+
+/// What the numbers take that are written in the notation of doubles.
+#[derive(Clone, Copy, Default)]
+struct Doubles {
+    written: usize,
+    in_decimals: usize,
+}
 
 impl Json {
-    fn text(self) -> String {
-        String::from_utf8(self.0).expect("JSON is written from strings")
+    fn finish(self) -> Object {
+        let bytes = self.text.len() - self.doubles.written + self.doubles.in_decimals;
+        Object { text: String::from_utf8(self.text).expect("JSON is written from strings"), bytes }
     }
 
     fn object(&mut self, structure: &Struct) -> Result<(), NotJson> {
-        self.0.push(b'{');
+        self.text.push(b'{');
         for (key, value) in &structure.fields {
             self.field(key, value)?;
         }
-        self.0.push(b'}');
+        self.text.push(b'}');
         Ok(())
     }
 
     /// A key with its value, after a comma where others stand before it.
     fn field(&mut self, key: &str, value: &Value) -> Result<(), NotJson> {
-        if self.0.last() != Some(&b'{') {
-            self.0.push(b',');
+        if self.text.last() != Some(&b'{') {
+            self.text.push(b',');
         }
         self.string(key)?;
-        self.0.push(b':');
+        self.text.push(b':');
         self.value(value)
     }
 
@@ -76,18 +98,23 @@ impl Json {
                 let whole = *value as i64;
                 self.plain(&whole);
             }
-            Kind::NumberValue(value) if value.is_finite() => self.plain(value),
+            Kind::NumberValue(value) if value.is_finite() => {
+                let before = self.text.len();
+                self.plain(value);
+                self.doubles.written += self.text.len() - before;
+                self.doubles.in_decimals += decimal_bytes(*value);
+            }
             Kind::NumberValue(_) => return Err(NotJson::Number),
             Kind::StringValue(value) => self.string(value)?,
             Kind::ListValue(list) => {
-                self.0.push(b'[');
+                self.text.push(b'[');
                 for (place, value) in list.values.iter().enumerate() {
                     if place > 0 {
-                        self.0.push(b',');
+                        self.text.push(b',');
                     }
                     self.value(value)?;
                 }
-                self.0.push(b']');
+                self.text.push(b']');
             }
             Kind::StructValue(structure) => self.object(structure)?,
         }
@@ -103,7 +130,8 @@ impl Json {
     }
 
     fn plain<T: Serialize + ?Sized>(&mut self, value: &T) {
-        serde_json::to_writer(&mut self.0, value).expect("strings and finite numbers are JSON, and memory takes them");
+        serde_json::to_writer(&mut self.text, value)
+            .expect("strings and finite numbers are JSON, and memory takes them");
     }
 }
 
@@ -113,6 +141,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::event::metadata::{METADATA_BYTES_MAX, merged};
+
+    fn text_of_what_fits(structure: &Struct) -> (Option<String>, usize) {
+        let (object, left_out) = object_of_what_fits(structure);
+        (object.map(|object| object.text), left_out)
+    }
 
     fn value(kind: Kind) -> Value {
         Value { kind: Some(kind) }
@@ -141,7 +175,7 @@ mod tests {
             ("d", value(Kind::StructValue(Struct::default()))),
             ("", number(1e300)),
         ]);
-        let written = object(&given).unwrap().unwrap();
+        let written = object(&given).unwrap().unwrap().text;
         let expected = json!({
             "": 1e300, "a": [1, -0.5, [], ""], "b": true,
             "c": {"x\"\\": "a \"quote\" \\ and ü 😀", "y": null}, "d": {},
@@ -149,7 +183,7 @@ mod tests {
         assert_eq!(serde_json::from_str::<serde_json::Value>(&written).unwrap(), expected);
         // Compact, in the order of the keys.
         assert_eq!(written, expected.to_string());
-        assert_eq!(object_of_what_fits(&given), (Some(written), 0));
+        assert_eq!(text_of_what_fits(&given), (Some(written), 0));
         assert_eq!(object(&Struct::default()), Ok(None));
         assert_eq!(object_of_what_fits(&Struct::default()), (None, 0));
     }
@@ -165,8 +199,38 @@ mod tests {
             (0.1, "0.1"),
             (5e-324, "5e-324"),
         ] {
-            assert_eq!(object(&structure([("n", number(given))])).unwrap().unwrap(), format!("{{\"n\":{written}}}"));
+            let object = object(&structure([("n", number(given))])).unwrap().unwrap();
+            assert_eq!(object.text, format!("{{\"n\":{written}}}"));
         }
+    }
+
+    #[test]
+    fn a_number_counts_for_its_length_in_decimals() {
+        for (given, bytes) in [
+            (0.0, 1),
+            (-0.5, 4),
+            (-4200.0, 5),
+            (9_007_199_254_740_992.0, 16),
+            (1e300, 301),
+            (-f64::MAX, 310),
+            (1e-300, 302),
+            (5e-324, 326),
+        ] {
+            let given = structure([("n", number(given)), ("s", text("1e300"))]);
+            let around = r#"{"n":,"s":"1e300"}"#.len();
+            assert_eq!(object(&given).unwrap().unwrap().bytes, around + bytes, "{given:?}");
+            // As the same text is counted where it is read.
+            let text = object(&given).unwrap().unwrap().text;
+            let room = "x".repeat(METADATA_BYTES_MAX - around - bytes - r#","r":"""#.len());
+            for (room, left_out) in [(room.clone(), 0), (room + "x", 1)] {
+                let merged = merged(Some(&text), Some(&format!(r#"{{"r":"{room}"}}"#)));
+                assert_eq!(merged.left_out, left_out, "{text}");
+            }
+        }
+        // What was left out counts for nothing.
+        let list = value(Kind::ListValue(ListValue { values: vec![number(1e300), number(f64::NAN)] }));
+        let (object, left_out) = object_of_what_fits(&structure([("a", list), ("b", number(1e300))]));
+        assert_eq!((object.unwrap().bytes, left_out), (r#"{"b":}"#.len() + 301, 1));
     }
 
     #[test]
@@ -185,9 +249,9 @@ mod tests {
                 let given = structure([("a", text("kept")), ("b", bad.clone()), ("c", number(2.0))]);
                 assert_eq!(object(&given), Err(why), "{bad:?}");
                 let kept = r#"{"a":"kept","c":2}"#.to_owned();
-                assert_eq!(object_of_what_fits(&given), (Some(kept), 1), "{bad:?}");
+                assert_eq!(text_of_what_fits(&given), (Some(kept), 1), "{bad:?}");
                 assert_eq!(
-                    object_of_what_fits(&structure([("first", bad.clone()), ("second", number(2.0))])),
+                    text_of_what_fits(&structure([("first", bad.clone()), ("second", number(2.0))])),
                     (Some(r#"{"second":2}"#.to_owned()), 1)
                 );
                 assert_eq!(object_of_what_fits(&structure([("only", bad)])), (None, 1));

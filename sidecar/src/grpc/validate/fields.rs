@@ -14,7 +14,7 @@ use crate::{
         metadata::{self, METADATA_BYTES_MAX},
     },
     grpc::{
-        json::{self, NotJson},
+        json::{self, NotJson, Object},
         status::invalid,
     },
 };
@@ -159,8 +159,8 @@ impl Fields {
 
     /// A JSON object within the limit.
     pub(super) fn metadata(&mut self, field: &str, given: Option<prost_types::Struct>) -> Option<String> {
-        let text = match json::object(&given?) {
-            Ok(text) => text?,
+        let Object { text, bytes } = match json::object(&given?) {
+            Ok(object) => object?,
             Err(error) => {
                 self.violation(
                     field,
@@ -173,9 +173,13 @@ impl Fields {
                 return None;
             }
         };
-        let bytes = text.len();
         if bytes > METADATA_BYTES_MAX {
-            self.violation(field, format!("may have at most {METADATA_BYTES_MAX} bytes as JSON, and has {bytes}"));
+            self.violation(
+                field,
+                format!(
+                    "may have at most {METADATA_BYTES_MAX} bytes as JSON with every number in decimals, and has {bytes}"
+                ),
+            );
             return None;
         }
         Some(text)
@@ -186,9 +190,9 @@ impl Fields {
 /// happened, and a Mark that is refused for a line break in a note would have the event processed again.
 pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> (Option<String>, usize) {
     let Some(given) = given else { return (None, 0) };
-    let (text, unfit) = json::object_of_what_fits(&given);
-    let Some(text) = text else { return (None, unfit) };
-    if text.len() <= METADATA_BYTES_MAX {
+    let (object, unfit) = json::object_of_what_fits(&given);
+    let Some(Object { text, bytes }) = object else { return (None, unfit) };
+    if bytes <= METADATA_BYTES_MAX {
         return (Some(text), unfit);
     }
     let fitting = metadata::merged(None, Some(&text));

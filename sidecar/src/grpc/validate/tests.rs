@@ -1,4 +1,4 @@
-use prost_types::{Struct, Value, value::Kind};
+use prost_types::{ListValue, Struct, Value, value::Kind};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -39,6 +39,12 @@ fn number(value: f64) -> Option<Struct> {
 
 fn string(value: &str) -> Option<Struct> {
     Some(Struct { fields: [("s".to_owned(), Value { kind: Some(Kind::StringValue(value.into())) })].into() })
+}
+
+/// A list of the same number over and over.
+fn numbers(key: &str, value: f64, count: usize) -> Struct {
+    let values = vec![Value { kind: Some(Kind::NumberValue(value)) }; count];
+    Struct { fields: [(key.to_owned(), Value { kind: Some(Kind::ListValue(ListValue { values })) })].into() }
 }
 
 #[test]
@@ -110,6 +116,8 @@ fn every_limit_of_a_claim_is_checked_at_its_edge() {
         ("metadata", |r| r.metadata = string("\u{e9}"), |r| r.metadata = string("a\0")),
         // {"s":"..."} has 8 bytes around the text.
         ("metadata", |r| r.metadata = string(&"x".repeat(8_184)), |r| r.metadata = string(&"x".repeat(8_185))),
+        // Each has 301 digits, and a comma but for the last.
+        ("metadata", |r| r.metadata = Some(numbers("n", 1e300, 27)), |r| r.metadata = Some(numbers("n", 1e300, 28))),
         ("wait_duration", |r| r.wait_duration = seconds(30), |r| r.wait_duration = seconds(31)),
         ("delivery_id", |r| r.delivery_id = "d".repeat(128), |r| r.delivery_id = "d".repeat(129)),
     ];
@@ -136,6 +144,11 @@ fn a_violation_names_the_limit_and_what_was_given_but_not_the_value() {
     let status = check_and_lock(request, &policy()).expect_err("too long");
     assert!(status.message().contains("128") && status.message().contains("206"), "{}", status.message());
     assert!(!status.message().contains("secret"));
+
+    let request = v1::CheckAndLockRequest { metadata: Some(numbers("n", 1e300, 28)), ..good_claim() };
+    let status = check_and_lock(request, &policy()).expect_err("too many digits");
+    let said = "metadata: may have at most 8192 bytes as JSON with every number in decimals, and has 8463";
+    assert!(status.message().contains(said), "{}", status.message());
 }
 
 #[test]
@@ -181,6 +194,20 @@ fn every_limit_of_marks_is_checked() {
     let (mark, left_out) = mark_completed(request, &policy()).unwrap();
     assert_eq!(left_out, 2);
     assert_eq!(mark.ending, Ending::Completed { metadata: Some(r#"{"kept":true}"#.into()) });
+
+    // Numbers count for their decimals here as well; what fits of the rest is kept.
+    let metadata = Struct {
+        fields: [numbers("a", 1e300, 28), numbers("b", 1e300, 13), numbers("c", 1e300, 15), numbers("d", 1.0, 1)]
+            .into_iter()
+            .flat_map(|part| part.fields)
+            .collect(),
+    };
+    let request =
+        v1::MarkCompletedRequest { key: good_key(), fencing_token: 1, metadata: Some(metadata), ..Default::default() };
+    let (mark, left_out) = mark_completed(request, &policy()).unwrap();
+    let Ending::Completed { metadata: Some(kept) } = mark.ending else { panic!("{:?}", mark.ending) };
+    let kept: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&kept).unwrap();
+    assert_eq!((left_out, kept.keys().map(String::as_str).collect::<Vec<_>>()), (2, vec!["b", "d"]));
 
     let failed = |change: fn(&mut v1::MarkFailedRequest)| {
         let mut request = v1::MarkFailedRequest { key: good_key(), fencing_token: 1, ..Default::default() };
