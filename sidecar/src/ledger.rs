@@ -110,7 +110,7 @@ pub trait Ledger: Send + Sync + 'static {
     async fn cleanup_now(&self) -> Result<Time, Error> {
         self.now().await
     }
-    /// One bounded step of Cleanup: deletes (or counts) within the next `batch_size` rows after the cursor that
+    /// One bounded step of Cleanup: deletes (or counts) within at most the next `batch_size` rows after the cursor that
     /// `progress` holds, adds to its totals, and says by `progress.done` whether that was all.
     async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error>;
     /// Counts a duplicate that was answered without asking the ledger.
@@ -134,7 +134,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// all that something cached under `standing` may be older than. Read from the node that `standing` names, or not at all
     /// (C7).
     async fn replays(&self, standing: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error>;
-    /// How long the writer's batches take; None where Cleanup need not know, because its steps take turns with them.
+    /// How long the writer's batches take, which Cleanup goes by; None where nobody is to be left any time.
     fn load(&self) -> Option<Arc<load::Load>> {
         None
     }

@@ -253,7 +253,7 @@ pub struct CleanupScope {
     pub states: Vec<State>,
     /// Counts, deletes nothing.
     pub dry_run: bool,
-    /// Rows looked at in one transaction.
+    /// Rows looked at in one transaction, at most.
     pub batch_size: usize,
 }
 

@@ -44,6 +44,7 @@ use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
+    load::Load,
     queue::{Op, Queue},
     tally::Tally,
     walk::PAGE_TIME_MAX,
@@ -212,6 +213,7 @@ pub struct SqliteLedger {
     token_at_opening: i64,
     writer: JoinHandle<()>,
     tally: Tally,
+    load: Arc<Load>,
     standing: watch::Sender<Option<Standing>>,
     durability: Durability,
     announcements: broadcast::Sender<Heard>,
@@ -238,7 +240,7 @@ impl SqliteLedger {
         let readers = |connections| Readers::new(database.path.clone(), settings.busy_timeout, connections);
         let (lists, signals) = (Arc::new(readers(settings.readers_max)), Arc::new(readers(SIGNALS_CONNECTIONS)));
         let (queue, ops) = Queue::bounded(settings.queue_max.max(1), settings.metrics.clone());
-        let tally = Tally::default();
+        let (tally, load) = (Tally::default(), Arc::<Load>::default());
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
         // S2: the counter of a file that was brought back from a backup is behind what was issued since, and nothing shows it.
@@ -250,6 +252,7 @@ impl SqliteLedger {
             conn: database.conn,
             tally: tally.clone(),
             metrics: settings.metrics.clone(),
+            load: Arc::clone(&load),
             faults: Throttle::default(),
             is_ahead: false,
             batch_max: settings.batch_max.max(1),
@@ -278,6 +281,7 @@ impl SqliteLedger {
             token_at_opening,
             writer,
             tally,
+            load,
             standing: watch::Sender::new(Some(standing)),
             durability,
             announcements: broadcast::Sender::new(1),
@@ -383,6 +387,10 @@ impl Ledger for SqliteLedger {
         let after = after.and_then(|after| after.parse().ok()).unwrap_or(self.token_at_opening);
         let clock = Arc::clone(&self.clock);
         self.signals.read(move |conn| read::replays(conn, after, &clock)).await
+    }
+
+    fn load(&self) -> Option<Arc<Load>> {
+        Some(Arc::clone(&self.load))
     }
 
     async fn check(&self) -> Result<(), Error> {

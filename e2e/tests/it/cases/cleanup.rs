@@ -123,9 +123,10 @@ async fn two_cleanups_at_once_whose_process_is_killed_delete_what_was_counted(le
         None => client.clone(),
     };
     let traffic = Traffic::start(beside.clone());
-    // A row at a time, so that they take a while.
+    // A row at a time, so that they take a while. The one that goes on need not take minutes where the machine is busy, and its
+    // steps are far between.
     let mut first = begin(&client, false, 1).await?;
-    let mut second = begin(&beside, false, 1).await?;
+    let mut second = begin(&beside, false, if other.is_some() { 10 } else { 1 }).await?;
     let progress = first.message().await?.context("progress")?;
     assert!(progress.deleted_count > 0 && !progress.done, "in the middle of it: {progress:?}");
     sidecar.program.kill().await?;

@@ -1,5 +1,7 @@
 //! What only this ledger has: the file, its lock, its schema, its batches. What both have is in the conformance suite.
 
+mod cleanup;
+
 use std::{fs, path::Path};
 
 use rusqlite::params;
@@ -361,6 +363,7 @@ fn writer(path: &Path) -> (Queue, Writer) {
         conn: database.conn,
         tally: Tally::default(),
         metrics: Arc::default(),
+        load: Arc::default(),
         faults: Throttle::default(),
         is_ahead: false,
         batch_max: 64,

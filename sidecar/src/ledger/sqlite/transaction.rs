@@ -1,7 +1,7 @@
 //! One transaction of the writer: items are read, judged by the pure rules and applied one after another, so that each
 //! sees what those before it did, also on the same event.
 
-mod cleanup;
+pub(super) mod cleanup;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 

@@ -4,7 +4,7 @@
 //! It is a thread of its own, not a task: it waits for the disk, and a caller that is cancelled must not take
 //! a transaction along.
 
-use std::{mem, sync::Arc};
+use std::{mem, sync::Arc, time::Duration};
 
 use oncegate_runtime::throttle::Throttle;
 use rusqlite::Connection;
@@ -25,6 +25,7 @@ use crate::{
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope},
+        load::Load,
         queue::{Op, batch_span},
         tally::Tally,
     },
@@ -39,6 +40,9 @@ pub(super) struct CleanupStep {
     pub(super) reply: oneshot::Sender<Result<CleanupProgress, Error>>,
 }
 
+/// For how long a step of Cleanup may keep calls waiting, its commit aside.
+const STEP_TIME_MAX: Duration = Duration::from_millis(20);
+
 /// How far the clock may be ahead of the machine's before somebody has to know.
 const AHEAD_MAX: Micros = Micros(60_000_000);
 
@@ -50,6 +54,8 @@ pub(super) struct Writer {
     pub(super) token: i64,
     pub(super) tally: Tally,
     pub(super) metrics: Arc<LedgerMetrics>,
+    /// What Cleanup goes by.
+    pub(super) load: Arc<Load>,
     pub(super) faults: Throttle,
     /// That the clock is far ahead has been logged.
     pub(super) is_ahead: bool,
@@ -97,7 +103,7 @@ impl Writer {
             }
             goes_on = is_due && written && self.tally.is_full();
             if let Ok(step) = self.cleanups.try_recv() {
-                self.cleanup(step);
+                self.cleanup(step, STEP_TIME_MAX);
             }
         }
         // All that was counted until now. With what keeps coming there might be no end.
@@ -158,7 +164,9 @@ impl Writer {
         let span = batch_span(calls.iter());
         let metrics = self.metrics.clone();
         let counted = metrics.batch(calls.len());
+        let begun = self.load.begin(calls.len());
         let done = span.in_scope(|| self.transact(&calls));
+        self.load.end(begun);
         drop((span, counted));
         match done {
             Ok(outcomes) => {
@@ -255,12 +263,12 @@ impl Writer {
         written.is_ok()
     }
 
-    fn cleanup(&mut self, step: CleanupStep) {
+    pub(super) fn cleanup(&mut self, step: CleanupStep, time_max: Duration) {
         let CleanupStep { scope, mut progress, reply } = step;
         if reply.is_closed() {
             return;
         }
-        let done = self.within(!scope.dry_run, |transaction| transaction.cleanup(&scope, &mut progress));
+        let done = self.within(!scope.dry_run, |transaction| transaction.cleanup(&scope, &mut progress, time_max));
         let answer = match done {
             Ok(()) => Ok(progress),
             Err(fault) => {

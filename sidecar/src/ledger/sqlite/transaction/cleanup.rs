@@ -1,5 +1,7 @@
 //! One bounded step of Cleanup.
 
+use std::time::{Duration, Instant};
+
 use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::{Fault, Transaction};
@@ -10,6 +12,11 @@ use crate::{
         sqlite::counts::retries,
     },
 };
+
+/// Rows of a step between two looks at the clock. Each step has so many, if there are: however slow the disk, it gets on.
+pub(in crate::ledger::sqlite) const ROWS_MIN: usize = 64;
+/// Delivery ids of a step. They are small, and all of about one size.
+pub(in crate::ledger::sqlite) const DELIVERIES_MAX: usize = 1_000;
 
 /// What decides whether an event goes.
 struct Candidate {
@@ -52,17 +59,43 @@ impl Candidate {
 }
 
 impl Transaction<'_> {
-    /// Looks at the next rows after the cursor and deletes, or counts, those that the scope covers. Past the last row it
-    /// goes on to the delivery ids, as many at a time.
+    /// Looks at the next rows after the cursor and deletes, or counts, those that the scope covers: as many as it says, or as
+    /// the time allows, because all calls wait meanwhile, and a row may be of a hundred bytes or of many kilobytes. Past the
+    /// last row it goes on to the delivery ids.
     pub(in crate::ledger::sqlite) fn cleanup(
         &mut self,
         scope: &CleanupScope,
         progress: &mut CleanupProgress,
+        time_max: Duration,
     ) -> Result<(), Fault> {
+        let begun = Instant::now();
         // A step that looks at nothing would never end.
         let limit = scope.batch_size.max(1);
+        let mut left = limit;
+        while left > 0 {
+            let wanted = left.min(ROWS_MIN);
+            let looked_at = self.cleanup_span(scope, progress, wanted)?;
+            if looked_at < wanted {
+                let limit = limit.min(DELIVERIES_MAX);
+                progress.done = scope.dry_run || !self.delete_deliveries(scope, progress, limit)?;
+                break;
+            }
+            left -= looked_at;
+            if begun.elapsed() >= time_max {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next so many rows. Returns how many there were.
+    fn cleanup_span(
+        &mut self,
+        scope: &CleanupScope,
+        progress: &mut CleanupProgress,
+        limit: usize,
+    ) -> Result<usize, Fault> {
         let span = self.span(scope, progress.cursor, limit)?;
-        let last_span = span.len() < limit;
         if let Some(last) = span.last() {
             progress.cursor = Some(Cursor { create_time: last.create_time, row: last.row });
         }
@@ -73,8 +106,7 @@ impl Transaction<'_> {
             let totals = progress.providers.entry(candidate.provider.clone()).or_default();
             totals.count(candidate.end_time, !scope.dry_run);
         }
-        progress.done = last_span && (scope.dry_run || !self.delete_deliveries(scope, progress, limit)?);
-        Ok(())
+        Ok(span.len())
     }
 
     fn span(&self, scope: &CleanupScope, after: Option<Cursor>, limit: usize) -> Result<Vec<Candidate>, Fault> {
