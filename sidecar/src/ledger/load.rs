@@ -3,12 +3,12 @@
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
-/// Batches of the writer between two looks: alone, and beside a step of Cleanup.
+/// Batches of the writer between two looks: alone, and beside a step of Cleanup. Those of other processes are not seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Window {
     /// Mean time of a call in a batch that ran while no Cleanup step was under way.
@@ -17,6 +17,8 @@ pub struct Window {
     pub all: Option<Duration>,
     /// A batch is under way: that none has ended does not mean that nobody calls.
     pub is_busy: bool,
+    /// Other processes work on the same database: that none has been seen does not mean that nobody calls.
+    pub is_shared: bool,
 }
 
 /// What one Cleanup has seen so far. Each has its own: two at once do not take each other's view.
@@ -52,6 +54,8 @@ pub struct Load {
     steps: AtomicUsize,
     /// Batches under way.
     batches: AtomicUsize,
+    /// There are other processes on the same database.
+    shared: AtomicBool,
 }
 
 /// A batch that has begun.
@@ -100,6 +104,11 @@ impl Load {
         Step(self)
     }
 
+    /// Says whether other processes work on the same database.
+    pub fn share(&self, shared: bool) {
+        self.shared.store(shared, Ordering::Relaxed);
+    }
+
     /// What has run since the last look. Remembers this one.
     pub fn look(&self, seen: &mut Seen) -> Window {
         let now = *self.sums.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,6 +117,7 @@ impl Load {
             quiet: now.quiet.mean_since(before.quiet),
             all: now.all.mean_since(before.all),
             is_busy: self.batches.load(Ordering::Relaxed) > 0,
+            is_shared: self.shared.load(Ordering::Relaxed),
         }
     }
 }

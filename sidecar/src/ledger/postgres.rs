@@ -148,7 +148,7 @@ impl PostgresLedger {
         let replays = Reader::new(options.clone(), 1);
         let signals = Reader::new(options.clone(), SIGNALS_CONNECTIONS_MAX);
         let lists = Reader::new(options.clone(), LISTS_CONNECTIONS_MAX);
-        let notifier = Notifier::start(signals.clone(), options);
+        let notifier = Notifier::start(signals.clone(), options, Arc::clone(&load));
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
         Ok(PostgresLedger {

@@ -1,4 +1,4 @@
-//! How fast a Cleanup may go: at full speed while nobody calls, and otherwise so that calls take no more than some percent
+//! How fast a Cleanup may go: at full speed while surely nobody calls, and otherwise so that calls take no more than some percent
 //! longer than they do without it.
 
 use std::time::Duration;
@@ -29,8 +29,9 @@ impl Pace {
     /// The pause after a step that took so long, by what the writer did in the meantime.
     pub fn after(&mut self, step: Duration, window: Window) -> Duration {
         let Some(all) = window.all else {
-            if window.is_busy {
-                // A batch takes longer than some steps: this is when the database has the least to spare.
+            if window.is_busy || window.is_shared {
+                // A batch takes longer than some steps: this is when the database has the least to spare. And what batches
+                // other processes have is not known here.
                 self.share = self.share.max(PAUSE_MIN);
                 return step.mul_f64(self.share);
             }
@@ -60,7 +61,7 @@ mod tests {
     const STEP: Duration = Duration::from_millis(10);
 
     fn window(quiet: Option<u64>, all: Option<u64>) -> Window {
-        Window { quiet: quiet.map(Duration::from_micros), all: all.map(Duration::from_micros), is_busy: false }
+        Window { quiet: quiet.map(Duration::from_micros), all: all.map(Duration::from_micros), ..Window::default() }
     }
 
     #[test]
@@ -71,6 +72,16 @@ mod tests {
         assert_eq!(Some(pace.after(STEP, busy)), slow);
         assert_eq!(Pace::default().after(STEP, busy), STEP.mul_f64(PAUSE_MIN));
         assert_eq!(pace.after(STEP, window(None, None)), Duration::ZERO);
+    }
+
+    #[test]
+    fn others_whose_calls_are_not_seen_are_left_their_time() {
+        let mut pace = Pace::default();
+        let shared = Window { is_shared: true, ..window(None, None) };
+        for _ in 0..10 {
+            assert_eq!(pace.after(STEP, shared), STEP.mul_f64(PAUSE_MIN));
+        }
+        assert_eq!(pace.after(STEP, window(None, None)), Duration::ZERO, "they have gone");
     }
 
     #[test]

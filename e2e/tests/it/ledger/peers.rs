@@ -7,6 +7,7 @@ use oncegate_sidecar::{
     event::{Claim, Decision, FailureKind, KeyDigest, Micros, Refusal},
     ledger::{
         Announcement, Error, Heard, Ledger,
+        load::Seen,
         postgres::{PostgresLedger, PostgresSettings},
     },
 };
@@ -62,6 +63,21 @@ async fn a_sidecar_announces_its_completions_only_while_another_is_there() {
     })
     .await;
     other.close().await;
+    ledger.close().await;
+}
+
+// T29: one's own writer does not see what the others' do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cleanup_knows_whether_another_sidecar_works_on_the_database() {
+    let database = Database::create().await.unwrap();
+    let settings = PostgresSettings::default();
+    let ledger = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    let load = ledger.load().expect("it is measured");
+    let is_shared = || load.look(&mut Seen::default()).is_shared;
+    let other = PostgresLedger::connect(database.url(), &settings).await.unwrap();
+    eventually("the other is known", async || is_shared().then_some(())).await;
+    other.close().await;
+    eventually("it is known to have gone", async || (!is_shared()).then_some(())).await;
     ledger.close().await;
 }
 

@@ -18,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{connect::Slots, failure, read::Reader};
 use crate::{
     event::KeyDigest,
-    ledger::{Announcement, Heard},
+    ledger::{Announcement, Heard, load::Load},
 };
 
 const CHANNEL: &str = "oncegate_events";
@@ -46,8 +46,9 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    /// Sends and asks over the reader's connections, and listens on one of its own to the database of `options`.
-    pub(super) fn start(reader: Reader, options: PgConnectOptions) -> Notifier {
+    /// Sends and asks over the reader's connections, and listens on one of its own to the database of `options`. Whether
+    /// other sidecars are there it also tells the `load`.
+    pub(super) fn start(reader: Reader, options: PgConnectOptions, load: Arc<Load>) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
         let (heard, _) = broadcast::channel(HEARD_MAX);
         let peers = Arc::new(AtomicBool::new(false));
@@ -55,7 +56,7 @@ impl Notifier {
         // Names this process among the senders: what it announced itself it need not hear.
         let sender = uuid::Uuid::new_v4().simple().to_string();
         tokio::spawn(closing.clone().run_until_cancelled_owned(send(reader.clone(), queue, sender.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader, peers.clone())));
+        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader, peers.clone(), load)));
         let listening = TaskTracker::new();
         listening.spawn(listen(options, heard.clone(), sender, closing.clone()));
         listening.close();
@@ -127,7 +128,7 @@ async fn notify(reader: &Reader, payload: String) -> Result<(), crate::ledger::E
 }
 
 /// Looks up whether other sidecars are there, again and again.
-async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
+async fn count_peers(reader: Reader, peers: Arc<AtomicBool>, load: Arc<Load>) {
     let mut interval = tokio::time::interval(PEERS_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -143,8 +144,10 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>) {
                 })
             })
             .await;
-        // When that is unknown, notifications cannot be sent either.
-        peers.store(writers.is_ok_and(|writers| writers > 1), Ordering::Relaxed);
+        let others = writers.ok().map(|writers| writers > 1);
+        // When that is unknown, notifications cannot be sent either, and the database has nothing to spare for Cleanup.
+        peers.store(others.unwrap_or(false), Ordering::Relaxed);
+        load.share(others.unwrap_or(true));
     }
 }
 
