@@ -8,7 +8,7 @@ use std::{
 
 use oncegate_gateway::config::Options;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
-use tracing::subscriber::DefaultGuard;
+use tracing::{Dispatch, subscriber::DefaultGuard};
 
 use crate::{
     application::Reply,
@@ -25,12 +25,21 @@ const STRANGERS_LINES: u64 = 20;
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
 
+/// Until it is dropped.
+struct Logging {
+    _beside: Dispatch,
+    _guard: DefaultGuard,
+}
+
 impl Log {
-    fn begin() -> (Self, DefaultGuard) {
+    fn begin() -> (Self, Logging) {
         let log = Self::default();
         let writer = log.clone();
+        // As long as there is one subscriber in the process, a line that another test's thread comes to first is taken by tracing to
+        // be of no interest to anybody: that thread has none.
+        let beside = Dispatch::new(tracing_subscriber::registry());
         let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-        (log, tracing::subscriber::set_default(subscriber))
+        (log, Logging { _beside: beside, _guard: tracing::subscriber::set_default(subscriber) })
     }
 
     /// The lines of requests that were answered so.
