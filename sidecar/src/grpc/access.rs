@@ -1,5 +1,5 @@
-//! At the door: who calls, and whether that is permitted. What a request says about its tenant is looked at once it has
-//! been decoded, by [`Caller`].
+//! Access control: who is calling, and whether that is permitted. The tenant named in a request is checked by [`Caller`] once
+//! the request has been decoded.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Refusals of strangers that are logged one by one in a second; of further ones, the number. Whoever is known is never
-/// left out.
+/// How many refusals of strangers are logged one by one per second; beyond that only their number is logged. Refusals of known
+/// callers are always logged.
 const STRANGERS_LOGGED: u32 = 100;
 
-/// What keeps the door, for all connections.
+/// What access checks need, shared by all connections.
 pub(crate) struct Door {
     directory: Arc<Files<Directory>>,
     metrics: Arc<Metrics>,
@@ -32,7 +32,7 @@ impl Door {
     }
 }
 
-/// The door of one connection.
+/// The access checks of one connection.
 #[derive(Clone)]
 pub(super) struct Guard {
     door: Arc<Door>,
@@ -44,16 +44,16 @@ impl Guard {
         Self { door, peer: Arc::new(peer) }
     }
 
-    /// Lets a request in, with its caller as an extension, or says why not.
+    /// Admits a request, adding its caller as an extension, or says why not.
     pub(super) fn admit<B>(&self, called: Called, request: &mut http::Request<B>) -> Result<(), Status> {
-        // Asked by probes and load balancers, which have no credentials, and tells nothing of events.
+        // Called by probes and load balancers, which have no credentials; it reveals nothing about events.
         if called == Called::Health {
             return Ok(());
         }
         let path = request.uri().path();
         let mut authorizations = request.headers().get_all(http::header::AUTHORIZATION).iter();
         let authorization = authorizations.next().map(http::HeaderValue::as_bytes);
-        // Two of them: whichever is meant, somebody would be wrong (W7).
+        // If there are two, picking either could be wrong, so neither is used (W7).
         let authorization = if authorizations.next().is_some() { Some(&b""[..]) } else { authorization };
         let directory = self.door.directory.current();
         let identity = match directory.identify(authorization, self.peer.certificate.as_ref(), Timestamp::now()) {
@@ -66,7 +66,8 @@ impl Guard {
             return Err(caller.denied(path, None, &why));
         }
         if matches!(called, Called::Api(Method::Resolve | Method::Cleanup)) {
-            // What is done by hand, or deletes, is known to have begun also if this process does not live to tell its end (W20).
+            // Manual decisions and deletions are logged when they begin, in case this process does not live to log how they end
+            // (W20).
             tracing::info!(caller = caller.identity.name, method = path, peer = %self.peer, "an operator calls");
         }
         request.extensions_mut().insert(caller);
@@ -101,7 +102,7 @@ impl Guard {
     }
 }
 
-/// Whoever was let in. An extension of the request.
+/// The caller that was admitted. An extension of the request.
 #[derive(Clone)]
 pub(super) struct Caller {
     identity: Arc<Identity>,
@@ -119,14 +120,14 @@ impl Caller {
         &self.peer
     }
 
-    /// `tenant` is what was asked for, where that is known by now.
+    /// `tenant` is the tenant asked for, if already known.
     fn denied(&self, method: &str, tenant: Option<&str>, why: &str) -> Status {
         self.metrics.permission_denied.add();
         tracing::warn!(
             target: audit::TARGET,
             caller = self.identity.name,
             ?method,
-            // The caller's own text, of any length. No tenant has more letters.
+            // The caller's own text, of any length. No tenant's name is longer than this.
             tenant = tenant.map(|tenant| tenant.chars().take(TENANT_BYTES_MAX).collect::<String>()),
             peer = %self.peer,
             why,
@@ -138,7 +139,7 @@ impl Caller {
 
     /// Whether the tenant is one of the caller's (W21).
     fn of_tenant(&self, method: Method, tenant: &str) -> Result<(), Status> {
-        // As the contract has it for keys.
+        // As the contract defines for keys.
         let tenant = if tenant.is_empty() { "default" } else { tenant };
         if self.identity.tenants.include(tenant) {
             return Ok(());
@@ -146,7 +147,7 @@ impl Caller {
         Err(self.denied(method.name(), Some(tenant), "the event belongs to a tenant of somebody else"))
     }
 
-    /// The tenant of a listing: whoever is bound to one tenant gets that one's without naming it.
+    /// The tenant of a listing: a caller bound to a single tenant gets that one without naming it.
     fn of_listing(&self, method: Method, tenant: &mut String) -> Result<(), Status> {
         match &self.identity.tenants {
             Tenants::All => Ok(()),
@@ -162,8 +163,8 @@ impl Caller {
     }
 }
 
-/// Whether the caller, where callers are told apart, may touch the event. A request without a key is refused later, for
-/// that.
+/// Whether the caller may touch the event, where callers are told apart. A request without a key is refused later, for that
+/// reason.
 pub(super) fn event<T>(
     request: &tonic::Request<T>,
     method: Method,
@@ -176,7 +177,7 @@ pub(super) fn event<T>(
     }
 }
 
-/// The same for what lists, counts or deletes by tenant.
+/// The same for calls that list, count or delete by tenant.
 pub(super) fn listing<T>(
     request: &mut tonic::Request<T>,
     method: Method,

@@ -1,8 +1,8 @@
-//! What somebody may have to answer for has one line in the log: each decision by hand, each deletion, each denial. These
-//! lines have a target of their own, so that a collector can keep them apart, and for longer; the log's level does not
-//! leave them out (the runtime's `logging`).
+//! Everything that somebody may have to answer for gets one line in the log: each manual decision, each deletion, each
+//! denial. These lines have a target of their own, so that a collector can store them separately and for longer; the log
+//! level never drops them (see `logging` in the runtime).
 //!
-//! Of an event they tell the digest that the gateway's lines tell, and nothing else of its name (W17).
+//! They identify an event by the same digest as the gateway's lines, and reveal nothing else of its name (W17).
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ pub(super) const TARGET: &str = "oncegate_sidecar::audit";
 /// The outcome of what was done.
 const DONE: &str = "done";
 
-/// Whoever calls. Nothing is known of it where callers are not told apart.
+/// The caller. Nothing is known about it where callers are not told apart.
 #[derive(Clone)]
 pub(super) struct Who {
     caller: Option<Caller>,
@@ -47,7 +47,7 @@ impl Who {
     }
 }
 
-/// A decision by hand that was asked for.
+/// A manual decision that was requested.
 pub(super) struct Decision {
     who: Who,
     key: Key,
@@ -62,7 +62,7 @@ impl Decision {
         Self { who, key: key.clone(), to: to.state(), force: *force, actor: actor.clone() }
     }
 
-    /// What came of it. The reason that was given stands with the event.
+    /// How it ended. The reason given is stored with the event.
     pub(super) fn ended(&self, answer: &Result<Event, Error>) {
         let Key { tenant, provider, event_id } = &self.key;
         let (name, peer) = (self.who.name(), self.who.peer().map(tracing::field::display));
@@ -131,7 +131,7 @@ pub(super) fn cleanup(who: &Who, scope: &CleanupScope, progress: &CleanupProgres
     );
 }
 
-/// Decisions and Cleanups that nobody can mean. Their fields are not told: they may be anything.
+/// Decisions and Cleanups that nobody can have meant. Their fields are not logged: they may contain anything.
 pub(super) fn refused(who: &Who, method: Method, status: &Status) {
     let (name, peer) = (who.name(), who.peer().map(tracing::field::display));
     tracing::warn!(

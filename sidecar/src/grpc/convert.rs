@@ -75,7 +75,7 @@ fn result(result: StoredResult) -> v1::Result {
     v1::Result { code: result.code, body: result.body, content_type: result.content_type }
 }
 
-/// The event, and how many keys of its metadata passed the limit and are left out.
+/// The event, and how many keys of its metadata were left out for exceeding the limit.
 pub(super) fn event(event: Event) -> (v1::Event, usize) {
     let (metadata, left_out) = if event.metadata.is_none() && event.completion_metadata.is_none() {
         (None, 0)
@@ -166,7 +166,7 @@ pub(super) fn listed(of: Event) -> v1::EventHistory {
     })
 }
 
-/// A duplicate's answer from the cache: what the contract says is set, and no more.
+/// A duplicate's answer from the cache: only what the contract requires is set.
 pub(super) fn completed(of: Key, completion: Completion) -> v1::CheckAndLockResponse {
     let result = completion.result.map(result);
     v1::CheckAndLockResponse {

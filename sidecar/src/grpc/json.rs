@@ -1,4 +1,4 @@
-//! The API's structures as compact JSON text, written while they are walked: every claim and mark may bring one, duplicates too.
+//! The API's structures as compact JSON text, written in a single pass: every claim and mark may carry one, duplicates too.
 
 use prost_types::{Struct, Value, value::Kind};
 use serde::Serialize;

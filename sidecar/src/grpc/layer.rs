@@ -1,4 +1,4 @@
-//! Around every call: the caller's deadline, and an `ErrorInfo` on errors that were made by the framework.
+//! Around every call: the caller's deadline, and an `ErrorInfo` on errors that the framework produced.
 //!
 //! tonic's own server answers an elapsed `grpc-timeout` with CANCELLED. Here it is DEADLINE_EXCEEDED,
 //! and dropping the handler is harmless: the ledger's writer owns the work (L3).
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::method::Called;
 
-/// Says how a message may be compressed, where it was refused for that (gRPC's "Compression").
+/// Tells the caller which compressions are accepted when a message was refused for its compression (gRPC's "Compression").
 const ACCEPT_ENCODING: &str = "grpc-accept-encoding";
 
 /// What a service answers with.
@@ -66,7 +66,7 @@ pub(super) fn answer<B>(
     service: impl FnOnce(http::Request<B>) -> Answer,
 ) -> Answering {
     let refused = |status: Status| Answering::Refused(Some(Box::new(status.into_http())));
-    // First of all: a stranger learns nothing of what a call would have come to.
+    // This comes first, so that a stranger learns nothing about how the call would have ended.
     if let Some(Err(stranger)) = guard.map(|guard| guard.admit(called, &mut request)) {
         return refused(stranger);
     }
@@ -139,7 +139,7 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
         return response;
     };
     if plain.code() == Code::NotFound {
-        // The health service's, of a service that it does not know: no mistake of ours, and no event.
+        // From the health service, about a service it does not know: not our mistake, and not about an event.
         return response;
     }
     let message = plain.message().to_owned();
@@ -152,10 +152,11 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
             format!("the message may have at most {} bytes: {message}", super::MESSAGE_BYTES_MAX),
         ),
         Code::Internal => {
-            // What does not decode is the caller's mistake; our own internal errors carry details.
+            // A message that does not decode is the caller's mistake; our own internal errors carry details.
             status(Code::InvalidArgument, reason::INVALID_FIELD, format!("the message does not decode: {message}"))
         }
-        // Of an unknown method the framework says nothing more. What it does say is about a compression that we do not have.
+        // For an unknown method the framework adds no message. Where there is one, it is about a compression that we do not
+        // support.
         Code::Unimplemented if message.is_empty() => {
             status(Code::Unimplemented, reason::UNIMPLEMENTED, "there is no such method")
         }
@@ -179,7 +180,7 @@ mod tests {
 
     use super::*;
 
-    /// What is answered to an empty message, as clients see it.
+    /// The answer to an empty message, as clients see it.
     async fn answered(path: &str, encoding: Option<&'static str>) -> (Code, String, String, Option<String>) {
         let (_, health) = tonic_health::server::health_reporter();
         let routes = Routes::new(health).prepare();

@@ -1,4 +1,4 @@
-//! The API for callers in the same process: observed as any call, with nothing encoded and nobody at the door.
+//! The API for callers in the same process: observed like any other call, but without encoding and without access checks.
 
 use std::{future::Future, sync::Arc, time::Instant};
 
@@ -29,12 +29,12 @@ impl Local {
         Self { api, metrics }
     }
 
-    /// Whether a CheckAndLock of the event would be answered as a plain duplicate, as far as this process knows without a wait:
-    /// the common one, for which making the call costs more than answering it. Then it was that call: counted, logged, and in
-    /// a span as any other. False says nothing of the event.
+    /// Whether this process can tell, without waiting, that a CheckAndLock of the event would be answered as a plain duplicate:
+    /// the common case, in which making the call costs more than answering it. If so, this counts as that call: it is counted,
+    /// logged and given a span like any other. False says nothing about the event.
     #[must_use]
     pub fn is_duplicate(&self, tenant: &str, provider: &str, event_id: &str, payload: Payload<'_>) -> bool {
-        // What is not within its tenant's quota is told by the call.
+        // Whether the tenant is over its quota is for the actual call to say.
         if self.api.has_quotas() {
             return false;
         }
@@ -50,7 +50,7 @@ impl Local {
         true
     }
 
-    /// Counts a call, logs it, and has it in a span of its caller's trace. Dropping the future counts it as cancelled.
+    /// Counts a call, logs it, and gives it a span in its caller's trace. Dropping the future counts it as cancelled.
     async fn observed<R>(
         &self,
         method: Method,

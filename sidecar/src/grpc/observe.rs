@@ -1,4 +1,4 @@
-//! Around everything else: each call is counted once, with what it came to, logged once, and has a span where traces are
+//! Around everything else: each call is counted once, with its outcome, logged once, and given a span if traces are
 //! recorded. A call whose caller goes away is counted as cancelled.
 
 use std::{
@@ -27,18 +27,18 @@ use crate::{
 };
 
 tokio::task_local! {
-    /// What a handler says that its call came to. Not an extension of the answer: those are a map on the heap, made for this
-    /// one entry.
+    /// The outcome of a call, as told by its handler. Not an extension of the response: extensions are a map on the heap,
+    /// which would be allocated for this one entry.
     static TOLD: Cell<Option<Told>>;
 }
 
-/// For handlers: what the call that they answer came to, for whoever counts it.
+/// For handlers: tells the counting layer the outcome of the call they are answering.
 pub(super) fn tell(told: Told) {
     // A handler that is called without the layer is not counted.
     let _nobody = TOLD.try_with(|cell| cell.set(Some(told)));
 }
 
-/// What a handler comes to, and what it told.
+/// A handler's result, and what it told.
 pub(super) async fn listening<T>(answer: impl Future<Output = T>) -> (T, Option<Told>) {
     TOLD.scope(Cell::new(None), async { (answer.await, TOLD.with(Cell::take)) }).await
 }
@@ -50,7 +50,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// The call of a request, answered by what `answer` makes of it.
+    /// The call that a request makes, answered by `answer`.
     pub(super) fn new<B>(
         called: Called,
         request: Request<B>,
@@ -73,7 +73,7 @@ impl Future for Observed {
             TOLD.sync_scope(Cell::new(None), || (Pin::new(&mut this.answer).poll(cx), TOLD.with(Cell::take)))
         };
         let response = ready!(polled)?;
-        // Without a status in the headers the call has a body, and so far all is well.
+        // Without a status in the headers there is a body, and nothing has failed so far.
         let code = match response.headers().get("grpc-status") {
             Some(status) => Code::from_bytes(status.as_bytes()),
             None => Code::Ok,
@@ -83,7 +83,7 @@ impl Future for Observed {
     }
 }
 
-/// A call that is counted, logged and in a span.
+/// A call that is counted, logged and traced.
 pub(super) struct Call {
     called: Called,
     started: Instant,
@@ -97,7 +97,7 @@ impl Call {
         Self::begun(called, span, metrics, Instant::now())
     }
 
-    /// One that has begun some time ago.
+    /// A call that began a while ago.
     pub(super) fn begun(called: Called, span: Span, metrics: &Arc<Metrics>, started: Instant) -> Self {
         Self { called, started, span, metrics: metrics.clone(), answered: false }
     }
@@ -122,7 +122,7 @@ impl Call {
             if let Some(outcome) = outcome {
                 self.span.record("oncegate.outcome", outcome);
             }
-            // What the caller got wrong, or lost, is no error of the server's (OpenTelemetry's conventions for gRPC).
+            // A caller's mistake, or a lock it lost, is not a server error (OpenTelemetry's conventions for gRPC).
             if matches!(
                 code,
                 CodeLabel::Unknown
@@ -146,7 +146,7 @@ impl Drop for Call {
     }
 }
 
-/// Continues the caller's trace: callers are within.
+/// Continues the caller's trace: callers are internal.
 fn span<B>(called: Called, request: &Request<B>) -> Span {
     let span = call_span(None, called);
     telemetry::continues(&span, request.headers());

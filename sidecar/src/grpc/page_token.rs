@@ -1,5 +1,5 @@
-//! Page tokens: opaque to clients, and bound to the filters that they were made for, so that a token with other filters
-//! is refused rather than answered with a page that means nothing.
+//! Page tokens: opaque to clients, and bound to the filters they were made for, so that a token used with other filters
+//! is refused instead of returning a meaningless page.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
@@ -9,7 +9,8 @@ use crate::{
     ledger::filter::{Cursor, HistoryFilter},
 };
 
-/// The form of the token. A token of another form is refused, also after an upgrade: listings are short-lived.
+/// The token's format version. A token of any other version is refused, even after an upgrade: listings are
+/// short-lived.
 const VERSION: u8 = 1;
 const DIGEST_BYTES: usize = 8;
 const TOKEN_BYTES: usize = 1 + 8 + 8 + DIGEST_BYTES;
@@ -17,15 +18,15 @@ const TOKEN_BYTES: usize = 1 + 8 + 8 + DIGEST_BYTES;
 /// Why a page token cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum PageTokenError {
-    /// It is none of ours.
+    /// It is not one of ours.
     #[error("is not a token that this service gave out")]
     Malformed,
-    /// It is, for other filters.
+    /// It is one of ours, but made for other filters.
     #[error("was given out for other filters: ask for the first page again")]
     OtherFilters,
 }
 
-/// The token of the place where a page ended.
+/// The token for the position where a page ended.
 pub(crate) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
     let mut token = Vec::with_capacity(TOKEN_BYTES);
     token.push(VERSION);
@@ -35,7 +36,7 @@ pub(crate) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
     URL_SAFE_NO_PAD.encode(token)
 }
 
-/// The place that a token names.
+/// The position that a token stands for.
 pub(crate) fn decode(token: &str, filter: &HistoryFilter) -> Result<Cursor, PageTokenError> {
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| PageTokenError::Malformed)?;
     let bytes: [u8; TOKEN_BYTES] = bytes.try_into().map_err(|_| PageTokenError::Malformed)?;
@@ -53,7 +54,7 @@ pub(crate) fn decode(token: &str, filter: &HistoryFilter) -> Result<Cursor, Page
     Ok(cursor)
 }
 
-/// A digest of everything but the page's size and place.
+/// A digest of everything except the page's size and position.
 fn filters(filter: &HistoryFilter) -> [u8; DIGEST_BYTES] {
     let mut hash = Sha256::new();
     for text in [&filter.tenant, &filter.provider, &filter.event_type] {

@@ -1,7 +1,7 @@
-//! Calls per second and tenant, so that one tenant's flood is not everybody's.
+//! Limits calls per second and tenant, so that one tenant's flood does not affect everybody.
 //!
-//! What claims, lists or counts is held to it. What ends work that was granted is not: refusing a Mark or an extension would
-//! cost a second attempt at a payment.
+//! It applies to calls that claim, list or count, but not to those that extend or end work already granted: refusing a Mark
+//! or an extension would cost a second attempt at a payment.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::status::retryable;
 
-/// Tenants with a bucket of their own at once.
+/// How many tenants can have a bucket of their own at the same time.
 const TENANTS_MAX: usize = 10_000;
 
 /// The tenants' buckets.
@@ -20,7 +20,7 @@ pub(super) struct TenantQuota {
 }
 
 impl TenantQuota {
-    /// So many calls a second, and as many at once.
+    /// Allows this many calls a second, and as large a burst.
     pub(super) fn new(calls_per_second: NonZeroU32) -> Self {
         Self { buckets: Buckets::new(calls_per_second, Duration::from_secs(1), TENANTS_MAX) }
     }

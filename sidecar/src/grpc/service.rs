@@ -44,7 +44,7 @@ impl Api {
         Api { coordinator, policy, metrics, quota }
     }
 
-    /// Takes a call from the tenant's quota, where there are any.
+    /// Takes a call from the tenant's quota, if quotas are configured.
     fn within_quota(&self, tenant: &str) -> Result<(), Status> {
         match &self.quota {
             None => Ok(()),
@@ -62,7 +62,7 @@ impl Api {
         self.coordinator.is_duplicate(key, payload, now)
     }
 
-    /// An event for its holder; what the limit left out of its metadata is counted.
+    /// An event for its holder; metadata keys left out because of the limit are counted.
     fn marked(&self, event: Event) -> v1::Event {
         let (event, left_out) = convert::event(event);
         self.left_out(left_out);
@@ -77,11 +77,11 @@ impl Api {
     }
 }
 
-/// What asks for the events of all tenants has a quota of its own; no tenant has this name.
+/// Requests for the events of all tenants have a quota of their own, under this name, which no tenant can have.
 const ALL_TENANTS: &str = "*";
 
-/// As much of a page as is not too large for a message, and where the next one begins. The ledger has read no more than that, as
-/// it is stored; here it is measured as it is sent: metadata takes several times its text.
+/// As much of a page as fits a message, and where the next page begins. The ledger already limits a page by its stored size;
+/// here it is measured as sent, because metadata takes several times the size of its text.
 fn fitting(page: Page) -> (Vec<v1::EventHistory>, Option<Cursor>) {
     let (mut events, mut bytes, mut last) = (Vec::with_capacity(page.events.len()), 0, None);
     for event in page.events {
@@ -224,7 +224,7 @@ impl IdempotencyService for Api {
         access::listing(&mut request, Method::Cleanup, |request| &mut request.tenant)?;
         let who = Who::of(&request);
         let wanted = validate::cleanup(request.into_inner(), &self.policy)
-            // Whoever asks for what would delete too much is worth a line, more than any other caller's mistake.
+            // Asking for something that would delete too much deserves a log line more than any other caller's mistake.
             .inspect_err(|status| audit::refused(&who, Method::Cleanup, status))?;
         let now = self.coordinator.cleanup_now().await?;
         let scope = CleanupScope {
@@ -235,11 +235,11 @@ impl IdempotencyService for Api {
             dry_run: wanted.dry_run,
             batch_size: wanted.batch_size,
         };
-        // One message in hand: a client that reads slowly slows the Cleanup down, one that goes away ends it.
+        // One message is buffered: a client that reads slowly slows the Cleanup down, and one that goes away ends it.
         let (progress, stream) = mpsc::channel(1);
         let coordinator = self.coordinator.clone();
         let mut counting = Counting::new(self.metrics.clone(), &scope);
-        // What it has deleted is on record, also when the service ends meanwhile.
+        // Run as a task of the coordinator, so that what it deleted is recorded even if the service ends meanwhile.
         self.coordinator.spawn(async move {
             let tell = |update: cleanup::Update<'_>| {
                 let message = match update {
@@ -264,7 +264,7 @@ impl IdempotencyService for Api {
     }
 }
 
-/// What the metrics are told of a Cleanup; of a dry run nothing.
+/// Reports a Cleanup to the metrics; a dry run reports nothing.
 struct Counting {
     metrics: Option<Arc<Metrics>>,
     deleted: i64,
@@ -276,7 +276,7 @@ impl Counting {
         Self { metrics: (!scope.dry_run).then_some(metrics), deleted: 0, ended: false }
     }
 
-    /// Before the caller hears of it.
+    /// Called before the caller hears of it.
     fn goes_on(&mut self, progress: &CleanupProgress) {
         let Some(metrics) = &self.metrics else { return };
         let deleted = progress.providers.values().map(|totals| totals.deleted).sum();
@@ -287,14 +287,14 @@ impl Counting {
         }
     }
 
-    /// The first time that it is told.
+    /// Only the first call counts.
     fn end(&mut self, end: CleanupEnd) {
         if let (Some(metrics), false) = (&self.metrics, mem::replace(&mut self.ended, true)) {
             metrics.cleanup_ended(end);
         }
     }
 
-    /// With what was deleted since the last message, whoever heard of it.
+    /// Including what was deleted since the last message, whether or not anybody received it.
     fn ended(&mut self, progress: &CleanupProgress, end: &cleanup::End) {
         self.goes_on(progress);
         self.end(match end {
@@ -357,7 +357,7 @@ mod tests {
             (false, progress(3, false), progress(5, false), CallerGone, ("caller_gone", 5)),
             (false, progress(3, false), progress(5, false), failed(), ("failed", 5)),
             (false, progress(5, true), progress(5, true), Done, ("done", 5)),
-            // Nothing was left to do when nobody listened to the last word.
+            // Nothing was left to do when nobody was there to receive the last message.
             (false, progress(5, true), progress(5, true), CallerGone, ("done", 5)),
             (true, progress(0, false), progress(0, true), Done, ("", 0)),
         ] {
@@ -391,7 +391,7 @@ mod tests {
         let count = fitting.len();
         assert!(count > 50, "{count}");
         let message = v1::HistoryResponse { events: fitting, next_page_token: "x".repeat(200) };
-        // What clients take unless they are told otherwise.
+        // What clients accept by default.
         assert!(message.encoded_len() < 4 << 20, "{}", message.encoded_len());
         assert_eq!(next, Some(Cursor::of(&events[count - 1])));
         let whole = super::fitting(Page { events: events[..count].to_vec(), next: None });

@@ -32,10 +32,10 @@ const BATCH_SIZE_DEFAULT: usize = 1_000;
 const HOUR: Duration = Duration::from_secs(3_600);
 const DAY: Duration = Duration::from_secs(24 * 3_600);
 const CLEANUP_AGE_DEFAULT: Duration = Duration::from_secs(30 * 24 * 3_600);
-/// Beyond this an age is a mistake in the unit.
+/// An age beyond this must be a mistake in the unit.
 const CLEANUP_AGE_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
-/// What is used where a key is too broken to be used; never leaves this module, for the request is refused.
+/// Stands in for a key too broken to use; never leaves this module, since the request is refused.
 fn no_key() -> Key {
     Key { tenant: String::new(), provider: String::new(), event_id: String::new() }
 }
@@ -130,8 +130,8 @@ pub(crate) fn extend_lock(request: v1::ExtendLockRequest, policy: &Policy) -> Re
     Ok(extend)
 }
 
-/// MarkCompleted. No metadata is a violation: it never refuses a completion.
-/// Also tells how many keys of it were left out.
+/// MarkCompleted. Metadata is never a violation here, since it must not make a completion fail. Also returns how many of
+/// its keys were left out.
 ///
 /// # Errors
 /// INVALID_ARGUMENT with every field that breaks the contract.
@@ -228,7 +228,7 @@ pub(crate) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
     })
 }
 
-/// What History is asked for.
+/// What a History request asks for.
 pub(crate) enum History {
     /// One event.
     Event(Key),
@@ -335,7 +335,8 @@ fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>
     }
 }
 
-/// Stats. Buckets over an open range are counted when all events are, by [`buckets_within_limit`].
+/// Stats. For an open range, the number of buckets is checked once the events have been counted, by
+/// [`buckets_within_limit`].
 pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
@@ -375,14 +376,14 @@ fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
     }
 }
 
-/// Whether a report whose range was open has no more buckets than permitted. One that has more was cut short by the ledger.
+/// Whether a report over an open range has no more buckets than permitted. One with more was cut short by the ledger.
 pub(crate) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
     let mut fields = Fields::default();
     check_buckets(&mut fields, first, last.plus(bucket), bucket);
     fields.finish()
 }
 
-/// What Cleanup is asked for. The moment is computed from the database's clock.
+/// What a Cleanup request asks for. The cutoff time is computed from the database's clock.
 pub(crate) struct Cleanup {
     pub(crate) tenant: Option<String>,
     pub(crate) provider: Option<String>,
@@ -432,7 +433,7 @@ fn digest_of(given: &Bytes) -> Option<[u8; 32]> {
     given.as_ref().try_into().ok()
 }
 
-/// A span in the unit that people would use, for messages.
+/// A duration in the unit that people would use, for messages.
 fn people(span: Duration) -> String {
     if span >= DAY * 2 && span.as_secs().is_multiple_of(DAY.as_secs()) && span.subsec_nanos() == 0 {
         format!("{} days", span.as_secs() / DAY.as_secs())

@@ -54,8 +54,8 @@ impl Charset {
     }
 }
 
-/// The most violations that one answer lists. A request can have hundreds of thousands (a byte each, in a list of states),
-/// and each takes a hundred times what it was given.
+/// The most violations that one answer lists. A request can contain hundreds of thousands of them (a byte each, in a list
+/// of states), and reporting one takes a hundred times the space of the bad value itself.
 const VIOLATIONS_MAX: usize = 32;
 
 /// The violations found so far.
@@ -71,7 +71,7 @@ impl Fields {
         }
     }
 
-    /// Whether no further violation would be listed: what follows need not be looked at.
+    /// Whether no further violation would be listed, so that the rest need not be checked.
     pub(super) fn is_full(&self) -> bool {
         self.violations.len() >= VIOLATIONS_MAX
     }
@@ -80,7 +80,7 @@ impl Fields {
         if self.violations.is_empty() { Ok(()) } else { Err(invalid(self.violations)) }
     }
 
-    /// A text of so many bytes, made of these characters.
+    /// A text whose length in bytes is within the range, made of these characters.
     pub(super) fn text(&mut self, field: &str, given: &str, bytes: RangeInclusive<usize>, charset: Charset) {
         let length = given.len();
         if length < *bytes.start() {
@@ -186,8 +186,9 @@ impl Fields {
     }
 }
 
-/// What of a completion's metadata can be kept, and how many keys cannot. It never refuses the completion: the effect has
-/// happened, and a Mark that is refused for a line break in a note would have the event processed again.
+/// The part of a completion's metadata that can be kept, and the number of keys that cannot. It never makes the
+/// completion fail: the effect has happened, and refusing a Mark because of a line break in a note would get the event
+/// processed again.
 pub(super) fn metadata_of_completion(given: Option<prost_types::Struct>) -> (Option<String>, usize) {
     let Some(given) = given else { return (None, 0) };
     let (object, unfit) = json::object_of_what_fits(&given);

@@ -174,7 +174,7 @@ fn every_limit_of_marks_is_checked() {
     );
     // Too much metadata never refuses a completion.
     assert_eq!(completed(|r| r.metadata = string(&"x".repeat(20_000))), Vec::<String>::new());
-    // Nor does what JSON or the ledgers cannot hold: it is left out.
+    // Nor do values that JSON or the ledgers cannot hold: they are left out.
     let request = v1::MarkCompletedRequest {
         key: good_key(),
         fencing_token: 1,
