@@ -32,27 +32,28 @@ use crate::{
 };
 use waiters::{Seat, Waiters};
 
-/// How often the events that somebody waits for are looked up, in one read for all: the net for changes that another
-/// process made, and for a wake-up that was lost (L9).
+/// How often the events that somebody waits for are looked up, all in one read: the safety net for changes made by another
+/// process and for lost wake-ups (L9).
 const NET_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The least that a waiting caller waits for a place among the calls, also at its end.
+/// The minimum time a waiting caller waits for a place among the calls, even when its own time is up.
 const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
 /// Bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Claims on the ledger at once, and as many of the calls that extend, end or resolve an attempt; beyond it they are
-    /// refused as overloaded. Claims that may wait have as many places of their own, and queue for them. A waiting call does not
-    /// count.
+    /// refused as overloaded. Claims that may wait have the same number of places of their own, and queue for them. A call does
+    /// not occupy a place while it waits for an outcome.
     pub calls_max: usize,
     /// Calls waiting for an outcome; beyond it "in progress" is answered at once (L9).
     pub waiting_max: usize,
 }
 
 impl Limits {
-    /// How many calls one connection may have under way: all that may be at the ledger or wait, and some that only read. A client
-    /// has one connection as a rule, and with fewer its waiting calls would keep the marks that they wait for from being sent.
+    /// How many calls one connection may have under way: all that may be at the ledger or waiting, and some that only read. A
+    /// client usually has one connection, and with a lower limit its waiting calls would block the very marks they are waiting
+    /// for.
     pub fn streams_max(&self) -> u32 {
         const READS: usize = 64;
         let all = self.calls_max.saturating_mul(2).saturating_add(self.waiting_max).saturating_add(READS);
@@ -69,15 +70,15 @@ impl Default for Limits {
 /// The places that are taken.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Occupancy {
-    /// Calls on the ledger of the kind that has most of them: claims, claims that may wait, others.
+    /// Calls on the ledger of the kind (claims, claims that may wait, others) that has the most.
     pub(crate) calls: usize,
     /// How many of each kind may be there.
     pub(crate) calls_max: usize,
     /// Calls that wait for an outcome.
     pub(crate) waiting: usize,
-    /// How many may.
+    /// How many may wait.
     pub(crate) waiting_max: usize,
-    /// Calls refused so far because there was no place.
+    /// Calls refused so far for lack of a place.
     pub(crate) refused: u64,
 }
 
@@ -91,7 +92,7 @@ pub enum Answer {
     Completed(Key, Completion),
 }
 
-/// How long the end waits for marks and resolutions under way: longer than any call waits for the ledger.
+/// How long closing waits for marks and resolutions under way: longer than any call waits for the ledger.
 const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// See the module.
@@ -99,25 +100,25 @@ pub struct Coordinator {
     ledger: Arc<dyn Ledger>,
     cache: Arc<Cache>,
     claims: Semaphore,
-    /// For claims of callers who may wait, as many: they queue for a place, and all who wait for one event ask at the same moment.
-    /// Whoever does not wait would be refused meanwhile, for whoever queues comes before whoever only asks.
+    /// As many places for claims whose callers may wait: these queue for a place, and all that wait for one event ask again at
+    /// the same moment. In a shared pool, callers who do not wait would be refused meanwhile, since queued callers go first.
     seated: Semaphore,
-    /// For calls on what was granted, as many: a completion that is refused costs a second delivery, a claim that is refused a
-    /// later one.
+    /// As many places for calls on locks already granted: refusing a completion costs a second delivery, refusing a claim only
+    /// delays one.
     others: Semaphore,
     calls_max: usize,
-    /// Calls that found no place.
+    /// Calls refused for lack of a place.
     refused: Counter,
     waiters: Arc<Waiters>,
-    /// Marks and resolutions under way: they go on when their caller goes away, and are waited for when draining.
+    /// Marks and resolutions under way: they continue if their caller goes away, and are waited for when draining.
     tasks: Drain,
     closing: CancellationToken,
-    /// Cancelled when a task that the coordinator works through has ended.
+    /// Cancelled when a task that the coordinator depends on has ended.
     ended: CancellationToken,
 }
 
 impl Coordinator {
-    /// A coordinator over a ledger. What it runs in the background works until [`Coordinator::close`].
+    /// A coordinator over a ledger. Its background tasks run until [`Coordinator::close`].
     pub fn new(ledger: Arc<dyn Ledger>, cache: Cache, limits: Limits) -> Arc<Coordinator> {
         let coordinator = Arc::new(Coordinator {
             ledger,
@@ -140,9 +141,9 @@ impl Coordinator {
         coordinator
     }
 
-    /// Runs a task without which calls are answered wrongly, or no more.
+    /// Runs a task without which calls would be answered wrongly or not at all.
     fn rely_on(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Dropped with the task, also by a panic.
+        // Dropped with the task, even on a panic.
         let ended = self.ended.clone().drop_guard();
         tokio::spawn(async move {
             task.await;
@@ -160,7 +161,7 @@ impl Coordinator {
         Error::Overloaded { retry_after: Duration::from_millis(250) }
     }
 
-    /// How much is under way, and how much may be.
+    /// How many calls are under way, and how many may be.
     pub(crate) fn occupancy(&self) -> Occupancy {
         let (waiting, waiting_max) = self.waiters.load();
         let places = [&self.claims, &self.seated, &self.others];
@@ -168,7 +169,7 @@ impl Coordinator {
         Occupancy { calls, calls_max: self.calls_max, waiting, waiting_max, refused: self.refused.get() }
     }
 
-    /// Whether Redis does not answer, and is not asked.
+    /// Whether Redis has stopped answering and is not being asked.
     pub(crate) fn is_redis_left_alone(&self) -> bool {
         self.cache.is_redis_left_alone()
     }
@@ -178,8 +179,8 @@ impl Coordinator {
         self.ledger.standing().borrow().is_some()
     }
 
-    /// Whether CheckAndLock of an event, by a claim that says nothing but its payload, would be answered as a plain duplicate, and
-    /// this process knows that `now`, without asking anybody. It is counted as one then. False says nothing of the event.
+    /// Whether this process knows at `now`, without asking anybody, that a CheckAndLock of the event carrying nothing but its
+    /// payload would be answered as a plain duplicate. If so, it is counted as one. False says nothing about the event.
     pub(crate) fn is_duplicate(&self, key: &Key, payload: Payload<'_>, now: Instant) -> bool {
         let is_duplicate = self.cache.has_duplicate(key, payload, now);
         if is_duplicate {
@@ -201,7 +202,7 @@ impl Coordinator {
         }
         // A deadline on the monotonic clock; the ledger's clock is not ours to compare with (S5).
         let until = Instant::now() + wait;
-        // Before asking, so that an outcome between the answer and the wait is not missed.
+        // Taken before asking, so that an outcome between the answer and the wait is not missed.
         let seat = if wait.is_zero() { None } else { self.waiters.enter(&claim.key) };
         match seat {
             None => {
@@ -209,7 +210,7 @@ impl Coordinator {
                 self.cache.told(&ticket, &claimed);
                 Ok(Answer::Decided(claimed))
             }
-            // Boxed, so that who does not wait holds no room for it.
+            // Boxed, so that calls that do not wait reserve no space for it.
             Some(seat) => Box::pin(self.claim_seated(claim, &ticket, seat, until)).await,
         }
     }
@@ -227,7 +228,7 @@ impl Coordinator {
             let left = until.saturating_duration_since(Instant::now());
             claim.waiting = !left.is_zero() && !self.closing.is_cancelled();
             let claimed = {
-                // One who has a seat may wait for a place as well: the outcome is there to be told.
+                // A caller with a seat may wait for a place too: the outcome is there to be told.
                 let patience = left.max(PATIENCE_MIN);
                 let mut place = pin!(self.seated.acquire());
                 let permit = tokio::select! {
@@ -246,7 +247,8 @@ impl Coordinator {
                 }
             };
             seat.saw(&claimed.event);
-            // The lock's expiry and the end of a pause are known times; an outcome wakes us. Place and answer took their time.
+            // The lock's expiry and the end of a pause are known times; an outcome wakes us. The remaining time is computed
+            // anew, since getting a place and an answer took time.
             let left = until.saturating_duration_since(Instant::now());
             let pause = retry_after.to_std().clamp(Duration::from_millis(1), left.max(Duration::from_millis(1)));
             tokio::select! {
@@ -267,7 +269,7 @@ impl Coordinator {
         self.ledger.claim(claim).await
     }
 
-    /// MarkCompleted and MarkFailed. Goes on when the caller goes away.
+    /// MarkCompleted and MarkFailed. Continues if the caller goes away.
     ///
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
@@ -280,17 +282,17 @@ impl Coordinator {
             let answer = ledger.mark(mark).await;
             if let Ok(marked) = &answer {
                 if !marked.repeated {
-                    // After the commit was acknowledged (C2), and just then: its age is nothing.
+                    // Only after the commit was acknowledged (C2), and right after it, so its age is zero.
                     cache.fill(&ticket, &marked.event, marked.event.update_time);
                 }
-                // Also of a repetition: the first may have been cut off before it could tell.
+                // Also for a repetition: the first call may have been cut off before it could announce.
                 ledger.announce(Announcement { digest, fencing_token: marked.event.fencing_token, resolved: false });
             }
-            // Also after an error: it may have happened.
+            // Also after an error: the change may have happened.
             waiters.wake(&digest);
             answer
         };
-        // Whoever waits for the outcome is woken though the caller has gone away.
+        // Callers that wait for the outcome are woken even if this caller has gone away.
         Detach::new(marked, &self.tasks).await
     }
 
@@ -303,7 +305,7 @@ impl Coordinator {
         self.ledger.extend(extend).await
     }
 
-    /// Resolve. Goes on when the caller goes away; `ended` is told what came of it, whoever still waits.
+    /// Resolve. Continues if the caller goes away; `ended` is given the result whether or not anybody still waits.
     ///
     /// # Errors
     /// As the ledger's, and [`Error::Overloaded`].
@@ -377,7 +379,7 @@ impl Coordinator {
         self.ledger.stats(filter).await
     }
 
-    /// What Cleanup counts its days from.
+    /// The time from which Cleanup counts its days.
     ///
     /// # Errors
     /// As the ledger's.
@@ -393,12 +395,12 @@ impl Coordinator {
         self.ledger.cleanup_step(scope, progress).await
     }
 
-    /// How long calls take in the ledger, where Cleanup has to know.
+    /// How long calls take in the ledger, for stores where Cleanup has to know.
     pub fn load(&self) -> Option<Arc<Load>> {
         self.ledger.load()
     }
 
-    /// What the ledger needs each second.
+    /// The maintenance that the ledger needs each second.
     ///
     /// # Errors
     /// As the ledger's.
@@ -414,7 +416,7 @@ impl Coordinator {
         self.ledger.check().await
     }
 
-    /// Told when the service begins to end.
+    /// Cancelled when the service begins to shut down.
     pub(crate) fn closing(&self) -> &CancellationToken {
         &self.closing
     }
@@ -435,8 +437,8 @@ impl Coordinator {
         self.cache.close().await;
     }
 
-    /// Waits until calls cannot be answered any more as they should be: the service begins to end, or a task that it works
-    /// through is gone, which takes a panic. Cancel-safe.
+    /// Waits until calls can no longer be answered properly: the service begins to shut down, or a task it depends on is gone,
+    /// which takes a panic. Cancel-safe.
     pub async fn ended(&self) {
         tokio::select! {
             () = self.ledger.ended() => {}
@@ -444,13 +446,13 @@ impl Coordinator {
         }
     }
 
-    /// Answers the callers that wait for an outcome with what is known now: the first step of a drain.
+    /// Answers the callers waiting for an outcome with what is known now: the first step of a drain.
     pub fn stop_waiting(&self) {
         self.closing.cancel();
     }
 }
 
-/// Looks up what is waited for, all at once, and wakes those whose event has changed (L9).
+/// Looks up all events that somebody waits for, in one read, and wakes the waiters of those that have changed (L9).
 async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: CancellationToken) {
     let mut interval = tokio::time::interval(NET_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -463,7 +465,7 @@ async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: Cance
         if keys.is_empty() {
             continue;
         }
-        // An unreachable ledger is told by the callers' own next ask.
+        // If the ledger is unreachable, callers learn it when they next ask.
         if let Ok(found) = ledger.peek(keys).await {
             for (key, state, fencing_token) in found {
                 waiters.compare(&KeyDigest::of(&key), state, fencing_token);
@@ -472,7 +474,7 @@ async fn cast_net(ledger: Arc<dyn Ledger>, waiters: Arc<Waiters>, closing: Cance
     }
 }
 
-/// Wakes those who wait for what another process has changed, and drops what is cached of it.
+/// Wakes those waiting for an event that another process has changed, and drops it from the cache.
 async fn heed(
     mut announcements: broadcast::Receiver<Heard>,
     cache: Arc<Cache>,
@@ -491,7 +493,7 @@ async fn heed(
                 }
                 waiters.wake(&announcement.digest);
             }
-            // The net finds what waiters missed; what is cached need not wait for the next look at what was replayed.
+            // The net finds what waiters missed; the cache is cleared here instead of waiting for the next read of the replays.
             Ok(Heard::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => cache.clear(),
             Err(broadcast::error::RecvError::Closed) => return,
         }

@@ -1,4 +1,4 @@
-//! Reads what was replayed, for the cache (C7).
+//! Reads which events were replayed, for the cache (C7).
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{cache::Cache, ledger::Ledger};
 
-/// Some times within [`BEHIND_MAX`](crate::cache::BEHIND_MAX): one read may be slow, or fail.
+/// Several times within [`BEHIND_MAX`](crate::cache::BEHIND_MAX): one read may be slow or fail.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// Reads until `closing`: at once where the ledger's connection is made anew, because the cache does not answer before it.
+/// Reads until `closing`: immediately after the ledger has reconnected, because the cache does not answer before that.
 pub(super) async fn follow(ledger: Arc<dyn Ledger>, cache: Arc<Cache>, closing: CancellationToken) {
     let mut standing = ledger.standing();
     let mut interval = tokio::time::interval(INTERVAL);

@@ -1,4 +1,4 @@
-//! Callers that wait for the outcome of a running attempt, by event. Losing a wake-up costs one net interval, never an
+//! Callers that wait for the outcome of a running attempt, by event. A lost wake-up costs one interval of the net, never an
 //! answer.
 
 use std::{
@@ -27,7 +27,7 @@ struct Waited {
     key: Key,
     changed: Arc<Notify>,
     count: usize,
-    /// What the waiters know of it: the net compares with it.
+    /// What the waiters know about it, for the net to compare with.
     seen: Option<(State, i64)>,
 }
 
@@ -66,12 +66,12 @@ impl Waiters {
         }
     }
 
-    /// What is waited for and was seen running.
+    /// The events that are waited for and were seen running.
     pub(super) fn keys(&self) -> Vec<Key> {
         self.lock().by_digest.values().filter(|waited| waited.seen.is_some()).map(|waited| waited.key.clone()).collect()
     }
 
-    /// Wakes the waiters of an event that is not as they saw it.
+    /// Wakes the waiters of an event that is no longer as they saw it.
     pub(super) fn compare(&self, digest: &KeyDigest, state: State, fencing_token: i64) {
         if let Some(waited) = self.lock().by_digest.get(digest)
             && waited.seen.is_some_and(|seen| seen != (state, fencing_token))
@@ -94,14 +94,15 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Completes at the next change after this call, also one before it is first polled.
+    /// Completes at the next change after this call, even one that happens before it is first polled.
     pub(super) fn woken(&self) -> OwnedNotified {
         // `notify_waiters` reaches every future that was made before it, polled or not.
         self.changed.clone().notified_owned()
     }
 
-    /// Tells what the caller knows of the event. Where others know something else, it has changed since one of them asked: all are
-    /// woken here and ask once more, for the net compares with what was seen last and would find nothing to tell them.
+    /// Records what the caller knows about the event. If others know something else, the event has changed since one of them
+    /// asked: all are woken here to ask once more, because the net compares with what was seen last and would find nothing to
+    /// tell them.
     pub(super) fn saw(&self, event: &Event) {
         if let Some(waited) = self.waiters.lock().by_digest.get_mut(&self.digest) {
             let seen = (event.state, event.fencing_token);
@@ -146,11 +147,11 @@ mod tests {
         first.saw(&before);
         second.saw(&before);
         assert!(woken.now_or_never().is_none(), "both have seen the same");
-        // Taken over by another process, whose notification is lost: the second asks again and finds it so.
+        // Taken over by another process, whose notification is lost: the second waiter asks again and finds out.
         let woken = first.woken();
         second.saw(&after);
         assert!(woken.now_or_never().is_some());
-        // The net has nothing more to tell, and neither do they when they ask again.
+        // Neither the net nor asking again brings them anything new.
         let woken = first.woken();
         first.saw(&after);
         waiters.compare(&KeyDigest::of(&after.key), after.state, after.fencing_token);

@@ -1,5 +1,5 @@
-//! Cleanup: bounded steps over the events in order of creation. Safe when two run at once and when one is killed: each
-//! step is one transaction, and what it left the next run finds. Its pace follows the calls' (`pace`).
+//! Cleanup: bounded steps over the events in order of creation. Safe when two run at once and when one is killed: each step is
+//! one transaction, and the next run finds whatever is left. Its pace adapts to the calls (`pace`).
 
 use std::{
     future::Future,
@@ -23,7 +23,7 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a step is tried again when the ledger does not answer, before the run ends.
 const TRIES_MAX: u32 = 5;
 
-/// What a run tells.
+/// What a run reports.
 pub enum Update<'a> {
     /// Totals so far; `done` on the last.
     Progress(&'a CleanupProgress),
@@ -34,18 +34,18 @@ pub enum Update<'a> {
 /// How a run ended.
 #[derive(Clone, Debug)]
 pub enum End {
-    /// Nothing is left to look at.
+    /// Nothing is left to examine.
     Done,
-    /// Nobody listened any more.
+    /// Nobody was listening any more.
     CallerGone,
-    /// The service ends.
+    /// The service is shutting down.
     Stopping,
     /// The ledger failed.
     Failed(Error),
 }
 
-/// Runs a Cleanup to its end, or until `tell` says that nobody listens, or the service ends: what is left, the next run finds.
-/// Gives the totals of what it did.
+/// Runs a Cleanup to its end, or until `tell` says that nobody is listening or the service shuts down: the next run finds
+/// whatever is left. Returns the totals of what it did.
 pub async fn run<F, T>(coordinator: &Coordinator, scope: &CleanupScope, mut tell: F) -> (CleanupProgress, End)
 where
     F: FnMut(Update<'_>) -> T,
@@ -58,7 +58,7 @@ where
     let mut pace = Pace::default();
     let mut seen = Seen::default();
     if let Some(load) = &load {
-        // From here on.
+        // Measure from here on.
         load.look(&mut seen);
     }
     loop {

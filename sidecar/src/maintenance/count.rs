@@ -1,4 +1,4 @@
-//! Counts the events for the metrics, now and then: never for a scrape, of which there may be any number.
+//! Counts the events for the metrics at intervals, never per scrape: there may be any number of scrapes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{coordinator::Coordinator, ledger::filter::StatsFilter, metrics::Metrics};
 
-/// Counts every `interval` until `shutdown`. What cannot be counted stays as it was; the metrics say since when.
+/// Counts every `interval` until `shutdown`. If counting fails, the last count stays; the metrics say how old it
+/// is.
 pub(crate) async fn run(
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
@@ -15,7 +16,7 @@ pub(crate) async fn run(
 ) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // The gauges tell no times. All histograms that are kept would be read for nothing, by each sidecar.
+    // The gauges report no times. With timings, each sidecar would read all stored histograms for nothing.
     let everything = StatsFilter {
         tenant: None,
         provider: None,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::ledger::load::Window;
 
-/// How much longer calls may take while a Cleanup runs, over how long they take between its steps.
+/// How long calls may take while a Cleanup runs, relative to how long they take between its steps.
 const SLOWDOWN_MAX: f64 = 1.06;
-/// The longest pause after a step, as a multiple of the step's own time: a Cleanup never comes to rest.
+/// The longest pause after a step, as a multiple of the step's own time, so that a Cleanup never comes to a halt.
 const PAUSE_MAX: f64 = 40.0;
 /// The shortest while there are calls: a step has a tenth of the time at most (T29), for that is what calls lose where no batch
 /// can run beside a step. Nor does the time of a batch tell what a step takes from whoever else works on the machine: on two
@@ -26,7 +26,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// The pause after a step that took so long, by what the writer did in the meantime.
+    /// The pause after a step that took this long, given what the writer did in the meantime.
     pub fn after(&mut self, step: Duration, window: Window) -> Duration {
         let Some(all) = window.all else {
             if window.is_busy || window.is_shared {
@@ -118,7 +118,7 @@ mod tests {
             let pause = pace.after(STEP, window(Some(10), Some(1_000_000)));
             assert!(pause <= STEP.mul_f64(PAUSE_MAX));
         }
-        // Without anything to compare with, most of the time is theirs.
+        // With nothing to compare with, calls get most of the time.
         assert_eq!(Pace::default().after(STEP, window(None, Some(1_000))), STEP.mul_f64(PAUSE_MIN));
     }
 

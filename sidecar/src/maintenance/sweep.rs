@@ -1,4 +1,5 @@
-//! Does each second what the ledger needs for its queries to stay quick.
+//! Does the maintenance that the ledger needs each second to keep its queries
+//! quick.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         };
         if let Err(error) = maintained {
-            // An outage is told by others, and the next second tries again.
+            // An outage is reported elsewhere, and the next second tries again.
             tracing::debug!(error = &error as &dyn std::error::Error, "the ledger could not be maintained");
         }
     }

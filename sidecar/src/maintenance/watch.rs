@@ -1,7 +1,7 @@
 //! Watches whether the ledger answers, for `grpc.health.v1`.
 //!
-//! The service stays ready while Postgres is down: it answers, with UNAVAILABLE, and taking every pod out of the
-//! load balancer at once would only replace a clear answer by a refused connection (W23). Health tells the truth to those
+//! The service stays ready while Postgres is down: it answers, with UNAVAILABLE, and taking every pod out of the load
+//! balancer at once would only replace a clear answer with a refused connection (W23). Health tells the truth to those
 //! who ask for the service by name.
 
 use std::{sync::Arc, time::Duration};
@@ -39,13 +39,13 @@ pub async fn run(coordinator: Arc<Coordinator>, health: HealthReporter, shutdown
         }
     }
     set(&health, false).await;
-    // Ends open Watch streams: each would hold up the drain until its bound. They have been told.
+    // Ends open Watch streams, each of which would hold up the drain until its time limit. They have been told.
     let mut health = health;
     health.clear_service_status("").await;
     health.clear_service_status(SERVICE_NAME).await;
 }
 
-/// Sets what is answered to whoever asks for the API, and to whoever asks for the whole server, which is the empty name.
+/// Sets the answer for the API, and for the whole server, which has the empty name.
 async fn set(health: &HealthReporter, serving: bool) {
     let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
     health.set_service_status("", status).await;
