@@ -23,14 +23,14 @@ use crate::method::{Called, Method};
 pub enum Role {
     /// Processes events of its tenants, and reads their History and Stats.
     Caller,
-    /// Looks after all of them: History, Stats, Resolve, Cleanup. Processes none.
+    /// Looks after all events: History, Stats, Resolve, Cleanup. Processes none.
     Operator,
-    /// Calls Cleanup and nothing else: for the job that does it every night.
+    /// Calls only Cleanup: for the job that runs it every night.
     Cleanup,
 }
 
 impl Role {
-    /// Whether the role may call it at all. Its tenants are another question.
+    /// Whether the role may call it at all. Tenants are checked separately.
     pub fn permits(self, called: Called) -> bool {
         match self {
             Role::Caller => matches!(
@@ -97,7 +97,7 @@ pub struct Identity {
     pub expires: Option<Timestamp>,
 }
 
-/// Why somebody is nobody.
+/// Why a caller could not be identified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// Neither token nor certificate.
@@ -110,7 +110,7 @@ pub enum Unknown {
     Expired(Arc<Identity>),
 }
 
-/// Everybody who is known. `Debug` shows no token.
+/// All known callers. `Debug` shows no token.
 #[derive(Debug, Default)]
 pub struct Directory {
     tokens: Vec<(TokenDigest, Arc<Identity>)>,
@@ -151,10 +151,10 @@ impl Directory {
         !self.certificates.is_empty()
     }
 
-    /// Who shows these credentials at `now`. A token goes before a certificate: whoever sends one means it.
+    /// Who presents these credentials at `now`. A token takes precedence over a certificate: sending one is deliberate.
     ///
     /// # Errors
-    /// When it is nobody that is known.
+    /// When it is nobody known.
     pub fn identify(
         &self,
         authorization: Option<&[u8]>,
@@ -202,7 +202,7 @@ fn bearer(header: &[u8]) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-/// How often the files with tokens and certificates are looked at, unless told otherwise.
+/// How often the files with tokens and certificates are checked for changes by default.
 pub const RELOAD: Duration = Duration::from_secs(10);
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use crate::{
     ledger::postgres,
 };
 
-/// Where Redis listens unless told otherwise.
+/// Redis's default port.
 const REDIS_PORT: u16 = 6_379;
 
 /// Options of the sidecar. Every one is also an environment variable.
@@ -191,7 +191,7 @@ impl StoreOptions {
             (None, None) => None,
         };
         let database = Source::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
-        // Elsewhere a blank setting is as good as none. Here it would give each process a ledger of its own, in silence.
+        // Elsewhere a blank setting is treated as unset. Here that would silently give each process a ledger of its own.
         if let (Some(setting), None) = (given, &database) {
             return Err(Problem::new(
                 setting,
@@ -199,7 +199,7 @@ impl StoreOptions {
             ));
         }
         let store = self.store.filter(|file| !file.as_os_str().is_empty());
-        // The one is mostly given on the command line and the other in the environment: neither may go unheard.
+        // Usually one is given on the command line and the other in the environment: neither may be silently ignored.
         if let (Some(setting), Some(store)) = (given, &store) {
             return Err(Problem::new(
                 "ONCEGATE_STORE",
@@ -387,7 +387,7 @@ impl Options {
     }
 }
 
-/// Of the URL its scheme is told and nothing else: it may hold a password.
+/// Only the URL's scheme is reported: the URL may hold a password.
 fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
     const WANTED: &str =
         "has to be postgres://user:password@host:port/database; the embedded store's file is ONCEGATE_STORE";
@@ -403,7 +403,7 @@ fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
 }
 
 impl Options {
-    /// What is said about a Redis that is not named: whoever says it takes it to be used.
+    /// Redis settings given without naming a Redis: whoever set them believes that it is used.
     fn without_redis(&self, checks: &mut Checks) {
         let text = |text: &Option<SecretText>| matches!(Source::choose("", text.clone(), None), Ok(Some(_)));
         let file = |path: &Option<PathBuf>| path.as_deref().is_some_and(access::is_given);
@@ -479,7 +479,7 @@ fn redis(
     } else {
         certificates.identity.as_ref().map(|_| "REDIS_CLIENT_CERT_FILE")
     };
-    // Whoever names certificates takes the connection for one that nobody reads.
+    // Whoever configures certificates believes that the connection is encrypted.
     let in_the_clear = |setting| {
         Problem::new(setting, "given, and Redis is not called by TLS: that takes a REDIS_URL that begins with rediss")
     };

@@ -1,9 +1,9 @@
 //! The sidecar: a gRPC service that grants each event to one caller and remembers how it ended.
 //!
 //! Inside, arrows point one way: `grpc → maintenance → coordinator → cache → ledger → event`. `event` is the domain and knows
-//! no I/O; `ledger` decides (S1); nothing above it grants anything, and the cache only repeats what it said. `access` is
-//! asked by `grpc` and knows none of them; of what it is asked, `method` says. `metrics` takes what is counted as values (of
-//! `event`, `cache::stats`, `coordinator` and `ledger`) and asks nobody; nothing but `grpc` and `maintenance` counts in it.
+//! no I/O; `ledger` decides (S1); nothing above it grants anything, and the cache only repeats what it said. `access` is used
+//! by `grpc` and knows none of them; `method` defines what it is asked about. `metrics` is given what it counts as values (of
+//! `event`, `cache::stats`, `coordinator` and `ledger`) and calls nobody; only `grpc` and `maintenance` count in it.
 
 pub mod access;
 pub mod cache;
@@ -50,7 +50,7 @@ use crate::{
 /// Why the sidecar does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address is taken or not ours.
+    /// The address is in use or not ours.
     #[error("cannot listen on {address} (SIDECAR_LISTEN)")]
     Listen {
         /// As configured.
@@ -65,7 +65,7 @@ pub enum StartError {
     /// The database cannot be used.
     #[error("the Postgres ledger cannot be opened (DATABASE_URL)")]
     Postgres(#[source] postgres::OpenError),
-    /// The URL of Redis is none.
+    /// The URL of Redis is invalid.
     #[error("REDIS_URL {0}")]
     Redis(#[source] RedisUrlError),
     /// The embedded store cannot be used.
@@ -82,8 +82,7 @@ pub enum StartError {
 /// Why the sidecar stopped serving before it was told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A task that it works through is gone, which takes a panic: the log has its message. Nothing but a new process brings the task
-    /// back.
+    /// A task it depends on is gone, which takes a panic: the log has its message. Only a new process brings the task back.
     #[error("a task that the sidecar works through has ended")]
     TaskEnded,
 }
@@ -95,7 +94,7 @@ pub struct Sidecar {
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     listener: Option<(Listener, Address)>,
-    /// What the database's connections read for themselves, under the names of the metric.
+    /// The certificates that the database's connections read for themselves, by their names in the metric.
     lent: Vec<(&'static str, Lent)>,
     settings: Settings,
 }
@@ -106,7 +105,7 @@ impl Sidecar {
     /// # Errors
     /// When the ledger cannot be opened, its schema does not fit, or the address is taken.
     pub async fn start(settings: Settings) -> Result<Sidecar, StartError> {
-        // First the address: a second process on it should say so before it touches the store.
+        // The address first: a second process on the same address should fail before it touches the store.
         let listener = match &settings.listen {
             Some(address) => {
                 let error = |source| StartError::Listen { address: address.clone(), source };
@@ -131,12 +130,12 @@ impl Sidecar {
         self.listener.as_ref().map(|(_, address)| address)
     }
 
-    /// The services, for callers in the same process: no socket between, and no questions asked.
+    /// The services, for callers in the same process: no socket, and no access checks.
     pub fn service(&self) -> grpc::Service {
         self.service.clone()
     }
 
-    /// The API itself, for callers in the same process: nothing is encoded, and no questions asked.
+    /// The API itself, for callers in the same process: nothing is encoded, and there are no access checks.
     pub fn api(&self) -> grpc::Local {
         self.service.local()
     }
@@ -189,12 +188,12 @@ impl Sidecar {
         })
     }
 
-    /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish
-    /// within the drain time, what the ledger keeps in memory is written. Dropping the future drops the listener and calls
-    /// under way; what the ledger was asked is done all the same, and what it keeps in memory is lost.
+    /// Serves until `shutdown`, then drains: waiting callers are answered with what is known, calls under way finish within
+    /// the drain time, what the ledger keeps in memory is written. Dropping the future drops the listener and the calls under
+    /// way; what the ledger was asked to do still happens, but what it keeps in memory is lost.
     ///
     /// # Errors
-    /// When the sidecar has drained because it can serve no more: whoever supervises the process starts it anew.
+    /// When the sidecar has drained because it can no longer serve: whatever supervises the process should restart it.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let shutdown = shutdown.child_token();
         let supervised = tokio::spawn(supervise(self.coordinator.clone(), shutdown.clone()));
@@ -250,7 +249,7 @@ impl Sidecar {
     }
 }
 
-/// Has the service end when it can serve no more. Until `shutdown` that is an error, after it what was asked for.
+/// Ends the service when it can no longer serve. Before `shutdown` that is an error, afterwards it is what was asked for.
 async fn supervise(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -> Result<(), RunError> {
     tokio::select! {
         biased;
@@ -263,7 +262,7 @@ async fn supervise(coordinator: Arc<Coordinator>, shutdown: CancellationToken) -
     }
 }
 
-/// The certificates of the database's connections. That they are there was seen when it was opened.
+/// The certificates of the database's connections. Opening the database has already verified that they exist.
 fn lent(store: &Store) -> Vec<(&'static str, Lent)> {
     let Store::Postgres(source) = store else { return Vec::new() };
     let files = source.read_one().map(|url| postgres::certificate_files(url.expose())).unwrap_or_default();
@@ -334,7 +333,7 @@ pub async fn check(store: &Store) -> Result<ledger::check::Report, StartError> {
     }
 }
 
-/// Applies what is missing in the store's schema.
+/// Applies the migrations missing in the store's schema.
 ///
 /// # Errors
 /// When the store cannot be opened or a migration fails.

@@ -1,4 +1,4 @@
-//! What a call is of: one list for who may call it, for the log and for the metrics.
+//! What a call is for: one list shared by access control, the log and the metrics.
 
 use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use oncegate_runtime::{labels, metrics::Label};
@@ -25,7 +25,7 @@ labels! {
     }
 }
 
-/// What is called: a method of the API, or what is served beside it.
+/// What is called: a method of the API, or something served beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Called {
     /// The API.
@@ -56,7 +56,7 @@ impl Called {
         }
     }
 
-    /// For logs and metrics, which tell apart the methods of the API alone.
+    /// For logs and metrics, which only distinguish the methods of the API.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -88,7 +88,7 @@ impl Label for Called {
 mod tests {
     use super::*;
 
-    /// A method that is added to the contract has to be given to a role, or nobody may call it.
+    /// A method added to the contract has to be permitted to a role, or nobody may call it.
     #[test]
     fn every_method_of_the_contract_is_known() {
         let contract = include_str!("../../proto/oncegate/v1/idempotency.proto");

@@ -1,6 +1,6 @@
-//! The sidecar's metrics. Every name, label, unit and bucket stands here, but for the methods of the API (`method`);
-//! `docs/metrics.md` says what they mean, and a test holds both against each other. No label comes from a request: neither
-//! tenant nor provider, which are the callers' words.
+//! The sidecar's metrics. Every name, label, unit and bucket is defined here, except the methods of the API (`method`);
+//! `docs/metrics.md` says what they mean, and a test compares the two. No label comes from a request: neither tenant nor
+//! provider, which callers choose.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ use crate::{
     method::{Called, Method},
 };
 
-/// Calls: a duplicate from the cache takes some ten microseconds, a grant a commit.
+/// Calls: a duplicate from the cache takes tens of microseconds, a grant takes a commit.
 const CALL_SECONDS: &[f64] = &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 /// Processing: up to the lock of five minutes. 5 s is the bound of an alert.
 const PROCESSING_SECONDS: &[f64] =
@@ -220,7 +220,7 @@ impl From<Code> for CodeLabel {
 }
 
 labels! {
-    /// What a CheckAndLock came to (I11).
+    /// The outcome of a CheckAndLock (I11).
     pub(crate) enum ClaimLabel {
         /// The caller holds the lock.
         Acquired => "acquired",
@@ -230,13 +230,13 @@ labels! {
         InProgress => "in_progress",
         /// Held for an operator, a mismatch, a call that is wrong or not permitted, or one beyond its tenant's quota.
         Rejected => "rejected",
-        /// Nobody could decide. What an alarm looks at.
+        /// No decision was possible. Alerts look at this one.
         Failed => "failed",
     }
 }
 
 labels! {
-    /// What a mark came to.
+    /// The outcome of a mark.
     pub(crate) enum MarkLabel {
         Completed => "completed",
         Retryable => "retryable",
@@ -248,7 +248,7 @@ labels! {
         LockLost => "lock_lost",
         /// Another outcome was recorded before, there is no such event, or the call is wrong.
         Rejected => "rejected",
-        /// Nobody could record it.
+        /// It could not be recorded.
         Failed => "failed",
     }
 }
@@ -279,14 +279,14 @@ labels! {
     pub(crate) enum CleanupEnd {
         Done => "done",
         Failed => "failed",
-        /// Its caller went away, and took it along.
+        /// Its caller went away, which ended it.
         CallerGone => "caller_gone",
         /// The service ended.
         Stopping => "stopping",
     }
 }
 
-/// What a handler tells of its answer, beside the answer, to the layer that counts (`grpc::observe`).
+/// What a handler tells the counting layer (`grpc::observe`) about its answer, in addition to the answer itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Told {
     Claimed(ClaimLabel),
@@ -302,7 +302,7 @@ impl Told {
         }
     }
 
-    /// What a call of a method came to whose handler told nothing: an error.
+    /// The outcome of a call whose handler told nothing, which means an error.
     pub(crate) fn of_error(called: Called, code: Code) -> Option<Self> {
         let rejected = matches!(
             code,
@@ -311,7 +311,7 @@ impl Told {
                 | Code::NotFound
                 | Code::PermissionDenied
                 | Code::Unauthenticated
-                // A quota. Too much for the sidecar itself is UNAVAILABLE.
+                // A quota. An overloaded sidecar answers UNAVAILABLE.
                 | Code::ResourceExhausted
         );
         match called {
@@ -340,11 +340,11 @@ pub(crate) struct Metrics {
     resolutions: Counters<ResolvedTo>,
     /// Keys of completions' metadata that were left out: too large, or no JSON.
     pub(crate) metadata_left_out: Counter,
-    /// Calls that came with another payload digest than the event's latest attempt.
+    /// Calls whose payload digest differs from that of the event's latest attempt.
     pub(crate) payload_changes: Counter,
-    /// Calls without credentials that are known.
+    /// Calls without known credentials.
     pub(crate) unauthenticated: Counter,
-    /// Calls of somebody known that the role or the tenant does not permit.
+    /// Calls by a known caller that its role or tenants do not permit.
     pub(crate) permission_denied: Counter,
     /// Calls beyond a tenant's quota.
     pub(crate) quota_exceeded: Counter,
@@ -384,7 +384,7 @@ impl Default for Metrics {
     }
 }
 
-/// What is kept elsewhere and read when the page is made.
+/// Values kept elsewhere and read when the page is rendered.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Gauges {
     pub(crate) occupancy: Occupancy,
@@ -425,14 +425,14 @@ impl Metrics {
             Outcome::FailedTerminal => (MarkLabel::Terminal, EndLabel::Failed),
             Outcome::FailedUnknown => (MarkLabel::Unknown, EndLabel::Failed),
             Outcome::FailedRetryable => (MarkLabel::Retryable, EndLabel::Failed),
-            // No mark leaves these.
+            // No mark results in these.
             Outcome::Running | Outcome::LockExpired => return Told::Marked(MarkLabel::Failed),
         };
         self.processing[end as usize].observe(event.update_time.since(latest.start_time).to_std());
         Told::Marked(marked)
     }
 
-    /// An event was decided on by hand.
+    /// An event was resolved manually.
     pub(crate) fn resolved(&self, to: Resolved) {
         self.resolutions.add(match to {
             Resolved::Pending => ResolvedTo::Pending,
@@ -450,7 +450,7 @@ impl Metrics {
         self.counted.set(now());
     }
 
-    /// A Cleanup has deleted so many more events.
+    /// A Cleanup has deleted this many more events.
     pub(crate) fn cleaned(&self, deleted: i64) {
         self.cleaned.add_many(u64::try_from(deleted).unwrap_or(0));
     }
@@ -513,7 +513,7 @@ impl Metrics {
         }
         page.single(&CACHE_LOST, &cache.redis_writes_lost);
         page.single(&BREAKER, gauges.is_breaker_open);
-        // A zero that nobody has counted would pass for events that are gone, and come again with the first count.
+        // Before the first count, a zero would look as if the events were gone and then came back.
         let counted = self.counted.get() != 0;
         let mut events = page.family(&EVENTS);
         for (state, count) in State::ALL.iter().zip(&self.events).filter(|_| counted) {

@@ -14,8 +14,8 @@ const TOKEN_BYTES_MIN: usize = 16;
 /// Why the file cannot be used. Shows no token.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// Not TOML, or with members that mean nothing. Only the place and the kind of mistake are told: the line may have a
-    /// token in it.
+    /// Not TOML, or with unknown members. Only the place and kind of the mistake are reported: the line may contain a
+    /// token.
     #[error("line {line}: {message}")]
     Toml {
         /// Counted from 1.

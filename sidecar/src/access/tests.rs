@@ -109,7 +109,7 @@ fn w20_a_role_permits_what_it_needs_and_no_more() {
 fn the_example_of_the_documents_can_be_used() {
     let document = include_str!("../../../docs/security.md");
     let example = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    // What the reader puts in has to be the reader's own: as it stands nobody is let in with what everybody knows.
+    // Readers have to put in a token of their own: as it stands, the published example admits nobody.
     let problems = refused(example);
     for unset in ["token_sha256 is the SHA-256", "token has at least 16 characters"] {
         assert!(problems.contains(unset), "{problems}");
