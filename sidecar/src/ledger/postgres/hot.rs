@@ -1,7 +1,7 @@
-//! The hot statement: new claims, duplicates, and marks of events that are being processed: the path of every event that
-//! completes at once (L3). Without new events and marks it writes nothing at all.
+//! The hot statement: new claims, duplicates, and marks of events being processed. It is the path of every event that
+//! completes on its first attempt (L3). Without new events or marks it writes nothing at all.
 //!
-//! It comes in several forms ([`form`]), for starting a plan costs about as much as a handful of items.
+//! It comes in several forms ([`form`]), because starting a plan costs about as much as a handful of items.
 
 mod form;
 
@@ -20,7 +20,7 @@ use crate::{
 /// A claim or a mark, with the caller that waits for its answer.
 pub(super) enum HotItem {
     Claim(Pending<Claim, Claimed>),
-    /// With the event as it was granted, if the mark completes what this process granted, and still knows.
+    /// With the event as it was granted, if the mark completes a grant of this process that it still remembers.
     Mark(Pending<Mark, Marked>, Option<Box<Event>>),
 }
 
@@ -40,17 +40,17 @@ pub(super) struct Pending<R, A> {
     pub(super) past: Past,
 }
 
-/// What a request has been through.
+/// What a request has been through so far.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Past {
-    /// How often it found the event changed under its feet.
+    /// How often the event changed underneath it.
     pub(super) tries: u32,
-    /// A statement with it was out when the connection broke: it may have happened, whatever later statements meet.
+    /// It was in a statement under way when the connection broke: it may have happened, whatever later statements find.
     pub(super) uncertain: bool,
 }
 
 impl Past {
-    /// What may be told of an error of a later statement: not that nothing has happened.
+    /// What the caller may be told about an error of a later statement: never that nothing has happened.
     pub(super) fn told(self, error: Error) -> Error {
         match error {
             Error::Unavailable { .. } | Error::Overloaded { .. } if self.uncertain => Error::OutcomeUnknown,
@@ -76,32 +76,32 @@ pub(super) enum HotRow {
 /// What is known of the events that a statement's claims are about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Claims {
-    /// They are likely to be new. Of those that are not the statement says [`HotRow::Nothing`].
+    /// They are likely to be new. For those that are not, the statement returns [`HotRow::Nothing`].
     New,
     /// Anything.
     Any,
-    /// They are likely to be known. Of those that are not the statement says [`HotRow::Nothing`].
+    /// They are likely to be known. For those that are not, the statement returns [`HotRow::Nothing`].
     Known,
 }
 
-/// What the claims of a batch have met.
+/// What the claims of a batch turned out to be.
 #[derive(Debug, Default)]
 pub(super) struct Met {
     pub(super) new: u32,
     pub(super) known: u32,
 }
 
-/// What claims have met lately: whether the next ones are likely to be of new events, or of known ones.
+/// Predicts from recent claims whether the next ones are likely to be of new events or of known ones.
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
-    /// About how many of a batch's claims were of known events, lately.
+    /// Roughly the share of recent claims that were of known events.
     known: f64,
 }
 
 impl Outlook {
-    /// What a batch adds.
+    /// The weight of one batch.
     const WEIGHT: f64 = 0.25;
-    /// Up to this share a second statement for those that are not what is expected costs less than it saves.
+    /// Up to this share of unexpected claims, the second statement that they need costs less than the prediction saves.
     const OTHERS_MAX: f64 = 1.0 / 16.0;
 
     pub(super) fn claims(&self) -> Claims {
@@ -122,8 +122,8 @@ impl Outlook {
     }
 }
 
-/// Items must be sorted by key; per key either one mark or claims, each with another claim id (a mark and a claim of one key
-/// in one statement: the mark would silently change nothing).
+/// Items must be sorted by key; per key either one mark or claims, each with a different claim id (with a mark and a claim of
+/// one key in one statement, the mark would silently change nothing).
 pub(super) struct Hot {
     pub(super) claims: Claims,
 }
@@ -152,7 +152,7 @@ impl Statement for Hot {
     ) -> Result<Vec<HotRow>, sqlx::Error> {
         let alone = match items {
             [HotItem::Claim(claim)] if self.claims == Claims::New => {
-                // What is not new is the other form's, as in a batch.
+                // A claim that is not new is left to the other form, as in a batch.
                 Some(claim_alone(connection, slot, &claim.request).await?)
             }
             [HotItem::Mark(mark, Some(grant))] => {
@@ -273,15 +273,15 @@ fn bind_own_completions<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q>
         .bind(grants().map(|grant| grant.create_time).bind_iter())
 }
 
-/// What a row says, and the place of the item that it answers.
+/// What a row says, and the index of the item that it answers.
 type Placed = Result<(Option<usize>, HotRow), sqlx::Error>;
 
-/// The place that a column names.
+/// The index that a column names.
 fn place(row: &PgRow, column: usize) -> Result<Option<usize>, sqlx::Error> {
     row.try_get::<i32, _>(column).map(|place| usize::try_from(place).ok())
 }
 
-/// A row of the forms that may have anything in them.
+/// A row of the forms that may contain anything.
 fn mixed_row(items: &[HotItem], row: &PgRow) -> Placed {
     let now: Time = row.try_get(2)?;
     Ok(match row.try_get(0)? {
@@ -305,13 +305,13 @@ fn marked_row(items: &[HotItem], row: &PgRow) -> Placed {
     marked(items, row, place(row, 0)?, row.try_get(1)?, row::MarkedColumns::Alone(2))
 }
 
-/// A row about a completion of this process's own, from a column on.
+/// A row about a completion of this process's own grant, starting at a column.
 fn own_completion_row(row: &PgRow, first: usize) -> Placed {
     let now = row.try_get(first + 1)?;
     Ok((place(row, first)?, HotRow::Completed { since: row::Since::read(row, first + 2)?, now }))
 }
 
-/// A row of the form for new events and completions of this process's own.
+/// A row of the form for new events and completions of this process's own grants.
 fn new_or_own_row(items: &[HotItem], row: &PgRow) -> Placed {
     match row.try_get(0)? {
         "own" => own_completion_row(row, 1),
@@ -322,7 +322,7 @@ fn new_or_own_row(items: &[HotItem], row: &PgRow) -> Placed {
 fn marked(items: &[HotItem], row: &PgRow, place: Option<usize>, now: Time, columns: row::MarkedColumns) -> Placed {
     Ok(match place.and_then(|place| items.get(place)) {
         Some(HotItem::Mark(mark, _)) => (place, HotRow::Marked { event: columns.event(row, &mark.request, now)?, now }),
-        // A row of nobody's.
+        // The row belongs to no item.
         Some(HotItem::Claim(_)) | None => (None, HotRow::Nothing),
     })
 }
@@ -333,7 +333,7 @@ fn fresh(items: &[HotItem], row: &PgRow, first: usize, now: Time) -> Placed {
     Ok((place_of(items, row, first)?, HotRow::Fresh { row: row.try_get(first)?, fencing_token, now }))
 }
 
-/// The claim of an event that is expected to be new, which is granted, if it is.
+/// The claim of an event that is expected to be new; granted if it is.
 async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) -> Result<HotRow, sqlx::Error> {
     let rows = sqlx::query(form::CLAIM_ALONE)
         .bind(slot)
@@ -347,7 +347,7 @@ async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) ->
         .bind(claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice))
         .bind(claim.metadata.as_deref())
         .bind(claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice))
-        // All of the answer: that of the commit comes behind the row (I5).
+        // Read the whole answer: that of the commit comes after the row (I5).
         .fetch_all(connection)
         .await?;
     Ok(match rows.first() {
@@ -356,7 +356,7 @@ async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) ->
     })
 }
 
-/// A completion, if it is one and the event is being processed under its token.
+/// Applies the mark if it is a completion and the event is being processed under its token.
 async fn completion_alone(
     connection: &mut PgConnection,
     slot: i32,
@@ -382,7 +382,7 @@ async fn completion_alone(
     Ok(Some(HotRow::Marked { event: row::MarkedColumns::Alone(1).event(row, mark, now)?, now }))
 }
 
-/// A completion of what this process granted, if the event still stands under that token.
+/// Applies the completion of a grant of this process, if the event still has that token.
 async fn own_completion_alone(
     connection: &mut PgConnection,
     slot: i32,
@@ -410,7 +410,8 @@ async fn own_completion_alone(
 /// Where the event's columns begin.
 const EVENT_COLUMN: usize = 4;
 
-/// The place of the claim whose insert a row is, by its key and claim id: an INSERT cannot return what it does not insert.
+/// The index of the claim that a row was inserted for, found by key and claim id: an INSERT cannot return what it does not
+/// insert.
 fn place_of(items: &[HotItem], row: &PgRow, first: usize) -> Result<Option<usize>, sqlx::Error> {
     let tenant: &str = row.try_get(first + 1)?;
     let provider: &str = row.try_get(first + 2)?;
@@ -464,7 +465,7 @@ mod tests {
         for error in [nothing(), full()] {
             assert!(matches!(past.told(error), Error::OutcomeUnknown));
         }
-        // Whose reason is worth more.
+        // Here the reason itself is worth more.
         assert!(matches!(past.told(Error::Internal("sqlstate 42601".into())), Error::Internal(_)));
     }
 
@@ -486,7 +487,7 @@ mod tests {
             outlook.saw(Met { new: 1, known: 0 });
         }
         assert_eq!(outlook.claims(), Claims::New);
-        // As many new events as known ones, in turn: neither form wins often enough to be worth guessing.
+        // New and known events alternate evenly: neither form is right often enough to be worth guessing.
         for _ in 0..100 {
             outlook.saw(Met { new: 1, known: 0 });
             outlook.saw(Met { new: 0, known: 1 });

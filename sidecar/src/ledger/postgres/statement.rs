@@ -1,4 +1,4 @@
-//! Statements over many items, and what happens when one fails: run again after a broken connection, halved where
+//! Statements over many items, and what happens when one fails: they are run again after a broken connection and halved when
 //! something stands in the way, until each item has its answer (L3).
 
 use std::{
@@ -33,8 +33,8 @@ pub(super) trait Statement: Sync {
     /// split.
     const PARTS: bool = true;
 
-    /// Notes on an item that the statement may have done what it asks for, and that nobody knows. Nothing to note for a
-    /// statement that only reads.
+    /// Notes on an item that nobody knows whether the statement has done what it asks for. A statement that only reads has
+    /// nothing to note.
     fn doubt(_item: &mut Self::Item) {}
 
     /// Whether nobody waits for an item any more, and nothing is lost by leaving it out.
@@ -58,7 +58,7 @@ pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>:
 struct Waiting<I> {
     items: Vec<I>,
     tries: u32,
-    /// They were tried on a connection that broke: they may have happened.
+    /// They were tried on a connection that broke, so they may have happened.
     uncertain: bool,
 }
 
@@ -68,7 +68,7 @@ struct Attempt {
     items: usize,
     /// The runs before this one.
     tries: u32,
-    /// Since the first run of the batch that the items are of.
+    /// Time since the first run of the batch that the items belong to.
     spent: Duration,
 }
 
@@ -79,7 +79,7 @@ enum Next {
     Again,
     /// Each half is run by itself.
     Halved,
-    /// Their callers are told to come back after so long.
+    /// Their callers are told to come back after this long.
     Unavailable(Duration),
     /// Their callers are told that nobody knows whether it happened.
     Unknown,
@@ -111,15 +111,15 @@ impl Attempt {
 
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
-/// How long a slow statement, or one that meets locks, keeps being split. Its callers have been answered by then, and all others
-/// wait behind it: one part a second, a batch of 512 would take a quarter of an hour.
+/// How long a batch that is slow or meets locks keeps being split. After that its callers have been answered anyway, and all
+/// others wait behind it: at one part a second, a batch of 512 would take a quarter of an hour.
 const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long the rest of a batch waits for a row after one has kept it waiting for the full time.
 const HURRIED: &str = "25ms";
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
 const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
-/// A connection that writes: there, or to be made anew.
+/// A connection that writes: open, or still to be made again.
 pub(super) struct Session {
     options: PgConnectOptions,
     slots: Slots,
@@ -127,7 +127,7 @@ pub(super) struct Session {
     failed_at: Option<Instant>,
     failures: Throttle,
     given_up: Throttle,
-    /// None: nobody asks what this connection stands on.
+    /// None: nobody needs to know the state of this connection.
     told: Option<Told>,
     pub(super) metrics: Arc<LedgerMetrics>,
 }
@@ -136,11 +136,11 @@ pub(super) struct Session {
 struct Open {
     connection: PgConnection,
     slot: i32,
-    /// It waits for rows only as long as [`HURRIED`].
+    /// It waits for locked rows only as long as [`HURRIED`].
     is_hurried: bool,
 }
 
-/// Those who want to know what the connection stands on.
+/// Who is told about the state of the connection.
 struct Told {
     node: watch::Sender<Option<Node>>,
     standing: watch::Sender<Option<Standing>>,
@@ -149,7 +149,7 @@ struct Told {
 }
 
 impl Drop for Told {
-    /// However the writer ends: one that is gone decides nothing, and must not be taken for one that is there.
+    /// However the writer ends: once gone it decides nothing, and nobody must believe that it is still there.
     fn drop(&mut self) {
         self.node.send_replace(None);
         self.standing.send_replace(None);
@@ -157,8 +157,8 @@ impl Drop for Told {
 }
 
 impl Session {
-    /// The session of the writer, over a connection that was just made, and what tells others what it stands on; None while it
-    /// is down.
+    /// The session of the writer, over a connection that was just made, plus the channel that tells others its standing; None
+    /// while it is down.
     pub(super) fn new(
         options: PgConnectOptions,
         (connection, node, slot): (PgConnection, Node, i32),
@@ -172,7 +172,7 @@ impl Session {
         (session, node_receiver, standing_receiver)
     }
 
-    /// The session of the flusher: it connects when there is something to write, and tells nobody.
+    /// The session of the flusher: it connects when there is something to write, and informs nobody.
     pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Session {
         Session::closed_yet(options, Slots::COUNTS, metrics)
     }
@@ -206,14 +206,14 @@ impl Session {
         let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
         let mut is_first = true;
         while let Some(Waiting { mut items, tries, uncertain }) = waiting.pop() {
-            // Retries take time, and a lock granted to a caller who has left blocks its event for as long as it lasts.
+            // Retries take time, and a lock granted to a caller who has left blocks its event until it expires.
             if !std::mem::take(&mut is_first) {
                 items.retain(|item| !S::is_abandoned(item));
             }
             if items.is_empty() {
                 continue;
             }
-            // What was tried on a connection that broke may have happened, whatever comes of it now.
+            // Items tried on a connection that broke may have happened, whatever the result is now.
             let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
@@ -269,7 +269,8 @@ impl Session {
         parts
     }
 
-    /// Says why a statement failed: callers hear only that the ledger is not to be had. In an outage each batch fails.
+    /// Logs why a statement failed: callers only hear that the ledger is unavailable. Throttled, since in an outage every batch
+    /// fails.
     fn report(&self, failure: Failure, error: &sqlx::Error, items: usize) {
         let Some(unreported) = self.failures.pass() else { return };
         let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
@@ -284,7 +285,7 @@ impl Session {
         );
     }
 
-    /// Sets how long statements wait for a row, if it is not that already. A connection that cannot is given up.
+    /// Sets how long statements wait for a locked row, unless already set. A connection on which this fails is given up.
     async fn hurry(&mut self, hurried: bool) {
         let Some(open) = self.open.as_mut().filter(|open| open.is_hurried != hurried) else { return };
         let wait = if hurried { HURRIED } else { LOCK_TIMEOUT };
@@ -295,8 +296,8 @@ impl Session {
         }
     }
 
-    /// Asks whether the connection is alive and may write, and gives it up if not. Nobody else finds out while there are no calls,
-    /// or only duplicates, which are read. Makes no connection.
+    /// Asks whether the connection is alive and may write, and gives it up if not. Nothing else would notice while there are no
+    /// calls, or only duplicates, which are only read. Does not connect.
     pub(super) async fn ask(&mut self) {
         let Some(open) = &mut self.open else { return };
         let ask = sqlx::query_scalar("select current_setting('transaction_read_only')::boolean");
@@ -310,7 +311,7 @@ impl Session {
         }
     }
 
-    /// Whether the connection is there; connects if it is not, no more often than the pause permits.
+    /// The connection; connects if there is none, no more often than the pause permits.
     pub(super) async fn connection(&mut self) -> Result<(&mut PgConnection, i32), Duration> {
         if self.open.is_none() {
             if self.failed_at.is_some_and(|failed_at| failed_at.elapsed() < CONNECT_PAUSE) {
@@ -339,7 +340,8 @@ impl Session {
         }
     }
 
-    /// Gives the connection up. Its socket is closed, not returned to anybody: what it still owes is unknown.
+    /// Gives the connection up. Its socket is closed, not returned to anybody: what answers are still outstanding on it is
+    /// unknown.
     fn discard(&mut self) {
         if self.open.take().is_some() {
             if let Some(unreported) = self.given_up.pass() {
@@ -359,7 +361,7 @@ impl Session {
 
     fn closed(&self) {
         if let Some(told) = &self.told {
-            // Caches stop answering with the connection (C6).
+            // Caches stop answering when the connection ends (C6).
             told.standing.send_replace(None);
             told.node.send_replace(None);
         }
@@ -371,7 +373,7 @@ impl Session {
     }
 }
 
-/// What a caller is told of a statement that the server should have taken. The log has the rest.
+/// What a caller is told about a statement that the server should not have refused. The log has the rest.
 fn refused(error: &sqlx::Error) -> Error {
     tracing::error!(
         error = error as &dyn std::error::Error,
@@ -383,7 +385,7 @@ fn refused(error: &sqlx::Error) -> Error {
     })
 }
 
-/// The span of a statement within that of its batch, if that is recorded. The name is the type's.
+/// The span of a statement within that of its batch, if the latter is recorded. It is named after the type.
 fn span<S>(items: usize) -> Span {
     if Span::current().is_none() {
         return Span::none();

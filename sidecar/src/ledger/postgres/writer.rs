@@ -40,9 +40,9 @@ use crate::{
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
 const TRIES_MAX: u32 = 3;
-/// Payload in one batch: results of 64 KiB each would make a statement of seconds.
+/// The most payload in one batch: results of 64 KiB each would make a statement take seconds.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// How often a writer without calls looks whether its connection is alive, or can be made.
+/// How often an idle writer checks whether its connection is alive, or can be made.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An operation, and what it has been through.
@@ -57,14 +57,14 @@ impl Queued {
     }
 }
 
-/// What the answers of a hot statement leave to others.
+/// What the answers of a hot statement leave to other statements.
 #[derive(Default)]
 struct Left {
     /// Claims that the form of the statement has no answer for.
     unexpected: Vec<HotItem>,
     grants: Vec<Candidate>,
     burials: Vec<Candidate>,
-    /// The rows of both: their statements take each row once.
+    /// The rows of both: their statements accept each row only once.
     candidates: HashSet<i64>,
     unapplied: Vec<Pending<Mark, Marked>>,
 }
@@ -73,9 +73,9 @@ pub(super) struct Writer {
     session: Session,
     ops: mpsc::Receiver<Box<Op>>,
     batch_max: usize,
-    /// Operations that go before new ones: later callers of a key in the last batch, and what has to ask again.
+    /// Operations that go ahead of new ones: later callers of a key in the last batch, and requests that have to ask again.
     deferred: VecDeque<Queued>,
-    /// The most that may be among them.
+    /// How many of them there may be.
     deferred_max: usize,
     counts: Counts,
     outlook: Outlook,
@@ -112,7 +112,7 @@ impl Writer {
                     },
                     _ = look.tick() => {
                         self.session.ask().await;
-                        // Calls would make it; health wants to know before they come.
+                        // Calls would connect by themselves, but health wants to know before there are any.
                         let _down = self.session.connection().await;
                     }
                 }
@@ -140,17 +140,17 @@ impl Writer {
         }
         self.session.close().await;
         for reply in closing {
-            // Whoever asked may have gone away.
+            // The caller may have gone away.
             let _gone = reply.send(());
         }
     }
 
-    /// Takes what waits, up to the bound, without waiting.
+    /// Takes what is queued, up to the limit, without waiting.
     fn gather(&mut self, closing: &mut Vec<oneshot::Sender<()>>) -> Vec<Queued> {
         let mut batch = Vec::new();
         let mut bytes = 0;
-        // What was put back goes first, but never takes the places of what is new: a crowd at one event must not hold up
-        // the others, its own holder's Mark among them.
+        // Deferred operations go first, but never take the places of new ones: a crowd at one event must not hold up the
+        // others, including the Mark of that event's own holder.
         let mut places = [self.batch_max.min(self.deferred.len()), self.batch_max];
         loop {
             let queued = if places[0] > 0 {
@@ -178,7 +178,8 @@ impl Writer {
         batch
     }
 
-    /// Deals with a batch. What it puts off goes before what was put off earlier and did not fit into it, for that came later.
+    /// Processes a batch. What it defers goes ahead of what was deferred before and did not fit into it, because the latter
+    /// came later.
     async fn process(&mut self, batch: Vec<Queued>) {
         let later = self.deferred.len();
         self.deal_with(batch).await;
@@ -223,7 +224,7 @@ impl Writer {
         self.hot(hot, &mut dealt).await;
         self.extend(extends, &mut dealt).await;
         self.resolve(resolves).await;
-        // What only the ledger can judge: all of it in one more statement, rather than one a batch.
+        // What only the ledger can judge goes into one more statement all together, instead of one item per batch.
         let Unanswered { claims, marks } = self.follow(followers, &dealt);
         let mut nobody_follows = Dealt::default();
         if !claims.is_empty() {
@@ -235,7 +236,7 @@ impl Writer {
 
     // === Claims and marks ===
 
-    /// Refuses claims whose delivery id came before with another payload, whatever the event.
+    /// Refuses claims whose delivery id was seen before with another payload, for whatever event.
     async fn admit_deliveries(&mut self, items: Vec<HotItem>) -> Vec<HotItem> {
         let mut deliveries: Vec<Delivery> = items
             .iter()
@@ -306,8 +307,8 @@ impl Writer {
         self.outlook.saw(met);
     }
 
-    /// The hot statement in one form, and all that follows from its answers. Gives back the claims that this form has no
-    /// answer for.
+    /// Runs the hot statement in one form and does all that follows from its answers. Returns the claims that this form has
+    /// no answer for.
     async fn hot_as(&mut self, claims: Claims, items: Vec<HotItem>, met: &mut Met, dealt: &mut Dealt) -> Vec<HotItem> {
         let mut left = Left::default();
         for (items, rows) in self.run_for(&Hot { claims }, items).await {
@@ -350,8 +351,8 @@ impl Writer {
         };
         met.known += 1;
         match transition::claim(Some(&event), claim_ended, &claim.request, now) {
-            // One candidate an event. The next batch sees what has become of it; that another caller was first is no failed
-            // try of this one.
+            // One candidate per event. The next batch sees what has become of it; losing to another caller does not count
+            // as a failed try.
             ClaimStep::Grant | ClaimStep::Bury if !left.candidates.insert(event.row) => {
                 self.defer(Op::Claim(claim.request, claim.reply), claim.past);
             }
@@ -424,7 +425,7 @@ impl Writer {
         }
     }
 
-    /// Says of marks that changed nothing why (S3).
+    /// Finds out why marks changed nothing (S3).
     async fn classify_marks(&mut self, marks: Vec<Pending<Mark, Marked>>, dealt: &mut Dealt) {
         for (mark, found) in self.classify(marks).await {
             if let Some(found) = &found {
@@ -487,7 +488,7 @@ impl Writer {
             match transition::resolve(Some(&found.event), last, &resolve.request, found.now) {
                 ResolveStep::Apply => decided.push(Decided { event: found.event, resolve }),
                 ResolveStep::Repeated => send(resolve, Ok(found.event)),
-                // It was out when the connection broke, and somebody has gone on from what may have come of it.
+                // It was under way when the connection broke, and somebody has since built on what it may have changed.
                 ResolveStep::Refuse(_) if resolve.past.uncertain => send(resolve, Err(Error::OutcomeUnknown)),
                 ResolveStep::Refuse(refusal) => send(resolve, Err(refusal.into())),
             }
@@ -505,7 +506,7 @@ impl Writer {
 
     // === Answers ===
 
-    /// Runs a statement for callers. Those whom it could not serve are told why; the others' items, with what it came to.
+    /// Runs a statement for callers. Those it could not serve are told why; returns the others' items with its output.
     async fn run_for<S>(&mut self, statement: &S, items: Vec<S::Item>) -> Vec<(Vec<S::Item>, S::Output)>
     where
         S: Statement<Item: Awaited>,
@@ -569,7 +570,7 @@ impl Writer {
         }
     }
 
-    /// Puts a request back whose event changed between two statements.
+    /// Puts back a request whose event changed between two statements.
     fn again<R, A>(&mut self, pending: Pending<R, A>, op: impl FnOnce(R, crate::ledger::queue::Reply<A>) -> Op) {
         let Pending { request, reply, past } = pending;
         let past = Past { tries: past.tries + 1, ..past };
@@ -579,7 +580,7 @@ impl Writer {
 
 /// An item whose caller is waiting.
 trait Awaited {
-    /// Tells the caller that there is none.
+    /// Tells the caller that there is no answer.
     fn fail(self, error: Error);
 }
 

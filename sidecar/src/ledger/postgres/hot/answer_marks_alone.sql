@@ -1,4 +1,4 @@
--- What stands in the event after the mark, and its caller does not know.
+-- The parts of the event after the mark that its caller does not know.
 select
     place, now,
     id, event_type, state, attempt_count, attempts_forgiven, duplicate_count, mismatch_count, last_mismatch_time, create_time,

@@ -1,4 +1,4 @@
--- 'fresh': what was granted, behind the columns of completions.
+-- 'fresh': what was granted, after the columns of completions.
 select
     'fresh', null, create_time, null, null, null, null, null,
     id, tenant, provider, event_id, fencing_token, claim_id

@@ -1,7 +1,7 @@
--- Looks every claimed event up by its unique key, and inserts and grants those that the snapshot does not have.
--- A claim in neither 'seen' nor 'fresh' met an insert that the snapshot cannot see: ask again in a new statement (PG2).
--- Why it is safe: the insert yields to the unique key, and tokens are drawn in its own values (S2).
--- LIMIT keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
+-- Looks every claimed event up by its unique key, and inserts and grants those that the snapshot does not have. A claim
+-- in neither 'seen' nor 'fresh' met an insert that the snapshot cannot see: ask again in a new statement (PG2). Why it
+-- is safe: the insert yields to the unique key, and tokens are drawn within its own values (S2). LIMIT keeps the
+-- planner from turning the lateral into a join over the whole table (a plan trap, measured).
 seen as materialized (
     select q.*, e.id, e.create_time
     from unnest(

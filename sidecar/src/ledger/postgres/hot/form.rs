@@ -1,17 +1,18 @@
-//! The forms of the hot statement. All are made of the same parts: starting a plan costs about as much as a handful of items, so a
-//! batch of claims alone does not start what marks need, and where claims have met new events only, none what known ones need.
-//! What comes alone, as most calls do where there is no storm, has forms of its own.
+//! The forms of the hot statement. All are made of the same parts: starting a plan costs about as much as a handful of items,
+//! so a batch with only claims does not start what marks need, and where recent claims were all of new events, it does not
+//! start what known ones need. Single items, as most calls are outside a storm, have forms of their own.
 
 use super::{Claims, HotItem};
 
-/// Its parts, by file.
+/// A part of the statement, by file.
 macro_rules! part {
     ($name:literal) => {
         include_str!(concat!($name, ".sql"))
     };
 }
 
-// Parameters: the slot ($1); claims ($2 to $12); marks ($13 on). The forms for known events and for what comes alone have their own.
+// Parameters: the slot ($1); claims ($2 to $12); marks ($13 on). The forms for known events and for single items have their
+// own.
 
 /// Claims of events that may be known.
 const CLAIMS: &str = concat!(
@@ -57,8 +58,8 @@ const OWN_COMPLETIONS: &str = concat!(
     part!("answer_own_completions_alone"),
 );
 
-// Claims and marks together. Rows change in the order of the answers, and every form has marks before claims: otherwise two sidecars
-// could wait for each other, one holding a marked event and the other a new one.
+// Claims and marks together. Rows are changed in the order of the answers, and every form has marks before claims: otherwise
+// two sidecars could deadlock, one holding a marked event and the other a new one.
 
 const CLAIMS_AND_MARKS: &str = concat!(
     "with\n",
@@ -119,7 +120,7 @@ pub(super) const CLAIM_ALONE: &str = part!("claim_alone");
 /// One completion of an event that is being processed.
 pub(super) const COMPLETION_ALONE: &str = part!("completion_alone");
 
-/// One completion of what this process granted.
+/// One completion of a grant of this process.
 pub(super) const OWN_COMPLETION_ALONE: &str = part!("own_completion_alone");
 
 /// A form for more than one item.
@@ -129,7 +130,7 @@ pub(super) enum Form {
     New,
     Known,
     Marks,
-    /// Completions of what this process granted, and nothing else.
+    /// Only completions of grants of this process.
     OwnCompletions,
     ClaimsAndMarks,
     NewAndMarks,

@@ -1,6 +1,6 @@
--- Reads the events of claims that are expected to be known, and nothing else: it is 'claims' without what it needs for new events,
--- and one look-up an event where that takes two. Of a claim whose event is not there it says nothing.
--- LIMIT keeps the planner from turning the lateral into a join over the whole table (a plan trap, measured).
+-- Reads the events of claims that are expected to be known, and nothing else: it is 'claims' without the parts for new events,
+-- and takes one look-up per event instead of two. It returns nothing for a claim whose event does not exist. LIMIT keeps the
+-- planner from turning the lateral into a join over the whole table (a plan trap, measured).
 select
     q.place, clock_timestamp() as now,
     -- As in 'seen'.

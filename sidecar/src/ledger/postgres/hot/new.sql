@@ -1,6 +1,6 @@
--- Inserts and grants what the snapshot does not have, and says nothing of the other claims: they are of known events, or met
--- an insert that the snapshot cannot see. It is 'claims' without its answers for those, and does a quarter less for new events.
--- OFFSET keeps the planner from turning the look-up into a join over the whole table (a plan trap).
+-- Inserts and grants what the snapshot does not have, and returns nothing for the other claims: they are of known events, or
+-- met an insert that the snapshot cannot see. It is 'claims' without the answers for those, which is a quarter less work for
+-- new events. OFFSET keeps the planner from turning the look-up into a join over the whole table (a plan trap).
 fresh as (
     insert into payment_webhook_events (
         tenant, provider, event_id, event_type, state, outcome, attempt_count, fencing_token,

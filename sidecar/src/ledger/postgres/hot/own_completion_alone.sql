@@ -1,4 +1,5 @@
--- 'own_completions' for a completion that comes alone. The time is there for the index, as are the ranges there.
+-- 'own_completions' for a completion that comes alone. The creation time is there for the index, as the ranges
+-- are in that file.
 with marked as (
     update payment_webhook_events e set
         state = 'completed',

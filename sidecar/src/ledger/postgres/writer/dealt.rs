@@ -1,4 +1,4 @@
-//! What a batch has made of the events that more than one of its callers asks for.
+//! How a batch left the events that more than one of its callers asks for.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,7 +8,7 @@ use crate::event::{Event, Key, Time};
 /// Events as the batch left them, with the database's time: what further callers of the same keys are judged by.
 #[derive(Default)]
 pub(super) struct Dealt {
-    /// The only keys that are worth keeping.
+    /// The only keys worth keeping.
     followed: HashSet<Key>,
     events: HashMap<Key, (Event, Time)>,
 }
@@ -19,7 +19,7 @@ impl Dealt {
         Dealt { followed: followers.iter().filter_map(|queued| queued.op.key().cloned()).collect(), ..Dealt::default() }
     }
 
-    /// Keeps an event as it stands `now`, if somebody follows.
+    /// Keeps an event as it stands `now`, if further callers ask for it.
     pub(super) fn keep(&mut self, event: &Event, now: Time) {
         if self.followed.contains(&event.key) {
             self.events.insert(event.key.clone(), (event.clone(), now));

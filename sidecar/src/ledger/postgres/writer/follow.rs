@@ -1,5 +1,5 @@
-//! Further callers of a key that is in the batch: judged by what the first one left, without a statement of their own as
-//! long as that changes nothing.
+//! Further callers of a key in the batch are judged by what the first one left, without a statement of their own as long as
+//! they change nothing.
 
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
@@ -21,16 +21,16 @@ use crate::{
 
 /// Further callers that only the ledger can answer.
 pub(super) struct Unanswered {
-    /// There is an archive to look into, or a delivery id to compare. Sorted by key.
+    /// Claims with an archive to look into or a delivery id to compare. Sorted by key.
     pub(super) claims: Vec<HotItem>,
-    /// Of an earlier attempt.
+    /// Marks of an earlier attempt.
     pub(super) marks: Vec<Pending<Mark, Marked>>,
 }
 
 impl Writer {
-    /// Judges further claims and marks of a key against the event as this batch left it, and gives back those that the ledger
-    /// has to be asked about. The first operation that changes something, and all of its key after it, go into the next
-    /// batch, in their order.
+    /// Judges further claims and marks of a key against the event as this batch left it, and returns those that the ledger has
+    /// to be asked about. The first operation that changes something, and all of the same key after it, go into the next batch
+    /// in the same order.
     pub(super) fn follow(&mut self, followers: Vec<Queued>, dealt: &Dealt) -> Unanswered {
         let mut held: HashSet<Key> = HashSet::new();
         // By key and claim id: two copies of one call ask one after the other.
@@ -56,11 +56,11 @@ impl Writer {
                 self.defer(op, past);
             }
         }
-        // Sorted by key, as the statement wants them.
+        // Sorted by key, as the statement requires.
         Unanswered { claims: asking.into_values().collect(), marks: late }
     }
 
-    /// Answers a claim, or puts it among those that ask the ledger, or gives it back.
+    /// Answers a claim, adds it to those that ask the ledger, or returns it.
     fn follow_claim(
         &mut self,
         claim: Pending<Claim, Claimed>,
@@ -74,7 +74,7 @@ impl Writer {
                 Entry::Vacant(place) => {
                     place.insert(HotItem::Claim(claim));
                 }
-                // It holds up nobody else.
+                // It does not hold up anybody else.
                 Entry::Occupied(_) => self.defer(Op::Claim(claim.request, claim.reply), claim.past),
             }
             return None;
@@ -87,9 +87,9 @@ impl Writer {
         None
     }
 
-    /// Puts an operation off to the next batch. As many as the queue takes wait here; what is beyond it has not happened, and
-    /// is refused as it would be in front of the queue. Never a mark: it may be the only record of an effect, and there is
-    /// one of a key and token that would change anything.
+    /// Defers an operation to the next batch. As many may wait here as the queue holds; any beyond that have not happened, and
+    /// are refused as they would be by a full queue. Marks are never refused: one may be the only record of an effect, and only
+    /// one per key and token would change anything.
     pub(super) fn defer(&mut self, op: Op, past: Past) {
         if self.deferred.len() < self.deferred_max || matches!(op, Op::Mark(..)) {
             self.deferred.push_back(Queued { op: Box::new(op), past });
@@ -100,8 +100,8 @@ impl Writer {
     }
 }
 
-/// Answers a mark, or puts it among the late ones, whose own attempt's record decides (S3), or gives it back. A caller that
-/// repeats what it does not hear of may have hundreds queued: with one of them a batch they would come faster than they go.
+/// Answers a mark, adds it to the late ones, which their own attempt's record decides (S3), or returns it. A caller that keeps
+/// repeating an unanswered mark may have hundreds queued: at one per batch they would arrive faster than they are answered.
 fn follow_mark(
     mark: Pending<Mark, Marked>,
     dealt: &Dealt,
@@ -120,8 +120,8 @@ fn follow_mark(
     None
 }
 
-/// Answers an extension that asks for no more than the lock has by now, or gives it back. A caller that extends one lock from many
-/// places would get through one of them a batch.
+/// Answers an extension that asks for no more than the lock already has, or returns it. Otherwise a caller that extends one
+/// lock from many places would get only one of them through per batch.
 fn follow_extend(extend: Pending<Extend, Lock>, dealt: &Dealt) -> Option<Pending<Extend, Lock>> {
     let Some((event, now)) = dealt.get(&extend.request.key) else { return Some(extend) };
     let Some(latest) = &event.latest else { return Some(extend) };
