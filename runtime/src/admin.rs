@@ -23,8 +23,8 @@ use crate::{
 
 /// Whether the process should get new work: ready when every condition is met and no drain has begun.
 ///
-/// Readiness asks only whether the process can answer. Being refused by a store that is down is an answer, so a store
-/// is no condition beyond the start: all pods leaving at once would make an outage of it (W23).
+/// Readiness asks only whether the process can answer. Being refused by a store that is down is an answer, so after the
+/// start the store is not a condition: all pods leaving at once would turn its failure into an outage (W23).
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
     state: Arc<Mutex<State>>,
@@ -33,7 +33,7 @@ pub struct Readiness {
 #[derive(Debug, Default)]
 struct State {
     draining: bool,
-    /// What is not there yet, by name.
+    /// The conditions not met yet, by name.
     starting: BTreeSet<&'static str>,
 }
 
@@ -44,18 +44,18 @@ impl Readiness {
         Self::default()
     }
 
-    /// Adds a condition, which is not met yet. The name appears in `/readyz`.
+    /// Adds a condition, initially not met. The name appears in `/readyz`.
     pub fn condition(&self, name: &'static str) -> Condition {
         self.lock().starting.insert(name);
         Condition { name, readiness: self.clone() }
     }
 
-    /// No new work from here on: `/readyz` answers 503 for good.
+    /// Accepts no new work from here on: `/readyz` answers 503 for good.
     pub fn drain(&self) {
         self.lock().draining = true;
     }
 
-    /// Nothing when ready; otherwise what is missing, one `name: reason` a line.
+    /// None when ready; otherwise what is missing, one `name: reason` per line.
     #[must_use]
     pub fn missing(&self) -> Option<String> {
         let state = self.lock();
@@ -90,26 +90,26 @@ impl Condition {
     }
 }
 
-/// What `/readyz` says beside being ready: `name: value` lines for people. Never a condition.
+/// What `/readyz` says in addition to being ready: `name: value` lines for people. Never a condition.
 pub type Facts = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Renders the metrics in the Prometheus text format.
 pub type Metrics = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Endpoints of the process's own beside these three: asked with method and address for every other path. `None` is "not
-/// found". Called on the listener's own task, so it must not block. What is not GET or HEAD comes only from whom [`Trusted`]
-/// permits.
+/// The process's own endpoints beside these three: called with method and address for every other path. `None` is "not
+/// found". Called on the listener's own task, so it must not block. Requests other than GET and HEAD only come from peers
+/// that [`Trusted`] permits.
 pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + Send + Sync>;
 
-/// The longest that its end waits for answers under way.
+/// The longest that shutdown waits for answers under way.
 pub const DRAIN: Duration = Duration::from_secs(1);
 
-/// Who may change something on this listener, which asks nobody who they are.
+/// Who may change something through this listener, which does not authenticate anybody.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trusted {
-    /// Whoever is on this machine, or in this pod (`kubectl exec`).
+    /// Peers on this machine, or in this pod (`kubectl exec`).
     Loopback,
-    /// Whoever can connect.
+    /// Anybody who can connect.
     Anyone,
 }
 
@@ -137,7 +137,7 @@ pub async fn serve(
     let mut options = Options::http1(DRAIN);
     // Probes and one or two scrapers; more is a mistake or an attack, and must not use up descriptors.
     options.connections_max = 64;
-    // Whoever is silent gives its place to a probe soon.
+    // A silent peer soon gives up its place to a probe.
     options.protocol = Protocol::Http1(Http1 { header_read_timeout: Duration::from_secs(5), ..Http1::default() });
     let (control, trusted) = control;
     let endpoints = Endpoints { readiness, facts, metrics, control, trusted, denials: Arc::default() };
@@ -160,10 +160,11 @@ struct Endpoints {
     denials: Arc<Throttle>,
 }
 
-/// Says that a change was denied, if `passed`: a line a second at most, since whoever is denied chooses how often.
+/// Logs that a change was denied, if `passed`: at most one line a second, since the denied peer controls how often this
+/// happens.
 fn denied(peer: &Peer, passed: Option<u64>) {
     let Some(unreported) = passed else { return };
-    // Nothing of the request: it is a stranger's.
+    // Nothing from the request is logged: it is a stranger's.
     tracing::warn!(
         target: "oncegate_runtime::audit",
         %peer,
@@ -189,7 +190,7 @@ impl Endpoints {
             return refused;
         }
         match path {
-            // Answering at all is what it asks: the event loop turns (W23).
+            // It only asks whether there is an answer at all, which shows that the event loop is running (W23).
             "/livez" => text(StatusCode::OK, "alive\n"),
             "/readyz" => match self.readiness.missing() {
                 None => text(StatusCode::OK, format!("ready\n{}", (self.facts)())),
@@ -206,7 +207,7 @@ impl Endpoints {
     }
 }
 
-/// For people, who may well mean to.
+/// For people, who may well be entitled to the change.
 const FORBIDDEN: &str =
     "permitted from this machine or pod only; ADMIN_CONTROL=anyone permits it to whoever can connect\n";
 

@@ -1,4 +1,4 @@
-//! So many a second, or a minute, for each of many keys: a bucket each, in bounded memory.
+//! Rate limits per second or minute for each of many keys: a bucket each, in bounded memory.
 
 use std::{
     borrow::Borrow,
@@ -9,14 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A full table is searched for buckets that have filled up again no more often than this: it is full because somebody
-/// makes up keys, and each of those would otherwise cost a look at all of them.
+/// A full table is searched for buckets that have filled up again at most this often: it is full because somebody makes
+/// up keys, and otherwise each of those would cost a scan of the whole table.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
-/// The buckets. Each is full at first, holds what may be taken in one period, and fills evenly.
+/// The buckets. Each is full at first, holds what may be taken in one period, and refills evenly.
 ///
-/// Those that have filled up again are dropped when room is needed. Where that is not enough, keys that are new share one
-/// bucket, so that made-up keys take no memory; whoever has a bucket keeps it.
+/// Those that have filled up again are dropped when room is needed. If that is not enough, new keys share one bucket, so
+/// that made-up keys take no memory; keys that have a bucket keep it.
 #[derive(Debug)]
 pub struct Buckets<K> {
     /// How long a bucket takes to fill by one.
@@ -29,9 +29,9 @@ pub struct Buckets<K> {
 
 #[derive(Debug)]
 struct Table<K> {
-    /// When each bucket will be full; one that is already has no need of an entry.
+    /// When each bucket will be full; one that is full needs no entry.
     full_at: HashMap<K, Instant>,
-    /// The same, of the bucket that newcomers share.
+    /// The same for the bucket that new keys share.
     shared_full_at: Option<Instant>,
     swept: Option<Instant>,
     #[cfg(test)]
@@ -39,7 +39,7 @@ struct Table<K> {
 }
 
 impl<K: Hash + Eq> Buckets<K> {
-    /// `count` a period, and as many at once, for each of `keys_max` keys.
+    /// Allows `count` per period, and as many at once, for each of `keys_max` keys.
     #[must_use]
     pub fn new(count: NonZeroU32, period: Duration, keys_max: usize) -> Self {
         let table = Table {
@@ -50,7 +50,7 @@ impl<K: Hash + Eq> Buckets<K> {
             sweeps: 0,
         };
         let interval = period / count.get();
-        // Not what was given: what does not divide would make a bucket larger than it says, or smaller.
+        // Not the period given: if it does not divide evenly, a bucket would be larger or smaller than stated.
         Self { interval, period: interval * count.get(), keys_max, table: Mutex::new(table) }
     }
 
@@ -58,7 +58,7 @@ impl<K: Hash + Eq> Buckets<K> {
     ///
     /// # Errors
     ///
-    /// The bucket is empty; how long until one can be taken.
+    /// The bucket is empty; holds the time until one can be taken.
     pub fn take<Q>(&self, key: &Q) -> Result<(), Duration>
     where
         K: Borrow<Q>,
@@ -93,7 +93,7 @@ impl<K: Hash + Eq> Buckets<K> {
     }
 
     fn table(&self) -> MutexGuard<'_, Table<K>> {
-        // Nothing is half done where it could panic.
+        // Nothing is left half done where it could panic.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -132,14 +132,14 @@ mod tests {
         assert!((0..3).all(|_| buckets.take_at("eager", now).is_ok()));
         assert_eq!(buckets.take_at("eager", now), Err(20 * SECOND));
         assert_eq!(buckets.take_at("other", now), Ok(()));
-        // What was refused has taken nothing.
+        // A refusal takes nothing.
         assert_eq!(buckets.take_at("eager", now + 15 * SECOND), Err(5 * SECOND));
         assert_eq!(buckets.take_at("eager", now + 20 * SECOND), Ok(()));
         assert_eq!(buckets.take_at("eager", now + 20 * SECOND), Err(20 * SECOND));
         // No more than a bucket holds, however long it was left alone.
         assert!((0..3).all(|_| buckets.take_at("eager", now + 900 * SECOND).is_ok()));
         assert_eq!(buckets.take_at("eager", now + 900 * SECOND), Err(20 * SECOND));
-        // A clock that was read earlier than another one's.
+        // A time read earlier than another caller's.
         assert_eq!(buckets.take_at("other", now - SECOND), Ok(()));
     }
 

@@ -1,8 +1,8 @@
-//! An error in one line, for where a message is a text.
+//! An error in one line, for places where a message is plain text.
 
 use std::{error::Error as StdError, fmt};
 
-/// Prints an error and what it comes from, separated by colons: libraries keep the half that helps in the sources.
+/// Prints an error and its sources, separated by colons: libraries put the helpful half into the sources.
 #[derive(Debug, Clone, Copy)]
 pub struct Chain<'a>(pub &'a (dyn StdError + 'static));
 

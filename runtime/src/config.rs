@@ -1,7 +1,7 @@
 //! Types that configuration is parsed into, and the list of everything that is wrong with it.
 //!
-//! A service reports all problems of its configuration at once: an operator who mends one and starts again to see the
-//! next has lost a deployment each time.
+//! A service reports all problems of its configuration at once: an operator who fixes one and restarts to see the
+//! next loses a deployment each time.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
 
@@ -10,9 +10,10 @@ use crate::chain::Chain;
 /// One thing that is wrong with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// The setting by the name that an operator knows it by: the environment variable, or the option.
+    /// The setting, under the name that an operator knows: the environment variable, or the option.
     pub setting: Cow<'static, str>,
-    /// What was given, what is permitted and why. Never holds a secret: whoever builds one has to see to that.
+    /// What was given, what is permitted and why. Never holds a secret; the code that builds it has to make sure of
+    /// that.
     pub message: String,
 }
 
@@ -22,7 +23,7 @@ impl Problem {
         Self { setting: setting.into(), message: message.into() }
     }
 
-    /// A problem with `setting`, as an error and its sources tell it.
+    /// A problem with `setting`, described by an error and its sources.
     pub fn from_error(setting: impl Into<Cow<'static, str>>, error: &(dyn StdError + 'static)) -> Self {
         Self::new(setting, Chain(error).to_string())
     }
@@ -34,7 +35,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with the configuration; never empty. `Display` prints one problem a line.
+/// Everything that is wrong with the configuration; never empty. `Display` prints one problem per line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems {
     first: Problem,
@@ -92,7 +93,7 @@ impl Checks {
         self.found.push(Problem::new(setting, message));
     }
 
-    /// Records a problem that was found elsewhere.
+    /// Records a problem found elsewhere.
     pub fn push(&mut self, problem: Problem) {
         self.found.push(problem);
     }
@@ -155,7 +156,7 @@ impl Checks {
     }
 }
 
-/// Prints a duration as it may be written in the configuration: `4m`, `2s 500ms`.
+/// Prints a duration the way it may be written in the configuration: `4m`, `2s 500ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
@@ -165,7 +166,7 @@ impl fmt::Display for Span {
     }
 }
 
-/// Prints a number of bytes as it may be written in the configuration: the largest unit that divides it.
+/// Prints a number of bytes the way it may be written in the configuration, in the largest unit that divides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -185,7 +186,7 @@ const UNITS: [(&str, u64); 4] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), (
 /// Why a value with a unit was refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum UnitError {
-    /// A bare number: in one program it means seconds, in the next milliseconds, so here it means nothing.
+    /// A bare number: it means seconds in one program and milliseconds in another, so it is not accepted here.
     #[error("a unit is missing: write {0}")]
     NoUnit(String),
     /// Not a duration.
@@ -196,7 +197,7 @@ pub enum UnitError {
     NotASize,
 }
 
-/// The scheme of a URL that may hold a secret: what is before `://` where that can be a scheme, and so can be shown.
+/// The scheme of a URL that may hold a secret: the part before `://` if that can be a scheme, and so can be shown.
 #[must_use]
 pub fn scheme(url: &str) -> Option<&str> {
     let (scheme, _) = url.split_once("://")?;
@@ -222,7 +223,7 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
 /// # Errors
 ///
 /// A bare number ([`UnitError::NoUnit`]), and anything that is not a whole number of one of these units or does not
-/// fit in 64 bits. `KB` and `MB` are refused, since half of the world means 1,000 by them.
+/// fit in 64 bits. `KB` and `MB` are refused, since half the world means 1,000 by them.
 pub fn byte_size(text: &str) -> Result<u64, UnitError> {
     let text = text.trim();
     if is_bare_number(text) {

@@ -1,4 +1,4 @@
-//! Work that outlives whoever waits for it.
+//! Work that outlives the caller that waits for it.
 
 use std::{
     fmt,
@@ -12,11 +12,11 @@ use tokio_util::task::task_tracker::TrackedFuture;
 
 use crate::shutdown::Drain;
 
-/// A future that goes on in a task of its own when it is dropped unfinished: a delivery outlives the provider's request, a
-/// mark its caller. As long as somebody waits for it, it runs in the waiter's task: the common short one costs no task of
-/// its own and no hop between threads.
+/// A future that continues in a task of its own if it is dropped unfinished: a delivery outlives the provider's request, a mark
+/// its caller. While somebody waits for it, it runs in the waiter's task, so the common short one costs no extra task and no
+/// hop between threads.
 ///
-/// One that panics is gone, and its waiter with it.
+/// If it panics, it is gone, and its waiter with it.
 pub struct Detach<F: Future<Output: Send> + Send + 'static> {
     /// Empty once finished, or after it panicked.
     future: Option<Pin<Box<TrackedFuture<F>>>>,
@@ -24,7 +24,7 @@ pub struct Detach<F: Future<Output: Send> + Send + 'static> {
 }
 
 impl<F: Future<Output: Send> + Send + 'static> Detach<F> {
-    /// Has to be called inside a tokio runtime: that one takes the future over. `drain` waits for it from now on, whoever runs it.
+    /// Has to be called inside a tokio runtime, which takes the future over. From now on `drain` waits for it, whoever runs it.
     pub fn new(future: F, drain: &Drain) -> Self {
         Self { future: Some(Box::pin(drain.track(future))), runtime: Handle::current() }
     }
@@ -42,7 +42,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Detach<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
         let mut future = this.future.take().expect("a future is not polled after it finished");
-        // Taken out meanwhile, so that one that panics is dropped instead of being started again.
+        // Taken out while it is polled, so that one that panics is dropped instead of being polled again.
         let polled = future.as_mut().poll(cx);
         if polled.is_pending() {
             this.future = Some(future);

@@ -1,14 +1,13 @@
-//! A thread that has nothing to do looks for work a while before it sleeps.
+//! Lets an idle thread poll for work for a while before it sleeps.
 //!
-//! To be woken takes a thread 20 to 40 µs on a virtual machine: more than what most calls need. While calls come one after
-//! the other, or wait for an answer of the store, the next thing to do is there sooner than that is worth, and a thread
-//! that asks the kernel for it meanwhile, without sleeping, has it at once. Seastar does so
-//! (`--idle-poll-time-us`), and so does Linux for the processors of its guests
-//! (<https://docs.kernel.org/virt/kvm/halt-polling.html>), whose rule is followed here: how long a thread looks grows where
-//! it has slept too early, and shrinks where nothing came. So it costs a process that has little to do next to nothing;
-//! one that is busy takes time of its core that is left over, for it gives way before each look, and goes to sleep when
-//! somebody took the core. Between control groups (containers, and sessions where the kernel groups those) the kernel gives
-//! way by its own measure: there somebody may wait for the rest of a slice.
+//! Waking a thread takes 20 to 40 µs on a virtual machine, more than most calls need. While calls come one after the other, or
+//! wait for an answer of the store, the next work arrives before sleeping would pay off, and a thread that keeps asking the
+//! kernel for it instead of sleeping gets it at once. Seastar does so (`--idle-poll-time-us`), and so does Linux for the
+//! processors of its guests (<https://docs.kernel.org/virt/kvm/halt-polling.html>), whose rule is followed here: the time a
+//! thread polls grows when it slept too early, and shrinks when nothing came. So polling costs a process with little to do next
+//! to nothing, and a busy one only uses spare time of its core, since it yields before each look and goes to sleep once
+//! somebody else took the core. Between control groups (containers, and sessions where the kernel groups those) the kernel
+//! yields by its own rules, so others may have to wait for the rest of a time slice.
 
 use std::{
     future::Future as _,
@@ -25,45 +24,44 @@ use std::{
 
 use tokio::{runtime::Builder, task};
 
-/// What the first look at all takes: about what being woken does.
+/// The initial limit: about as long as being woken takes.
 const FIRST: Duration = Duration::from_micros(50);
 
-/// Between two looks with nothing to do in between. Whatever takes longer is taken for work.
+/// The longest time between two looks with nothing to do in between. Anything longer is taken for work.
 const LOOK_MAX: Duration = Duration::from_micros(5);
 
-/// So many times the longest look is as long as a thread goes without sleeping. Where there is work that costs one wait that ends at
-/// once. Where each look takes as long as work does (under an emulator, with the system calls filtered or traced) it shows that there
-/// is none.
+/// A thread goes without sleeping for at most this many times the longest polling time. If there is work, that costs one wait
+/// that ends at once. Where each look takes as long as work does (under an emulator, or with system calls filtered or traced),
+/// it reveals that there is none.
 const AWAKE: u32 = 16;
 
-/// Somebody else had the core, when giving way to others took longer.
+/// If yielding took longer than this, somebody else had the core.
 const OTHERS: Duration = Duration::from_micros(20);
 
 static POLLED_NANOS: AtomicU64 = AtomicU64::new(0);
 
-/// How long the threads of this process have looked for work with nothing to do: about that much of the processor time that it
-/// has used.
+/// How long the threads of this process have polled while idle: roughly this much of the processor time it used.
 #[must_use]
 pub fn polled() -> Duration {
     Duration::from_nanos(POLLED_NANOS.load(Ordering::Relaxed))
 }
 
-/// Has the thread of a runtime look for work for `longest` at most before it sleeps; not at all where that is zero.
+/// Makes the thread of a runtime poll for work for at most `longest` before it sleeps; not at all if that is zero.
 ///
-/// For runtimes of the current thread alone. The threads of others look for work at each other already, and would wake each other by
-/// this.
+/// Only for current-thread runtimes. The threads of other runtimes already look for each other's work, and would wake each
+/// other by this.
 ///
-/// Takes both of the runtime's hooks for a thread that parks.
+/// Uses both of the runtime's hooks for a parking thread.
 pub fn poll_before_sleep(builder: &mut Builder, longest: Duration) {
     if longest.is_zero() {
         return;
     }
-    // By the one thread that drives the runtime, so nobody ever waits for it.
+    // Locked only by the one thread that drives the runtime, so nobody ever waits for it.
     let pace = Arc::new(Mutex::new(Pace::new(longest)));
     let before = Arc::clone(&pace);
     builder.on_thread_park(move || {
         if look(&mut before.lock().unwrap_or_else(PoisonError::into_inner)) {
-            // What was deferred has the runtime ask for events without sleeping, and then find itself idle again.
+            // A deferred task makes the runtime ask for events without sleeping, and then find itself idle again.
             let next = pin!(task::yield_now());
             let _ = next.poll(&mut Context::from_waker(Waker::noop()));
         }
@@ -71,7 +69,7 @@ pub fn poll_before_sleep(builder: &mut Builder, longest: Duration) {
     builder.on_thread_unpark(move || pace.lock().unwrap_or_else(PoisonError::into_inner).woken(Instant::now));
 }
 
-/// Whether to look once more, after everybody else who wants the core has had it.
+/// Whether to look once more, after letting everybody else who wants the core have it.
 fn look(pace: &mut Pace) -> bool {
     let now = Instant::now();
     let mut look = pace.idle(now);
@@ -90,12 +88,12 @@ fn look(pace: &mut Pace) -> bool {
 #[derive(Debug)]
 struct Pace {
     longest: Duration,
-    /// The same for the next time, by what the last ones were like.
+    /// The current limit, adapted to the last idle times.
     limit: Duration,
     idle: Option<Idle>,
-    /// The first idleness since the thread last slept.
+    /// When the thread first became idle since it last slept.
     awake: Option<Instant>,
-    /// How long the thread has looked since somebody took this.
+    /// How long the thread has polled since this was last taken.
     polled: Duration,
 }
 
@@ -113,7 +111,7 @@ impl Pace {
         Self { longest, limit: Duration::ZERO, idle: None, awake: None, polled: Duration::ZERO }
     }
 
-    /// There is nothing to do: whether to look for more, or else to sleep.
+    /// Called when there is nothing to do: whether to keep looking rather than sleep.
     fn idle(&mut self, now: Instant) -> bool {
         let idle = match self.idle {
             Some(idle) if now.duration_since(idle.seen) < LOOK_MAX => idle,
@@ -135,7 +133,7 @@ impl Pace {
         !asleep
     }
 
-    /// Others were let onto the core: whether to go on looking, or else to sleep because one of them wanted it.
+    /// Called after yielding the core: whether to keep looking, or sleep because somebody else wanted it.
     fn gave_way(&mut self, before: Instant, now: Instant) -> bool {
         let asleep = now.duration_since(before) > OTHERS;
         if let Some(idle) = &mut self.idle {
@@ -156,7 +154,7 @@ impl Pace {
         }
     }
 
-    /// Nothing was to do for so long.
+    /// There was nothing to do for this long.
     fn ended(&mut self, length: Duration) {
         if length > self.longest {
             self.limit /= 2;
@@ -186,7 +184,7 @@ mod tests {
     const LONGEST: Duration = Duration::from_millis(1);
     const MICROSECOND: Duration = Duration::from_micros(1);
 
-    /// One time without work, of which the thread looks as long as it may: how long that was. Work follows.
+    /// One idle time, during which the thread polls as long as it may; returns how long that was. Work follows.
     fn idle_for(pace: &mut Pace, now: &mut Instant, length: Duration) -> Duration {
         *now += 100 * MICROSECOND;
         let since = *now;
@@ -210,7 +208,7 @@ mod tests {
         let polled: Vec<_> =
             (0..5).map(|_| idle_for(&mut pace, &mut now, Duration::from_micros(180)).as_micros()).collect();
         assert_eq!(polled, [0, 50, 100, 180, 180]);
-        // Counted when it is over, which shows when there is nothing to do again.
+        // It is counted once it is over, which is noticed when there is nothing to do again.
         assert!(pace.idle(now + LONGEST));
         assert_eq!(pace.polled.as_micros(), 510);
     }
@@ -245,9 +243,9 @@ mod tests {
         let later = now + OTHERS + MICROSECOND;
         assert!(pace.idle(later));
         assert!(!pace.gave_way(later, later + OTHERS + MICROSECOND));
-        // What the others had is not the thread's own time.
+        // Time that others had is not counted as the thread's own.
         assert_eq!(pace.polled, later.duration_since(now));
-        // And learns from how long it slept, as from every sleep.
+        // And it learns from how long it slept, as from every sleep.
         pace.woken(|| now + 2 * LONGEST);
         assert_eq!(pace.limit, LONGEST / 2);
     }
@@ -283,8 +281,8 @@ mod tests {
         assert_eq!(pace.idle.map(|idle| idle.since), Some(now));
     }
 
-    /// Whether a thread has looked for work by the time that it has answered so many calls, one after the other, on a runtime that
-    /// looks for so long.
+    /// Whether a thread has polled for work by the time it has answered this many calls, one after the other, on a runtime that
+    /// polls for up to `longest`.
     fn looks_between_calls(longest: Duration, calls: usize) -> bool {
         let mut builder = Builder::new_current_thread();
         poll_before_sleep(&mut builder, longest);
@@ -318,7 +316,7 @@ mod tests {
     #[test]
     fn a_runtime_looks_between_calls_only_where_it_is_told_to() {
         assert!(!looks_between_calls(Duration::ZERO, 200));
-        // As many as it takes while others have the cores.
+        // As many as it takes even while others have the cores.
         assert!(looks_between_calls(LONGEST, 1_000_000));
     }
 }

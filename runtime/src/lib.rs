@@ -2,7 +2,8 @@
 //! loop, the admin listener, logging, metrics and traces.
 //!
 //! Nothing here belongs to one service: listeners and the shutdown token come from outside, so two services can start in one
-//! process. What a process has once (the subscriber of its log, the exporter of its spans) is set up by whoever owns `main`.
+//! process. What a process has only once (the subscriber of its log, the exporter of its spans) is set up by the owner of
+//! `main`.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -18,10 +18,10 @@ use tracing_subscriber::{
 
 use crate::telemetry::{self, Tracing};
 
-/// What is quieter than the rest unless named: their debug and info lines are about protocols, not about events.
+/// Modules that are quieter than the rest unless named: their debug and info lines are about protocols, not about events.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,rustls=warn,sqlx=warn,tonic=warn,tower=warn";
 
-/// What somebody may have to answer for stays, whatever the level of the rest, unless it is named.
+/// Audit lines stay whatever the level of the rest, unless their target is named.
 const AUDIT: &str = "oncegate_gateway::audit=info,oncegate_runtime::audit=info,oncegate_sidecar::audit=info";
 
 /// How to log.
@@ -58,16 +58,16 @@ const DEFAULT: &str = "info";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filter(String);
 
-/// What a bare word may name beside a level: our own crates begin with this, and all that a level of theirs is set for.
+/// What a bare word may name besides a level: our own crates, and all targets that they set a level for, begin with this.
 const OURS: &str = "oncegate";
 
 /// The filter cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FilterError {
-    /// It is none.
+    /// It is not a valid filter.
     #[error("not a log filter; write for example info or info,oncegate_gateway=debug")]
     Syntax(#[source] tracing_subscriber::filter::ParseError),
-    /// A word that would be taken for the name of a module that there is not: nothing else would be logged.
+    /// A word that would be taken for the name of a module that does not exist: nothing else would be logged.
     #[error(
         "{0:?} is neither a level (off, error, warn, info, debug, trace) nor a module of ours; for another \
          module write {0}=debug"
@@ -79,7 +79,7 @@ impl FromStr for Filter {
     type Err = FilterError;
 
     fn from_str(text: &str) -> Result<Self, FilterError> {
-        // As elsewhere, a blank setting is none; silence is called off.
+        // As elsewhere, a blank setting counts as unset; for silence there is `off`.
         if parts(text).next().is_none() {
             return Ok(Self(DEFAULT.to_owned()));
         }
@@ -115,21 +115,21 @@ pub enum InitError {
     Twice(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// Starts logging for the whole process, and traces where there are some. Call it once, first thing in `main`.
+/// Starts logging for the whole process, and tracing if configured. Call it once, first thing in `main`.
 ///
 /// # Errors
 ///
 /// Logging was started before.
 pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitError> {
-    // A line for each request is for a collector; people ask for it.
+    // A line per request is meant for a collector; people have to ask for it.
     let access = match options.log_format {
         Format::Text => "oncegate_gateway::access=warn,oncegate_sidecar::access=warn,",
         Format::Json => "",
     };
-    // What the operator wrote comes last: it replaces ours for the same module.
+    // The operator's own filter comes last, so that it replaces ours for the same module.
     let filter = targets(&format!("{QUIET},{AUDIT},{access}{}", options.log_level.0))?;
-    // Spans are for traces: without them their call sites are off for good. The hint leaves the filter's own in force: without
-    // one every line of every library would be asked about.
+    // Spans are for traces: without traces their call sites are off for good. The hint keeps the filter's own maximum level
+    // effective: without it every line of every library would have to be checked.
     let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
     let lines =
         lines_in(options.log_format, std::io::stderr().is_terminal(), std::io::stderr).with_filter(filter).boxed();
@@ -138,8 +138,9 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
     tracing_subscriber::registry().with(layers).try_init().map_err(InitError::Twice)
 }
 
-/// An event in logs and spans: twelve hexadecimal digits, enough to find the lines of both services that belong together,
-/// and nothing of the event's name (W17). Its value stays the same across versions, or a search would miss half of them.
+/// Identifies an event in logs and spans: twelve hexadecimal digits, enough to find the lines of both services that belong
+/// together, revealing nothing of the event's name (W17). Its value must stay the same across versions, or a search would
+/// miss half of the lines.
 #[must_use]
 pub fn event_digest(tenant: &str, provider: &str, event_id: &str) -> String {
     let mut hash = Sha256::new();
@@ -165,8 +166,8 @@ where
     }
 }
 
-/// Log lines that name the trace and the span that they were written in, where there is one, and in JSON what their errors
-/// come from: the library writes that in text alone.
+/// Log lines that name the trace and the span they were written in, if any, and in JSON also the sources of their errors,
+/// which the library only writes in text.
 struct Traced<F> {
     format: F,
     json: bool,
@@ -187,12 +188,12 @@ where
         if ids.is_none() && causes.members.is_empty() {
             return self.format.format_event(context, writer, event);
         }
-        // Without colours: a line that goes to a trace as well is for a machine.
+        // Without colours: lines written while tracing are for a machine.
         let mut line = String::with_capacity(512);
         let plain = Writer::new(&mut line);
         self.format.format_event(context, plain, event)?;
         let line = line.trim_end();
-        // A JSON line is one object, and text goes on.
+        // A JSON line is one object to be completed; text is simply continued.
         match (line.strip_suffix('}').filter(|_| self.json), ids) {
             (Some(open), Some((trace, span))) => {
                 writeln!(writer, "{open}{},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}", causes.members)
@@ -204,8 +205,8 @@ where
     }
 }
 
-/// What the errors of an event come from, as members of its JSON object, each with a comma before it: by the names that
-/// they have in text.
+/// The sources of an event's errors, as members of its JSON object, each preceded by a comma, under the names that they
+/// have in text.
 #[derive(Default)]
 struct Causes {
     members: String,
@@ -239,7 +240,7 @@ mod tests {
 
     use super::*;
 
-    /// Where lines go that a test reads.
+    /// Where lines go for a test to read.
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
 

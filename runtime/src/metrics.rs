@@ -1,7 +1,7 @@
-//! Metrics in Prometheus' text form, without a registry: each part of the process holds its numbers in a struct of
-//! atomics, and writes them to a page when it is asked to. Counting is one relaxed addition; nothing is looked up by name.
+//! Metrics in Prometheus' text form, without a registry: each part of the process keeps its numbers in a struct of
+//! atomics, and writes them to a page on request. Counting is one relaxed addition; nothing is looked up by name.
 //!
-//! Labels are closed lists ([`labels!`]) or names from the configuration, so that no request can make a series.
+//! Labels are closed lists ([`labels!`]) or names from the configuration, so that no request can create a series.
 
 pub mod certificates;
 pub mod process;
@@ -16,7 +16,7 @@ use std::{
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows, until the process starts anew.
+    /// Only grows, until the process restarts.
     Counter,
     /// Goes up and down.
     Gauge,
@@ -36,12 +36,12 @@ impl Kind {
     }
 }
 
-/// A metric: its name (with the unit at its end, by Prometheus' rules), what it is, and by what it is told apart.
+/// A metric: its name (with the unit at its end, by Prometheus' rules), its kind, and its labels.
 #[derive(Debug)]
 pub struct Family {
     /// The name.
     pub name: &'static str,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// One sentence for people.
     pub help: &'static str,
@@ -81,10 +81,10 @@ pub trait Label: Copy {
     /// How many there are.
     const COUNT: usize;
 
-    /// The place of this one, below [`Label::COUNT`].
+    /// The index of this one, below [`Label::COUNT`].
     fn index(self) -> usize;
 
-    /// The values at a place, one for each label.
+    /// The values at an index, one for each label.
     fn values(index: usize, add: &mut dyn FnMut(&'static str));
 }
 
@@ -156,7 +156,7 @@ impl Counter {
         self.add_many(1);
     }
 
-    /// So many more.
+    /// Adds this many.
     pub fn add_many(&self, count: u64) {
         self.0.fetch_add(count, Relaxed);
     }
@@ -173,17 +173,17 @@ impl Counter {
 pub struct Gauge(AtomicI64);
 
 impl Gauge {
-    /// Now it is this.
+    /// Sets the value.
     pub fn set(&self, value: i64) {
         self.0.store(value, Relaxed);
     }
 
-    /// Now it is so much more, or less.
+    /// Adds to the value, or subtracts from it.
     pub fn add(&self, by: i64) {
         self.0.fetch_add(by, Relaxed);
     }
 
-    /// What it is.
+    /// The value.
     #[must_use]
     pub fn get(&self) -> i64 {
         self.0.load(Relaxed)
@@ -204,12 +204,12 @@ impl<L: Label> Default for Counters<L> {
 }
 
 impl<L: Label> Counters<L> {
-    /// One more of these.
+    /// Adds one for this label.
     pub fn add(&self, label: L) {
         self.counts[label.index()].fetch_add(1, Relaxed);
     }
 
-    /// So far, by the label's place.
+    /// The count so far, by the label's index.
     #[must_use]
     pub fn at(&self, index: usize) -> u64 {
         self.counts[index].load(Relaxed)
@@ -232,7 +232,7 @@ impl<L: Label> Counters<L> {
 #[derive(Debug)]
 pub struct Histogram {
     bounds: &'static [f64],
-    /// By bucket, not cumulated; the last one is for what is above all bounds.
+    /// By bucket, not cumulative; the last one is for values above all bounds.
     counts: Box<[AtomicU64]>,
     sum_millionths: AtomicU64,
 }
@@ -258,7 +258,7 @@ impl Histogram {
     }
 
     fn take(&self, value: f64, millionths: u64) {
-        // A dozen comparisons of what lies side by side: less than a search.
+        // A dozen comparisons of adjacent values: cheaper than a binary search.
         let place = self.bounds.iter().position(|bound| value <= *bound).unwrap_or(self.bounds.len());
         self.counts[place].fetch_add(1, Relaxed);
         self.sum_millionths.fetch_add(millionths, Relaxed);
@@ -385,7 +385,7 @@ impl Rows<'_> {
         self.line("", labels, None, value.into());
     }
 
-    /// A row for each value of the labels after `labels`. Of combinations, only those that have happened.
+    /// A row for each value of the labels after `labels`. For combinations, only those that have occurred.
     pub fn counters<L: Label>(&mut self, labels: &[&str], counters: &Counters<L>) {
         let mut values = Vec::with_capacity(self.family.labels.len());
         for (index, count) in counters.counts.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! What is made from files, and made again when they change: certificates, tokens.
+//! Values made from files, and made again when these change: certificates, tokens.
 
 use std::{
     error::Error as StdError,
@@ -13,14 +13,14 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-/// How long a look at files may take. One that takes longer, on a network mount that is gone, has failed: whoever is told to
-/// rely on the files has to know that nobody can read them.
+/// How long checking files may take. A check that takes longer, as on a network mount that is gone, has failed: users who rely
+/// on the files have to know that they cannot be read.
 pub const READ_TIME_MAX: Duration = Duration::from_secs(5);
 
 type BoxError = Box<dyn StdError + Send + Sync>;
 type Build<T> = Box<dyn Fn(&[Vec<u8>]) -> Result<T, BoxError> + Send + Sync>;
 
-/// Why files could not be used. Names them, never what they hold.
+/// Why files could not be used. Names them, never their content.
 #[derive(Debug, thiserror::Error)]
 pub enum FilesError {
     /// A file cannot be read.
@@ -32,7 +32,7 @@ pub enum FilesError {
         #[source]
         source: io::Error,
     },
-    /// What they hold is of no use.
+    /// Their content cannot be used.
     #[error("{files} cannot be used")]
     Content {
         /// The files as configured.
@@ -44,8 +44,8 @@ pub enum FilesError {
 }
 
 impl FilesError {
-    /// The setting that names the file that is meant, of `settings` and their files; all of them where what they hold does not
-    /// go together.
+    /// The setting that names the file concerned, out of `settings` and their files; all of them if their contents do not fit
+    /// together.
     #[must_use]
     pub fn setting(&self, settings: &[(&'static str, &Path)]) -> String {
         let is_meant = |file: &Path| match self {
@@ -58,7 +58,8 @@ impl FilesError {
 }
 
 /// A value made from the content of some files. A path is opened anew each time, because a projected Kubernetes secret is
-/// updated by swapping a symbolic link (W5); content is compared and not times, which such a swap does not move reliably.
+/// updated by swapping a symbolic link (W5); content is compared rather than modification times, which such a swap does not
+/// change reliably.
 pub struct Files<T> {
     what: &'static str,
     paths: Vec<PathBuf>,
@@ -67,28 +68,28 @@ pub struct Files<T> {
     content: Mutex<Vec<Vec<u8>>>,
     replaced: AtomicU64,
     failed: AtomicU64,
-    /// A failure is reported once until it is mended.
+    /// A failure is reported once until it is fixed.
     failing: AtomicBool,
 }
 
-/// How often files changed, and how they stand.
+/// How often files changed, and their current state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// The value was replaced.
     pub replaced: u64,
     /// They had become unusable, and the old value was kept.
     pub failed: u64,
-    /// They still are. What an alarm looks at.
+    /// They still are. For alerts.
     pub failing: bool,
 }
 
 impl<T> Files<T> {
-    /// Reads the files and makes the value. `what` it is stands in the log when it changes. `build` gets the content of
-    /// the files in the order of `paths`.
+    /// Reads the files and makes the value. `what` names it in the log when it changes. `build` gets the content of the files
+    /// in the order of `paths`.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, or of which `build` makes nothing.
+    /// A file that cannot be read, or content that `build` rejects.
     pub fn read(
         what: &'static str,
         paths: Vec<PathBuf>,
@@ -108,7 +109,7 @@ impl<T> Files<T> {
         })
     }
 
-    /// The value as of the latest content that could be used.
+    /// The value made from the latest usable content.
     pub fn current(&self) -> Arc<T> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -122,7 +123,7 @@ impl<T> Files<T> {
         }
     }
 
-    /// Looks at the files now; blocks on the file system. Unusable content leaves the old value in place.
+    /// Checks the files now; blocks on the file system. Unusable content leaves the old value in place.
     pub fn refresh(&self) {
         let mut known = self.content.lock().unwrap_or_else(PoisonError::into_inner);
         let built = match contents(&self.paths) {
@@ -161,7 +162,7 @@ impl<T> Files<T> {
 }
 
 impl<T: Send + Sync + 'static> Files<T> {
-    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    /// Checks the files every `pause`, for ever. Dropping the future ends it.
     pub async fn watch(self: Arc<Self>, pause: Duration) {
         let mut ticks = interval(pause);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -172,7 +173,7 @@ impl<T: Send + Sync + 'static> Files<T> {
             let mut look = tokio::task::spawn_blocking(move || files.refresh());
             if timeout(READ_TIME_MAX, &mut look).await.is_err() {
                 self.fails(&io::Error::from(io::ErrorKind::TimedOut));
-                // Not a second one beside it: each would hold a thread.
+                // Do not start a second one beside it: each would hold a thread.
                 let _ = look.await;
             }
         }
@@ -185,10 +186,10 @@ impl<T> fmt::Debug for Files<T> {
     }
 }
 
-/// More than any certificate chain, list of tokens or configuration has; a wrong path must not fill the memory.
+/// More than any certificate chain, list of tokens or configuration needs; a wrong path must not fill the memory.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// What a file holds that somebody configured.
+/// The content of a configured file.
 ///
 /// # Errors
 ///
@@ -202,13 +203,13 @@ pub fn read_file(path: &Path) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The same, of a file that is text.
+/// The same, for a text file.
 ///
 /// # Errors
 ///
-/// Also one that is not UTF-8.
+/// Also if it is not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    // What the error quotes may be a secret; where it is wrong says enough.
+    // The text that the error quotes may be a secret; the position says enough.
     let text = String::from_utf8(read_file(path)?).map_err(|error| error.utf8_error());
     text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
@@ -281,7 +282,7 @@ mod tests {
     #[cfg(unix)]
     #[tokio::test(start_paused = true)]
     async fn w5_files_that_hang_are_counted_once_and_read_when_they_answer() {
-        // The clock stands while a thread reads, unless it is told to go on.
+        // The clock stands still while a thread reads, unless it is advanced.
         async fn second() {
             std::thread::sleep(Duration::from_millis(1));
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -291,7 +292,7 @@ mod tests {
         std::fs::write(&path, "1").unwrap();
         let number = |content: &[Vec<u8>]| Ok(std::str::from_utf8(&content[0])?.trim().parse::<u32>()?);
         let files = Arc::new(Files::read("numbers", vec![path.clone()], number).unwrap());
-        // A pipe is open for reading when somebody writes.
+        // Opening a pipe for reading blocks until somebody writes.
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         std::fs::remove_file(&path).unwrap();
         std::fs::hard_link(&pipe, &path).unwrap();

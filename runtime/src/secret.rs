@@ -1,4 +1,4 @@
-//! Secrets: text that no log, error or `Debug` shows, and where it comes from.
+//! Secrets: text that no log, error or `Debug` output shows, and where it comes from.
 
 use std::{
     convert::Infallible,
@@ -15,7 +15,7 @@ use crate::{config::Problem, reload::read_text};
 pub struct Secret(Arc<str>);
 
 impl Secret {
-    /// Wraps `text` as it stands: blanks inside or around it are part of the secret.
+    /// Wraps `text` as it is: blanks inside or around it are part of the secret.
     ///
     /// # Errors
     ///
@@ -43,7 +43,7 @@ impl fmt::Debug for Secret {
 #[error("a secret may not be blank")]
 pub struct Blank;
 
-/// Text of a secret setting as given, possibly blank and possibly a list: what clap parses into, so that a secret is
+/// The text of a secret setting as given, possibly blank and possibly a list: what clap parses into, so that a secret is
 /// never held as a plain `String` that `Debug` would show. [`Source`] makes secrets of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(Arc<str>);
@@ -68,15 +68,15 @@ impl fmt::Debug for SecretText {
     }
 }
 
-/// A URL as others may see it: `***` for what stands before an `@`, and for a query and a fragment, where people put
-/// passwords and keys. Text that is no URL stays as it is.
+/// A URL as others may see it: `***` replaces whatever precedes an `@`, and any query and fragment, where people put
+/// passwords and keys. Text that is not a URL stays as it is.
 #[must_use]
 pub fn shown_url(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let (place, more) = rest.find(['?', '#']).map_or((rest, ""), |at| rest.split_at(at));
     let (authority, path) = place.find('/').map_or((place, ""), |at| place.split_at(at));
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    // A password with a slash or the like in it, or another URL behind this one: nobody can say what is what.
+    // A password containing a slash or the like, or another URL after this one: the parts cannot be told apart.
     let port = host.rsplit_once(':').map_or("", |(_, port)| if port.ends_with(']') { "" } else { port });
     if !port.bytes().all(|byte| byte.is_ascii_digit()) || (place.contains("://") && place.contains('@')) {
         return format!("{scheme}://***");
@@ -101,7 +101,7 @@ pub enum ReadError {
     /// Nothing was given.
     #[error("no secret was given")]
     Empty,
-    /// Whoever names a file means there to be a secret in it.
+    /// A file that is named is meant to hold a secret.
     #[error("{path} holds no secret")]
     Blank {
         /// The file as configured.
@@ -114,7 +114,7 @@ pub enum ReadError {
 pub enum Source {
     /// Given as a value.
     Value(SecretText),
-    /// Given as several values, commas being part of them.
+    /// Given as several values, in which commas belong to the value.
     Values(Arc<[Secret]>),
     /// Read from a file, and read again when it changes. The path is opened anew each time, because a projected
     /// Kubernetes secret is updated by swapping a symbolic link (W5).
@@ -122,12 +122,12 @@ pub enum Source {
 }
 
 impl Source {
-    /// Chooses between `NAME` and `NAME_FILE`. Blank text is as good as none, so that `NAME=` in a composed
-    /// environment switches a setting off.
+    /// Chooses between `NAME` and `NAME_FILE`. Blank text counts as unset, so that `NAME=` in a composed environment
+    /// switches a setting off.
     ///
     /// # Errors
     ///
-    /// Both given: which one holds would be a guess.
+    /// Both given: which one applies would be a guess.
     pub fn choose(
         name: &'static str,
         value: Option<SecretText>,
@@ -145,7 +145,7 @@ impl Source {
         }
     }
 
-    /// The file that may change, if it is one.
+    /// The file that may change, if the source is a file.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         match self {
@@ -173,7 +173,7 @@ impl Source {
         }
     }
 
-    /// Reads one secret, commas being part of it; of several, the first.
+    /// Reads one secret, in which commas belong to the value; of several, the first.
     ///
     /// # Errors
     ///
@@ -197,8 +197,9 @@ pub fn file(text: &str) -> Result<PathBuf, Infallible> {
     Ok(PathBuf::from(text))
 }
 
-/// The secrets in `text`, separated by commas or lines, trimmed, without the blank ones. No secret has two lines: taken for
-/// one, a file with a secret on each would replace those that work by one that matches nothing.
+/// The secrets in `text`, separated by commas or lines, trimmed, without the blank ones. No secret spans two lines:
+/// otherwise a file with one secret per line would be read as a single secret that matches nothing, in place of those that
+/// work.
 fn list(text: &str) -> Vec<Secret> {
     text.split([',', '\n', '\r'])
         .map(str::trim)

@@ -1,7 +1,7 @@
-//! The accept loop: connections for hyper with every limit set, and a shutdown that ends.
+//! The accept loop: connections for hyper with every limit set, and a shutdown that is sure to end.
 //!
-//! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which
-//! a peer that connected and said nothing holds up for an hour. This module does.
+//! hyper bounds neither the number of connections, nor the wait for the first bytes, nor its own graceful shutdown, which a
+//! peer that connects and stays silent can hold up for an hour. This module does.
 
 mod alarm;
 mod clock;
@@ -63,15 +63,15 @@ pub struct Options {
     /// How many of them one address may have; beyond it new ones are closed. Default none: behind a proxy or a mesh
     /// everybody has one address.
     pub shares: Option<Arc<Shares>>,
-    /// How long a connection may take to say anything at all (HTTP/2: to send its preface) before it is closed.
-    /// Default 5 s: nobody connects without having something to say, except health checks of load balancers.
+    /// How long a connection may take to send anything at all (HTTP/2: to send its preface) before it is closed. Default 5 s:
+    /// nobody connects without having something to send, except health checks of load balancers.
     pub first_byte_timeout: Duration,
-    /// How long a peer may take none of what was written for it before its connection is cut. hyper waits for ever: a peer
-    /// that asks and never reads would keep its place. Default 30 s.
+    /// How long a peer may accept nothing of what was written for it before its connection is cut. hyper waits for ever: a
+    /// peer that sends requests and never reads would keep its place. Default 30 s.
     pub write_timeout: Duration,
-    /// How long connections may take to finish once shutdown began. What is left is cut.
+    /// How long connections may take to finish once shutdown has begun. Any that are left are cut.
     pub drain: Duration,
-    /// What is spoken.
+    /// The protocol spoken.
     pub protocol: Protocol,
     /// TLS around it; not on Unix sockets. The handshake has to be done within `first_byte_timeout`.
     pub tls: Option<ServerTls>,
@@ -103,7 +103,7 @@ impl Options {
     }
 }
 
-/// One protocol a listener: sniffing for both waits for the first bytes without a time-out.
+/// One protocol per listener: detecting both would wait for the first bytes without a time-out.
 #[derive(Debug, Clone)]
 pub enum Protocol {
     /// HTTP/1.0 and 1.1.
@@ -118,9 +118,8 @@ pub struct Http1 {
     /// From the first wait for a request to the end of its head; also how long an idle connection is kept.
     /// Default 30 s.
     pub header_read_timeout: Duration,
-    /// Request line and headers, in bytes. More is answered with 431. Default 16 KiB; together with hyper's own
-    /// limit of 100 headers this bounds the memory of a head. That limit is left as it is: another
-    /// one costs an allocation a request.
+    /// Request line and headers, in bytes. More is answered with 431. Default 16 KiB; together with hyper's own limit of 100
+    /// headers this bounds the memory of a head. That limit is left as it is: changing it costs an allocation per request.
     pub header_bytes_max: usize,
     /// The read buffer of a connection, in bytes, at least 8,192. Default 32 KiB.
     pub buffer_bytes_max: usize,
@@ -132,7 +131,7 @@ impl Default for Http1 {
     }
 }
 
-/// Limits of an HTTP/2 connection. Those of hyper against reset and continuation floods stay.
+/// Limits of an HTTP/2 connection. hyper's own limits against reset and continuation floods stay in force.
 #[derive(Debug, Clone)]
 pub struct Http2 {
     /// Requests under way on one connection. Default 256, which is too few where requests wait for others of the same client.
@@ -162,7 +161,7 @@ impl Default for Http2 {
 pub struct Peer {
     /// Its address; None on a Unix socket.
     pub address: Option<SocketAddr>,
-    /// Its certificate, verified, where it has one.
+    /// Its verified certificate, if it has one.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
 
@@ -206,7 +205,7 @@ where
     serve_each(listener, move |_: &Peer| service.clone(), options, shutdown).await
 }
 
-/// As [`serve`], with a service made for each connection, which may depend on who is at its other end.
+/// As [`serve`], but with a service made for each connection, which may depend on who is at the other end.
 pub async fn serve_each<S, B>(
     listener: impl Into<Listener>,
     service: impl Fn(&Peer) -> S + Clone + Send + 'static,
@@ -260,7 +259,7 @@ async fn accept<M, S, B>(
         let slot = match slots.clone().try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => {
-                // Strangers choose how often.
+                // Strangers control how often this happens.
                 if let Some(unreported) = full.pass() {
                     tracing::warn!(
                         connections_max = worker.options.connections_max,
@@ -455,7 +454,7 @@ impl<M> Worker<M> {
     }
 }
 
-/// What a connection is made of.
+/// The stream below a connection.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -464,18 +463,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 const HTTP2_PREFACE_BYTES: usize = 24;
 
 /// How long a shutdown waits for the rest of a first head. hyper would wait for `header_read_timeout`: one socket with half a
-/// head would make an outage of each restart. Who is in the middle of sending one has long sent it by then.
+/// head would turn each restart into an outage. A peer in the middle of sending one has long finished by then.
 const FIRST_HEAD_DRAIN: Duration = Duration::from_secs(2);
 
-/// When a connection counts as begun. Before that it has nothing to lose, and may be closed without a word.
+/// Watches whether a connection has begun. Before that it has nothing to lose, and may be closed without notice.
 struct Watch<'a> {
     seen: &'a Seen,
     begun_at: usize,
     first_byte_timeout: Duration,
-    /// How long a shutdown waits for a first request. None in HTTP/2, whose end hyper settles with the peer. With a later
-    /// one half sent the connection counts as idle, and hyper ends it at once.
+    /// How long a shutdown waits for a first request. None for HTTP/2, where hyper agrees on the end with the peer. A
+    /// connection with a later request half sent counts as idle, and hyper ends it at once.
     first_head_drain: Option<Duration>,
-    /// What the connection has its time from.
+    /// The clock that the connection uses.
     clock: Option<&'a Clock>,
 }
 
@@ -510,7 +509,7 @@ impl Watch<'_> {
             }
         };
         if let Err(error) = ended {
-            // The peer's doing nearly always: resets, half requests, time-outs.
+            // Nearly always caused by the peer: resets, half requests, time-outs.
             tracing::debug!(%peer, error = %Chain(&error), "connection ended");
         }
     }
@@ -529,7 +528,7 @@ impl Watch<'_> {
         self.seen.bytes() >= self.begun_at
     }
 
-    /// Resolves when no request has come in time, now that no more are wanted; never when one has.
+    /// Resolves when no request has arrived in time during shutdown; never if one has.
     async fn no_request(&self) {
         if let Some(limit) = self.first_head_drain {
             tokio::time::sleep(limit).await;

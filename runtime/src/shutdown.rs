@@ -1,4 +1,4 @@
-//! From a signal to the end of the process: a token that says stop, and a bounded wait for what is under way.
+//! From a signal to the end of the process: a token that says stop, and a bounded wait for the work under way.
 
 use std::{future::Future, io, thread, time::Duration};
 
@@ -6,11 +6,11 @@ use tokio::{runtime::Builder, task::JoinHandle};
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
-/// The longest that the runtime's end may take, when everything that matters has been waited for.
+/// The longest that the runtime may take to end, once everything that matters has been waited for.
 pub const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
 
 /// Turns signals into a token. SIGTERM or SIGINT cancels it: stop taking work, finish what is under way. A second
-/// signal ends the process at once, with status 143 or 130, for whoever does not want to wait.
+/// signal ends the process at once, with status 143 or 130, for those who do not want to wait.
 ///
 /// Has to be called inside a tokio runtime.
 ///
@@ -32,11 +32,11 @@ pub fn on_signals() -> io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Has SIGTERM and SIGINT end the process at once, with status 143 or 130, where it is the first of its container: to
-/// that one the kernel gives no signal that it has not asked for. To any other the signal itself does so, and says to a
-/// shell what ended it.
+/// Makes SIGTERM and SIGINT end the process at once, with status 143 or 130, where it is the first process of its
+/// container: the kernel delivers to that one no signal for which it has no handler. Any other process is ended by the
+/// signal itself, which tells a shell what ended it.
 ///
-/// On a thread of its own: a command may block the one that it runs on.
+/// Runs on a thread of its own, since a command may block the one it runs on.
 ///
 /// # Errors
 ///
@@ -81,7 +81,7 @@ impl Signals {
     }
 }
 
-/// Tasks that have to be waited for at the end, for a bounded time.
+/// Tasks to wait for at the end, for a bounded time.
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     tasks: TaskTracker,

@@ -1,8 +1,9 @@
 //! Traces by OpenTelemetry: which spans are made, where they go, and how their context travels.
 //!
-//! Without an endpoint there is no layer for spans, every span's call site is off for good, and a request pays one load
-//! for each. With one, finished spans go through a bounded queue to a thread of their own, with its own runtime: nothing
-//! here needs a worker of the services' runtime, and a collector that is away, or hangs, costs spans and nothing else.
+//! Without an endpoint there is no layer for spans, every span's call site is off for good, and a request pays one atomic
+//! load for each. With one, finished spans go through a bounded queue to a thread of their own, with its own runtime:
+//! nothing here needs a worker of the services' runtime, and a collector that is away, or hangs, costs spans and nothing
+//! else.
 
 mod context;
 mod export;
@@ -33,11 +34,11 @@ use crate::{
     secret::shown_url,
 };
 
-/// The name of the spans that belong to many traces by links and to none by parentage. They are made only where one of
-/// their calls is recorded, and are then always recorded, whatever the sampler says of other roots.
+/// The name of the spans that belong to many traces by links and to none as a child. They are only created if one of their
+/// calls is recorded, and are then always recorded, whatever the sampler decides about other roots.
 pub const BATCH: &str = "ledger batch";
 
-/// The longest that the end of a process waits for the collector. Part of the time that a pod is given to end.
+/// The longest that a process waits for the collector at its end. Part of the time that a pod is given to end.
 pub const FLUSH_MAX: Duration = Duration::from_secs(2);
 
 /// What becomes of spans in this process.
@@ -88,7 +89,7 @@ impl Options {
     /// Everything that is wrong with them, at once.
     pub fn check(&self) -> Result<(), Problems> {
         let mut checks = Checks::new();
-        // The one that is used: what a platform sets for all may be meant for another protocol.
+        // Only the one that is used: what a platform sets for everybody may be meant for another protocol.
         match (&self.otel_exporter_otlp_traces_endpoint, &self.otel_exporter_otlp_endpoint) {
             (Some(given), _) => checks.take(endpoint("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", given)),
             (None, Some(given)) => checks.take(endpoint("OTEL_EXPORTER_OTLP_ENDPOINT", given)),
@@ -120,7 +121,7 @@ fn endpoint(setting: &'static str, given: &Uri) -> Result<(), Problem> {
     }
 }
 
-/// The library leaves out what it cannot use, in silence; it reads these by itself. The values are secrets.
+/// The library reads these by itself and silently leaves out what it cannot use. The values are secrets.
 fn headers(setting: &'static str, given: &str) -> Result<(), Problem> {
     for (number, header) in given.split_terminator(',').enumerate().filter(|(_, header)| !header.trim().is_empty()) {
         let usable = header
@@ -263,7 +264,7 @@ impl Tracing {
         Ok(Some(Self { tracer: provider.tracer("oncegate"), exporting }))
     }
 
-    /// The layer that makes spans of our own; those of libraries, the exporter's among them, are none of ours.
+    /// The layer that makes our own spans; those of libraries, including the exporter's, are not recorded.
     pub(crate) fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'span> LookupSpan<'span>,
@@ -281,8 +282,8 @@ impl Tracing {
             )
     }
 
-    /// Sends what has gathered, for at most `limit`; what has not gone by then is lost. Blocks the calling thread, which
-    /// must not be a runtime's.
+    /// Sends the spans gathered so far, for at most `limit`; any not sent by then are lost. Blocks the calling thread,
+    /// which must not belong to a runtime.
     pub fn finish(self, limit: Duration) {
         self.exporting.finish(limit);
     }

@@ -1,24 +1,24 @@
-//! Log lines that a stranger or an outage would repeat thousands of times a second.
+//! Limits log lines that a stranger or an outage would repeat thousands of times a second.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Instant,
 };
 
-/// Lets a few a second pass, and counts the others.
+/// Lets a few per second pass, and counts the others.
 #[derive(Debug)]
 pub struct Throttle {
     per_second: u32,
-    /// The clock of seconds begins here: it never goes back.
+    /// Seconds are counted from here, so the count never goes back.
     made: Instant,
-    /// The second in which the last one passed, from one, and in the lower half how many did. One number, so that of those
-    /// who come at once none begins the same second anew.
+    /// The second in which the last one passed, starting at one, and in the lower half how many did. A single number, so
+    /// that concurrent callers cannot begin the same second twice.
     passed: AtomicU64,
     held_back: AtomicU64,
 }
 
 impl Throttle {
-    /// Lets so many a second pass.
+    /// Lets this many per second pass.
     #[must_use]
     pub fn per_second(count: u32) -> Self {
         Self { per_second: count, made: Instant::now(), passed: AtomicU64::new(0), held_back: AtomicU64::new(0) }
@@ -32,7 +32,7 @@ impl Throttle {
     pub(crate) fn pass_at(&self, now: u64) -> Option<u64> {
         let counted = self.passed.fetch_update(Relaxed, Relaxed, |passed| {
             let (second, count) = (passed >> 32, passed & u64::from(u32::MAX));
-            // Whoever read the clock before another one comes too late for a second of its own.
+            // A caller that read the clock before another one is too late to begin a second of its own.
             if now > second { Some(now << 32 | 1) } else { (count < u64::from(self.per_second)).then(|| passed + 1) }
         });
         if counted.is_ok() {
@@ -44,7 +44,7 @@ impl Throttle {
     }
 }
 
-/// One a second.
+/// One per second.
 impl Default for Throttle {
     fn default() -> Self {
         Self::per_second(1)

@@ -1,7 +1,7 @@
 //! TLS for listeners and for calls, with certificates that are read again when their files change.
 //!
 //! There is one provider of cryptography, aws-lc-rs, and it is named wherever a configuration is built: none has to be
-//! installed for the process, so that nothing here panics for want of one (T52).
+//! installed for the process, so nothing here can panic for lack of one (T52).
 
 mod client;
 mod expiry;
@@ -25,7 +25,7 @@ pub enum TlsError {
     /// Not PEM.
     #[error("the {0} is not PEM")]
     NotPem(&'static str),
-    /// PEM without what is wanted.
+    /// PEM without what is needed.
     #[error("there is no {0} in the file")]
     Missing(&'static str),
     /// Certificate and key do not go together, or are of a kind that is not supported.
@@ -40,7 +40,7 @@ pub enum TlsError {
     /// The provider of cryptography cannot do TLS.
     #[error("TLS cannot be set up")]
     Provider(#[source] rustls::Error),
-    /// The handshake with itself that is tried at the start, and with every new certificate, failed.
+    /// The self-test failed: a handshake with itself, tried at the start and with every new certificate.
     #[error("the handshake that tests the certificate failed")]
     SelfTest(#[source] rustls::Error),
     /// The system has no trust roots.
@@ -73,7 +73,7 @@ fn authorities(pem: &[u8]) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// What was made of files, and when their certificates end.
+/// What was made from files, and when their certificates expire.
 #[derive(Debug)]
 struct Read<T> {
     config: Arc<T>,
@@ -82,12 +82,12 @@ struct Read<T> {
     authorities_end: Option<u64>,
 }
 
-/// When certificates that are in use end, in seconds since 1970. None: there are none, or it cannot be told.
+/// When the certificates in use expire, in seconds since 1970. None: there are none, or it cannot be determined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ends {
     /// The own chain.
     pub own: Option<u64>,
-    /// The authorities that the other side's has to lead to.
+    /// The authorities that must have issued the other side's certificate.
     pub authorities: Option<u64>,
 }
 

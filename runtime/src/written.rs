@@ -7,7 +7,7 @@ use std::{
 
 use tracing::Subscriber;
 
-/// Collects what its subscriber is told.
+/// Collects what its subscriber logs.
 #[derive(Clone, Default)]
 pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
 

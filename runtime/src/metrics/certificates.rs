@@ -1,4 +1,5 @@
-//! When the certificates end that a process has read from files, by the settings that name the files.
+//! When the certificates that a process has read from files expire, by the settings that name the
+//! files.
 
 use std::sync::Arc;
 
@@ -19,14 +20,15 @@ pub const FAMILIES: &[&Family] = &[&EXPIRY];
 pub struct CertificateFile {
     /// The setting that names it.
     pub setting: &'static str,
-    /// When what is in use of it ends, in seconds since 1970; None: that cannot be told.
+    /// When the certificates in use from it expire, in seconds since 1970; None if that cannot be
+    /// determined.
     pub end: Option<u64>,
 }
 
-/// The files that a part of the process has read, as they are in use at the moment.
+/// The files that a part of the process has read, as currently in use.
 pub type Certificates = Arc<dyn Fn() -> Vec<CertificateFile> + Send + Sync>;
 
-/// Writes when they end. No setting may be named by two parts.
+/// Writes when they expire. No two parts may name the same setting.
 pub fn render(page: &mut Page, parts: &[Certificates]) {
     let mut rows = page.family(&EXPIRY);
     for file in parts.iter().flat_map(|part| part()) {

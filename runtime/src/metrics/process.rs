@@ -1,5 +1,5 @@
-//! The process itself, by the names that Prometheus' own clients use, and what became of its traces. Linux' `/proc`;
-//! elsewhere what is not known has no row.
+//! The process itself, under the names that Prometheus' own clients use, and what became of its traces. Read from
+//! Linux's `/proc`; elsewhere unknown values have no row.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ const SPANS_DROPPED: Family = Family::counter(
 pub const FAMILIES: &[&Family] =
     &[&BUILD, &START, &RESIDENT, &CPU, &IDLE_POLL, &FDS, &FDS_MAX, &SPANS_EXPORTED, &SPANS_DROPPED];
 
-/// To be called once at the start, so that its time is known where the system does not tell.
+/// To be called once at the start, so that the start time is known where the system does not provide it.
 pub fn start() {
     start_time();
 }
@@ -54,7 +54,7 @@ pub fn render(page: &mut Page) {
     }
     page.single(&IDLE_POLL, idle::polled().as_secs_f64());
     if let Ok(open) = fs::read_dir("/proc/self/fd") {
-        // The listing itself is open too.
+        // The directory being listed is open too.
         page.single(&FDS, open.count().saturating_sub(1));
     }
     if let Some(permitted) = permitted_fds() {
@@ -74,7 +74,8 @@ fn usage() -> Option<(u64, f64)> {
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();
     let ticks = field(14)? + field(15)?;
-    // The kernel's unit for programs is 1/100 s on every architecture; pages differ, so the bytes come from elsewhere.
+    // The unit the kernel shows to programs is 1/100 s on every architecture; page sizes differ, so the bytes come
+    // from elsewhere.
     #[expect(clippy::cast_precision_loss, reason = "exact for thousands of years")]
     let cpu = ticks as f64 / 100.0;
     let status = fs::read_to_string("/proc/self/status").ok()?;

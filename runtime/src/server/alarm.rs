@@ -1,7 +1,7 @@
-//! The timer of an HTTP/1 connection: one alarm, moved when it rings too early.
+//! The timer of an HTTP/1 connection: a single alarm, moved when it rings too early.
 //!
-//! hyper waits for each head with a timer of its own, which is set and cancelled with every request. The next one always ends
-//! later than the last, so that an alarm that is set already rings early enough for it.
+//! hyper waits for each head with a separate timer, which is set and cancelled with every request. Each one ends later than
+//! the one before, so an alarm already set rings early enough for it.
 
 use std::{
     future::Future,
@@ -14,7 +14,7 @@ use std::{
 use hyper::rt::{Sleep, Timer};
 use tokio::time::Instant;
 
-/// Clones are the same alarm. For one kind of wait at a time, each with as long as the others.
+/// Clones are the same alarm. Only for one kind of wait at a time, all of the same length.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Alarm(Arc<Mutex<Option<Pin<Box<tokio::time::Sleep>>>>>);
 
@@ -66,7 +66,7 @@ mod tests {
         let (alarm, second) = (Alarm::default(), Duration::from_secs(1));
         let began = Instant::now();
         for waited in 1..5 {
-            // One that is over before it rings, as when a head has come.
+            // A wait that is over before it rings, as when a head has arrived.
             let heard = tokio::time::timeout(second / 2, alarm.sleep(10 * second)).await;
             assert!(heard.is_err());
             assert_eq!(began.elapsed(), waited * second / 2);

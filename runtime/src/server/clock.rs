@@ -1,7 +1,7 @@
 //! The clock of an HTTP/2 connection.
 //!
-//! For its keep-alive hyper asks when each frame came. The clock is read once for each time that the connection is polled, which
-//! reads many frames; read for each of them it took 1.5 % of a call.
+//! For its keep-alive, hyper asks when each frame arrived. The clock is read once per poll of the connection, which reads many
+//! frames; reading it for each frame took 1.5 % of a call.
 
 use std::{
     pin::Pin,
@@ -29,9 +29,9 @@ impl Clock {
         Clock { began: Instant::now(), nanos: Arc::default(), timer: TokioTimer::new() }
     }
 
-    /// Reads the time. It stands still until the next one.
+    /// Reads the time. The clock stands still until the next tick.
     pub(super) fn tick(&self) {
-        // Of 64 bits it is over in 584 years.
+        // 64 bits last for 584 years.
         self.nanos.store(u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX), Relaxed);
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that say in two ways how long they are.
+//! Requests that declare their length in two ways.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use hyper::service::Service;
 use super::{scan::Framing, watched::Seen};
 
 /// Extension of an HTTP/1 request that carries both `Transfer-Encoding` and `Content-Length`. hyper drops the latter
-/// before a service sees it; behind a proxy that goes by the other one, the rest of the body is somebody's next
-/// request. Refuse it and close the connection. Two different `Content-Length` are refused by hyper.
+/// before a service sees it; behind a proxy that relies on the other one, the rest of the body becomes somebody's
+/// next request. Refuse it and close the connection. Two different `Content-Length` are refused by hyper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AmbiguousFraming;
 
@@ -35,7 +35,7 @@ where
     type Future = S::Future;
 
     fn call(&self, mut request: Request<B>) -> Self::Future {
-        // Of several requests in one piece (pipelining), each has its own head there.
+        // Of several pipelined requests in one read, each has its own head there.
         if self.seen.next_head() != Some(Framing::of(request.headers())) {
             request.extensions_mut().insert(AmbiguousFraming);
         }
@@ -89,7 +89,7 @@ mod tests {
         }
     }
 
-    /// Of each request in `pieces`, whether it was taken for ambiguous. The last one has to close the connection.
+    /// For each request in `pieces`, whether it was taken for ambiguous. The last one has to close the connection.
     async fn marked(pieces: impl Iterator<Item = &[u8]>) -> Vec<bool> {
         let found = Arc::new(Mutex::new(Vec::new()));
         let service = service_fn(|request: Request<Incoming>| {
@@ -167,7 +167,7 @@ mod tests {
             choices[self.below(choices.len())]
         }
 
-        /// What somebody might write to be taken for a head.
+        /// What somebody might send to be mistaken for a head.
         fn body(&mut self) -> String {
             let texts = [
                 "\n",
@@ -182,7 +182,7 @@ mod tests {
             (0..self.below(6)).map(|_| self.one_of(&texts)).collect()
         }
 
-        /// A request in one of the forms that hyper takes, and whether it says its length in two ways.
+        /// A request in one of the forms that hyper accepts, and whether it declares its length in two ways.
         fn request(&mut self, headers: &str) -> (String, bool) {
             let end = self.one_of(&["\r\n", "\r\n", "\n"]);
             let length = self.one_of(&["content-length:", "Content-Length: ", "CONTENT-LENGTH:\t "]);
@@ -222,7 +222,7 @@ mod tests {
             let (requests, wanted): (Vec<String>, Vec<bool>) = (1..=count)
                 .map(|number| numbers.request(if number == count { "connection: close\r\n" } else { "" }))
                 .unzip();
-            // hyper itself goes on after none of these.
+            // hyper itself does not continue after any of these.
             let served = wanted.iter().position(|both| *both).map_or(count, |place| place + 1);
             let input = requests.concat();
             let mut pieces = Vec::new();

@@ -90,12 +90,12 @@ impl From<TcpListener> for Listener {
 }
 
 impl Listener {
-    /// Binds an address. A Unix socket is open to its owner and group (0660); one that a process left behind is replaced,
+    /// Binds an address. A Unix socket is open to its owner and group (0660); one left behind by a process is replaced,
     /// one that somebody listens on is not.
     ///
     /// # Errors
     ///
-    /// The address is taken or not ours, or there is something else where the socket should be.
+    /// The address is in use or not ours, or something else exists where the socket should be.
     pub async fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => TcpListener::bind(address).await.map(Self::Tcp),
@@ -103,7 +103,7 @@ impl Listener {
         }
     }
 
-    /// Where it is bound; the port that was given as 0 is known here.
+    /// Where it is bound, with the actual port if 0 was given.
     ///
     /// # Errors
     ///
@@ -136,7 +136,7 @@ async fn bind_unix(path: &Path) -> io::Result<Listener> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    // Made under another name and moved into place, so that nobody meets it with other permissions.
+    // Created under another name and moved into place, so that nobody ever sees it with other permissions.
     let mut new = path.as_os_str().to_owned();
     new.push(format!(".{}", std::process::id()));
     let new = PathBuf::from(new);
@@ -194,7 +194,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("grpc.sock");
         let address = Address::Unix(path.clone());
-        // As a process leaves it that was killed.
+        // As a killed process leaves it.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         assert!(path.exists());
         let listener = Listener::bind(&address).await.unwrap();

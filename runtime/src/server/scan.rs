@@ -1,21 +1,21 @@
-//! Follows a connection's input from head to head, to see how each says how long its body is.
+//! Follows a connection's input from head to head, to see how each declares the length of its body.
 //!
-//! hyper drops the `Content-Length` beside a `Transfer-Encoding` before a service sees the request, so it is
-//! looked for in the bytes. Only in heads: a body is its sender's own text, and the connection of a proxy may carry the
-//! requests of strangers before somebody else's webhook.
+//! hyper drops the `Content-Length` beside a `Transfer-Encoding` before a service sees the request, so it is looked for
+//! in the bytes. Only in heads: a body is its sender's own text, and a proxy's connection may carry requests of strangers
+//! ahead of somebody else's webhook.
 //!
-//! What is followed here has to be what hyper follows. It need not be trusted for that: `framing` compares, request by
-//! request, and where the two differ, or this one gives up, the request counts as ambiguous. hyper gives up as well then.
+//! This has to parse the input as hyper does, but need not be trusted to: `framing` compares the two request by request,
+//! and where they differ, or this one gives up, the request counts as ambiguous. hyper gives up as well then.
 
 use http::{
     HeaderMap,
     header::{CONTENT_LENGTH, TRANSFER_ENCODING},
 };
 
-/// How a head says how long its body is.
+/// How a head declares the length of its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// It does not: there is none.
+    /// Not at all: there is no body.
     Absent,
     /// `Content-Length`.
     Length,
@@ -26,7 +26,7 @@ pub(super) enum Framing {
 }
 
 impl Framing {
-    /// What hyper leaves of it, which is never both.
+    /// What hyper keeps of it, which is never both.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         if headers.contains_key(TRANSFER_ENCODING) {
             Self::Chunked
@@ -46,7 +46,7 @@ impl Framing {
     }
 }
 
-/// Where in its input a connection is.
+/// The position within a connection's input.
 #[derive(Debug, Default)]
 pub(super) struct Scan {
     place: Place,
@@ -60,7 +60,7 @@ enum Place {
     Between,
     /// In the headers.
     Head { framing: Framing, length: u64 },
-    /// In a body, or a chunk, of which so much is left.
+    /// In a body or a chunk, with this much left.
     Body { left: u64, chunk: bool },
     /// After a chunk's bytes.
     ChunkEnd,
@@ -68,12 +68,12 @@ enum Place {
     ChunkSize,
     /// After the last chunk.
     Trailers,
-    /// Nothing that hyper would go on with.
+    /// Input that hyper would not continue with.
     Lost,
 }
 
 impl Scan {
-    /// Goes on by what was read next, and tells of each head that ends in it.
+    /// Advances by what was read next, and reports each head that ends in it.
     pub(super) fn advance(&mut self, mut piece: &[u8], mut head: impl FnMut(Framing)) {
         while !piece.is_empty() {
             match self.place {
@@ -105,7 +105,7 @@ impl Scan {
 }
 
 impl Place {
-    /// In a body of which so much is left.
+    /// In a body with this much left.
     fn after(left: u64, chunk: bool) -> Self {
         match (left, chunk) {
             (0, true) => Self::ChunkEnd,
@@ -138,7 +138,7 @@ impl Place {
                     self
                 }
             }
-            // Between chunks hyper takes no line that ends by itself.
+            // Between chunks hyper accepts no line that ends without a carriage return.
             _ if !line.carriage_return => Self::Lost,
             Self::ChunkEnd if line.is_empty() => Self::ChunkSize,
             Self::ChunkSize => match line.chunk_size() {
@@ -153,7 +153,7 @@ impl Place {
     }
 }
 
-/// As much of a line as is ever looked at: a length of twenty digits with its name, and some spaces.
+/// As much of a line as is ever examined: a length of twenty digits with its name, and some spaces.
 const LINE_KEPT: usize = 64;
 
 /// A line that comes in pieces.
@@ -190,13 +190,13 @@ impl Line {
 /// A line without its end.
 struct Text<'a> {
     kept: &'a [u8],
-    /// There is more than was kept.
+    /// There was more than was kept.
     cut: bool,
     carriage_return: bool,
 }
 
 impl<'a> Text<'a> {
-    /// The line that begins with `kept` and has so many bytes.
+    /// The line that begins with `kept` and has this many bytes.
     fn of(kept: &'a [u8], bytes: usize, last: Option<&u8>) -> Self {
         let carriage_return = last == Some(&b'\r');
         let bytes = bytes - usize::from(carriage_return);
@@ -208,7 +208,7 @@ impl<'a> Text<'a> {
     }
 
     fn is_header(&self, name: &str) -> bool {
-        // hyper takes no space before the colon.
+        // hyper accepts no space before the colon.
         self.kept.get(name.len()) == Some(&b':') && self.kept[..name.len()].eq_ignore_ascii_case(name.as_bytes())
     }
 
@@ -228,7 +228,7 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Digits and nothing else, as hyper reads them.
+/// Digits only, as hyper reads them.
 fn number(digits: &[u8], radix: u32) -> Option<u64> {
     if digits.is_empty() {
         return None;
@@ -268,7 +268,7 @@ mod tests {
         let padded = format!("POST / HTTP/1.1\r\ncontent-length:{}1\r\n\r\nx", " ".repeat(40));
         for (input, wanted) in [
             ("GET / HTTP/1.1\r\nhost: x\r\n\r\nGET / HTTP/1.1\r\n\r\n".to_owned(), vec![Absent, Absent]),
-            // Empty lines before a request, and lines that end by themselves.
+            // Empty lines before a request, and lines that end without a carriage return.
             ("\r\n\nGET / HTTP/1.1\nhost: x\n\nGET / HTTP/1.1\n\n".to_owned(), vec![Absent, Absent]),
             ("POST / HTTP/1.1\r\nContent-Length: 17\r\n\r\n\ncontent-length:\nGET / HTTP/1.1\r\n\r\n".to_owned(), vec![Length, Absent]),
             ("POST / HTTP/1.1\r\ncontent-length:4\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\n\r\n".to_owned(), vec![Length, Absent]),
@@ -278,7 +278,7 @@ mod tests {
                     .to_owned(),
                 vec![Chunked, Length, Absent],
             ),
-            // A trailer is no header.
+            // A trailer is not a header.
             (
                 "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\ncontent-length: 5\r\n\r\nGET / HTTP/1.1\r\n\r\n"
                     .to_owned(),

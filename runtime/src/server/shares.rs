@@ -1,5 +1,5 @@
-//! No address may take all the connections of a listener (W15): each socket that sends a byte now and then holds its place
-//! until a time-out, and whoever can open enough of them keeps everybody else out.
+//! No address may take all the connections of a listener (W15): a socket that sends a byte now and then holds its place
+//! until a time-out, so a peer that can open enough of them keeps everybody else out.
 
 use std::{
     collections::HashMap,
@@ -23,9 +23,10 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How many connections of a listener each address may have at once. What is over that is closed as soon as it is accepted.
+/// How many connections of a listener each address may have at once. Connections beyond that are closed as soon as they are
+/// accepted.
 ///
-/// Not for a listener behind a proxy, which is the address of everybody.
+/// Not for a listener behind a proxy, where everybody has the proxy's address.
 pub struct Shares {
     max: NonZeroUsize,
     exempt: fn(IpAddr) -> bool,
@@ -35,31 +36,31 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// So many for each, but for this machine's own processes: a proxy may be one of them.
+    /// Allows this many for each address, except for this machine's own processes: a proxy may be one of them.
     #[must_use]
     pub fn new(max: NonZeroUsize) -> Arc<Self> {
         Self::with_exemption(max, |address| address.is_loopback())
     }
 
-    /// The same, with others exempt.
+    /// The same, with a custom exemption.
     #[must_use]
     pub fn with_exemption(max: NonZeroUsize, exempt: fn(IpAddr) -> bool) -> Arc<Self> {
         Arc::new(Self { max, exempt, held: Mutex::default(), refused: Counter::new() })
     }
 
-    /// For each address.
+    /// How many each address may have.
     #[must_use]
     pub fn max(&self) -> usize {
         self.max.get()
     }
 
-    /// Connections closed for it, so far.
+    /// Connections closed so far for exceeding a share.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.refused.get()
     }
 
-    /// A connection's part of its address's share, unless that is used up, which is counted.
+    /// Takes a connection's part of its address's share; if that is used up, counts a refusal.
     pub(super) fn take(self: &Arc<Self>, peer: SocketAddr) -> Option<Share> {
         // A listener on IPv6 sees IPv4 as ::ffff:a.b.c.d.
         let address = peer.ip().to_canonical();
@@ -69,7 +70,7 @@ impl Shares {
         let network = network(address);
         let mut held = self.held();
         let count = held.entry(network).or_default();
-        // An entry is never left at 0, and the least that is permitted is one.
+        // An entry is never left at 0, and at least one is always permitted.
         if *count >= self.max.get() {
             self.refused.add();
             return None;

@@ -18,7 +18,7 @@ use crate::{
     written::Written,
 };
 
-/// No wait in these tests should take longer; a failure then says so instead of hanging.
+/// No wait in these tests should take longer; beyond it a test fails instead of hanging.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 struct Running {
@@ -151,7 +151,7 @@ async fn a_head_that_is_never_finished_does_not_hold_up_shutdown() {
     exchange(&mut idle, GET).await;
     running.shutdown.cancel();
     closed(&mut idle).await;
-    // Who finishes its head is served, however long that takes.
+    // A peer that finishes its head is served, however long that takes.
     slow.write_all(b"x\r\n\r\n").await.unwrap();
     running.slow.notified().await;
     closed(&mut first).await;
@@ -208,7 +208,7 @@ async fn w15_an_address_that_has_its_share_keeps_nobody_else_out() {
         let mut other = from(other).await;
         exchange(&mut other, GET).await;
     }
-    // Who holds its share is served, and may connect again once it has closed one.
+    // A peer with a full share is served, and may connect again once it has closed a connection.
     exchange(&mut first, GET).await;
     drop(second);
     timeout(PATIENCE, async {
@@ -226,7 +226,7 @@ async fn w15_an_address_that_has_its_share_keeps_nobody_else_out() {
     running.shutdown.cancel();
 }
 
-/// Whoever comes and goes while every place is taken does not choose how much is logged.
+/// Peers that come and go while every place is taken cannot make the log grow at will.
 #[tokio::test]
 async fn a_full_listener_logs_a_line_a_second_at_most() {
     let written = Written::default();
@@ -260,7 +260,7 @@ async fn both_lengths_are_marked_in_either_order_and_nothing_else_is() {
         let answer = exchange(&mut stream, &format!("POST / HTTP/1.1\r\nhost: x\r\n{headers}\r\n{body}")).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{headers}: {answer}");
     }
-    // An earlier request in the same piece hides nothing.
+    // An earlier request in the same read hides nothing.
     let mut stream = connect(&running).await;
     let hidden = "POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi\
                   POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\
@@ -309,13 +309,13 @@ async fn a_connection_that_goes_idle_is_closed() {
     }
     let begun = Instant::now();
     closed(&mut idle).await;
-    // The time runs from the last answer, which may have been on its way for a moment.
+    // The time starts at the last answer, which may have been under way for a moment.
     assert!(begun.elapsed() > IDLE / 2, "{:?}", begun.elapsed());
     running.shutdown.cancel();
     assert_eq!(ended(running).await, Served { cut: 0 });
 }
 
-/// A peer that said its preface and then nothing more, not even that it is alive: closed, with the call that it has open.
+/// A peer that sends its preface and then nothing more, not even answers to pings, is closed together with its open call.
 #[tokio::test]
 async fn a_peer_that_ignores_pings_is_cut() {
     let mut options = Options::http2(PATIENCE);
@@ -329,7 +329,7 @@ async fn a_peer_that_ignores_pings_is_cut() {
     // The preface, and settings: none, and the other side's acknowledged.
     deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\0\x04\x01\0\0\0\0").await.unwrap();
     closed(&mut deaf).await;
-    // One that answers them stays, and is served after many times that long.
+    // One that answers pings stays, and is still served after many times that long.
     let stream = TokioIo::new(connect(&running).await);
     let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     let client = tokio::spawn(connection);
@@ -370,7 +370,7 @@ async fn a_peer_that_never_reads_is_cut() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = service_fn(async |_: Request<Incoming>| {
-        // More than the buffers of both kernels hold.
+        // More than the buffers of both kernels can hold.
         Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(vec![0; 64 << 20]))))
     });
     let options = Options {
@@ -382,7 +382,7 @@ async fn a_peer_that_never_reads_is_cut() {
     let served = tokio::spawn(serve(listener, service, options, shutdown.clone()));
     let mut deaf = TcpStream::connect(address).await.unwrap();
     deaf.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    // There is one place, and it comes free.
+    // There is only one place, and it becomes free.
     let mut next = TcpStream::connect(address).await.unwrap();
     next.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     timeout(PATIENCE, next.read_u8()).await.expect("the place comes free").unwrap();
@@ -391,7 +391,7 @@ async fn a_peer_that_never_reads_is_cut() {
     timeout(PATIENCE, served).await.unwrap().unwrap();
 }
 
-/// A listener's TLS, and that of a client who believes it.
+/// A listener's TLS, and that of a client that trusts it.
 fn tls() -> (ServerTls, ClientTls) {
     let directory = tempfile::tempdir().unwrap();
     let write = |name: &str, content: String| {
@@ -405,8 +405,8 @@ fn tls() -> (ServerTls, ClientTls) {
     (ServerTls::read(&ServerTlsFiles { certificate, key, client_ca: None }, &[]).unwrap(), client)
 }
 
-/// TLS takes up to 64 KiB from hyper before it waits for the peer, in a flush or at the end of the connection: answers that fit
-/// into that, and no longer into the buffers of the kernels.
+/// TLS takes up to 64 KiB from hyper before it waits for the peer, in a flush or at the end of the connection. The answers here
+/// fit into that, but not into the buffers of the kernels.
 #[tokio::test]
 async fn w15_a_peer_that_never_reads_is_cut_with_tls_as_well() {
     const REQUESTS: usize = 15;
@@ -435,7 +435,7 @@ async fn w15_a_peer_that_never_reads_is_cut_with_tls_as_well() {
         let mut deaf = client.connect(name.clone(), socket.connect(address).await.unwrap()).await.unwrap();
         deaf.write_all(format!("{}{last}", GET.repeat(REQUESTS - 1)).as_bytes()).await.unwrap();
         deaf.flush().await.unwrap();
-        // There is one place, and it comes free.
+        // There is only one place, and it becomes free.
         let next = TcpStream::connect(address).await.unwrap();
         let served_next = async {
             let mut next = client.connect(name.clone(), next).await.unwrap();

@@ -1,8 +1,8 @@
-//! A socket whose peer has to take what is written to it (W15).
+//! A socket whose peer has to accept what is written to it (W15).
 //!
-//! The watch stands below TLS, where a write waits for the peer and for nothing else. Above it, up to 64 KiB are written as soon
-//! as they are encrypted, and it is a flush or the end of the connection that waits: for all of them, so that a peer that takes
-//! little could not be told from one that takes nothing.
+//! The check sits below TLS, where a write waits for the peer and nothing else. Above TLS, up to 64 KiB count as written once
+//! they are encrypted, and it is a flush or the end of the connection that waits, for all of them: a peer that accepts little
+//! could not be told from one that accepts nothing.
 
 use std::{
     future::Future as _,
@@ -30,7 +30,7 @@ impl<T> Unstalled<T> {
         Self { socket, write_timeout, stalled: None }
     }
 
-    /// What came of a write, unless the peer has taken nothing for too long: then an error, which ends the connection.
+    /// The result of a write, or an error, which ends the connection, if the peer has accepted nothing for too long.
     fn unless_stalled(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = None;
@@ -56,7 +56,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Unstalled<T> {
         this.unless_stalled(cx, written)
     }
 
-    // Neither a flush nor a shutdown of a socket waits for the peer.
+    // Neither flushing nor shutting down a socket waits for the peer.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().socket).poll_flush(cx)
     }

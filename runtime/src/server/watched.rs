@@ -1,4 +1,4 @@
-//! A stream that is watched as it is read: whether anything came, and which heads went by.
+//! A stream that is watched as it is read: whether anything arrived, and which heads passed.
 
 use std::{
     collections::VecDeque,
@@ -15,11 +15,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::scan::{Framing, Scan};
 
-/// What was seen of a connection's input. Written and read by one task, hence relaxed, and a lock that nobody waits for.
+/// What was seen of a connection's input. Written and read by one task, hence relaxed ordering and an uncontended lock.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     bytes: AtomicUsize,
-    /// Heads that were read and whose requests hyper has not made yet: a few of a pipeline, as its buffer is bounded.
+    /// Heads that were read but whose requests hyper has not produced yet: a few pipelined ones, since its buffer is
+    /// bounded.
     heads: Mutex<VecDeque<Framing>>,
     /// A request has reached the service.
     asked: AtomicBool,
@@ -31,13 +32,13 @@ impl Seen {
         self.bytes.load(Relaxed)
     }
 
-    /// The head of the next request, which reaches the service now.
+    /// The head of the request that now reaches the service.
     pub(super) fn next_head(&self) -> Option<Framing> {
         self.asked.store(true, Relaxed);
         self.heads().pop_front()
     }
 
-    /// Whether any request has reached the service. Only of HTTP/1, where requests have heads.
+    /// Whether any request has reached the service. Only for HTTP/1, where requests have heads.
     pub(super) fn asked(&self) -> bool {
         self.asked.load(Relaxed)
     }

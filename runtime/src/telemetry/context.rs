@@ -15,7 +15,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 #[derive(Clone, Debug)]
 pub struct Link(SpanContext);
 
-/// Writes `traceparent` (and `tracestate`) of a span into headers; whether there is one to write.
+/// Writes `traceparent` (and `tracestate`) of a span into headers; returns whether there was one to write.
 pub fn inject(span: &Span, headers: &mut HeaderMap) -> bool {
     if span.is_disabled() {
         return false;
@@ -28,15 +28,16 @@ pub fn inject(span: &Span, headers: &mut HeaderMap) -> bool {
     true
 }
 
-/// Makes a span, before it is entered, a child of the one that its caller names in `traceparent`. For callers inside.
+/// Makes a span, before it is entered, a child of the one that its caller names in `traceparent`. For internal
+/// callers.
 pub fn continues(span: &Span, headers: &HeaderMap) {
     if let Some(caller) = remote(span, headers) {
-        // Fails only for a span that was entered before.
+        // Fails only for a span that was already entered.
         let _ = span.set_parent(Context::new().with_remote_span_context(caller));
     }
 }
 
-/// Links a span to the one that a stranger names in `traceparent`: the trace stays our own.
+/// Links a span to the one that a stranger names in `traceparent`, so that the trace stays our own.
 pub fn linked(span: &Span, headers: &HeaderMap) {
     if let Some(caller) = remote(span, headers) {
         span.add_link(caller);
@@ -55,7 +56,7 @@ fn remote(span: &Span, headers: &HeaderMap) -> Option<SpanContext> {
 /// The span that the caller is in, if it is recorded.
 #[must_use]
 pub fn here() -> Option<Link> {
-    // With traces off there is never one, and no context is made.
+    // With traces off there never is one, and no context is created.
     Context::map_current(|context| {
         context
             .has_active_span()
@@ -65,7 +66,7 @@ pub fn here() -> Option<Link> {
     })
 }
 
-/// Links a span to another one: both stand beside each other, neither is within the other.
+/// Links a span to another one, without either being within the other.
 pub fn link(span: &Span, other: &Link) {
     span.add_link(other.0.clone());
 }

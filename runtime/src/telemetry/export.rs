@@ -1,7 +1,7 @@
 //! From finished spans to the collector: a bounded queue, and a thread with a runtime of its own.
 //!
-//! OpenTelemetry's own batch processor drops without saying how much, and its clients need a runtime or bring another HTTP
-//! stack; this one counts what it drops and uses the client that is in the program already.
+//! OpenTelemetry's own batch processor drops spans without saying how many, and its clients need a runtime or bring
+//! another HTTP stack; this one counts what it drops and uses the client that the program already has.
 
 use std::{
     collections::VecDeque,
@@ -38,19 +38,19 @@ use crate::{
 const QUEUE_MAX: usize = 2_048;
 /// Spans in one request to the collector.
 const BATCH_MAX: usize = 512;
-/// The longest that a finished span waits for company.
+/// The longest that a finished span waits for others to join its batch.
 const GATHER_TIME_MAX: Duration = Duration::from_secs(1);
-/// What is read of the collector's answer.
+/// How much of the collector's answer is read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// What became of finished spans.
 #[derive(Debug)]
 pub struct Spans {
-    /// The collector has taken them.
+    /// The collector accepted them.
     pub exported: Counter,
-    /// Lost, because more were finished than the collector took.
+    /// Lost, because more were finished than the collector could take.
     pub queue_full: Counter,
-    /// Lost, because the collector did not take them.
+    /// Lost, because the collector did not accept them.
     pub export_failed: Counter,
 }
 
@@ -75,7 +75,7 @@ struct Queue {
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Whole spans are moved under it; nothing can be left half done.
+        // Only whole spans are moved while it is held; nothing can be left half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -91,7 +91,7 @@ impl Queue {
     }
 }
 
-/// Takes finished spans, on whatever thread they finish: it only puts them into the queue.
+/// Takes finished spans on whatever thread they finish, and only puts them into the queue.
 #[derive(Debug)]
 pub(super) struct Processor(Arc<Queue>);
 
@@ -120,7 +120,7 @@ impl SpanProcessor for Processor {
     }
 
     fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
-        // `Exporting::finish` does it: it knows how long.
+        // `Exporting::finish` does it, since it knows the time limit.
         Ok(())
     }
 }
@@ -161,7 +161,7 @@ impl Exporting {
 }
 
 fn export(runtime: &tokio::runtime::Runtime, queue: &Queue, exporter: &SpanExporter) {
-    // Whatever the client does is no trace of ours.
+    // What the client does must not be traced itself.
     let _quiet = Context::enter_telemetry_suppressed_scope();
     let mut well = true;
     loop {
@@ -202,7 +202,7 @@ pub(super) struct HttpClient {
 }
 
 impl HttpClient {
-    /// `secure`: the system's trust roots are read only where they are needed.
+    /// `secure`: the system's trust roots are only read where they are needed.
     pub(super) fn new(secure: bool, timeout: Duration) -> io::Result<Self> {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_end_is_bounded_by_its_limit_when_the_collector_never_answers() {
-        // Connections are taken by the system and answered by nobody.
+        // The system accepts connections, but nobody answers them.
         let silent = TcpListener::bind("127.0.0.1:0").unwrap();
         let options = super::super::Options {
             otel_exporter_otlp_endpoint: Some(format!("http://{}", silent.local_addr().unwrap()).parse().unwrap()),

@@ -12,7 +12,7 @@ use crate::reload::{Counts, Files, FilesError};
 /// Where a caller's certificates are.
 #[derive(Debug, Clone, Default)]
 pub struct ClientTlsFiles {
-    /// The authorities that the server's certificate has to lead to, in PEM; None: the system's.
+    /// The authorities that must have issued the server's certificate, in PEM; None: the system's.
     pub ca: Option<PathBuf>,
     /// The caller's own chain and private key in PEM, where the server asks for them.
     pub identity: Option<(PathBuf, PathBuf)>,
@@ -46,7 +46,7 @@ impl ClientTls {
         Ok(Self { files: Arc::new(files) })
     }
 
-    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    /// Checks the files every `pause`, for ever. Dropping the future ends it.
     pub async fn watch(self, pause: Duration) {
         self.files.watch(pause).await;
     }
@@ -63,7 +63,7 @@ impl ClientTls {
         self.files.current().ends()
     }
 
-    /// The configuration as it is now, for clients that make their connections themselves.
+    /// The current configuration, for clients that make their connections themselves.
     #[must_use]
     pub fn config(&self) -> Arc<ClientConfig> {
         self.files.current().config.clone()
@@ -73,7 +73,8 @@ impl ClientTls {
     ///
     /// # Errors
     ///
-    /// A server whose certificate does not lead to the authorities or is not for `name`, or that refuses ours.
+    /// A server whose certificate was not issued by the authorities or is not for `name`, or that refuses
+    /// ours.
     pub async fn connect(&self, name: ServerName<'static>, stream: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         TlsConnector::from(self.config()).connect(name, stream).await
     }
@@ -99,7 +100,7 @@ fn client_config(
         }
     };
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    // A new connection shows the certificate as it is now.
+    // A new connection presents the current certificate.
     config.resumption = Resumption::disabled();
     Ok(config)
 }
@@ -109,11 +110,11 @@ fn client_config(
 pub enum Trust {
     /// The system's roots, which are read for it: a hundred files on some systems.
     System,
-    /// Nobody: for a client that is known to speak no TLS.
+    /// Nobody: for a client that is known not to use TLS.
     Nobody,
 }
 
-/// The TLS of an HTTP client that shows no certificate, for a connector that sets the protocols itself.
+/// The TLS of an HTTP client that presents no certificate, for a connector that sets the protocols itself.
 ///
 /// # Errors
 ///
@@ -129,7 +130,7 @@ pub fn http_client_config(trust: Trust) -> Result<ClientConfig, TlsError> {
 
 fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    // Some systems have a few that cannot be parsed; those that can be are enough.
+    // Some systems have a few that cannot be parsed; the others are enough.
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(roots) }
 }

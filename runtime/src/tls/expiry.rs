@@ -1,4 +1,4 @@
-//! When certificates end: for whoever has to renew them.
+//! When certificates expire, for those who have to renew them.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,7 +8,7 @@ use webpki::{EndEntityCert, Error, KeyUsage};
 use super::chain;
 use crate::reload::{Files, FilesError};
 
-/// Certificates in a file that a library reads for itself: here it is known when they end, and no more.
+/// Certificates in a file that a library reads for itself: only their expiry is known here.
 #[derive(Debug, Clone)]
 pub struct Lent {
     file: Arc<Files<Option<u64>>>,
@@ -44,25 +44,26 @@ impl Lent {
         *self.file.current()
     }
 
-    /// Looks at the file every `pause`, for ever. Dropping the future ends it.
+    /// Checks the file every `pause`, for ever. Dropping the future ends it.
     pub async fn watch(self, pause: Duration) {
         self.file.watch(pause).await;
     }
 }
 
-/// When the first of a chain ends, in seconds since 1970: from then on it is of no use. None where it cannot be told.
+/// When the first of a chain expires, in seconds since 1970: from then on the chain is of no use. None if that cannot be
+/// determined.
 #[must_use]
 pub fn first_end(chain: &[CertificateDer<'_>]) -> Option<u64> {
     chain.iter().filter_map(end).min()
 }
 
-/// When the last of several authorities ends: while one is replaced, the file holds both.
+/// When the last of several authorities expires: while one is replaced, the file holds both.
 #[must_use]
 pub fn last_end(authorities: &[CertificateDer<'_>]) -> Option<u64> {
     authorities.iter().filter_map(end).max()
 }
 
-/// The library says when a certificate ends only where it has ended; its check of that comes before all others, so that it
+/// The library reports the expiry only of a certificate that has expired; it checks that before anything else, so this
 /// needs neither a chain nor a purpose.
 fn end(certificate: &CertificateDer<'_>) -> Option<u64> {
     let after_all = UnixTime::since_unix_epoch(Duration::from_secs(u64::MAX));

@@ -34,7 +34,7 @@ pub struct ServerTlsFiles {
 pub enum ClientAuth {
     /// Without one there is no connection.
     Required,
-    /// Whoever has none is known by a token, or not at all.
+    /// A client without one is identified by a token, or not at all.
     Optional,
 }
 
@@ -47,7 +47,7 @@ pub struct ClientCertificate {
     pub dns_names: Vec<String>,
 }
 
-/// Why a handshake did not end well.
+/// Why a handshake failed.
 #[derive(Debug, thiserror::Error)]
 pub enum HandshakeError {
     /// The client took too long.
@@ -85,7 +85,7 @@ impl ServerTls {
         Ok(Self { files: Arc::new(files) })
     }
 
-    /// Looks at the files every `pause`, for ever. Dropping the future ends it.
+    /// Checks the files every `pause`, for ever. Dropping the future ends it.
     pub async fn watch(self, pause: Duration) {
         self.files.watch(pause).await;
     }
@@ -104,8 +104,8 @@ impl ServerTls {
 
     /// The handshake, with the certificates as they are now, within `limit`.
     ///
-    /// How many are under way is for whoever accepts connections to bound. They wait for their clients, and take no more memory
-    /// than what comes after them; a number of places among them would be held by those who say nothing (W15).
+    /// The accept loop has to bound how many are under way. Handshakes wait for their clients, and take no more memory than the
+    /// connections that follow; a limited number of places among them would be held by silent peers (W15).
     ///
     /// # Errors
     ///
@@ -125,7 +125,7 @@ impl ServerTls {
     }
 }
 
-/// The names of a verified certificate; none where it cannot be read again, which leaves its holder without rights.
+/// The names of a verified certificate; none if it cannot be parsed here, which leaves its holder without rights.
 fn names(certificate: &CertificateDer<'_>) -> ClientCertificate {
     let Ok(parsed) = webpki::EndEntityCert::try_from(certificate) else { return ClientCertificate::default() };
     ClientCertificate {
@@ -157,8 +157,8 @@ fn server_config(
     };
     let mut config = builder.with_single_cert(chain(certificate)?, key(private_key)?).map_err(TlsError::Pair)?;
     config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-    // No resumption: it would take over a client's certificate without looking at its validity and authority again. gRPC
-    // keeps its connections, so that the handshakes saved would be few.
+    // No resumption: it would accept a client's certificate without checking its validity and authority again. gRPC keeps its
+    // connections, so few handshakes would be saved.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

@@ -52,7 +52,7 @@ fn why(error: &FilesError) -> String {
     text
 }
 
-/// No provider is installed in this process: none has to be (T52).
+/// No provider is installed in this process, and none has to be (T52).
 #[tokio::test]
 async fn t52_a_handshake_needs_no_installed_provider_and_tells_who_calls() {
     let directory = tempfile::tempdir().unwrap();
@@ -106,7 +106,8 @@ async fn a_client_that_says_nothing_is_sent_away_in_time() {
     assert!(matches!(ended, Err(HandshakeError::TimedOut)));
 }
 
-/// Whoever connects and says nothing costs others nothing (W15), however many they are.
+/// Peers that connect and stay silent cost others nothing (W15), however many there
+/// are.
 #[tokio::test]
 async fn w15_silent_peers_keep_nobody_from_a_handshake() {
     const SILENT: usize = 200;
