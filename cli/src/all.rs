@@ -65,7 +65,7 @@ impl All {
     }
 }
 
-/// The way from a gateway to a sidecar in the same process.
+/// How a gateway reaches a sidecar in the same process.
 pub(crate) fn within(sidecar: &oncegate_sidecar::Sidecar) -> Connection {
     let (service, api) = (sidecar.api(), sidecar.api());
     Connection::within(service, move |Question { tenant, provider, event_id, payload, payload_digest }| {
@@ -82,7 +82,7 @@ pub(crate) fn both<A, B>(a: Result<A, Problems>, b: Result<B, Problems>) -> Resu
     }
 }
 
-/// Serves until `shutdown`. The gateway drains first: its deliveries end with calls to the sidecar.
+/// Serves until `shutdown`. The gateway drains first, since its deliveries end with calls to the sidecar.
 pub(crate) async fn serve_both(
     sidecar: oncegate_sidecar::Sidecar,
     gateway: oncegate_gateway::Gateway,
@@ -97,7 +97,7 @@ pub(crate) async fn serve_both(
         // Without a sidecar there is nothing to serve with: the gateway ends too.
         ended = &mut sidecar => {
             gateway_stop.cancel();
-            // What matters is why the sidecar ended.
+            // Only the reason why the sidecar ended matters.
             let _ = gateway.await;
             ended.context("the sidecar failed")?.context("the sidecar failed")?;
             anyhow::bail!("the sidecar ended by itself");

@@ -1,4 +1,4 @@
-//! `oncegate bench`: how much an installation does, and whether it does it right.
+//! `oncegate bench`: how much load an installation handles, and whether it does so correctly.
 
 mod grpc;
 mod http;
@@ -39,11 +39,11 @@ use crate::{
     simulate::{self, stripe},
 };
 
-/// A server that is there accepts a connection at once.
+/// A running server accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Callers that share a connection, unless told otherwise.
+/// Callers that share a connection by default.
 const CALLERS_PER_CONNECTION: u32 = 32;
-/// HTTP/2 connections, unless told otherwise: more make small packets.
+/// The most HTTP/2 connections by default: more lead to small packets.
 const CONNECTIONS_MAX: u32 = 16;
 
 /// Measure what an installation does under load, and whether it does it right
@@ -181,7 +181,7 @@ enum WorkloadName {
     Mixed,
 }
 
-/// How callers come to their target.
+/// How callers reach their target.
 #[derive(Clone)]
 enum Route {
     Grpc { reach: Box<Reach>, messages: Arc<Messages>, timeout: Duration },
@@ -201,7 +201,7 @@ impl Bench {
         let threads = self.threads.min(self.concurrency);
         let connections = match self.target {
             TargetName::Http => self.concurrency,
-            // Each thread has one of its own at least.
+            // Each thread has at least one of its own.
             TargetName::Grpc => self
                 .connections
                 .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX))
@@ -226,7 +226,7 @@ impl Bench {
         let mut tasks = Vec::new();
         for (thread, progress) in (0..threads).zip(&progress) {
             let (run, route, progress) = (Arc::clone(&run), route.clone(), Arc::clone(progress));
-            // A runtime of its own: callers do not wander between threads.
+            // A runtime of its own, so that callers do not move between threads.
             tasks.push(tokio::task::spawn_blocking(move || {
                 let loaded = load_thread(&run, &route, thread, threads, connections, &progress);
                 if loaded.is_err() {
@@ -322,7 +322,7 @@ impl Bench {
         Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }
 
-    /// A line on standard error, where it is a terminal.
+    /// A line on standard error, if that is a terminal.
     fn show_progress(&self, run: &Arc<Run>, progress: &[Arc<Progress>]) -> tokio::task::JoinHandle<()> {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::no_length() };
         let bar = bar.with_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is sound"));
@@ -360,7 +360,7 @@ impl Bench {
     }
 }
 
-/// What is wrong with the way to a sidecar, by the option that it was given by here.
+/// Problems with reaching a sidecar, under the names of this command's options.
 fn as_options(problems: Problems) -> Problems {
     let renamed = problems.iter().map(|problem| match &*problem.setting {
         "SIDECAR_URL" => Problem::new("--url", problem.message.clone()),
@@ -378,7 +378,7 @@ impl Drop for ClearedAtTheEnd {
 }
 
 impl Route {
-    /// Whether somebody is there, before threads are started that would all find out by themselves.
+    /// Checks that the target can be reached, before starting threads that would each find out by themselves.
     async fn try_to_connect(&self, url: &str) -> Result<(), Failure> {
         let unreachable = |error: anyhow::Error| Failure::Unreachable(error.context(format!("cannot reach {url}")));
         match self {
@@ -398,7 +398,7 @@ impl Route {
     }
 }
 
-/// One thread's part of the load.
+/// One thread's share of the load.
 fn load_thread(
     run: &Arc<Run>,
     route: &Route,
@@ -437,7 +437,7 @@ fn load_thread(
     })
 }
 
-/// The first signal ends the measurement early; the second one the program.
+/// The first signal ends the measurement early, the second one the program.
 async fn stop_on_signal(run: Arc<Run>, signal: CancellationToken) {
     signal.cancelled().await;
     run.stop.store(true, Ordering::Relaxed);
@@ -454,7 +454,7 @@ async fn join(tasks: Vec<tokio::task::JoinHandle<Result<(Tally, Duration)>>>) ->
                 all.0.add(tally);
                 all.1 = all.1.max(measured);
             }
-            // Those that waited for it come after, or before: the cause is what has to be said.
+            // Threads that waited for the failed one may come before or after it: the cause is what has to be reported.
             Err(error) => {
                 failed = Some(match failed {
                     Some(known) if !known.is::<AnotherFailed>() => known,

@@ -15,10 +15,10 @@ pub(crate) fn bound(text: &str) -> Result<Timestamp, String> {
     Timestamp::now().checked_sub(before).map_err(|_| "before all time".to_owned())
 }
 
-/// A time as the API has it.
+/// A time as the API represents it.
 pub(crate) fn timestamp(time: Timestamp) -> prost_types::Timestamp {
     let (seconds, nanos) = (time.as_second(), time.subsec_nanosecond());
-    // The API counts nanoseconds forwards from the second, also before 1970.
+    // The API counts nanoseconds forwards from the second, even before 1970.
     if nanos < 0 {
         prost_types::Timestamp { seconds: seconds - 1, nanos: nanos + 1_000_000_000 }
     } else {

@@ -89,7 +89,7 @@ fn show(store: &Store, report: &Report) {
     }
 }
 
-/// Counts as they are, times in words.
+/// Counts as numbers, times in words.
 fn shown(difference: &Difference) -> (String, String) {
     let show = |value: i64| match difference.hour {
         Some(_) => value.to_string(),

@@ -14,7 +14,7 @@ use crate::{
     sidecar_client::Sidecar,
 };
 
-/// How the bar looks once its end is known.
+/// The template of the bar once its end is known.
 const BAR: &str = "{msg} {wide_bar} {human_pos}/{human_len} {eta}";
 
 const DAY: i64 = 24 * 60 * 60;
@@ -89,7 +89,7 @@ impl Cleanup {
         let mut client = IdempotencyServiceClient::new(self.sidecar.connect().await?);
         let bar = self.progress_bar();
         if !self.dry_run && !bar.is_hidden() {
-            // Counted first, where somebody watches: a bar without an end tells them nothing.
+            // If somebody is watching, events are counted first: a bar without an end tells them nothing.
             let count =
                 self.follow(&mut client, true, |totals| bar.set_position(count_of(totals.matched_count))).await?;
             bar.set_position(0);
@@ -139,7 +139,7 @@ impl Cleanup {
         }
     }
 
-    /// On standard error, where it is a terminal, and hidden where it is not.
+    /// On standard error if that is a terminal, otherwise hidden.
     fn progress_bar(&self) -> ProgressBar {
         if self.json {
             return ProgressBar::hidden();
@@ -221,7 +221,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("the templates are constants that a test has parsed")
 }
 
-/// Counts are never negative; if one were, the bar would be empty rather than the command wrong.
+/// Counts are never negative; if one were, the bar should be empty rather than the command fail.
 fn count_of(count: i64) -> u64 {
     count.try_into().unwrap_or_default()
 }

@@ -16,7 +16,7 @@ problems are reported at once. What is in force, and where each value comes from
 that `ONCEGATE_CONFIG` names: [`providers.md`](providers.md#more-routes).
 ";
 
-/// The commands whose settings are shown; `all` takes those of the first two. One that was shown before is left out.
+/// The commands whose settings are shown; `all` takes those of the first two. Settings already shown are left out.
 const COMMANDS: [(&str, &str); 6] = [
     ("sidecar", "The sidecar"),
     ("gateway", "The gateway"),
@@ -30,7 +30,7 @@ fn cell(text: &str) -> String {
     text.replace('|', "\\|").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A paragraph of help in one line: clap takes the full stop from its end.
+/// A paragraph of help in one line: clap removes the full stop at its end.
 fn sentence(paragraph: &str) -> String {
     let text = cell(paragraph);
     if text.ends_with(['.', ':']) { text } else { format!("{text}.") }

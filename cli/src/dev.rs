@@ -92,10 +92,11 @@ impl Dev {
         let sidecar = oncegate_sidecar::Sidecar::start(sidecar).await?;
         let gateway = oncegate_gateway::Gateway::bind(gateway, within(&sidecar)).await?;
         let gateway_url = format!("http://{}", gateway.local_addr());
-        // In the process: no socket between, as for the gateway.
+        // In the same process, without a socket, as for the gateway.
         let client = IdempotencyServiceClient::new(sidecar.service());
 
-        // Written once everything is bound: a second dev that finds its ports taken must not replace the first one's.
+        // Written only after everything is bound: a second `dev` that finds its ports in use must not replace the file of the
+        // first.
         dev_file.gateway = Some(gateway_url.clone());
         dev_file.sidecar = sidecar.local_addr().map(|address| format!("http://{address}"));
         dev_file.write(&directory)?;
@@ -124,8 +125,8 @@ impl Dev {
         shown
     }
 
-    /// The settings that would have others in, who could forge payments with secrets that are made up and lie about. They may
-    /// come from the environment, where they are meant for the services in production.
+    /// Problems with settings that would let others connect, who could forge payments with made-up secrets that lie around.
+    /// They may come from the environment, where they are meant for the services in production.
     fn open_listeners(&self) -> Option<Problems> {
         let listeners = [
             ("GATEWAY_LISTEN", "--gateway-listen 127.0.0.1:8080", self.gateway_listen),
@@ -152,7 +153,7 @@ impl Dev {
         }
     }
 
-    /// A route for each provider, with secrets that are made up where there are none yet.
+    /// A route for each provider, with secrets made up where there are none yet.
     fn gateway_options(
         &self,
         application: SocketAddr,
@@ -160,7 +161,7 @@ impl Dev {
         files: &Path,
     ) -> Result<oncegate_gateway::config::Options> {
         let roots = secrets.paypal_or_new()?.write(files)?;
-        // Standard Webhooks have no settings of their own: who uses them has several, in a file.
+        // Standard Webhooks have no settings of their own: users tend to have several, in a file.
         let config = files.join("routes.toml");
         let secret = secrets.secret_or_new("standard_webhooks", "whsec_");
         let routes = format!(
@@ -196,12 +197,12 @@ impl Dev {
     }
 }
 
-/// For what the gateway reads from files. Nobody else may look: it holds a secret.
+/// For the files that the gateway reads. Nobody else may read them: they hold a secret.
 fn private_directory() -> io::Result<TempDir> {
     tempfile::Builder::new().permissions(fs::Permissions::from_mode(0o700)).tempdir()
 }
 
-/// Options with the defaults of the manual, whatever the environment says: it is meant for the services in production.
+/// Options with the documented defaults, ignoring the environment, which is meant for the services in production.
 fn defaults<T: clap::Args>() -> T {
     let command = T::augment_args(clap::Command::new("dev").no_binary_name(true))
         .mut_args(|argument| argument.env(Resettable::Reset));
@@ -210,7 +211,7 @@ fn defaults<T: clap::Args>() -> T {
 }
 
 fn what_next(file: &DevFile) {
-    // As it was called: `cargo run` puts nothing on the search path.
+    // The program as it was called: `cargo run` puts nothing on the search path.
     let oncegate = env::args().next().unwrap_or_else(|| "oncegate".into());
     let (gateway, sidecar) = (file.gateway.as_deref().unwrap_or_default(), file.sidecar.as_deref().unwrap_or_default());
     output::line(format_args!(

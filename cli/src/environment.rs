@@ -1,5 +1,5 @@
-//! What the environment says and the command line cannot parse. Clap stops at the first value, and names the option where
-//! a variable was set.
+//! Reports environment variables that the command line cannot parse. Clap stops at the first value, and names the option
+//! even if a variable was set.
 
 use std::{
     error::Error as _,
@@ -19,8 +19,8 @@ use oncegate_runtime::{
 
 use crate::Oncegate;
 
-/// Everything that is wrong with the configuration, where clap's error is about a variable: each that cannot be parsed, and
-/// what else is wrong. None where it is about something else.
+/// Everything that is wrong with the configuration, if clap's error is about a variable: each one that cannot be parsed,
+/// and all other problems. None if it is about something else.
 pub(crate) fn problems(error: &clap::Error, commands: Command, arguments: &[OsString]) -> Option<Problems> {
     if !matches!(error.kind(), ErrorKind::ValueValidation | ErrorKind::InvalidValue) {
         return None;
@@ -33,7 +33,7 @@ pub(crate) fn problems(error: &clap::Error, commands: Command, arguments: &[OsSt
         built.find_subcommand(&name)?.get_arguments().filter_map(|argument| refused(argument, arguments)).unzip();
     let unparsed = found.iter().cloned().map(Problems::from).reduce(Problems::and)?;
     let others = others(commands, &name, &wrong, arguments);
-    // A default stands in for what cannot be parsed: what is said of it is not about what was given.
+    // A default stands in for what cannot be parsed: a problem with it is not about what was given.
     let is_known = |other: &Problem| {
         found.iter().any(|known| other.setting == known.setting || other.message.contains(&*known.setting))
     };
@@ -41,7 +41,7 @@ pub(crate) fn problems(error: &clap::Error, commands: Command, arguments: &[OsSt
     Some(others.cloned().map(Problems::from).fold(unparsed, Problems::and))
 }
 
-/// An option whose variable cannot be parsed, and why; None if it can, or if the option was given itself.
+/// An option whose variable cannot be parsed, and why; None if it can, or if the option itself was given.
 fn refused(argument: &Arg, arguments: &[OsString]) -> Option<(Arg, Problem)> {
     let variable = argument.get_env()?.to_str()?.to_owned();
     let option = format!("--{}", argument.get_long()?);
@@ -53,7 +53,7 @@ fn refused(argument: &Arg, arguments: &[OsString]) -> Option<(Arg, Problem)> {
     if arguments.iter().any(|word| is_option(word)) {
         return None;
     }
-    // Alone, so that it is the only one that can be wrong.
+    // Parsed alone, so that it is the only one that can be wrong.
     let alone = Command::new("oncegate").no_binary_name(true).arg(argument.clone());
     let error = alone.try_get_matches_from(iter::empty::<OsString>()).err()?;
     Some((argument.clone(), Problem::new(variable, message(argument, &error))))
@@ -62,7 +62,7 @@ fn refused(argument: &Arg, arguments: &[OsString]) -> Option<(Arg, Problem)> {
 fn message(argument: &Arg, error: &clap::Error) -> String {
     let mut text = match error.get(ContextKind::InvalidValue) {
         Some(ContextValue::String(value)) if value.is_empty() => "given and empty".to_owned(),
-        // What is before an @, or behind the path of a URL, may be a password.
+        // Whatever precedes an @, or follows the path of a URL, may be a password.
         Some(ContextValue::String(value)) if !argument.is_hide_env_values_set() && !value.contains(['@', '?', '#']) => {
             format!("{value:?} given")
         }
@@ -77,7 +77,7 @@ fn message(argument: &Arg, error: &clap::Error) -> String {
         text.push_str(&format!(", permitted are {}", values.join(", ")));
     }
     let is_address = argument.get_value_names().is_some_and(|names| names.iter().any(|name| name == "ADDRESS"));
-    // Some kinds of addresses say it themselves.
+    // Some kinds of addresses already say it themselves.
     if is_address && !text.contains("write for example") {
         let default = argument.get_default_values().first().and_then(|value| value.to_str());
         text.push_str(&format!("; write for example {}", default.unwrap_or("127.0.0.1:9090")));

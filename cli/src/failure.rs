@@ -18,10 +18,10 @@ Exit codes:
   3  the sidecar, or the gateway that was named, cannot be reached
   130, 143  SIGINT, or SIGTERM, ended it before it had finished what was under way: a service the second one";
 
-/// Why a command did not do what it was asked to.
+/// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// It ran and showed that something is wrong: nothing is left to say.
+    /// It ran and showed that something is wrong: there is nothing to add.
     NotAsItShouldBe,
     /// It could not be done.
     Failed(anyhow::Error),
@@ -42,10 +42,11 @@ impl Failure {
         self.code().into()
     }
 
-    /// The same, for whoever collects the log of a service and would not find lines of another form in it.
+    /// The same as a log line, for those who collect a service's log and would miss lines in another
+    /// format.
     pub(crate) fn log(&self) -> ExitCode {
         if !tracing::enabled!(tracing::Level::ERROR) {
-            // That it does not run is said, whatever else is wanted.
+            // A failure to run is always reported, whatever the log settings are.
             return self.report();
         }
         let exit_code = self.code();
@@ -116,7 +117,8 @@ impl From<oncegate_gateway::StartError> for Failure {
     }
 }
 
-/// An address that cannot be listened on: the setting has to change, or whoever has it already.
+/// An address that cannot be listened on: either the setting has to change, or the process that
+/// already uses the address.
 pub(crate) fn listen(setting: &'static str, address: impl Display, error: &io::Error) -> Failure {
     Problem::new(setting, format!("cannot listen on {address}: {error}")).into()
 }

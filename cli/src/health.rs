@@ -41,7 +41,7 @@ pub(crate) struct Health {
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     admin: Option<String>,
 
-    /// What the process in the same container was told.
+    /// The setting of the process in the same container.
     #[arg(long, env = "ADMIN_LISTEN", hide = true)]
     admin_listen: Option<SocketAddr>,
 
@@ -77,7 +77,7 @@ impl Part {
 
 impl Health {
     pub(crate) async fn run(self) -> Result<(), Failure> {
-        // All of them are asked, whatever becomes of one: which are away says where to look.
+        // All of them are asked, whatever the result of each: which ones are away shows where to look.
         let gateway = async {
             match &self.gateway {
                 Some(url) => self.ask_gateway(url).await.map(Some),
@@ -97,7 +97,7 @@ impl Health {
         }
         let healthy = parts.iter().all(|part| part.healthy);
         let mut failures: Vec<Failure> = parts.into_iter().filter_map(|part| part.failure).collect();
-        // The last one gives the exit code, and that nobody is there goes before a refusal.
+        // The last one gives the exit code, and an unreachable target takes precedence over a refusal.
         failures.sort_by_key(|failure| matches!(failure, Failure::Unreachable(_)));
         match failures.pop() {
             Some(failure) => {
@@ -147,7 +147,7 @@ impl Health {
         self.get("gateway", "--gateway", url, "/webhooks/payments/health", word).await
     }
 
-    /// Asks by HTTP; `word` is what the answer says of it.
+    /// Asks by HTTP; `word` extracts the state from the answer.
     async fn get(
         &self,
         part: &'static str,
@@ -172,7 +172,7 @@ impl Health {
     }
 }
 
-/// Where a listener can be reached from its own machine that is told to listen there.
+/// Where a listener with this address can be reached from its own machine.
 fn reachable(listen: Option<SocketAddr>) -> SocketAddr {
     let mut address = listen.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 9_090)));
     match address.ip() {

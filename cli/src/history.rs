@@ -19,10 +19,10 @@ use crate::{
     sidecar_client::Sidecar,
 };
 
-/// How many events are asked for at once. The sidecar gives no more than this.
+/// How many events are asked for at once. The sidecar returns no more than this.
 const PAGE_SIZE: usize = 500;
 
-/// How many digits of a digest people see: enough to tell two apart.
+/// How many digits of a digest are shown to people: enough to tell two apart.
 const DIGEST_DIGITS: usize = 12;
 
 /// How many characters of an error or a body are shown in a table.
@@ -87,10 +87,10 @@ pub(crate) struct History {
     json: bool,
 }
 
-/// What a single event needs no filter for.
+/// The filters that do not apply to a single event.
 const FILTERS: [&str; 6] = ["provider", "event_type", "states", "since", "until", "limit"];
 
-/// A client that takes the largest pages: five hundred events with results of 64 KiB each.
+/// A client that accepts the largest pages: five hundred events with results of 64 KiB each.
 pub(crate) fn client(channel: Pool) -> IdempotencyServiceClient<Pool> {
     IdempotencyServiceClient::new(channel).max_decoding_message_size(usize::MAX)
 }
@@ -117,7 +117,7 @@ impl History {
         let key = EventKey { tenant, provider: provider.clone(), event_id: event_id.clone() };
         let history = find(&mut client, &self.sidecar, key).await?;
         if self.json {
-            // Nobody who reads, nobody to tell.
+            // If nobody reads any more, there is nobody to tell.
             let _ = output::json_line(&message::EventHistory::whole(&history));
         } else {
             output::line(whole(&history));
@@ -188,7 +188,7 @@ const COLUMNS: [Column; 9] = [
     Column::Text("why"),
 ];
 
-/// What an event that is not done waits for: the end of a lock, of a pause, or somebody who reads its last error.
+/// What an unfinished event waits for: the end of a lock or of a pause, or somebody to read its last error.
 fn why(event: &Event) -> String {
     match event.state() {
         State::Completed => String::new(),
@@ -291,7 +291,7 @@ fn about(event: &Event, history: &EventHistory) -> String {
     }
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines: Vec<String> =
-        // A value with the end of a line in it would pass for another field.
+        // A value containing a line break would pass for another field.
         rows.iter().map(|(name, value)| format!("{name:width$}  {}", output::one_line(value))).collect();
     lines.join("\n")
 }

@@ -1,4 +1,4 @@
-//! HTTP requests that commands send: each over a connection of its own, as providers' requests come.
+//! HTTP requests that commands send: each over a connection of its own, as providers send theirs.
 
 use std::{path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use oncegate_runtime::{
     tls::{ClientTls, ClientTlsFiles, Trust, http_client_config},
 };
 
-/// More than any answer that is meant for a provider.
+/// More than any answer meant for a provider.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// What came back.
@@ -93,7 +93,7 @@ pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
     HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(by_tcp())
 }
 
-/// The same, where only these authorities are trusted.
+/// The same, trusting only these authorities.
 pub(crate) fn connector_trusting(authorities: &Path) -> Result<HttpsConnector<HttpConnector>, FilesError> {
     let files = ClientTlsFiles { ca: Some(authorities.to_owned()), identity: None };
     let tls = ClientTls::read(&files, &[])?;
@@ -101,8 +101,8 @@ pub(crate) fn connector_trusting(authorities: &Path) -> Result<HttpsConnector<Ht
     Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(by_tcp()))
 }
 
-/// Without the delay of small packets: a request that follows the end of a TLS handshake would wait for the server's
-/// delayed acknowledgement of that, which is 40 ms.
+/// Without delaying small packets: a request right after a TLS handshake would wait for the server's delayed
+/// acknowledgement of it, which takes 40 ms.
 fn by_tcp() -> HttpConnector {
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
@@ -110,7 +110,7 @@ fn by_tcp() -> HttpConnector {
     connector
 }
 
-/// A URL with a path for where it has none, so that `http://host:port` is enough.
+/// A URL, with a default path if it has none, so that `http://host:port` is enough.
 pub(crate) fn with_default_path(url: &str, path: &str) -> Result<http::Uri> {
     let uri: http::Uri = url.parse().with_context(|| format!("{url} is not a URL"))?;
     anyhow::ensure!(

@@ -93,7 +93,7 @@ enum Command {
 }
 
 impl Command {
-    /// What it is as a service, whose log is what it has to say; None: one that does its work and ends.
+    /// The command as a service, which reports through its log; None: a command that does its work and ends.
     fn service(&self) -> Option<Service<'_>> {
         let (telemetry, name, threads) = match self {
             Self::All(all) => (&all.telemetry, "oncegate", &all.threads),
@@ -116,7 +116,7 @@ impl Command {
         Some(Service { telemetry, name, threads: threads.threads() })
     }
 
-    /// Whether it has something to finish when it is told to end, and listens for that itself.
+    /// Whether it has something to finish when told to end, and handles signals itself.
     fn heeds_signals(&self) -> bool {
         match self {
             Self::Dev(_) | Self::Bench(_) => true,
@@ -125,7 +125,7 @@ impl Command {
         }
     }
 
-    /// Everything that is wrong with its settings, where it has some that are looked at before it begins.
+    /// Everything that is wrong with its settings, if it has some that are checked before it begins.
     fn problems(&self) -> Option<Problems> {
         let own = match self {
             Self::All(all) => all.problems(),
@@ -141,14 +141,14 @@ impl Command {
 /// A command that serves until it is told to stop.
 struct Service<'a> {
     telemetry: &'a telemetry::Options,
-    /// In its traces.
+    /// Its name in traces.
     name: &'static str,
     threads: Threads,
 }
 
 fn main() -> ExitCode {
-    // Before anything that might speak TLS: with two providers in a process, rustls refuses to choose. An error means
-    // that one is installed already.
+    // Done before anything that might use TLS: with two providers in a process, rustls refuses to choose. An error means
+    // that one is already installed.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let arguments: Vec<OsString> = env::args_os().collect();
     let matches = match without_values(command_line()).try_get_matches_from(&arguments) {
@@ -166,7 +166,7 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     if matches.value_source("log_level") == Some(ValueSource::DefaultValue) && oncegate.command.service().is_none() {
-        // What they have to say is on standard output; a log among it, when all is well, only hides it.
+        // Their results go to standard output; log lines in between, when all is well, would only hide them.
         oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
     }
     let is_collected = oncegate.command.service().is_some() && oncegate.logging.log_format == Format::Json;
@@ -176,7 +176,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// How the command ended; not well, if what it had to show could not be written.
+/// How the command ended; a failure if its output could not be written.
 fn written(ended: Result<(), Failure>) -> ExitCode {
     let shown = output::finish().map_err(|error| anyhow::Error::from(error).context("cannot write the output").into());
     match ended.and(shown) {
@@ -188,7 +188,7 @@ fn written(ended: Result<(), Failure>) -> ExitCode {
 /// Commands that serve.
 const SERVICES: [&str; 3] = ["all", "sidecar", "gateway"];
 
-/// Tells of a command line or an environment that cannot be read: how it would log stands in it as well.
+/// Reports a command line or an environment that cannot be parsed, which also contains the log settings.
 fn unparsed(failure: &Failure, arguments: &[OsString]) -> ExitCode {
     let is_service = arguments.get(1).is_some_and(|command| SERVICES.iter().any(|service| command == service));
     let is_json = env::var("ONCEGATE_LOG_FORMAT").is_ok_and(|format| format.trim() == "json");
@@ -196,7 +196,7 @@ fn unparsed(failure: &Failure, arguments: &[OsString]) -> ExitCode {
     if is_service && is_json && logging::init(&options, None).is_ok() { failure.log() } else { failure.report() }
 }
 
-/// The command line whose manual shows which variables there are, and not what is in them: part of a URL may be a secret.
+/// The command line whose help shows which variables exist, but not their values: part of a URL may be a secret.
 /// `--print-config` shows what may be shown of them.
 fn without_values(command: clap::Command) -> clap::Command {
     command.mut_args(|argument| argument.hide_env_values(true)).mut_subcommands(without_values)
@@ -211,7 +211,7 @@ fn command_line() -> clap::Command {
         };
         command.after_long_help(text).mut_subcommands(with_exit_codes)
     }
-    // To OpenTelemetry a variable that is empty is one that is not set.
+    // OpenTelemetry treats an empty variable as unset.
     fn without_blank(command: clap::Command) -> clap::Command {
         let is_blank = |name: &OsStr| {
             name.to_str().is_some_and(|name| name.starts_with("OTEL_"))
@@ -239,7 +239,7 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
             Err(error) => {
                 logging::init(&oncegate.logging, None).context("cannot start logging")?;
                 return Err(match error {
-                    // With those of the service, which would be the next to be found.
+                    // Together with the service's own problems, which would be found next.
                     StartError::Settings(problems) => oncegate.command.problems().unwrap_or(problems).into(),
                     error => error.into(),
                 });
@@ -256,7 +256,7 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
     service::permit_files();
     let runtime = threads::runtime(threads).context("cannot start the runtime")?;
     let ended = runtime.block_on(run(oncegate.command));
-    // Everything that matters has been waited for; what is left must not hold up the end.
+    // Everything that matters has been waited for; the rest must not delay the end.
     runtime.shutdown_timeout(shutdown::RUNTIME_END_MAX);
     if let Some(tracing) = tracing {
         tracing.finish(telemetry::FLUSH_MAX);

@@ -1,4 +1,4 @@
-//! The messages of the API, for programs: JSON with the names of the contract. And their parts in words, for people.
+//! The API's messages: as JSON with the contract's names for programs, and parts of them in words for people.
 //!
 //! States and outcomes are the words of the contract without their prefix, in lower case; times are RFC 3339; lengths of
 //! time are seconds; digests are hexadecimal and bodies base64. What is not set is null.
@@ -36,7 +36,7 @@ struct Key<'m> {
     event_id: &'m str,
 }
 
-/// What the processing ended with.
+/// How the processing ended.
 #[derive(Debug, Serialize)]
 struct Outcomes<'m> {
     code: i32,
@@ -80,10 +80,10 @@ impl<'m> From<&'m v1::Result> for Outcomes<'m> {
 #[derive(Debug, Serialize)]
 pub(crate) struct EventHistory<'m> {
     event: Option<Event<'m>>,
-    // Not there in a listing: an empty list would say that there were none.
+    // Absent in a listing: an empty list would say that there were none.
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts: Option<Vec<Attempt<'m>>>,
-    // Not there where all are.
+    // Absent if all are shown.
     #[serde(skip_serializing_if = "Option::is_none")]
     attempts_omitted: Option<i32>,
     mismatch_count: i64,
@@ -193,7 +193,7 @@ struct Counts {
     duplicates: i64,
     retries: i64,
     stuck: i64,
-    /// The one name that is not the contract's.
+    /// The only name that is not from the contract.
     success_rate: Option<f64>,
     processing_p50: Option<f64>,
     processing_p95: Option<f64>,
@@ -251,14 +251,14 @@ pub(crate) fn count(counts: &v1::Counts, state: State) -> i64 {
     counts.states.iter().filter(|of| of.state() == state).map(|of| of.count).sum()
 }
 
-/// The completed ones among those that came to something; `None` as long as none has.
+/// The share of completed ones among those that reached an outcome; `None` as long as none has.
 pub(crate) fn success_rate(counts: &v1::Counts) -> Option<f64> {
     // Rounded only beyond 2^53 events.
     #[allow(clippy::cast_precision_loss)]
     succeeded(counts).map(|(completed, all)| completed as f64 / all as f64)
 }
 
-/// How many completed, and among how many that came to something; `None` as long as none has.
+/// How many completed, and how many reached an outcome; `None` as long as none has.
 pub(crate) fn succeeded(counts: &v1::Counts) -> Option<(i64, i64)> {
     let completed = count(counts, State::Completed);
     let others: i64 = [State::Failed, State::Unknown, State::Dead].map(|state| count(counts, state)).iter().sum();
@@ -294,7 +294,7 @@ pub(crate) fn time(time: Option<&prost_types::Timestamp>) -> String {
 /// A time to the second, for people.
 pub(crate) fn second(time: Option<&prost_types::Timestamp>) -> String {
     let Some(time) = time.and_then(moment) else { return "-".into() };
-    // The second that it lies in: rounding up would show some in the future.
+    // Truncated to the second: rounding up would show some times in the future.
     Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
 }
 
@@ -334,7 +334,7 @@ fn json(value: &prost_types::Value) -> serde_json::Value {
     }
 }
 
-/// Whole numbers without a fraction, as they were before protobuf made doubles of them.
+/// Whole numbers without a fraction, as they were before protobuf turned them into doubles.
 fn number(value: f64) -> serde_json::Value {
     /// From here on a double no longer holds every whole number.
     const EXACT: f64 = 9_007_199_254_740_992.0;

@@ -1,7 +1,7 @@
-//! What commands show: results on standard output, complaints on standard error.
+//! The output of commands: results on standard output, complaints on standard error.
 //!
 //! Everything goes through here, because `println!` panics when the reader has gone away (`oncegate ... | head`), and
-//! because nothing that came from outside may rewrite the terminal: what a terminal would obey is shown, not sent.
+//! because no text from outside may control the terminal: whatever a terminal would act on is shown in escaped form.
 
 use std::{
     borrow::Cow,
@@ -15,18 +15,18 @@ use serde::Serialize;
 
 /// Shows a line.
 pub(crate) fn line(text: impl Display) {
-    // Nobody is left to tell that there is nobody left to tell.
+    // If nobody reads any more, there is nobody to tell.
     let _ = try_line(text);
 }
 
-/// Shows a line. An error means that nobody reads any more, or that nothing more can be written, which [`finish`] tells: a
-/// command that would go on can end.
+/// Shows a line. An error means that nobody reads any more, or that nothing more can be written, which [`finish`] reports:
+/// a command that would continue can end.
 pub(crate) fn try_line(text: impl Display) -> io::Result<()> {
     let text = text.to_string();
     noted(writeln!(io::stdout(), "{}", printable(&text, true)))
 }
 
-/// The first error of standard output, but for a reader that has gone away: `... | head` is none.
+/// The first error of standard output, except a reader that has gone away: `... | head` is not an error.
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
 fn noted(written: io::Result<()>) -> io::Result<()> {
@@ -39,24 +39,23 @@ fn noted(written: io::Result<()>) -> io::Result<()> {
     })
 }
 
-/// Writes what is left of the output, at the end.
+/// Writes the rest of the output, at the end.
 ///
 /// # Errors
 ///
-/// Why some of it could not be written, as on a disk that is full.
+/// Why some of it could not be written, for example on a full disk.
 pub(crate) fn finish() -> io::Result<()> {
     let _ = noted(io::stdout().flush());
     FAILED.lock().unwrap_or_else(PoisonError::into_inner).take().map_or(Ok(()), Err)
 }
 
-/// Puts a text in place of the one before, where a terminal shows it, or below it. An error means what one of [`try_line`]
-/// does.
+/// On a terminal, replaces the previous text; elsewhere, writes below it. Errors as with [`try_line`].
 pub(crate) fn redraw(text: &str) -> io::Result<()> {
     noted(try_redraw(text))
 }
 
 fn try_redraw(text: &str) -> io::Result<()> {
-    /// To the top left corner; and clear to the end of the line, and of the screen.
+    /// Go to the top left corner; clear to the end of the line; clear to the end of the screen.
     const HOME: &str = "\x1b[H";
     const TO_END_OF_LINE: &str = "\x1b[K";
     const TO_END_OF_SCREEN: &str = "\x1b[J";
@@ -66,7 +65,7 @@ fn try_redraw(text: &str) -> io::Result<()> {
         writeln!(stdout, "{}\n", printable(text, true))?;
         return stdout.flush();
     }
-    // Written over the old text and not after clearing it: an empty screen in between flickers.
+    // Written over the old text instead of clearing it first: an empty screen in between flickers.
     let mut screen = HOME.to_owned();
     for line in printable(text, true).lines() {
         screen.extend([line, TO_END_OF_LINE, "\n"]);
@@ -81,7 +80,7 @@ pub(crate) fn raw(bytes: &[u8]) {
     let _ = noted(io::stdout().write_all(bytes));
 }
 
-/// Shows something beside the result: it does not end up in a pipe.
+/// Shows something in addition to the result, which does not end up in a pipe.
 pub(crate) fn notice(text: impl Display) {
     let text = text.to_string();
     let _ = writeln!(io::stderr(), "{}", printable(&text, true));
@@ -119,7 +118,7 @@ pub(crate) fn json(value: &impl Serialize) {
     }
 }
 
-/// Shows a value to a program, in one line. An error means what one of [`try_line`] does.
+/// Shows a value to a program, in one line. Errors as with [`try_line`].
 pub(crate) fn json_line(value: &impl Serialize) -> io::Result<()> {
     let text = serde_json::to_string(value)?;
     try_line(escape_json(&text))
@@ -130,7 +129,7 @@ pub(crate) fn json_line(value: &impl Serialize) -> io::Result<()> {
 pub(crate) enum Column {
     /// Words.
     Text(&'static str),
-    /// Figures: their ends stand below each other.
+    /// Numbers, aligned right.
     Number(&'static str),
 }
 
@@ -146,7 +145,7 @@ pub(crate) fn render(columns: &[Column], rows: impl IntoIterator<Item = Vec<Stri
     table.set_header(columns.iter().map(|column| match column {
         Column::Text(name) | Column::Number(name) => *name,
     }));
-    // Here already: what a cell looks like decides how wide its column is.
+    // Made printable here already, since a cell's text decides the width of its column.
     table.add_rows(
         rows.into_iter()
             .map(|row| -> Vec<String> { row.iter().map(|cell| printable(cell, false).into_owned()).collect() }),
@@ -159,12 +158,12 @@ pub(crate) fn render(columns: &[Column], rows: impl IntoIterator<Item = Vec<Stri
     table.trim_fmt()
 }
 
-/// A text that stays in its line, and obeys nobody.
+/// A text kept on one line, with everything a terminal would act on escaped.
 pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     printable(text, false)
 }
 
-/// A text with all that a terminal would obey, or that would show a text in another order than it has, made visible.
+/// A text in which everything that a terminal would act on, or that would change the displayed order, is made visible.
 fn printable(text: &str, lines: bool) -> Cow<'_, str> {
     let shown = |c: char| !is_obeyed(c) || (lines && c == '\n');
     if text.chars().all(shown) {
@@ -177,8 +176,8 @@ fn printable(text: &str, lines: bool) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// JSON that a terminal can be given: serde_json leaves DEL and everything beyond ASCII as it is. Outside strings there
-/// is nothing of the kind but the ends of lines.
+/// JSON that is safe for a terminal: serde_json leaves DEL and everything beyond ASCII as it is. Outside strings the only
+/// such characters are line breaks.
 fn escape_json(text: &str) -> Cow<'_, str> {
     let shown = |c: char| !is_obeyed(c) || c == '\n';
     if text.chars().all(shown) {
@@ -196,8 +195,8 @@ fn escape_json(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Control characters (C0, DEL and C1, where 0x9b starts a sequence as ESC [ does), and those that turn the direction of
-/// writing or are not seen at all.
+/// Control characters (C0, DEL and C1, where 0x9b starts a sequence like ESC [), and those that change the writing
+/// direction or are invisible.
 fn is_obeyed(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{061c}')

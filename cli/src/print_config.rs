@@ -1,5 +1,6 @@
-//! `--print-config` of the commands that serve: every setting, its value, and where that came from. Secrets are not shown, be
-//! they settings of their own or parts of a URL. Made from the command line itself, so that no setting can be forgotten.
+//! `--print-config` of the commands that serve: every setting, its value, and where that came from. Secrets are not shown,
+//! whether they are settings of their own or parts of a URL. Derived from the command line itself, so that no setting can be
+//! forgotten.
 
 use clap::{Arg, ArgAction, ArgMatches, Command, parser::ValueSource};
 use oncegate_runtime::secret::shown_url;
@@ -18,14 +19,14 @@ pub(crate) fn add(command: Command) -> Command {
     )
 }
 
-/// Shows the settings if that was asked for; whether it was.
+/// Shows the settings if requested; returns whether it was.
 pub(crate) fn print(mut commands: Command, matches: &ArgMatches) -> bool {
     let Some((name, matches)) = matches.subcommand() else { return false };
     // Other commands do not have the option.
     if !matches.try_get_one::<bool>(FLAG).ok().flatten().is_some_and(|asked| *asked) {
         return false;
     }
-    // Those of all commands become each one's own only now.
+    // Only this adds the options common to all commands to each of them.
     commands.build();
     let Some(command) = commands.find_subcommand(name) else { return false };
     let is_setting = |argument: &&Arg| argument.get_id() != FLAG && argument.get_id() != "help";

@@ -105,7 +105,7 @@ impl Resolve {
             EventKey { tenant: self.tenant.clone(), provider: self.provider.clone(), event_id: self.event_id.clone() };
         let history = history::find(&mut client, &self.sidecar, key.clone()).await?;
         let event = history.event.clone().unwrap_or_default();
-        // Beside the result, so that it can be seen where that goes into a pipe.
+        // Shown beside the result, so that it is visible even if the result goes into a pipe.
         output::notice(history::whole(&history));
         output::notice("");
         let to = State::from(self.to);

@@ -1,4 +1,4 @@
-//! What the commands that serve have in common: signals, the admin listener, and the order of the end.
+//! What the commands that serve have in common: signals, the admin listener, and the order of shutdown.
 
 use std::{
     net::SocketAddr,
@@ -38,7 +38,7 @@ pub(crate) struct Service {
     shutdown: CancellationToken,
     readiness: Readiness,
     started: Condition,
-    // Known only when the parts exist; probes are answered before.
+    // Known only once the parts exist; probes are answered before that.
     metrics: Arc<OnceLock<Metrics>>,
     control: Arc<OnceLock<Control>>,
     facts: Arc<OnceLock<Facts>>,
@@ -46,7 +46,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Listens for signals and, where asked to, for probes: these are answered while everything else still starts.
+    /// Listens for signals and, if configured, for probes, which are answered while everything else is still starting.
     pub(crate) async fn begin(options: &AdminOptions) -> Result<Self, Failure> {
         let shutdown = shutdown::on_signals().context("cannot listen for signals")?;
         let readiness = Readiness::new();
@@ -65,7 +65,7 @@ impl Service {
             Some(address) => {
                 let listener = bind("ADMIN_LISTEN", address).await?;
                 tracing::info!(address = %listener.local_addr().context("a bound listener has no address")?, "admin listening");
-                // Its own token: it answers until the very end.
+                // A token of its own, since it answers until the very end.
                 let stop = CancellationToken::new();
                 let serve = admin::serve(
                     listener,
@@ -93,7 +93,7 @@ impl Service {
         }
     }
 
-    /// What /metrics shows from here on: the metrics of each part of the process, and when certificates end.
+    /// Sets what /metrics shows from here on: the metrics of each part of the process, and when certificates expire.
     pub(crate) fn show(
         &self,
         parts: impl IntoIterator<Item = Metrics>,
@@ -111,19 +111,19 @@ impl Service {
         let _ = self.metrics.set(all);
     }
 
-    /// What else the admin listener answers from here on.
+    /// Sets what else the admin listener answers from here on.
     pub(crate) fn control(&self, control: Control) {
         // Called once, when the part exists.
         let _ = self.control.set(control);
     }
 
-    /// What /readyz says beside being ready.
+    /// Sets what /readyz says in addition to being ready.
     pub(crate) fn tell(&self, facts: Facts) {
         // Called once, when the parts exist.
         let _ = self.facts.set(facts);
     }
 
-    /// Everything has been opened and bound: work may come. Gives what is cancelled by the first signal.
+    /// Everything has been opened and bound, and work may arrive. Returns the token that the first signal cancels.
     pub(crate) fn ready(&self) -> CancellationToken {
         self.started.met();
         let readiness = self.readiness.clone();
@@ -146,9 +146,9 @@ impl Service {
     }
 }
 
-/// Raises the number of files, and so of connections, that the process may have open to what it is permitted. The usual
-/// soft limit of 1,024 is for programs that call `select`; the bound on connections is above it, and a listener that
-/// runs out of files first takes nobody.
+/// Raises the number of files, and so of connections, that the process may have open to its hard limit. The usual soft
+/// limit of 1,024 is for programs that call `select`; the bound on connections is above it, and a listener that runs out of
+/// files first accepts nobody.
 pub(crate) fn permit_files() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -13,10 +13,10 @@ use tonic_types::StatusExt as _;
 
 use crate::failure::Failure;
 
-/// A sidecar that is there accepts a connection at once.
+/// A running sidecar accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A command is over before anything changes.
+/// A command is over before any file changes.
 const NEVER: Duration = Duration::from_secs(3_600);
 
 /// Where the sidecar is, and who asks it. The environment's names are the gateway's: what works for it works here.
@@ -59,7 +59,7 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// The way to a sidecar with them.
+    /// How to reach a sidecar with these credentials.
     pub(crate) fn reach(&self, url: &str) -> Result<Reach, Problems> {
         let options = ReachOptions {
             url: url.to_owned(),
@@ -87,8 +87,8 @@ impl Sidecar {
 
     /// What an error of a call means for the command.
     pub(crate) fn failure(&self, status: &Status) -> Failure {
-        // The sidecar's own refusals carry a reason; without one, it was the connection that failed. One that speaks
-        // something else, or refuses our certificate, breaks off.
+        // The sidecar's own refusals carry a reason; without one, the connection failed. A server that speaks
+        // another protocol, or refuses our certificate, breaks off.
         let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal);
         if broken && status.get_details_error_info().is_none() {
             return self.unreachable(anyhow::anyhow!("{}", status.message()));
@@ -105,7 +105,7 @@ impl Sidecar {
 fn explain(status: &Status) -> String {
     let details = status.get_error_details();
     let mut text = match details.bad_request() {
-        // The message sums up what is listed below.
+        // The message only sums up what is listed below.
         Some(request) if !request.field_violations.is_empty() => "the sidecar refuses the request".to_owned(),
         _ => format!("the sidecar refuses: {}", status.message()),
     };

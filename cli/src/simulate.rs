@@ -102,7 +102,7 @@ struct Sending {
     json: bool,
 }
 
-/// Where to send to, and what is known of it.
+/// Where to send to, and what is known about it.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) url: Uri,
@@ -110,8 +110,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// The gateway at this URL, or else the one of `dev` in this directory, or else the usual one; with a path for where
-    /// the URL has none.
+    /// The gateway at this URL, or else that of `dev` in this directory, or else the default; with a default path if the
+    /// URL has none.
     pub(crate) fn find(url: Option<&str>, path: &str) -> Result<Self, Failure> {
         let directory = env::current_dir().context("cannot find the current directory")?;
         let dev = DevFile::read(&directory)?;
@@ -134,7 +134,7 @@ impl Target {
     ) -> Result<Secret, Failure> {
         if let Some(source) = Source::choose(setting, value, file)? {
             let secrets = source.read_list().map_err(|error| Problem::from_error(setting, &error))?;
-            // Where several are live, any of them is accepted.
+            // If several are live, any of them is accepted.
             return secrets.into_iter().next().ok_or_else(|| Problem::new(setting, "holds no secret").into());
         }
         let secret = self.dev.as_ref().and_then(|dev| dev.secret(provider)).and_then(|text| Secret::new(text).ok());
@@ -154,7 +154,7 @@ pub(crate) struct Webhook {
     sign: Box<SignFn>,
 }
 
-/// The headers that prove where a body comes from, made at a time, genuine or not.
+/// Makes the headers that prove where a body comes from, for a given time, genuine or not.
 type SignFn = dyn Fn(SystemTime, bool) -> Vec<(HeaderName, HeaderValue)> + Send + Sync;
 
 impl Webhook {
@@ -182,7 +182,7 @@ impl Webhook {
 pub(crate) struct Reply {
     /// The HTTP status.
     pub(crate) status: u16,
-    /// The gateway's word for it.
+    /// The gateway's own word for the outcome.
     pub(crate) answer: String,
     /// How long it took.
     pub(crate) milliseconds: f64,
@@ -208,7 +208,7 @@ impl Sending {
     /// Sends the webhook as often as asked for and shows the answers.
     async fn send(&self, target: &Target, webhook: Webhook) -> Result<(), Failure> {
         let mut replies = self.replies(&target.url, webhook).await;
-        // Nobody is there: one line says it better than a table of as many rows.
+        // Nobody is there: one line says so better than a table with a row for each.
         if replies.iter().all(|reply| matches!(reply, Err(SendError::NotConnected(_))))
             && let Some(Err(SendError::NotConnected(error))) = replies.pop()
         {
@@ -254,12 +254,12 @@ impl Sending {
     }
 }
 
-/// What came of it, for programs and for people.
+/// The results, for programs and for people.
 #[derive(Debug, Serialize)]
 struct Report {
     url: String,
     replies: Vec<Line>,
-    /// How often each word was the answer, in the order of their first appearance.
+    /// How often each word was the answer, in order of first appearance.
     summary: Vec<Count>,
     as_expected: bool,
 }
@@ -319,7 +319,7 @@ impl Report {
     }
 }
 
-/// A signature as it is, or of the right form and wrong in its last bit.
+/// A signature as it is, or one of the right form with its last bit wrong.
 fn spoil_unless(genuine: bool, mut signature: Vec<u8>) -> Vec<u8> {
     if !genuine && let Some(last) = signature.last_mut() {
         *last ^= 1;
@@ -327,7 +327,7 @@ fn spoil_unless(genuine: bool, mut signature: Vec<u8>) -> Vec<u8> {
     signature
 }
 
-/// A number as providers give them to their objects.
+/// A number like those that providers give their objects.
 fn number() -> u32 {
     rand::random_range(1_000_000..=u32::MAX)
 }

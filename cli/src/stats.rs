@@ -19,7 +19,7 @@ use crate::{
     sidecar_client::Sidecar,
 };
 
-/// The shortest time between two looks: Stats is counted for people, not for load.
+/// The shortest interval between two requests: Stats is meant for people, not for load.
 const INTERVAL_MIN: Duration = Duration::from_millis(500);
 
 /// Count events, by provider and by state
@@ -82,7 +82,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 }
 
 impl Stats {
-    /// Whether it looks again until it is told to stop.
+    /// Whether it keeps refreshing until told to stop.
     pub(crate) fn goes_on(&self) -> bool {
         self.watch.is_some()
     }
@@ -107,8 +107,8 @@ impl Stats {
         }
     }
 
-    /// Looks again and again. What fails at first is reported as usual; later it is waited for, since whoever watches a
-    /// sidecar wants to see it come back.
+    /// Asks repeatedly. A failure of the first request is reported as usual; after later ones it keeps trying, since
+    /// somebody watching a sidecar wants to see it come back.
     async fn watch(&self, client: &mut IdempotencyServiceClient<Pool>, interval: Duration) -> Result<(), Failure> {
         let mut counted = self.ask(client).await?;
         let mut trouble = None;
@@ -129,7 +129,7 @@ impl Stats {
     fn show_again(&self, counted: &StatsResponse, interval: Duration, trouble: Option<&str>) -> io::Result<()> {
         if self.json {
             return match trouble {
-                // The old counts once more would pass for new ones.
+                // Showing the old counts again would make them pass for new ones.
                 Some(trouble) => {
                     output::complain(trouble);
                     Ok(())
@@ -153,7 +153,7 @@ impl Stats {
             start_time: self.since.map(timestamp),
             end_time: self.until.map(timestamp),
             bucket_duration: self.bucket.map(|bucket| prost_types::Duration {
-                // Longer than time itself: the sidecar refuses it with its limit.
+                // Impossibly long: the sidecar refuses it and states its limit.
                 seconds: bucket.as_secs().try_into().unwrap_or(i64::MAX),
                 nanos: bucket.subsec_nanos().try_into().unwrap_or_default(),
             }),
@@ -185,7 +185,7 @@ const COLUMNS: [Column; 11] = [
 fn text(counted: &StatsResponse) -> String {
     let total = counted.total.clone().unwrap_or_default();
     let timed = [&total].into_iter().chain(counted.providers.iter().filter_map(|of| of.counts.as_ref()));
-    // Whether the sidecar has them at all: three columns of nothing help nobody.
+    // Whether the sidecar provides them at all: three empty columns help nobody.
     let timed = timed.into_iter().any(|counts| counts.processing_p50.is_some());
     let mut columns = vec![Column::Text("provider")];
     columns.extend(COLUMNS);
@@ -238,7 +238,8 @@ fn cells(counts: &Counts) -> impl Iterator<Item = String> {
     [counts.total].into_iter().chain(states).chain(numbers).map(|count| count.to_string()).chain([success])
 }
 
-/// Rounded down: 100 % means that nothing has failed. In whole numbers, for 57 of 100 are a little less in binary ones.
+/// Rounded down: 100 % means that nothing has failed. In integers, because 57 of 100 is a little less in binary
+/// fractions.
 fn percent(completed: i64, all: i64) -> String {
     let hundredths = i128::from(completed) * 10_000 / i128::from(all);
     format!("{}.{:02} %", hundredths / 100, hundredths % 100)

@@ -1,4 +1,4 @@
-//! How many threads serve requests, and when they sleep.
+//! How many threads serve requests, and when these sleep.
 
 use std::{io, num::NonZero, thread, time::Duration};
 
@@ -8,7 +8,7 @@ use oncegate_runtime::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-/// Longer than this a thread never looks for work: it would then no longer be a matter of being woken late.
+/// A thread never polls for work longer than this: beyond it, late wake-ups are no longer the issue.
 const IDLE_POLL_MAX: Duration = Duration::from_millis(10);
 
 /// Threads that serve.
@@ -53,7 +53,7 @@ fn idle_poll(text: &str) -> Result<Duration, String> {
     Ok(longest)
 }
 
-/// What threads a process has for its work.
+/// The threads that a process has for its work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Threads {
     count: NonZero<u16>,
@@ -61,17 +61,17 @@ pub(crate) struct Threads {
 }
 
 impl Threads {
-    /// What a command needs that serves nobody.
+    /// What a command that does not serve needs.
     pub(crate) const ONE: Self = Self { count: NonZero::<u16>::MIN, idle_poll: Duration::ZERO };
 }
 
-/// A runtime of so many threads. With one, everything but what blocks (files, the embedded store's writer and readers)
-/// runs on the calling thread: no work is handed from core to core.
+/// A runtime with this many threads. With one, everything but what blocks (files, the embedded store's writer and readers) runs
+/// on the calling thread: no work is handed from core to core.
 pub(crate) fn runtime(threads: Threads) -> io::Result<Runtime> {
     let mut builder = match threads.count.get() {
         1 => {
             let mut builder = Builder::new_current_thread();
-            // With one, somebody else always wants it, or its quota is used up by looking.
+            // With only one, somebody else always wants it, or polling uses up its quota.
             if thread::available_parallelism().is_ok_and(|processors| processors.get() > 1) {
                 idle::poll_before_sleep(&mut builder, threads.idle_poll);
             }

@@ -126,7 +126,7 @@ fn header(text: &str) -> Result<(String, String), String> {
     if name.parse::<http::HeaderName>().is_err() {
         return Err("this is no name of a header".into());
     }
-    // What surrounds a value is not part of it (RFC 9110, 5.5).
+    // White space around a value is not part of it (RFC 9110, 5.5).
     Ok((name.to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned()))
 }
 
@@ -216,7 +216,7 @@ fn show(report: &Report) {
     if sent.iter().any(|(_, value)| value.is_some()) {
         output::line("");
         for (name, value) in sent {
-            // What the provider sends is not to make lines of its own.
+            // Text from the provider must not create lines of its own.
             output::line(format_args!("{name:10}  {}", output::one_line(value.as_deref().unwrap_or("-"))));
         }
     }
@@ -234,7 +234,7 @@ async fn verify_all(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The cases of a file, or which of them is none.
+/// The cases of a file, or an error that names the one that is not a case.
 fn cases(text: &[u8]) -> Result<Vec<Case>> {
     let cases: Vec<serde_json::Value> = serde_json::from_slice(text).context("not an array of cases")?;
     let parse = |(place, case): (usize, serde_json::Value)| {

@@ -24,7 +24,7 @@ pub(super) struct Sidecar {
 }
 
 impl Sidecar {
-    /// A caller on this connection, who is known by `authorization`.
+    /// A caller on this connection, identified by `authorization`.
     pub(super) fn new(
         channel: Channel,
         messages: Arc<Messages>,
@@ -34,7 +34,7 @@ impl Sidecar {
         Self { grpc: Grpc::new(channel), messages, timeout, authorization }
     }
 
-    /// CheckAndLock: the answer, and the fencing token where it is granted.
+    /// CheckAndLock: the answer, and the fencing token if granted.
     pub(super) async fn claim(&mut self, event: u64, caller: u32) -> Result<(Verdict, i64), Fault> {
         let answer: ClaimAnswer = self.call(CHECK_AND_LOCK, self.messages.claim(event, caller)).await?;
         let verdict = match Decision::try_from(answer.decision) {

@@ -21,9 +21,9 @@ use super::{
 };
 use crate::simulate::stripe;
 
-/// More than any answer that is meant for a provider.
+/// More than any answer meant for a provider.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
-/// How long a signature is sent again for an event that is sent again: well within what a gateway takes (five minutes).
+/// How long a signature is reused for an event that is sent again: well within what a gateway accepts (five minutes).
 const SIGNATURE_AGE_MAX: Duration = Duration::from_secs(60);
 /// Events whose signed body is kept; beyond it they are signed each time.
 const KEPT_MAX: usize = 10_000;
@@ -43,7 +43,7 @@ pub(super) struct Gateway {
     shared: Arc<Shared>,
     connection: Option<SendRequest<Full<Bytes>>>,
     host: HeaderValue,
-    /// What is sent more than once: body and signature are made once a minute.
+    /// Events that are sent more than once: body and signature are made once a minute.
     kept: HashMap<u64, Signed>,
     keep_from: u64,
 }
@@ -55,7 +55,7 @@ struct Signed {
 }
 
 impl Gateway {
-    /// A caller that is not connected yet. Events from `keep_from` on are those that are sent again and again.
+    /// A caller that is not connected yet. Events from `keep_from` on are the ones sent repeatedly.
     pub(super) fn new(shared: Arc<Shared>, keep_from: u64) -> Self {
         let host = shared.url.authority().map_or("", |authority| authority.as_str());
         let host = HeaderValue::from_str(host).expect("an authority is a header's value");
@@ -67,7 +67,7 @@ impl Gateway {
         let io = self.shared.connector.clone().oneshot(self.shared.url.clone()).await;
         let io = io.map_err(|error| lost("no connection", &*error))?;
         let (sender, connection) = http1::handshake(io).await.map_err(|error| lost("no connection", &error))?;
-        // Ends with the sender, or when the gateway closes the connection; its error is the request's too.
+        // Ends with the sender, or when the gateway closes the connection; the request gets its error too.
         tokio::spawn(connection);
         self.connection = Some(sender);
         Ok(())
@@ -79,7 +79,7 @@ impl Gateway {
         match tokio::time::timeout(timeout, self.exchange(event)).await {
             Ok(verdict) => verdict,
             Err(_) => {
-                // An answer that comes late would be taken for the next one's.
+                // A late answer would be taken for that of the next request.
                 self.connection = None;
                 Err(Fault { code: "no answer in time".to_owned() })
             }
@@ -158,7 +158,7 @@ fn body(event_id: &str, bytes: usize) -> Bytes {
     text(&"a".repeat(bytes.saturating_sub(short))).into()
 }
 
-/// What the gateway's answer says of the event.
+/// What the gateway's answer says about the event.
 fn verdict(status: StatusCode, body: &[u8]) -> Result<Verdict, Fault> {
     let word = match body {
         br#"{"status":"processed"}"# => "processed".to_owned(),
@@ -180,7 +180,7 @@ fn verdict(status: StatusCode, body: &[u8]) -> Result<Verdict, Fault> {
 
 fn lost(what: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     tracing::debug!(error, "{what}");
-    // What is behind all of it is what helps, and there are few of these: too many open files, connection refused.
+    // The root cause is what helps, and there are only a few: too many open files, connection refused.
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;

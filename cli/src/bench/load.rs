@@ -18,16 +18,16 @@ use super::{
     target::{Answer, Caller, Fault, Verdict},
 };
 
-/// The number of the first event of those that are sent again and again: far from the new ones.
+/// The number of the first event that is sent repeatedly: far from the new ones.
 pub(super) const KEYS_FROM: u64 = 900_000_000_000;
-/// Claims of duplicates, and of the check at the end, are other claims than those that completed the events.
+/// Claims of duplicates and of the final check use other claim ids than the claims that completed the events.
 const DUPLICATE: u32 = 20_000;
 const CHECK: u32 = 40_000;
-/// The most callers, so that the three kinds stay apart.
+/// The most callers, so that the three kinds of claims stay distinct.
 pub(super) const CALLERS_MAX: u32 = 20_000;
-/// After a call that failed: a server in trouble is asked no more often than this.
+/// The pause after a failed call: a server in trouble is asked no more often than this.
 const PAUSE: Duration = Duration::from_millis(10);
-/// How often something is tried that has to succeed before or after the load.
+/// How often a step that has to succeed before or after the load is tried.
 const TRIES: u32 = 10;
 
 /// What the callers do.
@@ -35,7 +35,7 @@ const TRIES: u32 = 10;
 pub(super) enum Workload {
     /// New events.
     Cycle,
-    /// New events that are locked, and not completed while it is measured.
+    /// New events that are locked, but not completed during the measurement.
     Claims,
     /// Duplicates of completed events.
     Duplicates,
@@ -51,17 +51,17 @@ pub(super) struct Run {
     pub(super) workload: Workload,
     pub(super) concurrency: u32,
     pub(super) keys: u64,
-    /// Whether what the claims workload has locked stays locked.
+    /// Whether events locked by the claims workload stay locked.
     leave_locked: bool,
-    /// Whether an earlier run has completed the events that duplicates are of.
+    /// Whether an earlier run has completed the events to send duplicates of.
     prepared: bool,
     warm_up: Duration,
     duration: Duration,
-    /// The most completions that one caller remembers for the check.
+    /// How many completions one caller remembers for the check.
     pub(super) check_max: usize,
-    /// Set to end early; what was measured until then counts.
+    /// Set to end early; what was measured so far counts.
     pub(super) stop: AtomicBool,
-    /// Cancelled when a thread cannot begin: the others wait for it.
+    /// Cancelled when a thread cannot begin, since the others wait for it.
     pub(super) failed: CancellationToken,
     window: OnceLock<Window>,
     start: Barrier,
@@ -91,11 +91,11 @@ pub(super) struct Progress {
     pub(super) done: AtomicU64,
     /// Calls that failed.
     pub(super) failed: AtomicU64,
-    /// Completions that were checked at the end, and events that were completed then.
+    /// Completions checked at the end, and events completed then.
     pub(super) checked: AtomicU64,
 }
 
-/// Another thread could not begin, and says why.
+/// Another thread could not begin, and reports why.
 #[derive(Debug)]
 pub(super) struct AnotherFailed;
 
@@ -139,7 +139,7 @@ impl Run {
         }
     }
 
-    /// The measured time, once it is known when it begins.
+    /// The measured time, once its beginning is known.
     pub(super) fn window(&self) -> Option<Window> {
         self.window.get().copied()
     }
@@ -157,10 +157,10 @@ impl Run {
     }
 }
 
-/// Lets the callers of one thread run, and checks at the end what they were told. Within that thread's own runtime.
+/// Runs the callers of one thread, in that thread's own runtime, and checks at the end what they were told.
 ///
 /// # Errors
-/// When the events that duplicates are of cannot be completed first.
+/// When the events to send duplicates of cannot be completed first.
 pub(super) async fn run(
     run: &Arc<Run>,
     callers: Vec<(u32, Caller)>,
@@ -224,7 +224,7 @@ struct Worker {
     caller: Caller,
     /// Among all callers of the run.
     number: u32,
-    /// Its next new event. Callers count in steps of their number, so that no event is asked for by two.
+    /// Its next new event. Callers count in steps of the number of callers, so that no two ask for the same event.
     next: u64,
     /// Events whose completion was acknowledged to it.
     acknowledged: Vec<u64>,
@@ -244,7 +244,7 @@ impl Worker {
         Ok(self)
     }
 
-    /// Completes its part of the events that duplicates are of.
+    /// Completes its share of the events to send duplicates of.
     async fn prepare(&mut self) -> Result<()> {
         let mut key = u64::from(self.number);
         while key < self.run.keys && !self.run.is_stopped() {
@@ -259,7 +259,7 @@ impl Worker {
             };
             match answer.verdict {
                 Verdict::Granted => self.acknowledge(KEYS_FROM + key),
-                // By a try whose answer was lost.
+                // Completed by an earlier try whose answer was lost.
                 Verdict::Completed => {}
                 Verdict::InProgress | Verdict::Refused => {
                     anyhow::bail!("a new event was answered {:?}", answer.verdict)
@@ -312,7 +312,7 @@ impl Worker {
         }
     }
 
-    /// Locks a new event, and leaves it at that for now.
+    /// Locks a new event, without completing it for now.
     async fn claim(&mut self, window: Window, event: u64) {
         let began = Instant::now();
         let answer = self.caller.claim(event, self.number).await;
@@ -330,9 +330,10 @@ impl Worker {
         }
     }
 
-    /// Completes what it has locked: no cleanup takes events that are being processed, and with expired locks they are stuck.
+    /// Completes what it has locked: no cleanup deletes events that are being processed, and once their locks expire they are
+    /// stuck.
     async fn complete(&mut self) {
-        // One that cannot be completed in all that time says enough of the others.
+        // If one cannot be completed in all that time, neither can the others.
         let mut given_up = None;
         for (event, token) in std::mem::take(&mut self.locked) {
             let mut tries = 0;
@@ -353,7 +354,7 @@ impl Worker {
         }
     }
 
-    /// All callers for one new event, again and again, in step.
+    /// All callers ask for one new event at once, again and again.
     async fn storms(&mut self, window: Window) {
         let run = Arc::clone(&self.run);
         for event in 0.. {
@@ -374,7 +375,7 @@ impl Worker {
                     run.storm.faults.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            // The barriers order the counts: all of this storm's come before, all of the next one's after.
+            // The barriers order the counts: all of this storm's happen before, all of the next one's after.
             if run.round.wait().await.is_leader() {
                 let winners = run.storm.winners.swap(0, Ordering::Relaxed);
                 let faults = run.storm.faults.swap(0, Ordering::Relaxed);
@@ -382,7 +383,7 @@ impl Worker {
                     let correctness = &mut self.tally.lock().correctness;
                     correctness.storms += 1;
                     correctness.double_grants += u64::from(winners.saturating_sub(1));
-                    // The one that was not answered may have won.
+                    // A caller that got no answer may have won.
                     correctness.storms_without_winner += u64::from(winners == 0 && faults == 0);
                 }
                 if faults > 0 {
@@ -393,10 +394,10 @@ impl Worker {
         }
     }
 
-    /// Asks again for what was acknowledged: all of it has to be there.
+    /// Asks again for the acknowledged completions: all of them have to be there.
     async fn check(&mut self) {
-        // One that cannot be asked for in all that time says enough of the others. Nothing is known of them then, which is
-        // not that they are there.
+        // If one gets no answer in all that time, neither will the others. Nothing is known about them then, which does not
+        // mean that they are there.
         let mut given_up = None;
         for event in std::mem::take(&mut self.acknowledged) {
             let mut tries = 0;

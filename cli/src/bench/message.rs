@@ -1,5 +1,5 @@
 //! The messages of the load, encoded once: what changes from call to call is written into a copy, so that the generator
-//! takes little of the machine that it measures.
+//! uses little of the machine it measures.
 
 use std::marker::PhantomData;
 
@@ -13,17 +13,17 @@ use tonic::{
 
 /// The tenant of every event that the load writes.
 pub(super) const TENANT: &str = "bench";
-/// The type of every such event: a common one, so that rows are as long as usual.
+/// The type of every such event: a common one, so that rows have a typical length.
 pub(super) const EVENT_TYPE: &str = "payment_intent.succeeded";
 
 const EVENT_DIGITS: usize = 12;
 const CALLER_DIGITS: usize = 5;
-/// As many as the digits can tell apart.
+/// As many events as the digits can distinguish.
 const EVENTS: u64 = 1_000_000_000_000;
 /// The number of `fencing_token` in MarkCompletedRequest, which is appended to the encoded rest: protobuf has no order.
 const FENCING_TOKEN_FIELD: u32 = 2;
 
-/// A message with holes: where the event's number and the claim's go.
+/// A message with gaps where the event's and the claim's numbers go.
 #[derive(Clone, Debug)]
 struct Template {
     bytes: Vec<u8>,
@@ -39,7 +39,7 @@ impl Template {
         Self { bytes, event, claim }
     }
 
-    /// A copy with the numbers in, and room for some bytes more.
+    /// A copy with the numbers filled in, and room for `more` bytes.
     fn fill(&self, event: u64, caller: u32, more: usize) -> BytesMut {
         let event = scatter(event);
         let mut bytes = BytesMut::with_capacity(self.bytes.len() + more);
@@ -57,14 +57,14 @@ fn hole(filler: char, length: usize) -> String {
     std::iter::repeat_n(filler, length).collect()
 }
 
-/// Numbers in another order, each still once: providers' identifiers do not come in the order of the index either.
-/// 3^14 has no divisor in common with a power of ten.
+/// A permutation of the numbers: providers' identifiers do not arrive in the order of the index either. 3^14 has no
+/// divisor in common with a power of ten.
 fn scatter(event: u64) -> u64 {
     const FACTOR: u64 = 4_782_969;
     (event % EVENTS) * FACTOR % EVENTS
 }
 
-/// The last digits of a number, with noughts before it.
+/// The last digits of a number, padded with zeros.
 fn digits(place: &mut [u8], mut number: u64) {
     for digit in place.iter_mut().rev() {
         *digit = b'0' + u8::try_from(number % 10).expect("a digit");
@@ -72,7 +72,7 @@ fn digits(place: &mut [u8], mut number: u64) {
     }
 }
 
-/// The event id of a number, within a run.
+/// The event id for a number, within a run.
 pub(super) fn event_id(run: &str, event: u64) -> String {
     format!("bench-{run}-{event:0width$}", event = scatter(event), width = EVENT_DIGITS)
 }
@@ -128,7 +128,7 @@ impl Messages {
         self.claim.fill(event, caller, 0).freeze()
     }
 
-    /// MarkCompleted of what the same caller was granted.
+    /// MarkCompleted for what the same caller was granted.
     pub(super) fn complete(&self, event: u64, caller: u32, fencing_token: i64) -> Bytes {
         let mut bytes = self.complete.fill(event, caller, 16);
         prost::encoding::int64::encode(FENCING_TOKEN_FIELD, &fencing_token, &mut bytes);
@@ -136,7 +136,7 @@ impl Messages {
     }
 }
 
-/// What the load reads of CheckAndLockResponse; the rest is skipped.
+/// The parts of CheckAndLockResponse that the load reads; the rest is skipped.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct ClaimAnswer {
     /// `decision`.
@@ -147,7 +147,7 @@ pub(super) struct ClaimAnswer {
     pub(super) lock: Option<Grant>,
 }
 
-/// What the load reads of Lock.
+/// The parts of Lock that the load reads.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Grant {
     /// `fencing_token`.
@@ -155,11 +155,11 @@ pub(super) struct Grant {
     pub(super) fencing_token: i64,
 }
 
-/// What the load reads of MarkCompletedResponse: nothing.
+/// The parts of MarkCompletedResponse that the load reads: none.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Acknowledged {}
 
-/// Sends bytes that are encoded already, and decodes the answer.
+/// Sends already encoded bytes, and decodes the answer.
 #[derive(Debug)]
 pub(super) struct Encoded<A>(PhantomData<A>);
 

@@ -1,4 +1,4 @@
-//! What came of it, for programs and for people.
+//! The results, for programs and for people.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -25,7 +25,7 @@ pub(super) struct Report {
     correctness: Findings,
 }
 
-/// What a run was, for its report.
+/// The description of a run, for its report.
 pub(super) struct About {
     pub(super) target: &'static str,
     pub(super) url: String,
@@ -84,7 +84,7 @@ impl Report {
         }
     }
 
-    /// Whether the run is worth anything: something was answered, and nothing was answered wrongly.
+    /// Whether the run counts: something was answered, and nothing was answered wrongly.
     pub(super) fn is_good(&self) -> bool {
         self.correctness.ok && !self.operations.is_empty()
     }

@@ -8,13 +8,13 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-/// Latencies are kept in nanoseconds, to three digits, from a tenth of a microsecond to this; what is longer counts as this.
+/// Latencies are kept in nanoseconds, to three digits, from a tenth of a microsecond up to this; longer ones count as this.
 const LATENCY_MAX: Duration = Duration::from_secs(120);
 
-/// What a latency is of.
+/// The operation that a latency belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Operation {
-    /// A new event from first to last: both calls, or the one webhook.
+    /// A new event from start to finish: both calls, or the one webhook.
     Cycle,
     /// CheckAndLock of a new event.
     CheckAndLock,
@@ -44,15 +44,15 @@ impl Operation {
 pub(super) struct Correctness {
     /// Completions that were acknowledged.
     pub(super) acknowledged: u64,
-    /// Of those, asked for again at the end.
+    /// Of those, how many were asked for again at the end.
     pub(super) checked: u64,
-    /// Of those that were to be asked for again, not to be asked for: nobody answered.
+    /// Of those that should have been asked for again, how many could not be: nobody answered.
     pub(super) unchecked: u64,
-    /// Of those that were asked for, not found again as completed.
+    /// Of those asked for again, how many were not found completed.
     pub(super) lost: u64,
     /// Grants of an event that was granted to somebody else, or completed.
     pub(super) double_grants: u64,
-    /// Other answers than the event's past permits, as a new event that is said to be completed.
+    /// Answers that the event's past rules out, such as a new event reported as completed.
     pub(super) unexpected: u64,
     /// Storms that were run.
     pub(super) storms: u64,
@@ -61,7 +61,7 @@ pub(super) struct Correctness {
 }
 
 impl Correctness {
-    /// Whether nothing was wrong, as far as it was to be looked at.
+    /// Whether nothing was wrong, and everything that was to be checked could be.
     pub(super) fn holds(&self) -> bool {
         let wrong = [self.unchecked, self.lost, self.double_grants, self.unexpected, self.storms_without_winner];
         wrong.iter().all(|count| *count == 0)
@@ -131,7 +131,7 @@ pub(super) struct SharedTally(Mutex<Tally>);
 
 impl SharedTally {
     pub(super) fn lock(&self) -> MutexGuard<'_, Tally> {
-        // Counts stay counts, whoever panicked.
+        // Counts stay valid, whoever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         assert!((cycles.max() as f64 / 3e6 - 1.0).abs() < 0.001);
         assert_eq!(all.errors["Unavailable OVERLOADED"], 2);
         assert!(!all.correctness.holds() && Correctness::default().holds());
-        // What nobody could be asked about is not what is there.
+        // Completions that could not be checked do not count as found.
         assert!(!Correctness { acknowledged: 9, unchecked: 1, ..Correctness::default() }.holds());
     }
 

@@ -7,13 +7,13 @@ use super::{grpc::Sidecar, http::Gateway};
 /// How an event was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It was granted, and then completed where that was asked for.
+    /// It was granted, and then completed if requested.
     Granted,
     /// It is done already.
     Completed,
     /// Somebody else has it.
     InProgress,
-    /// Held, or refused for another reason that is no error.
+    /// Held, or refused for another reason that is not an error.
     Refused,
 }
 
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     pub(super) verdict: Verdict,
     /// The first call, or the only one.
     pub(super) first: Duration,
-    /// Marking it completed, where that is a call of its own.
+    /// Marking it completed, if that is a separate call.
     pub(super) completion: Option<Duration>,
 }
 
@@ -41,7 +41,7 @@ pub(super) enum Caller {
 }
 
 impl Caller {
-    /// Asks for an event and, where it is granted, completes it.
+    /// Asks for an event and, if it is granted, completes it.
     pub(super) async fn process(&mut self, event: u64, caller: u32) -> Result<Answer, Fault> {
         let began = Instant::now();
         match self {
@@ -67,16 +67,16 @@ impl Caller {
         self.claim(event, caller).await.map(|(verdict, _)| verdict)
     }
 
-    /// Asks for an event and completes nothing: the answer, and the fencing token where it is granted.
+    /// Asks for an event and completes nothing: the answer, and the fencing token if granted.
     pub(super) async fn claim(&mut self, event: u64, caller: u32) -> Result<(Verdict, i64), Fault> {
         match self {
             Self::Grpc(sidecar) => sidecar.claim(event, caller).await,
-            // It has completed what it was granted.
+            // The gateway has already completed what it was granted.
             Self::Http(gateway) => gateway.send(event).await.map(|verdict| (verdict, 0)),
         }
     }
 
-    /// Completes what it was granted before.
+    /// Completes what it was granted earlier.
     pub(super) async fn complete(&mut self, event: u64, caller: u32, fencing_token: i64) -> Result<(), Fault> {
         match self {
             Self::Grpc(sidecar) => sidecar.complete(event, caller, fencing_token).await,

@@ -18,7 +18,7 @@ use oncegate_runtime::{
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::mpsc};
 
-/// What `GET /` shows at most: this is for looking at, not for keeping.
+/// The most that `GET /` shows: this is for looking at, not for keeping.
 const REMEMBERED_MAX: usize = 1_000;
 
 /// More than the gateway lets through.
@@ -85,7 +85,7 @@ async fn answer(
                 }
                 remembered.push_back(delivery.clone());
             }
-            // Nobody listens any more while the process ends.
+            // Nobody is listening any more while the process ends.
             let _ = deliveries.send(delivery);
             json(StatusCode::OK, &serde_json::json!({ "received": true }))
         }

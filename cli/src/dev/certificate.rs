@@ -9,16 +9,16 @@ use rcgen::{
 };
 use serde::{Deserialize, Serialize};
 
-/// What the certificate that signs messages in PayPal's sandbox is called.
+/// The name of the certificate that signs messages in PayPal's sandbox.
 const NAME: &str = "messageverificationcerts.sandbox.paypal.com";
 
 /// Where PayPal's sandbox has its certificates.
 const DIRECTORY_URL: &str = "https://api.sandbox.paypal.com/v1/notifications/certs/";
 
-/// What a directory for the gateway holds beside the certificate.
+/// The other file in the gateway's directory, beside the certificate.
 const ROOTS: &str = "roots.pem";
 
-/// A certificate with its key, and the root that it leads to. The root's key is thrown away: nothing else is ever issued.
+/// A certificate with its key, and its root. The root's key is thrown away: nothing else is ever issued.
 #[derive(Clone, Deserialize, Serialize)]
 pub(crate) struct Certificate {
     /// The last part of its URL.
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Certificate {
 pub(crate) struct Signer {
     /// The key.
     pub(crate) key: KeyPair,
-    /// Where the certificate is said to be.
+    /// The stated address of the certificate.
     pub(crate) cert_url: String,
 }
 
@@ -79,12 +79,13 @@ impl Certificate {
         make().context("cannot make a certificate")
     }
 
-    /// What signs with it.
+    /// A signer that uses it.
     pub(crate) fn signer(&self) -> Result<Signer> {
         Signer::new(&self.key, format!("{DIRECTORY_URL}{}", self.name))
     }
 
-    /// Puts what the gateway needs into a directory: the certificate for `PAYPAL_CERT_DIR`. Gives the path of the roots.
+    /// Writes what the gateway needs into a directory: the certificate for `PAYPAL_CERT_DIR`. Returns the path of the
+    /// roots.
     pub(super) fn write(&self, directory: &Path) -> Result<std::path::PathBuf> {
         let roots = directory.join(ROOTS);
         for (path, text) in

@@ -20,10 +20,10 @@ use crate::{
     simulate::{Webhook, flutterwave, paypal, paystack, standard_webhooks, stripe},
 };
 
-/// More than the gateway takes at the very worst.
+/// More than the gateway takes in the worst case.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A webhook to send, and what the sidecar calls its event.
+/// A webhook to send, and how the sidecar identifies its event.
 struct Sample {
     provider: &'static str,
     event_id: String,
@@ -40,7 +40,7 @@ struct Step {
     event: Event,
 }
 
-/// Sends, shows and checks. An error where anything was not as it should be.
+/// Sends, shows and checks. Fails if anything was not as it should be.
 pub(super) async fn run(
     gateway: &str,
     dev: &DevFile,
@@ -54,8 +54,8 @@ pub(super) async fn run(
         let mut steps = Vec::new();
         for _ in 0..2 {
             let reply = sample.webhook.send(&client, &url, true).await.map_err(|error| anyhow::anyhow!("{error}"))?;
-            // The application has answered before the gateway did, so what it got is in the channel by now. Others may
-            // be sending to it as well.
+            // The application answered before the gateway did, so what it got is in the channel by now. Others may be
+            // sending to it as well.
             let deliveries = iter::from_fn(|| deliveries.try_recv().ok())
                 .filter(|delivery| delivery.provider == sample.provider && delivery.event_id == sample.event_id)
                 .collect();
@@ -176,7 +176,7 @@ fn show(shown: &[(&str, Vec<Step>)]) {
     output::table(&columns, rows);
 }
 
-/// Whatever is not as it should be.
+/// Everything that is not as it should be.
 fn problems(steps: &[Step]) -> Vec<String> {
     let mut problems = Vec::new();
     let mut expect = |what: &str, expected: &str, found: String| {

@@ -1,4 +1,5 @@
-//! `.oncegate-dev.json`: what `oncegate dev` made up, so that `simulate` in another terminal can sign for it.
+//! `.oncegate-dev.json`: the secrets that `oncegate dev` made up, so that `simulate` in another terminal can
+//! sign with them.
 
 use std::{
     collections::BTreeMap,
@@ -42,7 +43,7 @@ impl std::fmt::Debug for DevFile {
 }
 
 impl DevFile {
-    /// Reads the file of a directory; `None` where there is none.
+    /// Reads the file of a directory; `None` if there is none.
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
         let path = path(directory);
         match fs::read(&path) {
@@ -54,11 +55,12 @@ impl DevFile {
         }
     }
 
-    /// Writes the file, for its owner alone. A reader sees the old one or the new one, never half of it.
+    /// Writes the file, readable only by its owner. A reader sees the old one or the new one, never half of
+    /// it.
     pub(crate) fn write(&self, directory: &Path) -> Result<()> {
         let path = path(directory);
         let write = || -> io::Result<()> {
-            // Made with mode 0600, before there is anything in it.
+            // Created with mode 0600, before anything is in it.
             let mut file = tempfile::NamedTempFile::new_in(directory)?;
             serde_json::to_writer_pretty(&mut file, self)?;
             file.write_all(b"\n")?;
@@ -69,7 +71,7 @@ impl DevFile {
         write().with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// What PayPal's webhooks are signed with, made now if it is the first time.
+    /// What PayPal's webhooks are signed with, made now if there is none yet.
     pub(crate) fn paypal_or_new(&mut self) -> Result<&Certificate> {
         match &mut self.paypal {
             Some(made) => Ok(made),
@@ -82,7 +84,7 @@ impl DevFile {
         self.secrets.get(provider).map(String::as_str)
     }
 
-    /// The secret of a provider, made up now if it is the first time.
+    /// The secret of a provider, made up now if there is none yet.
     pub(crate) fn secret_or_new(&mut self, provider: &str, prefix: &str) -> &str {
         self.secrets.entry(provider.to_owned()).or_insert_with(|| {
             let random: [u8; 24] = rand::rng().random();

@@ -68,7 +68,7 @@ impl Flutterwave {
     }
 }
 
-/// A webhook with what it is recognised by.
+/// A webhook with the header that authenticates it.
 pub(crate) fn webhook(body: Bytes, secret: Secret, version: Version) -> Result<Webhook, Problem> {
     let sign: Box<super::SignFn> = match version {
         Version::V4 => {
@@ -95,7 +95,7 @@ pub(crate) fn webhook(body: Bytes, secret: Secret, version: Version) -> Result<W
     Ok(Webhook { body, sign })
 }
 
-/// An event id as those of v4 look.
+/// An event id in the style of v4.
 pub(crate) fn event_id() -> String {
     format!("wbk_{}", uuid::Uuid::new_v4().simple())
 }
@@ -118,7 +118,8 @@ pub(crate) fn event(id: &str, event_type: &str, now: SystemTime) -> Bytes {
     event.to_string().into()
 }
 
-/// An event of v3, which has no id of its own: the type, the number of the charge and its status together name it.
+/// An event of v3, which has no id of its own: the type, the number of the charge and its status together identify
+/// it.
 fn event_v3(event_type: &str) -> Bytes {
     let event = serde_json::json!({
         "event": event_type,

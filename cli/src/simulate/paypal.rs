@@ -113,7 +113,7 @@ pub(crate) fn webhook(body: Bytes, webhook_id: Secret, signer: Signer) -> Result
     Ok(Webhook { body, sign: Box::new(sign) })
 }
 
-/// An event id as PayPal's look.
+/// An event id in PayPal's style.
 pub(crate) fn event_id() -> String {
     let id = uuid::Uuid::new_v4().simple().to_string().to_uppercase();
     format!("WH-{}-{}", &id[..17], &id[15..])
@@ -139,7 +139,7 @@ pub(crate) fn event(id: &str, event_type: &str, now: SystemTime) -> Bytes {
 
 /// A time to the second, as PayPal writes it.
 fn time(now: SystemTime) -> String {
-    // Beyond what can be written there is no PayPal any more.
+    // By the time that this cannot represent, there will be no PayPal any more.
     let seconds = Timestamp::try_from(now).unwrap_or_default().as_second();
     Timestamp::from_second(seconds).unwrap_or_default().to_string()
 }

@@ -72,7 +72,7 @@ pub(crate) fn reference() -> String {
     format!("T{}", uuid::Uuid::new_v4().simple())
 }
 
-/// An event. Paystack gives its events no id: the type, the reference and the status together name one.
+/// An event. Paystack gives its events no id: the type, the reference and the status together identify one.
 pub(crate) fn event(reference: &str, event_type: &str) -> Bytes {
     let event = serde_json::json!({
         "event": event_type,

@@ -1,4 +1,4 @@
-//! Webhooks by Standard Webhooks, as services of one's own send them.
+//! Webhooks in the Standard Webhooks format, as sent by one's own services.
 
 use std::{
     path::PathBuf,
@@ -103,12 +103,12 @@ pub(crate) fn webhook(id: &str, body: Bytes, secret: &Secret) -> Result<Webhook,
     Ok(Webhook { body, sign: Box::new(sign) })
 }
 
-/// An event id as the specification's examples look.
+/// An event id in the style of the specification's examples.
 pub(crate) fn event_id() -> String {
     format!("msg_{}", uuid::Uuid::new_v4().simple())
 }
 
-/// An event. Its id is not in it: that stands in a header.
+/// An event. Its id is not in it, but in a header.
 pub(crate) fn event(event_type: &str) -> Bytes {
     let event = serde_json::json!({
         "type": event_type,

@@ -79,7 +79,7 @@ fn header(signature: String) -> HeaderValue {
     HeaderValue::try_from(signature).expect("digits, hexadecimals and punctuation make a header")
 }
 
-/// An event id as Stripe's look.
+/// An event id in Stripe's style.
 pub(crate) fn event_id() -> String {
     format!("evt_{}", uuid::Uuid::new_v4().simple())
 }
@@ -111,7 +111,8 @@ pub(crate) fn event(id: &str, event_type: &str, now: SystemTime) -> Bytes {
     format!("{event:#}").into()
 }
 
-/// The value of `Stripe-Signature`: HMAC-SHA-256 over the time, a full stop and the body, with the secret as it stands.
+/// The value of `Stripe-Signature`: HMAC-SHA-256 over the time, a full stop and the body, with the secret used as it
+/// is.
 fn sign(secret: &Secret, body: &[u8], now: SystemTime) -> String {
     let time = since_1970(now).as_secs().to_string();
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes a key of any length");
