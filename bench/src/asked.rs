@@ -1,4 +1,4 @@
-//! What is asked: the one list of P1 to P14.
+//! The targets: the one list of P1 to P14.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,17 +18,17 @@ impl Bound {
     }
 }
 
-/// One figure that is asked for.
+/// One figure with its target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    /// P1 to P14, with a letter where it has several.
+    /// P1 to P14, with a letter if it has several parts.
     pub(crate) id: &'static str,
     pub(crate) what: &'static str,
     pub(crate) bound: Bound,
     pub(crate) unit: Unit,
 }
 
-/// What a figure is in.
+/// The unit of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unit {
     /// Of two rates or times.
@@ -38,7 +38,7 @@ pub(crate) enum Unit {
     RowsPerSecond,
     /// A loss of rate.
     Percent,
-    /// Storms that had another number of winners than one.
+    /// Storms that did not have exactly one winner.
     Storms,
     Milliseconds,
 }
@@ -101,7 +101,7 @@ pub(crate) fn find(id: &str) -> Option<&'static Asked> {
     ALL.iter().find(|asked| asked.id == id)
 }
 
-/// Whether P with this number is asked for.
+/// Whether there is a target with this number.
 pub(crate) fn is_known(name: &str) -> bool {
     ALL.iter().any(|asked| number(asked.id) == name)
 }

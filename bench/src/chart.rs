@@ -1,4 +1,4 @@
-//! The chart: how far each figure is from what is asked, as bars, in SVG that needs nothing else.
+//! The chart: how far each figure is from its target, as bars, in self-contained SVG.
 
 use std::fmt::Write as _;
 
@@ -10,11 +10,11 @@ use crate::{
 const ROW: f64 = 22.0;
 const LEFT: f64 = 60.0;
 const WIDTH: f64 = 720.0;
-/// Where a figure that is just as asked ends: to the right of it is better.
+/// Where the bar of a figure that just meets its target ends: further right is better.
 const ASKED_AT: f64 = 400.0;
 const RIGHT: f64 = 700.0;
 
-/// A figure over what is asked, the larger the better.
+/// A figure relative to its target, the larger the better.
 fn score(bound: Bound, value: f64) -> f64 {
     match bound {
         Bound::AtLeast(asked) => value / asked,

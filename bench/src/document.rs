@@ -13,26 +13,26 @@ use crate::{
 const BEGIN: &str = "<!-- begin: written by scripts/bench -->";
 const END: &str = "<!-- end: written by scripts/bench -->";
 
-/// Whether there is a place for the table: not to be found out after half an hour of measuring.
+/// Checks that there is a place for the table, rather than finding out after half an hour of measuring.
 pub(crate) fn check(path: &Path) -> Result<()> {
     with(path, "").map(drop)
 }
 
-/// Puts the table, and what it was measured on, into the document.
+/// Puts the table, and a description of the machine, into the document.
 pub(crate) fn write(path: &Path, figures: &Figures, machine: &str) -> Result<()> {
     fs::write(path, with(path, &format!("{machine} {}\n\n{}", effort(figures), table(figures)))?)?;
     fs::write(path.with_extension("svg"), chart::draw(figures))?;
     Ok(())
 }
 
-/// How often and how long each side ran, at least.
+/// How often and how long each side ran at the least.
 fn effort(figures: &Figures) -> String {
     let runs = figures.0.values().map(|figure| figure.runs).min().unwrap_or_default();
     let seconds = figures.0.values().map(|figure| figure.seconds).fold(f64::INFINITY, f64::min);
     if runs == 0 { String::new() } else { format!("{runs} runs of {seconds} s each, or more.") }
 }
 
-/// The document, with this between its marks.
+/// The document, with `new` between its marks.
 fn with(path: &Path, new: &str) -> Result<String> {
     let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     between_marks(&text, new).with_context(|| format!("{} has not the marks {BEGIN} and {END}", path.display()))

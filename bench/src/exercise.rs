@@ -1,5 +1,5 @@
-//! All that the program does under load, once: what scripts/profile counts. What is missing here is built as what hardly ever
-//! runs.
+//! Runs everything that the program does under load once, for scripts/profile to count. Code that is not exercised here is
+//! compiled as if it hardly ever ran.
 
 use std::process::Command;
 
@@ -29,7 +29,7 @@ pub(crate) fn run(world: &World) -> Result<()> {
     world.postgres.create("calls")?;
     let sidecar = world.sidecar("calls", &[])?;
     load(world, &sidecar, CALLS)?;
-    // What people look at meanwhile.
+    // What people look at in the meantime.
     for command in [&["stats"][..], &["history", "--limit", "50"]] {
         let mut program = Command::new(&world.options.oncegate);
         process::run(program.args(command).args(["--sidecar", &sidecar.url()]))?;

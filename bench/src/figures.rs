@@ -1,18 +1,18 @@
-//! What was found, kept between runs, so that parts can be measured one after the other.
+//! The results, kept between runs, so that parts can be measured one after the other.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-/// One figure, with what it comes from.
+/// One figure, with what it was computed from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figure {
-    /// The figure that a bound is asked of.
+    /// The figure that the target's bound applies to.
     pub(crate) value: f64,
     /// Its two sides, where it is a ratio: medians.
     pub(crate) sides: Option<(f64, f64)>,
-    /// What the sides are in.
+    /// The unit of the sides.
     pub(crate) side_unit: String,
     /// How often each side ran.
     pub(crate) runs: u32,
@@ -25,7 +25,7 @@ pub(crate) struct Figure {
 pub(crate) struct Figures(pub(crate) BTreeMap<String, Figure>);
 
 impl Figures {
-    /// What earlier runs found.
+    /// The results of earlier runs.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         if !path.exists() {
             return Ok(Self::default());

@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let mut figures = Figures::read(&options.figures)?;
     let world = World::start(options)?;
     let measured = Bench { world: &world, figures: &mut figures }.run();
-    // What was found before something failed is found.
+    // Results found before something failed still count.
     let _ = writeln!(std::io::stdout(), "{}", document::table(&figures));
     if !world.options.quick {
         document::write(&world.options.document, &figures, &machine())?;
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     measured
 }
 
-/// What it was measured on.
+/// The machine that it was measured on.
 fn machine() -> String {
     let cpus = thread::available_parallelism().map_or(1, NonZero::get);
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

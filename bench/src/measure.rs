@@ -1,4 +1,5 @@
-//! The measurements, a file a subject. Each alternates its sides, A B A B, so that a machine that grows slower slows both.
+//! The measurements, one file per subject. Each alternates its sides, A B A B, so that a machine that becomes slower slows
+//! both.
 
 mod calls;
 mod memory;
@@ -14,13 +15,13 @@ use crate::{
     world::World,
 };
 
-/// Measures what is wanted, and keeps each figure as soon as it is there.
+/// Measures what was requested, and saves each figure as soon as it is known.
 pub(crate) struct Bench<'a> {
     pub(crate) world: &'a World,
     pub(crate) figures: &'a mut Figures,
 }
 
-/// What is measured together, and how.
+/// Figures that are measured together, and how.
 type Part<B> = (&'static [&'static str], fn(&mut B) -> Result<()>);
 
 /// One side of a comparison: what it is called, and how it is run once.

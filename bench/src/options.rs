@@ -52,7 +52,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// With what `--quick` stands for.
+    /// Applies what `--quick` stands for.
     pub(crate) fn settled(mut self) -> anyhow::Result<Self> {
         if self.quick {
             self.runs = self.runs.min(3);

@@ -30,7 +30,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until it accepts connections. What it says goes to a file in the directory.
+    /// Starts it and waits until it accepts connections. Its output goes to a file in the directory.
     pub(crate) fn start(
         name: &str,
         mut command: Command,
@@ -70,7 +70,7 @@ impl Server {
         Ok(kib * 1024)
     }
 
-    /// The end of what it said.
+    /// The end of its output.
     fn log(&self) -> String {
         let mut text = String::new();
         let read = File::open(&self.log).and_then(|mut file| file.read_to_string(&mut text));
@@ -99,7 +99,8 @@ impl Drop for Server {
     }
 }
 
-/// A free address below the ports that the system gives to clients: a client's connection must not sit on it.
+/// A free address below the ports that the system assigns to clients, so that no client connection can occupy
+/// it.
 pub(crate) fn free_address() -> Result<SocketAddr> {
     for _ in 0..1_000 {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(20_000..32_000)));
@@ -120,7 +121,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// Says something beside the result.
+/// Prints something in addition to the result.
 pub(crate) fn note(text: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{text}");

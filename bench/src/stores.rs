@@ -18,8 +18,8 @@ pub(crate) struct Postgres {
     programs: PathBuf,
 }
 
-/// What differs from PostgreSQL's defaults, for both sides of every comparison. Durability stays as it is by default:
-/// fsync and synchronous_commit on. Checkpoints are kept from falling into a run of a few seconds.
+/// Deviations from PostgreSQL's defaults, for both sides of every comparison. Durability stays at its default: fsync
+/// and synchronous_commit on. Checkpoints are kept out of runs of a few seconds.
 const SETTINGS: &[&str] = &[
     "fsync=on",
     "synchronous_commit=on",
@@ -59,7 +59,7 @@ impl Postgres {
         for setting in SETTINGS {
             postgres.args(["-c", setting]);
         }
-        // INT: it disconnects everybody and ends in good order.
+        // INT: it disconnects everybody and shuts down cleanly.
         let server = Server::start("postgres", postgres, address, directory, "INT")?;
         let postgres = Self { server, programs };
         postgres.wait()?;
@@ -67,7 +67,7 @@ impl Postgres {
     }
 
     fn wait(&self) -> Result<()> {
-        // It listens before it can be asked anything.
+        // It listens before it can answer anything.
         for _ in 0..100 {
             if self.sql("postgres", "select 1").is_ok() {
                 return Ok(());
@@ -89,7 +89,7 @@ impl Postgres {
         run(&mut psql).map(|output| output.trim().to_owned())
     }
 
-    /// Makes an empty database, in place of the one that there may be.
+    /// Creates an empty database, replacing any existing one.
     pub(crate) fn create(&self, database: &str) -> Result<()> {
         self.sql("postgres", &format!("drop database if exists {database} with (force)"))?;
         self.sql("postgres", &format!("create database {database}")).map(drop)
@@ -107,7 +107,7 @@ impl Postgres {
     }
 }
 
-/// The directory of initdb and postgres, which distributions keep off the PATH.
+/// The directory of initdb and postgres, which distributions keep out of the PATH.
 fn programs() -> Result<PathBuf> {
     let mut places = Vec::new();
     if let Ok(output) = run(Command::new("pg_config").arg("--bindir")) {
@@ -131,7 +131,7 @@ fn programs() -> Result<PathBuf> {
         .context("PostgreSQL's programs initdb and postgres were not found: `scripts/test` installs them")
 }
 
-/// Whom to run Postgres as: it refuses to run as root. Gives the directory to that user.
+/// The user to run Postgres as, since it refuses to run as root. Hands the directory over to that user.
 fn user(data: &Path) -> Result<Option<(u32, u32)>> {
     let me = run(Command::new("id").arg("-u"))?;
     if me.trim() != "0" {
@@ -152,7 +152,7 @@ fn user(data: &Path) -> Result<Option<(u32, u32)>> {
     bail!("Postgres does not run as root, and there is neither a user postgres nor nobody")
 }
 
-/// Starts Redis, which keeps nothing.
+/// Starts Redis without persistence.
 pub(crate) fn start_redis(directory: &Path) -> Result<Server> {
     let address = free_address()?;
     let program = ["redis-server", "valkey-server"]

@@ -1,4 +1,4 @@
-//! All that a measurement runs against, and the programs that make the load.
+//! Everything that a measurement runs against, and the programs that generate the load.
 
 use std::{
     cell::OnceCell,
@@ -87,7 +87,7 @@ impl World {
         Ok(sidecar)
     }
 
-    /// It listens before it has made its tables.
+    /// It listens before it has created its tables.
     fn wait_until_healthy(&self, url: &str) -> Result<()> {
         let ask = || {
             let mut health = Command::new(&self.options.oncegate);
@@ -102,7 +102,7 @@ impl World {
         ask().map(drop).context("the sidecar does not get healthy")
     }
 
-    /// Both services in one process, before an application that takes everything at once.
+    /// Both services in one process, in front of an application that accepts everything at once.
     pub(crate) fn all(&self, database: &str, settings: &[(&str, &str)]) -> Result<Server> {
         if self.application.get().is_none() {
             let mut command = Command::new(self.program("bare-hyper")?);
@@ -136,7 +136,7 @@ impl World {
             .env("ONCEGATE_LOG", "warn")
             .current_dir(self.directory());
         for (name, value) in settings {
-            // An empty one switches off what is set above.
+            // An empty value unsets what is set above.
             if value.is_empty() {
                 command.env_remove(name)
             } else {
@@ -161,7 +161,7 @@ impl World {
         Ok(program)
     }
 
-    /// Runs `oncegate bench`. Whatever was answered wrongly ends the measurement.
+    /// Runs `oncegate bench`. Any wrong answer ends the measurement.
     pub(crate) fn load(&self, server: &Server, workload: &str, concurrency: u32, more: &[&str]) -> Result<Loaded> {
         let mut command = Command::new(&self.options.oncegate);
         command
@@ -173,11 +173,11 @@ impl World {
             .env("STRIPE_WEBHOOK_SECRET", SECRET)
             .current_dir(self.directory());
         if workload == "claims" {
-            // Open events are what some measurements are about, and ending them takes time that none is.
+            // Some measurements are about open events, and ending them takes time that no measurement is about.
             command.arg("--leave-locked");
         }
         if !more.contains(&"--check-max") {
-            // Enough to find what is lost, and short.
+            // Enough to find losses, and quick.
             command.args(["--check-max", "20000"]);
         }
         let output = run(&mut command)?;
@@ -199,7 +199,8 @@ impl World {
         })
     }
 
-    /// Completes events `0..keys`, and hardly asks for them again: what a sidecar keeps of each is there, and nothing else.
+    /// Completes events `0..keys`, and hardly asks for them again, so that a sidecar holds what it keeps of each and
+    /// nothing else.
     pub(crate) fn complete(&self, server: &Server, keys: u64) -> Result<()> {
         let mut command = Command::new(&self.options.oncegate);
         command
@@ -209,17 +210,18 @@ impl World {
         run(&mut command).map(drop)
     }
 
-    /// The rate of a load, for the comparisons that need nothing else.
+    /// The rate of a load, for comparisons that need only that.
     pub(crate) fn rate(&self, server: &Server, workload: &str, concurrency: u32, more: &[&str]) -> Result<f64> {
         self.load(server, workload, concurrency, more).map(|loaded| loaded.main.per_second)
     }
 
-    /// A webhook load on a gateway, or what stands for one.
+    /// A webhook load on a gateway, or on a stand-in for one.
     pub(crate) fn load_http(&self, server: &Server, workload: &str, concurrency: u32) -> Result<Loaded> {
         self.load(server, workload, concurrency, &["--target", "http"])
     }
 
-    /// Makes the table that pgbench's cycle works on: as plain as the first version's, its status in no index.
+    /// Creates the table that pgbench's cycle works on: as plain as the first version's, with its status in no
+    /// index.
     pub(crate) fn prepare_pgbench(&self) -> Result<()> {
         self.postgres.create("plain")?;
         self.postgres.sql("plain", include_str!("pgbench/table.sql"))?;

@@ -40,14 +40,15 @@ impl Authority {
     pub fn new() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Other than those it issues: some libraries take a certificate for self-signed by its names.
+        // A name different from those of the certificates it issues: some libraries judge by the names whether a
+        // certificate is self-signed.
         params.distinguished_name.push(DnType::CommonName, "authority of a test");
         let key = KeyPair::generate()?;
         let pem = params.self_signed(&key)?.pem();
         Ok(Self { issuer: Issuer::new(params, key), pem })
     }
 
-    /// Its own certificate in PEM: what is to be trusted.
+    /// Its own certificate in PEM, which is to be trusted.
     pub fn pem(&self) -> &str {
         &self.pem
     }
@@ -62,14 +63,14 @@ impl Authority {
         self.issue(CertificateParams::new(vec!["elsewhere.example".to_owned()])?)
     }
 
-    /// The same as for one here, until the beginning of a year.
+    /// The same as for a server on this machine, valid until the beginning of a year.
     pub fn server_until(&self, year: i32) -> Result<Issued> {
         let mut params = for_this_machine()?;
         params.not_after = date_time_ymd(year, 1, 1);
         self.issue(params)
     }
 
-    /// A client's certificate with a URI for a name, which ended long ago if it is to be expired.
+    /// A client's certificate named by a URI; one that expired long ago if `expired`.
     pub fn client(&self, uri: &str, expired: bool) -> Result<Issued> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.subject_alt_names.push(SanType::URI(uri.try_into()?));
@@ -108,7 +109,8 @@ impl Issued {
     }
 }
 
-/// Files that are replaced all at once, as Kubernetes replaces those of a Secret: links through a link to a directory.
+/// Files that are replaced all at once, as Kubernetes does with those of a Secret: links through a link to a
+/// directory.
 #[derive(Debug)]
 pub struct Projected {
     directory: PathBuf,

@@ -1,8 +1,8 @@
-//! What the promise is tested with: everything as processes with proxies between them, a random load under random faults
-//! that come from one seed, a record of what every caller saw, and a checker of the invariants over it.
+//! The tests of the promise: everything runs as processes with proxies between them, under a random load and random
+//! faults derived from one seed; what every caller saw is recorded, and the invariants are checked over that record.
 //!
-//! A seed repeats every *decision*: which events there are, what their callers try, which faults strike, for how long. It
-//! does not repeat the machine's scheduling, so the same seed may have to run a few times to meet the same moment again.
+//! A seed repeats every *decision*: which events there are, what their callers try, which faults strike, and for how
+//! long. It does not repeat the machine's scheduling, so a seed may have to run a few times to hit the same moment again.
 
 pub mod application;
 pub mod campaign;

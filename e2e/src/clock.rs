@@ -10,7 +10,7 @@ use crate::program::Oncegate;
 const HOW_TO_INSTALL: &str = "libfaketime was not found. Install it (Debian: apt-get install faketime; Fedora: dnf install \
      libfaketime), or name its library in FAKETIME_LIBRARY, or run scripts/test, which installs it";
 
-/// The command with a wall clock that is so many seconds ahead, or behind.
+/// The command with a wall clock that is this many seconds ahead or behind.
 pub fn skewed(command: Oncegate, seconds: i64) -> Result<Oncegate> {
     let library = library()?;
     Ok(command
@@ -32,7 +32,7 @@ fn library() -> Result<PathBuf> {
     ];
     directories
         .iter()
-        // The one for programs with threads.
+        // The variant for programs with threads.
         .map(|directory| PathBuf::from(directory).join("libfaketimeMT.so.1"))
         .find(|library| library.is_file())
         .context(HOW_TO_INSTALL)

@@ -1,4 +1,5 @@
-//! A collector of traces: takes OTLP as http/protobuf, decodes it, and keeps the spans. Or takes requests and never answers.
+//! A collector of traces: accepts OTLP as http/protobuf, decodes it, and keeps the spans. Or accepts requests and never
+//! answers.
 
 use std::{
     collections::BTreeMap,
@@ -30,9 +31,9 @@ pub struct Span {
     pub name: String,
     /// 1 internal, 2 server, 3 client.
     pub kind: i32,
-    /// Whose it is.
+    /// The name of its service.
     pub service: String,
-    /// All that is said about its service.
+    /// All attributes of its service.
     pub resource: BTreeMap<String, String>,
     /// The trace that it is in.
     pub trace: String,
@@ -42,7 +43,7 @@ pub struct Span {
     pub parent: String,
     /// Trace and span of those that it is linked to.
     pub links: Vec<(String, String)>,
-    /// What is said about it.
+    /// Its attributes.
     pub attributes: BTreeMap<String, String>,
     /// 2: an error.
     pub status: i32,
@@ -69,7 +70,7 @@ impl Collector {
         Self::serve(true).await
     }
 
-    /// One that takes every request and never answers.
+    /// One that accepts every request and never answers.
     pub async fn silent() -> Result<Self> {
         Self::serve(false).await
     }
@@ -97,7 +98,7 @@ impl Collector {
         format!("http://{}", self.address)
     }
 
-    /// How many requests have come.
+    /// How many requests have arrived.
     pub fn requests(&self) -> usize {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).requests
     }
@@ -113,7 +114,7 @@ impl Collector {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).spans.clone()
     }
 
-    /// The first span that is wanted, once it has come.
+    /// The first wanted span, once it has arrived.
     pub async fn span(&self, what: &str, wanted: impl Fn(&Span) -> bool) -> Span {
         eventually(what, async || self.spans().into_iter().find(|span| wanted(span))).await
     }

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-/// How long a test waits for something that should happen at once. Long, because it is only ever used up by a failure.
+/// How long a test waits for something that should happen at once. Long, because only a failure ever uses it up.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
-/// How often a condition is looked at.
+/// How often a condition is checked.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks `condition` until it is `Some`, and panics with `what` when that has not happened within [`DEADLINE`].
+/// Polls `condition` until it is `Some`, and panics with `what` if that has not happened within [`DEADLINE`].
 pub async fn eventually<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>) -> T {
     match within(DEADLINE, condition).await {
         Some(value) => value,
@@ -18,7 +18,7 @@ pub async fn eventually<T>(what: &str, condition: impl AsyncFnMut() -> Option<T>
     }
 }
 
-/// Asks `condition` until it is `Some`; `None` when that has not happened within `deadline`.
+/// Polls `condition` until it is `Some`; `None` if that has not happened within `deadline`.
 pub async fn within<T>(deadline: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + deadline;
     loop {

@@ -1,18 +1,19 @@
-//! Fills a database with events as years of service would have left them, quickly: by one statement a part, with counts,
+//! Quickly fills a database with events as years of service would have left them: one statement per part, with counts,
 //! attempts and histograms that agree with the rows, so that `oncegate check` passes.
 
 use anyhow::{Context as _, Result};
 use oncegate_sidecar::{event::Micros, ledger::timings::Timings};
 use sqlx::{PgConnection, postgres::PgBindIterExt as _};
 
-/// What a table is to be like.
+/// What a table should look like.
 #[derive(Clone, Copy, Debug)]
 pub struct Growth {
     /// How many events.
     pub rows: i64,
-    /// Over how long before now they were created, evenly.
+    /// The number of days before now over which their creation is spread evenly.
     pub days: i64,
-    /// Every so many-th is held (dead and unknown in turn), failed at the same distance, processing past its lock at twice it.
+    /// One in this many is held (dead and unknown in turn), one in this many is failed, and one in twice this many is
+    /// processing with an expired lock.
     pub rare: i64,
 }
 
@@ -44,7 +45,7 @@ pub fn key(n: i64) -> (&'static str, &'static str, String) {
     (tenant, provider[usize::try_from(n % 4).unwrap_or_default()], format!("evt_{n:010}"))
 }
 
-/// Fills a migrated, empty database. The events end at `now`, so that the newest hours have some.
+/// Fills a migrated, empty database. The events reach up to now, so that the newest hours have some.
 ///
 /// # Errors
 /// When the database does.

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::secrets::told_by_anybody;
 
-/// Beyond the longest that a gateway takes to answer.
+/// Longer than a gateway ever takes to answer.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What came back.
@@ -31,7 +31,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// The body as JSON; null where it is none.
+    /// The body as JSON; null if it is not JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -65,7 +65,7 @@ pub async fn send(
     send_over(stream, address, method, path, headers, body).await
 }
 
-/// Sends any request over a connection that was made, and closes it.
+/// Sends any request over an existing connection, and closes it.
 pub async fn send_over(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     address: SocketAddr,
@@ -90,7 +90,7 @@ pub async fn send_over(
     let answer: Answer = timeout(DEADLINE, exchange)
         .await
         .with_context(|| format!("no answer from {address} within {DEADLINE:?}"))??;
-    // Whatever is said to whomever, no secret is in it.
+    // No answer to anybody may contain a secret.
     let text = format!("{:?}\n{}", answer.headers, String::from_utf8_lossy(&answer.body));
     if let Some(told) = told_by_anybody(&text) {
         bail!("{address} has told a secret: {told}");

@@ -1,6 +1,6 @@
 //! The harness of the tests that use everything for real: database servers, the built binary, sockets, an application.
 //!
-//! Nothing here mocks. A missing server is a failure that says what to install, never a skipped test.
+//! Nothing here is mocked. A missing server is a failure that says what to install, never a skipped test.
 
 pub mod certificates;
 pub mod chaos;

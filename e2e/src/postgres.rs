@@ -1,8 +1,8 @@
-//! A Postgres server for the tests, and a database in it for each.
+//! A Postgres server for the tests, with a database for each.
 //!
-//! [`Database::create`] is what most tests want. Databases come from a template that was migrated once, so one costs a
-//! copy of a small directory. They are in a cluster of the test process's own, on a free port, in a directory that goes
-//! with it; or in the server that `TEST_DATABASE_URL` names. A test that stops or kills its server starts a [`Cluster`].
+//! [`Database::create`] is what most tests want. Databases come from a template that was migrated once, so one costs a copy
+//! of a small directory. They are in a cluster of the test process's own, on a free port, in a directory removed with it;
+//! or in the server that `TEST_DATABASE_URL` names. A test that stops or kills its server starts a [`Cluster`].
 
 pub mod replication;
 
@@ -29,7 +29,7 @@ use crate::{
     supervised::{Directory, Supervised, User, send_signal},
 };
 
-/// Whose server to use instead of starting one.
+/// The variable that names a server to use instead of starting one.
 const GIVEN_SERVER: &str = "TEST_DATABASE_URL";
 
 /// Starting a cluster on two busy cores takes seconds, not one.
@@ -40,15 +40,15 @@ const HOW_TO_INSTALL: &str = "PostgreSQL's server programs (initdb, postgres) we
      Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name a server in TEST_DATABASE_URL, or \
      run scripts/test, which installs them";
 
-/// What a cluster is to be like.
+/// Options of a cluster.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// Wait for the disk, as a server in service does. Off: a crash of the machine would lose the tests' data, which
+    /// Wait for the disk, as a production server does. If off, a crash of the machine would lose the tests' data, which
     /// nobody needs, and a commit costs microseconds. (A killed *process* loses nothing either way.)
     pub fsync: bool,
     /// Further settings, as in postgresql.conf.
     pub settings: Vec<(String, String)>,
-    /// The certificate that it speaks TLS with, to whoever asks for that.
+    /// The certificate for TLS, for clients that ask for it.
     pub tls: Option<Issued>,
 }
 
@@ -69,7 +69,7 @@ impl Cluster {
     pub async fn start(options: Options) -> Result<Self> {
         let programs = find_programs()?;
         let directory = Directory::new("oncegate-postgres-")?;
-        // Whoever owns the directory just made is who runs this.
+        // The owner of the directory just made is the user running this.
         let user = if fs::metadata(directory.path())?.uid() == 0 { Some(unprivileged_user()?) } else { None };
         if let Some(User { uid, gid }) = user {
             chown(directory.path(), Some(uid), Some(gid))?;
@@ -113,7 +113,7 @@ impl Cluster {
         if let Some(User { uid, gid }) = self.user {
             chown(&files.key, Some(uid), Some(gid))?;
         }
-        // The server takes no key that others can read.
+        // The server accepts no key that others can read.
         fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600))?;
         Ok(files)
     }
@@ -141,7 +141,7 @@ impl Cluster {
             }
             match self.try_start().await {
                 Ok(()) => return Ok(()),
-                // Somebody else may have taken the port, and the processes of a killed server take a moment to notice.
+                // Another process may have taken the port, and the processes of a killed server take a moment to notice.
                 Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(100)).await,
                 Err(error) => return Err(error),
             }
@@ -196,15 +196,15 @@ impl Cluster {
         }
     }
 
-    /// Stops the server at once, as a fail-over does: its connections are cut, what was committed is kept.
+    /// Stops the server at once, as a fail-over does: its connections are cut, but everything committed is kept.
     pub fn stop(&mut self) -> Result<()> {
         self.server.take().context("the server is not running")?.stop("INT")
     }
 
-    /// Kills the server, and returns when its processes have gone; what was committed is recovered by a restart.
+    /// Kills the server, and returns when its processes are gone; a restart recovers everything committed.
     pub fn kill(&mut self) -> Result<()> {
         self.server.take().context("the server is not running")?.stop("KILL")?;
-        // The sessions' processes outlive their parent for a moment, and may even end the statement that they are at.
+        // The sessions' processes outlive their parent for a moment, and may even finish their current statement.
         let data = self.data().canonicalize()?;
         let end = std::time::Instant::now() + DEADLINE;
         while !working_in(&data).is_empty() {
@@ -214,11 +214,11 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops every process of the server where it is: connections are accepted by the kernel, and nobody says a word, until
+    /// Suspends every process of the server: the kernel accepts connections, but nobody answers, until
     /// [`thaw`](Self::thaw).
     pub fn freeze(&mut self) -> Result<()> {
         let server = self.server.as_mut().context("the server is not running")?;
-        // The first one first: it makes no more of them.
+        // The main process first, so that it starts no more of them.
         server.signal("STOP")?;
         for process in working_in(&self.data().canonicalize()?) {
             // One may have ended by itself.
@@ -252,7 +252,7 @@ impl Cluster {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The process that everything else of the server descends from.
+    /// The parent of all of the server's processes.
     pub fn pid(&self) -> Option<u32> {
         self.server.as_ref().map(Supervised::pid)
     }
@@ -318,7 +318,7 @@ impl Database {
         &self.name
     }
 
-    /// A connection that the product knows nothing of.
+    /// A connection independent of the product.
     pub async fn connect(&self) -> Result<PgConnection> {
         connect(&self.url).await
     }
@@ -336,10 +336,10 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        // Without waiting for a standby that a failed test has left behind, or taken away.
+        // Does not wait for a standby that a failed test left behind or removed.
         let separator = if self.admin_url.contains('?') { '&' } else { '?' };
         let admin_url = format!("{}{separator}options=-c%20synchronous_commit%3Dlocal", self.admin_url);
-        // A runtime cannot be blocked on from within another, and a test must not end before its database has.
+        // One runtime cannot be blocked on from within another, and a test must not end before its database is dropped.
         let dropped = thread::spawn(move || {
             runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
                 |runtime| runtime.block_on(async { tokio::time::timeout(DEADLINE, execute(&admin_url, &sql)).await? }),
@@ -379,14 +379,14 @@ impl Shared {
     }
 }
 
-/// Makes the migrated database that the others are copies of, and names it.
+/// Creates the migrated database that the others are copied from, and returns its name.
 ///
-/// Its name says which migrations it has, so in a server that outlives the tests it is made once per change of them. It
-/// gets that name only when it is complete.
+/// Its name identifies its migrations, so in a server that outlives the tests it is created once per change of them. It
+/// gets that name only when complete.
 async fn make_template(admin_url: &str) -> Result<String> {
     let name = format!("oncegate_template_{}", migrations_digest()?);
     let mut connection = connect(admin_url).await?;
-    // Held until the connection closes: of several test processes on one server, one makes it.
+    // Held until the connection closes: of several test processes on one server, only one creates it.
     sqlx::query("SELECT pg_advisory_lock(6877416)").execute(&mut connection).await?;
     let exists: bool = sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)")
         .bind(&name)
@@ -458,7 +458,7 @@ fn with_database(url: &str, database: &str) -> Result<String> {
     Ok(format!("{scheme}://{authority}/{database}{query}"))
 }
 
-/// The directory with the server's programs, the newest where there are several.
+/// The directory with the server's programs, the newest if there are several.
 fn find_programs() -> Result<PathBuf> {
     let mut candidates = Vec::new();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output()
@@ -475,7 +475,7 @@ fn find_programs() -> Result<PathBuf> {
     if let Some(path) = env::var_os("PATH") {
         candidates.extend(env::split_paths(&path));
     }
-    // pg_config comes with the client library too: its directory alone does not mean that the server is there.
+    // pg_config also comes with the client library, so its directory alone does not mean that the server is there.
     candidates
         .into_iter()
         .find(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
@@ -498,7 +498,7 @@ fn versions(directory: &str, prefix: &str) -> Vec<PathBuf> {
     found.into_iter().map(|(_, path)| path).collect()
 }
 
-/// Postgres refuses to run as root: whom it runs as instead.
+/// The user to run Postgres as, since it refuses to run as root.
 fn unprivileged_user() -> Result<User> {
     for name in ["postgres", "nobody"] {
         let number = |flag| {
@@ -512,7 +512,7 @@ fn unprivileged_user() -> Result<User> {
     bail!("Postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
 }
 
-/// The processes that have this directory as their own, where the system tells (Linux).
+/// The processes with this working directory, where the system tells (Linux).
 fn working_in(directory: &Path) -> Vec<u32> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let there = processes.filter(|one| fs::read_link(one.path().join("cwd")).is_ok_and(|cwd| cwd == directory));

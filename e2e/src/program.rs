@@ -20,17 +20,17 @@ use tokio::{
 
 use crate::{eventually::DEADLINE, secrets::Secrets, supervised::send_signal};
 
-/// How long a command that is to end by itself may take.
+/// How long a command that should end by itself may take.
 const RUN_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Set to anything: every program of the tests logs all there is to log, of every library.
+/// If set to anything, every program of the tests logs everything, for every library.
 const TRACE: &str = "ONCEGATE_TEST_TRACE";
 
 /// Everything; libraries are quiet unless they are named.
 pub const LOG_EVERYTHING: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,rustls=trace,sqlx=trace,tonic=trace,\
                                   tower=trace,fred=trace";
 
-/// A command that has not been started yet. What it writes is searched for the secrets that it was given, always.
+/// A command that has not been started yet. Its output is always searched for the secrets that it was given.
 #[derive(Debug)]
 pub struct Oncegate {
     command: Command,
@@ -46,7 +46,7 @@ impl Oncegate {
             .current_dir(directory)
             .env_clear()
             .env("ONCEGATE_LOG_FORMAT", "json")
-            // Dozens of them share the machine with their databases, whose time it would be.
+            // Dozens of them share the machine with their databases, and polling would take time from those.
             .env("ONCEGATE_IDLE_POLL", "0s")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -66,7 +66,7 @@ impl Oncegate {
     /// With a setting.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl AsRef<str>) -> Self {
-        // What is to log everything does so, whatever a test has in mind.
+        // If everything is to be logged, it is, whatever a test sets.
         if name == "ONCEGATE_LOG" && env::var_os(TRACE).is_some() {
             return self;
         }
@@ -75,15 +75,15 @@ impl Oncegate {
         self
     }
 
-    /// With a secret that it gets otherwise, from a file or the database.
+    /// With a secret that it gets in another way, from a file or the database.
     #[must_use]
     pub fn secret(mut self, secret: &str) -> Self {
         self.secrets.add(secret);
         self
     }
 
-    /// Under strace, which writes what the process does with files into `log`: every write with all its bytes. The process
-    /// stays a direct child, so that signals reach it and not the tracer.
+    /// Runs under strace, which logs what the process does with files into `log`: every write with all its bytes. The
+    /// process stays a direct child, so that signals reach it and not the tracer.
     #[must_use]
     pub fn traced(self, log: &Path) -> Self {
         let inner = self.command.as_std();
@@ -121,7 +121,7 @@ impl Oncegate {
         Ok(Running { child, output, readers, secrets: self.secrets, directory })
     }
 
-    /// Runs it to its end, which may take so many seconds.
+    /// Runs it to its end, which may take this many seconds.
     pub async fn run_for(self, seconds: u64) -> Result<Finished> {
         self.start()?.finish(Duration::from_secs(seconds)).await
     }
@@ -166,7 +166,7 @@ pub struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // No secret is in any output, whatever the test is about; files may have got others meanwhile.
+        // No output may contain a secret, whatever the test is about; files may have got new ones meanwhile.
         self.secrets.read_files(&self.directory);
         let told = self.secrets.told_in(&self.output.to_string());
         if let Some(told) = told.filter(|_| !std::thread::panicking()) {
@@ -228,7 +228,7 @@ impl Running {
         send_signal(self.pid()?, signal)
     }
 
-    /// Stops it where it is, as a paused machine or a very long collection of garbage does, until [`thaw`](Self::thaw).
+    /// Suspends it, as a paused machine or a very long garbage collection does, until [`thaw`](Self::thaw).
     pub fn freeze(&self) -> Result<()> {
         self.signal("STOP")
     }
@@ -339,8 +339,8 @@ fn locate_program() -> Result<PathBuf> {
             program.display()
         );
     }
-    // `cargo test` builds the tests of this package and not the binary of another: what is tested should be what was
-    // written. Cargo leaves the list of what went into a program beside it.
+    // `cargo test` builds the tests of this package but not the binary of another, so the binary might be out of
+    // date. Cargo leaves the list of a program's source files beside it.
     let built = fs::metadata(&program)?.modified()?;
     for source in sources_of(&program) {
         if fs::metadata(&source).and_then(|source| source.modified()).is_ok_and(|changed| changed > built) {
@@ -359,7 +359,7 @@ fn sources_of(program: &Path) -> Vec<PathBuf> {
     list.split_whitespace().skip(1).map(PathBuf::from).collect()
 }
 
-/// The files that the program was made of.
+/// The source files of the program.
 pub fn sources() -> Result<Vec<PathBuf>> {
     Ok(sources_of(&find_program()?))
 }

@@ -55,7 +55,7 @@ impl Prometheus {
             let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
             match start(&program, &file, &directory, address).await {
                 Ok(server) => return Ok(Self { address, _server: server, _directory: directory }),
-                // Somebody else may have taken the port.
+                // Another process may have taken the port.
                 Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(100)).await,
                 Err(error) => return Err(error),
             }
@@ -75,7 +75,7 @@ impl Prometheus {
         Ok(result[0]["value"][1].as_str().and_then(|value| value.parse().ok()))
     }
 
-    /// What the server knows under a path of its API: `data` of the answer.
+    /// The result of a path of the server's API: `data` of the answer.
     pub async fn get(&self, path: &str) -> Result<Value> {
         Ok(http_client::get(self.address, path).await?.json()["data"].clone())
     }
@@ -102,7 +102,7 @@ async fn start(program: &Path, config: &Path, directory: &Directory, address: So
     }
 }
 
-/// Runs promtool on some input, and says what it wrote when it is not content.
+/// Runs promtool on some input; on failure, reports what it wrote.
 pub async fn promtool(directory: &Path, arguments: &[&str], input: &str) -> Result<()> {
     let mut tool = Command::new(find_program("promtool")?)
         .args(arguments)

@@ -1,4 +1,4 @@
-//! A TCP proxy between any two parts, which does to their connections what networks do, while they are in use.
+//! A TCP proxy between any two parts, which does to their live connections what networks do.
 
 use std::{
     collections::BTreeSet,
@@ -20,35 +20,35 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long the far side has to accept. It is on this machine.
+/// How long the target has to accept. It is on this machine.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Which way bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From who connected to what it connected to.
+    /// From the client to the target.
     Request,
     /// Back.
     Reply,
 }
 
-/// What happens to the connections of a proxy, those that stand and those to come, until something else is set.
+/// What happens to a proxy's connections, existing and new, until something else is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// Bytes pass.
     Up,
     /// Bytes pass this much later, in both directions.
     Delay(Duration),
-    /// Nothing moves and nobody is told: connections are accepted and stay silent. What was sent meanwhile arrives when
-    /// this ends.
+    /// Nothing moves, and nobody is told: connections are accepted and stay silent. What was sent in the meantime arrives
+    /// when this ends.
     Stall,
     /// As [`Stall`](Self::Stall), one way only: requests arrive and their replies do not, or the other way round.
     StallOne(Direction),
     /// This many bytes pass in this direction on each connection, then both sides are reset.
     CutAfter(Direction, u64),
-    /// One side is told that the other has finished sending, once; what it still sends passes.
+    /// One side is told once that the other has finished sending; whatever it still sends passes.
     HalfClose(Direction),
-    /// So many bytes a second in each direction.
+    /// This many bytes a second in each direction.
     Throttle(u32),
     /// Connections are reset as soon as they are made.
     Refuse,
@@ -66,7 +66,7 @@ struct Shared {
     target: Mutex<SocketAddr>,
     link: watch::Sender<Link>,
     severed: watch::Sender<End>,
-    /// By the ports that the far side sees.
+    /// By the ports that the target sees.
     silenced: watch::Sender<BTreeSet<u16>>,
     connections: AtomicU64,
     requested: AtomicU64,
@@ -102,29 +102,29 @@ impl Proxy {
         self.address
     }
 
-    /// Where connections go that are made from now on.
+    /// Sets where new connections go from now on.
     pub fn set_target(&self, target: SocketAddr) {
-        // Held for a copy: whoever panicked with it left nothing half-done.
+        // Only held for a copy: a panic cannot have left anything half done.
         *self.shared.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
     }
 
-    /// What happens to connections from now on.
+    /// Sets what happens to connections from now on.
     pub fn set(&self, link: Link) {
         self.shared.link.send_replace(link);
     }
 
-    /// Resets every connection that stands, as a firewall that has forgotten them does.
+    /// Resets every open connection, as a firewall that has forgotten them does.
     pub fn reset(&self) {
         self.shared.severed.send_replace(End::Reset);
     }
 
-    /// Closes every connection that stands.
+    /// Closes every open connection.
     pub fn close(&self) {
         self.shared.severed.send_replace(End::Orderly);
     }
 
-    /// Makes the connection that the far side sees as coming from this port silent for good, as what stands between does when
-    /// it forgets a connection and drops what still comes on it. Neither side is told, and no other connection is touched.
+    /// Silences for good the connection that the target sees as coming from this port, as a middlebox does that forgets a
+    /// connection and drops whatever still arrives on it. Neither side is told, and no other connection is affected.
     pub fn silence(&self, port: u16) {
         self.shared.silenced.send_if_modified(|ports| ports.insert(port));
     }
@@ -165,7 +165,7 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
     let refused = *link.borrow() == Link::Refuse;
     let far = if refused { None } else { timeout(CONNECT_TIME_MAX, TcpStream::connect(target)).await.ok() };
     let Some(Ok(mut far)) = far else {
-        // Closed with this, a socket sends a reset and not an orderly end.
+        // With this, closing the socket sends a reset instead of an orderly end.
         let _ = near.set_zero_linger();
         return;
     };
@@ -188,7 +188,7 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
             }
         });
         tokio::select! {
-            // In this order, so that nothing passes that was sent afterwards.
+            // In this order, so that nothing sent afterwards passes.
             biased;
             end = &mut cut => end,
             // Open, and nobody reads or writes.
@@ -210,7 +210,7 @@ async fn serve(mut near: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-/// Moves bytes one way until the sender has finished; an error when the connection has to be cut.
+/// Moves bytes in one direction until the sender has finished; fails when the connection has to be cut.
 async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,

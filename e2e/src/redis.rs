@@ -1,7 +1,7 @@
 //! A Redis server for the tests.
 //!
-//! [`Redis::shared`] is one of the test process's own, or the one that `TEST_REDIS_URL` names: tests keep apart by their
-//! keys. A test that stops, freezes or fills its server starts one with [`Redis::start`].
+//! [`Redis::shared`] is one of the test process's own, or the one that `TEST_REDIS_URL` names: tests are kept apart by
+//! their keys. A test that stops, freezes or fills its server starts one with [`Redis::start`].
 
 use std::{
     env, fs,
@@ -26,14 +26,14 @@ use crate::{
     supervised::{Directory, Supervised},
 };
 
-/// Whose server to use instead of starting one.
+/// The variable that names a server to use instead of starting one.
 const GIVEN_SERVER: &str = "TEST_REDIS_URL";
 
 const HOW_TO_INSTALL: &str = "redis-server was not found in PATH. Install it (Debian: apt-get install redis-server; Fedora: \
      dnf install redis; macOS: brew install redis), or name a server in TEST_REDIS_URL, or run scripts/test, which \
      installs it";
 
-/// A port beside the other, which speaks TLS and asks for a client's certificate.
+/// A second port that uses TLS and asks for a client's certificate.
 #[derive(Debug)]
 struct Tls {
     port: u16,
@@ -94,7 +94,7 @@ impl Redis {
             }
             match self.try_start().await {
                 Ok(()) => return Ok(()),
-                // Somebody else may have taken the port.
+                // Another process may have taken the port.
                 Err(_) if Instant::now() < end => tokio::time::sleep(Duration::from_millis(100)).await,
                 Err(error) => return Err(error),
             }
@@ -143,7 +143,7 @@ impl Redis {
             }
         }
         if self.cluster {
-            // The bus's own port: the usual one, ten thousand above, may be none.
+            // An explicit port for the bus: the default, ten thousand above, may not be a valid port.
             let (bus, host) = (free_port()?.to_string(), Ipv4Addr::LOCALHOST.to_string());
             for (name, value) in
                 [("--cluster-enabled", "yes"), ("--cluster-port", &bus), ("--cluster-announce-ip", &host)]
@@ -178,7 +178,7 @@ impl Redis {
         self.server.take().context("the server is not running")?.stop("KILL")
     }
 
-    /// Makes the server accept connections and say nothing, until [`thaw`](Self::thaw).
+    /// Makes the server accept connections but stay silent, until [`thaw`](Self::thaw).
     pub fn freeze(&mut self) -> Result<()> {
         self.server.as_mut().context("the server is not running")?.signal("STOP")
     }
@@ -188,7 +188,7 @@ impl Redis {
         self.server.as_mut().context("the server is not running")?.signal("CONT")
     }
 
-    /// A replica that has all there is now and nothing that comes: it follows nobody any more.
+    /// A replica with the current content and no later changes: it no longer follows anybody.
     pub async fn detached_replica(&self) -> Result<Self> {
         let replica = Self::start().await?;
         // By default it waits for further replicas first.
@@ -206,7 +206,7 @@ impl Redis {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
 
-    /// The same for TLS, where it is spoken.
+    /// The same for TLS, if enabled.
     pub fn tls_url(&self) -> Option<String> {
         self.tls.as_ref().map(|tls| format!("rediss://{}:{}", Ipv4Addr::LOCALHOST, tls.port))
     }
@@ -237,7 +237,8 @@ pub(crate) fn find_program() -> Result<PathBuf> {
     for name in ["redis-server", "valkey-server"] {
         let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
         if let Some(program) = found
-            // On the search path is not yet runnable: a broken one should be named as such, not as a server that hangs.
+            // Being on the search path does not make it runnable: a broken one should be reported as such, not as a
+            // server that hangs.
             && Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success())
         {
             return Ok(program);

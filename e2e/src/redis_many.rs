@@ -1,5 +1,5 @@
-//! Several Redis servers together: a Cluster of six, and a primary with its replica under three Sentinels. Real ones, that
-//! elect and fail over by themselves.
+//! Several Redis servers together: a Cluster of six, and a primary with its replica under three Sentinels. Real ones,
+//! which elect and fail over by themselves.
 
 use std::{fmt::Write as _, fs, net::Ipv4Addr};
 
@@ -54,7 +54,7 @@ impl Node {
                 if matches!(line_from(port, "PING").await.as_deref(), Ok("+PONG")) {
                     return Ok(Self { port, server: Some(server), _directory: directory });
                 }
-                // Somebody else may have taken the port.
+                // Another process may have taken the port.
                 if server.has_exited() {
                     break;
                 }
@@ -110,7 +110,7 @@ impl RedisCluster {
     /// A server does not start, or they do not find together.
     pub async fn start() -> Result<Self> {
         let settings = |_| {
-            // The bus's own port: the usual one, ten thousand above, may be none.
+            // An explicit port for the bus: the default, ten thousand above, may not be a valid port.
             let bus = free_port()?;
             Ok(format!(
                 "cluster-enabled yes\ncluster-port {bus}\ncluster-node-timeout {SILENCE}\ncluster-config-file nodes.conf\n\
@@ -230,7 +230,7 @@ impl RedisCluster {
         Ok(keys)
     }
 
-    /// What to set `REDIS_URL` to: one node and where to ask if it is away.
+    /// What to set `REDIS_URL` to: one node, and others to ask if it is away.
     #[must_use]
     pub fn url(&self) -> String {
         let ports: Vec<_> = self.nodes().map(|node| node.port).collect();

@@ -1,4 +1,4 @@
-//! Whether what a program wrote tells a secret that it was given, in any form that code tends to print.
+//! Finds out whether a program's output reveals a secret that it was given, in any form that code tends to print.
 
 use std::{
     fmt::Write as _,
@@ -12,13 +12,13 @@ use base64::{
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 
-/// What is shorter is found by accident, and is no secret.
+/// Anything shorter would be found by accident, and is not a secret.
 const BYTES_MIN: usize = 8;
 
-/// All secrets of this test process, for what is searched wherever it comes from.
+/// All secrets of this test process, for searching text of any origin.
 static ALL: Mutex<Secrets> = Mutex::new(Secrets { known: Vec::new(), files: Vec::new() });
 
-/// The first secret of any program of this process that the text tells.
+/// The first secret of any program of this process that the text reveals.
 pub fn told_by_anybody(text: &str) -> Option<String> {
     ALL.lock().unwrap_or_else(PoisonError::into_inner).told_in(text)
 }
@@ -27,12 +27,12 @@ pub fn told_by_anybody(text: &str) -> Option<String> {
 #[derive(Clone, Debug, Default)]
 pub struct Secrets {
     known: Vec<String>,
-    /// Where more of them stand, or will.
+    /// Files that contain more of them, or will.
     files: Vec<PathBuf>,
 }
 
 impl Secrets {
-    /// Takes up a secret. Lists are taken apart at commas, as the settings are.
+    /// Adds a secret. Lists are split at commas, as the settings are.
     pub fn add(&mut self, secret: &str) {
         for part in secret.split(',').map(str::trim) {
             if part.len() >= BYTES_MIN && !self.known.iter().any(|known| known == part) {
@@ -45,8 +45,8 @@ impl Secrets {
         }
     }
 
-    /// Takes up what is secret in a setting of the program, judged by its name: secrets, passwords, tokens and keys whole, of
-    /// URLs the password, of headers their values; and what stands in the file that it names.
+    /// Adds what is secret in a setting of the program, judging by its name: secrets, passwords, tokens and keys as a whole,
+    /// the password of URLs, the values of headers, and the content of the file that it names.
     pub fn add_setting(&mut self, name: &str, value: &str) {
         let secret = ["SECRET", "PASSWORD", "TOKEN", "KEY"].iter().any(|word| name.contains(word));
         if name.ends_with("_FILE") {
@@ -75,10 +75,10 @@ impl Secrets {
         }
     }
 
-    /// Takes up what stands in the files by now. They are named from `directory`.
+    /// Adds the current content of the files. Their names are relative to `directory`.
     pub fn read_files(&mut self, directory: &Path) {
         for file in self.files.clone() {
-            // A test may be about one that is not there.
+            // A test may be about a missing one.
             if let Ok(text) = fs::read_to_string(directory.join(file)) {
                 self.add_text(&text);
             }
@@ -110,7 +110,7 @@ impl Secrets {
         }
     }
 
-    /// The first secret that the text tells, and in which form.
+    /// The first secret that the text reveals, and in which form.
     pub fn told_in(&self, text: &str) -> Option<String> {
         let lower = text.to_ascii_lowercase();
         self.known.iter().enumerate().find_map(|(number, secret)| {
@@ -123,7 +123,7 @@ impl Secrets {
     }
 }
 
-/// What a secret may look like in a log. Of base64 the part that does not depend on what follows.
+/// What a secret may look like in a log. For base64, the part that does not depend on what follows.
 fn forms(secret: &str) -> Vec<(&'static str, String)> {
     let bytes = secret.as_bytes();
     let whole = |encoded: String| encoded[..encoded.len() - usize::from(!bytes.len().is_multiple_of(3)) * 2].to_owned();
@@ -144,7 +144,7 @@ fn forms(secret: &str) -> Vec<(&'static str, String)> {
         text
     });
     forms.push(("percent-encoded", percent));
-    // What the base64 of a Standard Webhooks secret stands for is the key itself.
+    // The decoded base64 of a Standard Webhooks secret is the key itself.
     if let Some(key) = secret.strip_prefix("whsec_").and_then(|key| STANDARD.decode(key).ok()) {
         forms.push(("the key that it stands for, as hex", hex::encode(&key)));
         forms.push(("the key that it stands for, as base64", STANDARD_NO_PAD.encode(&key)));

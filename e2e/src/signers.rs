@@ -1,5 +1,5 @@
-//! How the providers sign, made anew from their documentation, so that a mistake in the product's code is not made here too.
-//! Stripe's is in [`crate::stripe`].
+//! How the providers sign, implemented independently from their documentation, so that a mistake in the product's code is
+//! not repeated here. Stripe's is in [`crate::stripe`].
 
 use std::{path::Path, time::SystemTime};
 
@@ -38,7 +38,7 @@ pub fn paystack(secret: &str, body: &[u8]) -> Headers {
     vec![("x-paystack-signature", hex::encode(mac.finalize().into_bytes()))]
 }
 
-/// Standard Webhooks: base64 of an HMAC-SHA256 over id, time and body, keyed by what the secret's base64 means.
+/// Standard Webhooks: base64 of an HMAC-SHA256 over id, time and body, keyed by the decoded base64 of the secret.
 pub fn standard_webhooks(secret: &str, id: &str, body: &[u8]) -> Headers {
     let key = STANDARD.decode(secret.trim_start_matches("whsec_")).expect("a secret in base64");
     let time = now_seconds().to_string();
@@ -63,10 +63,10 @@ pub struct PayPal {
 }
 
 impl PayPal {
-    /// The last part of the URL that the certificate is named by.
+    /// The last part of the URL that names the certificate.
     pub const CERTIFICATE: &str = "CERT-360caa42-fca2a594-ab47cb26";
 
-    /// Makes the authority, and a certificate as PayPal's live ones are.
+    /// Makes the authority, and a certificate like PayPal's live ones.
     pub fn new(webhook_id: &str) -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -79,7 +79,7 @@ impl PayPal {
         Ok(Self { key, root_pem: root.pem(), leaf_pem, webhook_id: webhook_id.to_owned() })
     }
 
-    /// Writes the certificate into a directory, as `PAYPAL_CERT_DIR` has it, and the root into a file.
+    /// Writes the certificate into a directory, as `PAYPAL_CERT_DIR` expects it, and the root into a file.
     pub fn write(&self, directory: &Path, root: &Path) -> Result<()> {
         std::fs::write(directory.join(Self::CERTIFICATE), &self.leaf_pem).context("cannot write the certificate")?;
         std::fs::write(root, &self.root_pem).context("cannot write the root")

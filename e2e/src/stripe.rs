@@ -1,4 +1,5 @@
-//! Stripe's signatures, made anew from their description so that a mistake in the product's code is not made here too.
+//! Stripe's signatures, implemented independently from their description so that a mistake in the product's code is
+//! not repeated here.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,7 +24,7 @@ pub fn sign_at(secret: &str, body: &[u8], time: u64) -> String {
     format!("t={time},v1={}", hex::encode(mac.finalize().into_bytes()))
 }
 
-/// An event id that nothing else has.
+/// A unique event id.
 pub fn event_id() -> String {
     format!("evt_{}", uuid::Uuid::new_v4().simple())
 }

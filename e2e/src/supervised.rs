@@ -1,8 +1,8 @@
-//! A server process, and a directory, that end with the test process, however that ends.
+//! A server process, and a directory, that go away with the test process, however that ends.
 //!
-//! Statics are not dropped when a process exits, and a killed one drops nothing at all. So each is in the care of a small
-//! shell that waits for the end of a pipe whose other end only this process holds: when this process is gone, the kernel
-//! closes it, and the shell stops the server, or removes the directory.
+//! Statics are not dropped when a process exits, and a killed one drops nothing at all. So each is looked after by a
+//! small shell that waits for the end of a pipe whose other end only this process holds: when this process is gone, the
+//! kernel closes it, and the shell stops the server or removes the directory.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -40,7 +40,7 @@ echo "exited $?"
 kill "$watcher"
 "#;
 
-/// `$1`: the directory. A server that is just ending may still put a file into it.
+/// `$1`: the directory. A server that is shutting down may still create a file in it.
 const JANITOR: &str = r#"
 read -r line
 for try in 1 2 3 4 5 6 7 8 9 10; do
@@ -92,7 +92,7 @@ fn shell(script: &str) -> Command {
     shell
 }
 
-/// The user that a server runs as, where it must not be the one that runs the tests.
+/// The user that a server runs as, if it must not be the one that runs the tests.
 #[derive(Clone, Copy, Debug)]
 pub struct User {
     /// Its number.
@@ -105,14 +105,14 @@ pub struct User {
 #[derive(Debug)]
 pub struct Supervised {
     shell: Child,
-    // In a lock only to be `Sync`, for a server in a static: nobody ever waits for it.
+    // In a lock only to make a server in a static `Sync`: nobody ever waits for it.
     output: Mutex<Receiver<String>>,
     pid: u32,
     exited: bool,
 }
 
 impl Supervised {
-    /// Runs `command`, its output appended to `log`. `signal` is what stops it when the test process is gone.
+    /// Runs `command`, appending its output to `log`. `signal` stops it when the test process is gone.
     pub fn start(
         command: &[String],
         directory: &Directory,
@@ -158,10 +158,10 @@ impl Supervised {
         self.wait(Duration::ZERO)
     }
 
-    /// Waits for the server's end; `false` when it has not come within `deadline`.
+    /// Waits for the server to end; `false` if it has not within `deadline`.
     pub fn wait(&mut self, deadline: Duration) -> bool {
         if !self.exited {
-            // A closed channel means that the shell is gone, and its server with it.
+            // A closed channel means that the shell is gone, and the server with it.
             let output = self.output.get_mut().unwrap_or_else(PoisonError::into_inner);
             self.exited = !matches!(output.recv_timeout(deadline), Err(RecvTimeoutError::Timeout));
         }

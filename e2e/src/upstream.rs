@@ -1,4 +1,4 @@
-//! An application behind the gateway: a real server that records what reaches it and answers as a test has it.
+//! An application behind the gateway: a real server that records what reaches it and answers as a test wants.
 
 use std::{
     collections::VecDeque,
@@ -103,14 +103,14 @@ impl Answer {
         self
     }
 
-    /// Only after this long.
+    /// Answered only after this long.
     #[must_use]
     pub fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
     }
 
-    /// The connection is reset when the request has arrived.
+    /// The connection is reset once the request has arrived.
     pub fn reset() -> Self {
         Self { fault: Some(Fault::ResetBeforeAnswer), ..Self::ok() }
     }
@@ -151,7 +151,7 @@ struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A test that panicked while it held the lock left nothing half-done.
+        // A test that panicked while holding the lock left nothing half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -193,7 +193,7 @@ impl Upstream {
         self.shared.state().next.extend(answers);
     }
 
-    /// Answers like this whatever no scripted answer is left for.
+    /// Answers like this when no scripted answer is left.
     pub fn answer_otherwise(&self, answer: Answer) {
         self.shared.state().otherwise = answer;
     }
@@ -208,11 +208,11 @@ impl Upstream {
         self.wait_until(&format!("{count} requests reach the application"), |requests| requests.len() >= count).await
     }
 
-    /// Waits until what has arrived is as a test wants it, and returns it.
+    /// Waits until the requests that have arrived satisfy a condition, and returns them.
     pub async fn wait_until(&self, what: &str, condition: impl Fn(&[Recorded]) -> bool) -> Vec<Recorded> {
         let wait = async {
             loop {
-                // Asked for before the look, so that an arrival in between is not missed.
+                // Requested before the check, so that an arrival in between is not missed.
                 let arrived = self.shared.arrived.notified();
                 let requests = self.requests();
                 if condition(&requests) {
@@ -259,10 +259,10 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     });
     let mut connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        // An error is the far side's business.
+        // An error is the other side's concern.
         _ = &mut connection => {}
         () = reset.notified() => {
-            // Closed with this, the socket sends a reset and not an orderly end.
+            // With this, closing the socket sends a reset instead of an orderly end.
             let _ = connection.into_parts().io.into_inner().set_zero_linger();
         }
     }
@@ -271,7 +271,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
 async fn answer(request: Request<Incoming>, shared: &Shared, reset: &Notify) -> Result<Response<Body>, Infallible> {
     let (head, body) = request.into_parts();
     let Ok(body) = body.collect().await else {
-        // The far side went away: there is nobody to answer, and nothing arrived.
+        // The other side went away: there is nobody to answer, and nothing arrived.
         return Ok(Response::new(Full::default().map_err(never).boxed_unsync()));
     };
     let answer = {
@@ -312,7 +312,7 @@ async fn answer(request: Request<Incoming>, shared: &Shared, reset: &Notify) -> 
     Ok(response)
 }
 
-/// The first half of a body, of which the rest does not follow.
+/// The first half of a body, whose rest does not follow.
 fn part(body: Bytes) -> impl futures::Stream<Item = io::Result<Frame<Bytes>>> + Send {
     let half = body.slice(..body.len() / 2);
     stream::once(async move { Ok(Frame::data(half)) })

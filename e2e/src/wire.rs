@@ -1,5 +1,5 @@
-//! Peers that misbehave: bytes exactly as a test wants them on the wire, HTTP/2 frame by frame, and what that costs the
-//! process at the other end.
+//! Peers that misbehave: exact bytes on the wire, HTTP/2 frame by frame, and what that costs the process at the other
+//! end.
 
 use std::{
     fs,
@@ -31,14 +31,14 @@ pub fn resident_kib(pid: u32) -> Result<u64> {
     line.trim().trim_end_matches(" kB").parse().context("VmRSS is no number")
 }
 
-/// Connects and sends bytes. The far side may close before it has all.
+/// Connects and sends bytes. The other side may close before it has received all.
 pub async fn say(address: SocketAddr, bytes: impl AsRef<[u8]>) -> Result<TcpStream> {
     let mut stream = TcpStream::connect(address).await?;
     let _ = timeout(DEADLINE, stream.write_all(bytes.as_ref())).await;
     Ok(stream)
 }
 
-/// What comes until the far side closes or resets the connection; None when it has not within the limit.
+/// What arrives until the other side closes or resets the connection; None if it has not within the limit.
 pub async fn until_closed(stream: &mut TcpStream, limit: Duration) -> Option<Vec<u8>> {
     let mut answer = Vec::new();
     // A reset is an end like any other.
@@ -126,7 +126,7 @@ pub mod http2 {
         .concat()
     }
 
-    /// A connection that has said its preface, with these settings.
+    /// A connection that has sent its preface, with these settings.
     pub async fn begin(address: SocketAddr, settings: &[(u16, u32)]) -> Result<TcpStream> {
         let mut payload = Vec::new();
         for (name, value) in settings {
@@ -136,7 +136,7 @@ pub mod http2 {
         say(address, [PREFACE, &frame(SETTINGS, 0, 0, &payload), &frame(SETTINGS, ACK, 0, &[])].concat()).await
     }
 
-    /// The frames that are in bytes: kind, stream, payload.
+    /// The frames contained in bytes: kind, stream, payload.
     pub fn frames(mut bytes: &[u8]) -> Vec<(u8, u32, Vec<u8>)> {
         let mut frames = Vec::new();
         while let Some((head, rest)) = bytes.split_first_chunk::<9>() {
@@ -149,7 +149,7 @@ pub mod http2 {
     }
 }
 
-/// A way to a server on which the answers can be made to get lost: what is asked arrives and is done.
+/// A path to a server on which answers can be lost, while requests arrive and are carried out.
 pub struct Lossy {
     address: SocketAddr,
     lost: Arc<AtomicBool>,
@@ -157,7 +157,7 @@ pub struct Lossy {
 }
 
 impl Lossy {
-    /// A way to `target`.
+    /// A path to `target`.
     pub async fn to(target: SocketAddr) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
@@ -185,7 +185,7 @@ impl Lossy {
         self.address
     }
 
-    /// Loses answers from now on, or no longer; a connection that has lost one ends when the next would be carried.
+    /// Starts or stops losing answers; a connection that has lost one ends when the next would be passed on.
     pub fn lose(&self, lose: bool) {
         self.lost.store(lose, Ordering::SeqCst);
     }
@@ -206,7 +206,7 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, lost: Option<Arc
                 has_lost = true;
                 continue;
             }
-            // With a hole in it, it is no stream any more.
+            // With a gap in it, it is no longer a stream.
             Some(false) if has_lost => return,
             Some(false) | None => {}
         }

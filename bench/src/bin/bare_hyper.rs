@@ -1,5 +1,5 @@
-//! HTTP and the HMAC of the body with nothing behind it: what a gateway could do at best on one thread. Also serves as
-//! the application behind a gateway that is measured, which takes everything (`--application`).
+//! HTTP and the HMAC of the body with nothing behind it: the best that a gateway could do on one thread. Also serves
+//! as the application behind a measured gateway, which accepts everything (`--application`).
 
 use std::{convert::Infallible, net::SocketAddr};
 
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
             let key = key.clone();
             tokio::spawn(async move {
                 let service = service_fn(|request| answer(request, key.as_ref()));
-                // A client that goes away is no error of ours.
+                // A client that goes away is not our error.
                 let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
             });
         }

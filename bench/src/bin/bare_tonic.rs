@@ -48,7 +48,7 @@ impl IdempotencyService for Constant {
         &self,
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
-        // Decoded, as anybody would, and not looked at.
+        // Decoded, as any server would, and ignored.
         drop(request);
         Ok(Response::new(self.0.clone()))
     }

@@ -8,7 +8,7 @@ use crate::{figures::median, world::Loaded};
 /// Settings under which no duplicate is answered from the process itself.
 const NO_OWN_CACHE: (&str, &str) = ("CACHE_SIZE", "0B");
 
-/// Two applications with a channel each, as at c=64. What more of them take is in docs/performance.md.
+/// Two applications with a channel each, as at c=64. The cost of having more is in docs/performance.md.
 const TWO_CONNECTIONS: [&str; 2] = ["--connections", "2"];
 
 impl Bench<'_> {
@@ -19,7 +19,7 @@ impl Bench<'_> {
         world.postgres.create("cycles")?;
         let sidecar = world.sidecar("cycles", &[])?;
         let cycle = |concurrency| world.rate(&sidecar, "cycle", concurrency, &[]);
-        // Tables that have been written to for a while, on both sides.
+        // Both sides get tables that have been written to for a while.
         cycle(64)?;
         world.pgbench(64)?;
         if self.wants("P1") || self.wants("P2") {
@@ -82,7 +82,8 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// P14: what Postgres plans before it knows the table, and when what it knows is out of date.
+    /// P14: the plans that Postgres makes before it has statistics of the table, and when these are out
+    /// of date.
     pub(super) fn plans(&mut self) -> Result<()> {
         let world = self.world;
         world.postgres.create("warm")?;

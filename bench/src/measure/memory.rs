@@ -5,7 +5,7 @@ use anyhow::Result;
 use super::Bench;
 use crate::figures::median;
 
-/// Enough of them that one more is what is measured, and not what a process needs anyway.
+/// Enough that the cost of each is measured, rather than what a process needs anyway.
 const KEYS: u64 = 300_000;
 
 impl Bench<'_> {
@@ -22,8 +22,8 @@ impl Bench<'_> {
             world.rate(&sidecar, "cycle", 1_024, &[])?;
             loaded.push(sidecar.resident_bytes()? as f64 / MIB);
 
-            // The same events, for which there is room, through a process that caches, and one that does not: the difference
-            // is the cache's.
+            // The same events through a process whose cache has room for them, and through one without a cache: the
+            // difference is the cache.
             let resident = |cache: &str| -> Result<f64> {
                 let sidecar = world.sidecar("memory", &[("CACHE_SIZE", cache)])?;
                 world.complete(&sidecar, KEYS)?;

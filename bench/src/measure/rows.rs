@@ -1,4 +1,4 @@
-//! Tables that grow, and what makes them small again.
+//! Growing tables, and what makes them small again.
 
 use std::{
     process::{Command, Stdio},
@@ -15,7 +15,8 @@ use crate::{
     world::World,
 };
 
-/// Completed events as `oncegate bench --run filled --keys N` names its keys (cli/src/bench/message.rs), this old.
+/// Inserts completed events of this age, named like the keys of `oncegate bench --run filled --keys N`
+/// (cli/src/bench/message.rs).
 fn fill(world: &World, database: &str, run: &str, rows: u64, age: &str) -> Result<()> {
     note(&format!("    filling {database} with {rows} rows"));
     let sql = format!(
@@ -45,7 +46,7 @@ impl Bench<'_> {
         const SMALL: u64 = 1_000;
         let world = self.world;
         let large = world.options.rows;
-        // Without caches: what is compared is the table.
+        // Without caches, since the tables are to be compared.
         let settings = [("CACHE_SIZE", "0B"), ("REDIS_URL", "redis://127.0.0.1:1")];
         let mut sidecars = Vec::new();
         for (database, rows) in [("small", SMALL), ("large", large)] {
@@ -65,12 +66,12 @@ impl Bench<'_> {
             ("look-up, large", Box::new(|| look_up(1, large))),
         ])?;
         self.ratio("P11c", values[1], values[0], "/s");
-        // The small table is made small again each time: a run leaves a hundred thousand rows in it.
+        // The small table is shrunk again each time: a run leaves a hundred thousand rows in it.
         let shrink = || {
             world
                 .postgres
                 .sql("small", "delete from payment_webhook_events where event_id not like 'bench-filled-%'")?;
-            // Alone: it cannot run within a transaction.
+            // On its own: it cannot run within a transaction.
             world.postgres.sql("small", "vacuum full analyze payment_webhook_events")
         };
         for (id, workload) in [("P11a", "claims"), ("P11b", "cycle")] {
@@ -129,7 +130,8 @@ impl Bench<'_> {
             measured
         };
         let (mut alone, mut beside) = (Vec::new(), Vec::new());
-        // What comes first finds a table that was just vacuumed, which makes a tenth of the rate: each does as often.
+        // Whichever side comes first finds a freshly vacuumed table, worth a tenth of the rate, so each goes first
+        // equally often.
         for round in 0..world.options.runs.next_multiple_of(2) {
             fill(world, "cleanup", &format!("busy{round}"), rows, "60 days")?;
             if round % 2 == 0 {
@@ -144,7 +146,7 @@ impl Bench<'_> {
                 alone[alone.len() - 1],
                 beside[beside.len() - 1]
             ));
-            // What the killed one left.
+            // The rest that the killed one left.
             run(&mut command())?;
         }
         let (alone, beside) = (median(&alone), median(&beside));

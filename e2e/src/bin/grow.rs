@@ -53,7 +53,7 @@ fn main() -> Result<()> {
         let mut found: Vec<(i64, Map<String, Value>)> = Vec::new();
         for rows in sizes {
             let mut figures = measure(&cluster, rows, Duration::from_secs(seconds), check).await?;
-            // P11: over those of the first, which should be the smallest.
+            // P11: relative to the first table, which should be the smallest.
             let first = found.first().map_or_else(|| figures.clone(), |(_, first)| first.clone());
             for name in ["insert", "cycle", "lookup"] {
                 let ratio = figures[name].as_f64().zip(first[name].as_f64()).map(|(one, other)| one / other);
@@ -93,7 +93,7 @@ async fn measure(cluster: &Cluster, rows: i64, time: Duration, check: bool) -> R
     let mut sidecar = Oncegate::new(directory.path(), ["sidecar"])?
         .env("DATABASE_URL", database.url())
         .env("SIDECAR_LISTEN", "127.0.0.1:0")
-        // What is asked for is the table.
+        // The table is to be measured, not the cache.
         .env("CACHE_SIZE", "0B")
         .env("RETENTION_MIN", "1h")
         .env("ONCEGATE_IDLE_POLL", "1ms")
@@ -115,10 +115,10 @@ async fn measure(cluster: &Cluster, rows: i64, time: Duration, check: bool) -> R
         rates.sort_by(f64::total_cmp);
         note(name, json!(rates[1].round()));
     }
-    // What was granted and is not completed is looked at one by one: an outage that leaves so many behind.
+    // Events granted but not completed are examined one by one: this stands for an outage that leaves that many behind.
     note("stats_after_so_many_grants", stats(&mut clients[0].clone(), StatsRequest::default()).await?);
     note("memory_mib", json!(memory(&sidecar)?));
-    // A session reports what it did a second after its last statement, or when it ends: every grant is an insert of one.
+    // A session reports its statistics a second after its last statement, or when it ends: every grant is one insert.
     let (heap_only, updates): (i64, i64) = eventually("the sidecar's sessions have reported", async || {
         let (heap_only, updates, inserts): (i64, i64, i64) = sqlx::query_as(
             "select n_tup_hot_upd, n_tup_upd, n_tup_ins from pg_stat_user_tables where relname = 'payment_webhook_events'",
@@ -272,7 +272,7 @@ fn spread(mut times: Vec<Duration>, found: i64) -> Value {
 
 /// P12: the rate of a Cleanup while nobody calls, and what calls lose while another runs.
 async fn cleanup(clients: &[Client], rows: i64, time: Duration, note: &mut impl FnMut(&str, Value)) -> Result<()> {
-    // Idle: a tenth of the table, the oldest. Then, beside calls, as much as the time permits.
+    // While idle, the oldest tenth of the table. Then, beside calls, as much as the time permits.
     let begun = Instant::now();
     let deleted = delete(clients[0].clone(), 27, None).await?;
     #[expect(clippy::cast_precision_loss, reason = "a rate")]
@@ -283,7 +283,7 @@ async fn cleanup(clients: &[Client], rows: i64, time: Duration, note: &mut impl 
         without.push(rate(clients, time / 2, Work::Cycle, &format!("alone-{round}"), rows).await?);
         let stop = Arc::new(AtomicBool::new(false));
         let running = tokio::spawn(delete(clients[3].clone(), 10, Some(stop.clone())));
-        // It has to find its pace first, as a long one has.
+        // It has to find its pace first, as a long-running one has.
         rate(clients, time / 4, Work::Cycle, &format!("finding-{round}"), rows).await?;
         beside.push(rate(clients, time / 2, Work::Cycle, &format!("beside-{round}"), rows).await?);
         stop.store(true, Ordering::Relaxed);
@@ -297,7 +297,7 @@ async fn cleanup(clients: &[Client], rows: i64, time: Duration, note: &mut impl 
     Ok(())
 }
 
-/// Runs a Cleanup of what is older, to its end or until `stop`; how many it deleted.
+/// Runs a Cleanup of older events, to its end or until `stop`; returns how many it deleted.
 async fn delete(mut client: Client, days: i64, stop: Option<Arc<AtomicBool>>) -> Result<i64> {
     let request = CleanupRequest {
         older_than: Some(prost_types::Duration { seconds: days * 86_400, nanos: 0 }),

@@ -28,8 +28,8 @@ use super::{history::Recorder, seed::Seed};
 pub enum Guard {
     /// Nothing: every delivery has its effect.
     Nothing,
-    /// The fencing token: a write with a smaller one than it has seen is refused, one with the same or a larger one takes
-    /// the place of the earlier write.
+    /// The fencing token: a write with a smaller one than already seen is refused, one with the same or a larger one
+    /// replaces the earlier write.
     Token,
     /// The event id is a unique key of the effect: a second one changes nothing and is answered with success.
     EventId,
@@ -40,7 +40,7 @@ pub enum Guard {
 pub enum Temper {
     /// 200, at once.
     Reliable,
-    /// Mostly 200; sometimes late, too late, 500, or not at all, before the effect or after it.
+    /// Mostly 200; sometimes late, too late, 500, or no answer at all, before or after the effect.
     Moody(Seed),
 }
 
@@ -58,7 +58,7 @@ struct Shared {
     guard: Guard,
     temper: Temper,
     recorder: Recorder,
-    // The largest token of each event, and the effects that are in force: one for each where a guard replaces them.
+    // The largest token of each event, and the effects in force: one per event where a guard replaces them.
     books: Mutex<BTreeMap<String, Book>>,
 }
 
@@ -98,7 +98,7 @@ impl Application {
         self.shared.guard
     }
 
-    /// The effects in force, by event: the tokens that they were made with.
+    /// The effects in force, by event, as the tokens that they were made with.
     pub fn effects(&self) -> BTreeMap<String, Vec<i64>> {
         let books = self.shared.books.lock().unwrap_or_else(PoisonError::into_inner);
         books.iter().map(|(event, book)| (event.clone(), book.effects.clone())).collect()
@@ -126,7 +126,7 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
     let service = service_fn(|request| handle(request, &shared, &reset));
     let mut connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
     tokio::select! {
-        // An error is the far side's business.
+        // An error is the other side's concern.
         _ = &mut connection => {}
         () = reset.notified() => {
             let _ = connection.into_parts().io.into_inner().set_zero_linger();
@@ -179,7 +179,7 @@ impl Shared {
             book.deliveries
         };
         let mut dice = seed.dice(&format!("application {event} {number}"));
-        // Good in the end, whatever it did before: an event must be able to finish.
+        // It behaves in the end, whatever it did before: an event must be able to finish.
         let mood = if number > 6 { 0 } else { dice.between(0, 99) };
         match mood {
             0..60 => good,

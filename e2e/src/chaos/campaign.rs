@@ -31,14 +31,14 @@ use super::{
 };
 use crate::{eventually::within, http_client, proxy::Link};
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Faults by kind.
     pub faults: Counts,
     /// Operations recorded.
     pub operations: usize,
-    /// Of these, those of which nobody knows how they ended.
+    /// Of these, the ones whose end is unknown.
     pub unknown: usize,
     /// Events.
     pub events: usize,
@@ -48,17 +48,17 @@ pub struct Report {
     pub undecided: usize,
     /// Deliveries that reached the application.
     pub deliveries: usize,
-    /// Answers of caches that had not heard of a replay yet.
+    /// Answers from caches that had not yet heard of a replay.
     pub stale: usize,
-    /// The latest of these, after somebody knew of the replay.
+    /// The longest time after somebody knew of the replay that one of these was given.
     pub stale_max: Duration,
-    /// Events with more than one effect, where nothing guards them.
+    /// Events with more than one effect, in runs without a guard.
     pub doubled: usize,
-    /// Runs in which nothing guarded them.
+    /// Runs without a guard.
     pub unguarded: usize,
-    /// Duplicates that were answered by Redis, in the sidecars' last lives.
+    /// Duplicates answered from Redis, since the sidecars' last start.
     pub redis_hits: u64,
-    /// Values in Redis that were not believed, likewise.
+    /// Values in Redis that were rejected, likewise.
     pub redis_refused: u64,
 }
 
@@ -83,20 +83,20 @@ impl Report {
     }
 }
 
-/// What strikes at once, at most.
+/// The most faults that strike at once.
 const AT_ONCE_MAX: u64 = 3;
 
-/// How much longer than asked a run goes on striking when its faults have met nobody. The caller sees from the report if even
-/// that did not help.
+/// How much longer than requested a run continues when its faults have affected nobody. The report shows if even that did not
+/// help.
 const LONGER_MAX: Duration = Duration::from_secs(60);
 
-/// When a run has struck enough: its time is up, and somebody was met by what struck.
+/// Whether a run is over: its time is up, and its faults have affected somebody.
 fn is_over(end: Instant, recorder: &Recorder) -> bool {
     let now = Instant::now();
     now >= end && (recorder.has_met_faults() || now >= end + LONGER_MAX)
 }
 
-/// Two sidecars, each with a gateway, Postgres and Redis, for so long under faults, and until somebody was met by them.
+/// Two sidecars, each with a gateway, Postgres and Redis, under faults for this long, and until these have affected somebody.
 ///
 /// # Errors
 /// Whatever was violated, with the histories of the events concerned.
@@ -146,7 +146,7 @@ pub async fn on_postgres(seed: Seed, lasts: Duration) -> Result<Report> {
     conclude(seed, report, violations, &world.recorder, &rows, &world.application)
 }
 
-/// Does several at once, each for its time, and puts them right again.
+/// Begins several faults at once, each for its time, and undoes them again.
 async fn strike(planned: &[Planned], world: &mut World) -> Result<()> {
     let mut begun: Vec<(Instant, Planned, Begun)> = Vec::new();
     for one in planned {
@@ -162,7 +162,7 @@ async fn strike(planned: &[Planned], world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// One process with the embedded store, in trouble of its own and on each way to it, as long as the other.
+/// One process with the embedded store, with faults of its own and on each path to it, for as long as the other.
 ///
 /// # Errors
 /// Whatever was violated, with the histories of the events concerned.
@@ -195,7 +195,7 @@ pub async fn on_sqlite(seed: Seed, lasts: Duration) -> Result<Report> {
     conclude(seed, report, violations, &single.recorder, &rows, &single.application)
 }
 
-/// Trouble on a way, mostly; and often something happens to the process meanwhile.
+/// Mostly trouble on a path, and often something happens to the process in the meantime.
 async fn strike_single(dice: &mut Dice, single: &mut Single) -> Result<Vec<String>> {
     let mut kinds = Vec::new();
     let way = dice.index(single.ways().len());
@@ -215,7 +215,7 @@ async fn strike_single(dice: &mut Dice, single: &mut Single) -> Result<Vec<Strin
         0..4 => {
             single.kill().await?;
             sleep(dice.millis(0, 300)).await;
-            // The store's own clock is this one's. Within what a signature is good for.
+            // The store uses the process's own clock. The skew stays within a signature's tolerance.
             single.skew = i64::try_from(dice.between(0, 480)).unwrap_or(0) - 240;
             single.restart().await?;
             kinds.push("process killed".to_owned());
@@ -279,7 +279,7 @@ async fn residue(world: &World) -> Result<Vec<Violation>> {
         left.clear();
         for (what, sql) in [
             ("sessions idle in transaction", "select count(*) from pg_stat_activity where state like 'idle in transaction%'"),
-            // A statement of the product's ends within its time-out; what waits for a lock longer than that hangs.
+            // The product's statements end within their time-out; one that waits longer for a lock hangs.
             (
                 "statements that hang",
                 "select count(*) from pg_stat_activity where state = 'active' and pid <> pg_backend_pid() \

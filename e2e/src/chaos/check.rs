@@ -1,6 +1,6 @@
-//! The invariants, over what callers saw, what the ledger holds, and what the application did.
+//! Checks the invariants against what callers saw, what the ledger holds, and what the application did.
 //!
-//! Every check has a test with a history, written by hand, that breaks it: a check that cannot fail shows nothing.
+//! Every check has a test with a hand-written history that violates it: a check that cannot fail proves nothing.
 
 pub mod conservation;
 pub mod effects;
@@ -20,7 +20,7 @@ use super::{
     rows::{Event, Rows},
 };
 
-/// What there is to check.
+/// What a run left to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
     /// What callers saw.
@@ -31,27 +31,27 @@ pub struct Run<'a> {
     pub rows: &'a Rows,
     /// What the application's books hold at the end.
     pub effects: &'a BTreeMap<String, Vec<i64>>,
-    /// What guards them.
+    /// What guards the effects.
     pub guard: Guard,
 }
 
-/// Something that must not be.
+/// Something that must not happen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
-    /// Of what: I1 to I13.
+    /// The violated invariant: I1 to I13.
     pub invariant: &'static str,
-    /// The event; empty where it is not about one.
+    /// The event; empty if it is not about one.
     pub event: String,
     /// What was found.
     pub what: String,
 }
 
-/// One event's part of a run.
+/// One event's share of a run.
 #[derive(Clone, Debug)]
 pub struct One<'a> {
     /// Its name.
     pub event: &'a str,
-    /// What callers saw of it, in the order in which they began.
+    /// What callers saw of it, in the order in which the operations began.
     pub operations: Vec<&'a Operation>,
     /// What reached the application.
     pub deliveries: Vec<&'a Delivery>,
@@ -114,7 +114,7 @@ impl Findings {
     }
 }
 
-/// Everything but the linearizability, which has a price: I1 to I7 and I10.
+/// Everything except linearizability, which is expensive: I1 to I7 and I10.
 pub fn safety(run: &Run<'_>) -> Vec<Violation> {
     let events = by_event(run);
     let mut findings = Findings::default();
@@ -129,8 +129,8 @@ pub fn safety(run: &Run<'_>) -> Vec<Violation> {
     findings.into()
 }
 
-/// What a failed run says: the violations, and the history of each event concerned, with what reached the application and
-/// what is in its books.
+/// The message of a failed run: the violations, and the history of each event concerned, with what reached the
+/// application and what is in its books.
 pub fn explain(violations: &[Violation], run: &Run<'_>) -> String {
     let mut text = String::new();
     for violation in violations.iter().take(20) {
@@ -173,13 +173,13 @@ pub(crate) mod made {
 
     pub(crate) const EVENT: &str = "evt";
 
-    /// An operation that began at one place and was answered at another.
+    /// An operation that began at one position and was answered at another.
     pub(crate) fn op(places: (usize, usize), call: Call, reply: Reply) -> Operation {
         let returned = Some((places.1, Duration::ZERO, reply));
         Operation { event: EVENT.into(), call, way: "a".into(), invoked: places.0, at: Duration::ZERO, returned }
     }
 
-    /// One of which nobody knows how it ended.
+    /// One whose end is unknown.
     pub(crate) fn lost(place: usize, call: Call) -> Operation {
         Operation { event: EVENT.into(), call, way: "a".into(), invoked: place, at: Duration::ZERO, returned: None }
     }
@@ -242,7 +242,7 @@ pub(crate) mod made {
         Call::Resolve { to: State::Pending, force: true, reason: "r".into() }
     }
 
-    /// The invariants that a history breaks.
+    /// The invariants that a history violates.
     pub(crate) fn broken(operations: &[Operation], rows: &Rows) -> Vec<&'static str> {
         let run = Run { operations, deliveries: &[], rows, effects: &BTreeMap::new(), guard: Guard::Nothing };
         safety(&run).into_iter().map(|violation| violation.invariant).collect()

@@ -1,4 +1,4 @@
-//! Callers whose every call is recorded, with what is known of its end.
+//! Callers whose every call is recorded, with what is known about its end.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{http_client, stripe};
 
-/// How long a call may take before its caller gives up on it, beside what it asked to wait.
+/// How long a call may take before its caller gives up on it, in addition to the wait it
+/// asked for.
 const CALL_TIME_MAX: Duration = Duration::from_millis(2_500);
 
 /// How long a provider waits for an answer: longer than a gateway takes.
@@ -39,12 +40,12 @@ pub struct Caller {
     recorder: Recorder,
 }
 
-/// A claim id that says which fingerprint its claim comes with.
+/// A claim id that encodes the fingerprint of its claim.
 pub fn with_fingerprint(claim_id: &str, fingerprint: u8) -> String {
     format!("{claim_id}#{fingerprint}")
 }
 
-/// The fingerprint that a claim came with; none where its id does not say so.
+/// The fingerprint that a claim came with; none if its id does not encode one.
 pub fn fingerprint(claim_id: &str) -> Option<u8> {
     claim_id.rsplit_once('#')?.1.parse().ok()
 }
@@ -62,7 +63,7 @@ fn micros(time: Option<prost_types::Timestamp>) -> i64 {
 }
 
 impl Caller {
-    /// A caller of the sidecar at `url`. Connects when it has to.
+    /// A caller of the sidecar at `url`. Connects when necessary.
     pub fn new(url: &str, recorder: Recorder) -> Result<Self> {
         let channel = Endpoint::from_shared(url.to_owned())?.connect_timeout(Duration::from_secs(1)).connect_lazy();
         Ok(Self { client: IdempotencyServiceClient::new(channel), way: url.into(), recorder })
@@ -80,7 +81,7 @@ impl Caller {
         let number = self.recorder.invoke_by(&self.way, event, call);
         let mut request = Request::new(message);
         let deadline = CALL_TIME_MAX + wait;
-        // Sent as grpc-timeout; the other is for a server that says nothing.
+        // Sent as grpc-timeout; the other one is for a server that stays silent.
         request.set_timeout(deadline);
         let answer = tokio::time::timeout(deadline + CALL_TIME_MAX / 10, ask(&mut self.client, request)).await;
         let reply = match answer {
@@ -211,12 +212,12 @@ impl Caller {
     }
 }
 
-/// What an error means; None where it leaves open what happened.
+/// What an error means; None if it leaves open what happened.
 fn refused(status: &Status) -> Option<Reply> {
     let info = status.get_details_error_info();
     let reason = info.as_ref().map(|info| info.reason.as_str()).unwrap_or_default();
     Some(match (status.code(), reason) {
-        // The service's own word that nothing happened.
+        // The service itself says that nothing happened.
         (Code::Unavailable, reason::STORE_UNAVAILABLE | reason::OVERLOADED) => Reply::Nothing,
         (Code::Aborted, reason::LOCK_LOST) => {
             let given =

@@ -1,12 +1,12 @@
-//! A power cut, from the system calls of a process that was traced under load.
+//! Simulates a power cut from the system calls of a process that was traced under load.
 //!
-//! What the model covers: of each file, what had been written before the last fsync or fdatasync that had returned is on
-//! the disk. Of what was written since, any part is there, in any order, torn at any sector; a file may have its new
-//! length or the old one, and what lies between is zeros. What it leaves out: a disk that acknowledges what it does not
-//! keep, and directories that forget that a file was created or removed (SQLite syncs them before anything rests on it).
+//! What the model covers: for each file, whatever had been written before the last fsync or fdatasync that had returned is
+//! on the disk. Of what was written since, any part may be there, in any order, torn at any sector; a file may have its
+//! new length or the old one, with zeros in between. What it leaves out: a disk that acknowledges what it does not keep,
+//! and directories that forget that a file was created or removed (SQLite syncs them before anything depends on it).
 //!
-//! A call in the trace has its time from before it began. So an answer that a caller had received before a line's time was
-//! sent before that line, and whatever it rests on stands above it.
+//! The time of a call in the trace was taken before it began. So an answer that a caller had received before a line's time
+//! was sent before that line, and whatever it depends on is above it.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::seed::Dice;
 
-/// What a disk writes as a whole.
+/// The unit that a disk writes atomically.
 const SECTOR: usize = 512;
 
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ enum Change {
 #[derive(Clone, Debug)]
 enum Event {
     Change(Change),
-    /// What had been written when the sync began is on the disk: so many changes of this file.
+    /// What had been written when the sync began is on the disk: this many changes of the file.
     Synced(usize),
     Removed,
 }
@@ -39,11 +39,11 @@ enum Event {
 /// What a process did with the files of one directory.
 #[derive(Debug, Default)]
 pub struct Trace {
-    // By when they began, in seconds since 1970, with the file's name.
+    // With the time they began, in seconds since 1970, and the file's name.
     events: Vec<(f64, String, Event)>,
 }
 
-/// What files hold after a power cut.
+/// The content of files after a power cut.
 pub type Files = BTreeMap<String, Vec<u8>>;
 
 impl Trace {
@@ -55,7 +55,7 @@ impl Trace {
         let directory = directory.canonicalize()?;
         let mut trace = Self::default();
         let mut changes: BTreeMap<String, usize> = BTreeMap::new();
-        // Calls that were interrupted in the log by another thread's: what they will do when they return.
+        // Calls interrupted in the log by another thread's: what they will have done when they return.
         let mut open: BTreeMap<String, (String, Event)> = BTreeMap::new();
         for line in BufReader::new(fs::File::open(log)?).lines() {
             let line = line?;
@@ -128,8 +128,8 @@ impl Trace {
         self.events[number].0
     }
 
-    /// What the files hold when the power fails before the event of this number. `honest`: a sync keeps what was
-    /// written; otherwise it is taken to have done nothing, which shows that the model can lose something.
+    /// What the files hold when the power fails before the event of this number. `honest`: a sync keeps what was written;
+    /// otherwise it is assumed to have done nothing, which shows that the model can lose something.
     pub fn cut(&self, number: usize, dice: &mut Dice, honest: bool) -> Files {
         let mut written: BTreeMap<&str, (Vec<&Change>, usize)> = BTreeMap::new();
         for (_, file, event) in &self.events[..number] {
@@ -173,7 +173,7 @@ fn apply(bytes: &mut Vec<u8>, change: &Change, mut keeps: impl FnMut(usize) -> b
             }
             let mut done = 0;
             while done < data.len() {
-                // Up to the next border between sectors.
+                // Up to the next sector boundary.
                 let count = (SECTOR - (offset + done) % SECTOR).min(data.len() - done);
                 if keeps(done) {
                     let (from, to) = (offset + done, offset + done + count);

@@ -1,4 +1,4 @@
-//! What goes wrong, for how long, and how it is put right again.
+//! What goes wrong, for how long, and how it is undone.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -34,47 +34,47 @@ pub enum Way {
 /// What goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// A way is in trouble.
+    /// A path is in trouble.
     Link(Way, Link),
     /// Its connections are reset.
     Reset(Way),
-    /// A sidecar stands still.
+    /// A sidecar is frozen.
     FreezeSidecar(usize),
-    /// A gateway stands still.
+    /// A gateway is frozen.
     FreezeGateway(usize),
-    /// A sidecar is killed, and comes back with a clock that is so many seconds wrong.
+    /// A sidecar is killed, and comes back with a clock that is this many seconds off.
     KillSidecar(usize, i64),
-    /// A gateway is killed, and comes back with a clock that is so many seconds wrong.
+    /// A gateway is killed, and comes back with a clock that is this many seconds off.
     KillGateway(usize, i64),
     /// Postgres is killed.
     KillPostgres,
     /// Postgres is stopped at once, as a fail-over does it.
     StopPostgres,
-    /// Postgres accepts, and says nothing.
+    /// Postgres accepts connections but stays silent.
     FreezePostgres,
-    /// Postgres is killed, and a standby that had all that was committed takes its place.
+    /// Postgres is killed, and a standby that had everything committed takes its place.
     PromoteStandby,
     /// All sessions are ended.
     EndSessions,
     /// Nobody gets a connection any more.
     FillPostgres,
-    /// Sessions may read only.
+    /// Sessions may only read.
     ReadOnlyPostgres,
     /// Redis is killed, and comes back empty.
     KillRedis,
-    /// Redis accepts, and says nothing.
+    /// Redis accepts connections but stays silent.
     FreezeRedis,
     /// A replica takes the place of Redis, without what was written last.
     ReplaceRedis,
     /// Redis forgets everything.
     FlushRedis,
-    /// Redis holds rubbish, and the values of other events.
+    /// Redis holds garbage, and the values of other events.
     ForgeRedis,
-    /// Redis holds again what it held before, of events that were replayed since as well, and for ever.
+    /// Redis gets back its earlier content, including that of events replayed since, and keeps it for ever.
     RedisGoesBack,
 }
 
-/// A fault with its time.
+/// A fault with its timing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Planned {
     /// After the one before it.
@@ -111,7 +111,7 @@ impl Fault {
         }
     }
 
-    /// Throws one.
+    /// Draws one.
     pub fn random(dice: &mut Dice, count: usize) -> Planned {
         let number = dice.index(count);
         let way = *dice.one_of(&[
@@ -124,7 +124,7 @@ impl Fault {
         ]);
         let link = Link::random(dice);
         let skew = dice.between(0, 1_200);
-        // A signature is good for five minutes to either side; a gateway whose clock is further off refuses it, rightly.
+        // A signature is valid for five minutes either way; a gateway whose clock is further off rightly refuses it.
         let (any_skew, small_skew) =
             (i64::try_from(skew).unwrap_or(0) - 600, i64::try_from(skew % 480).unwrap_or(0) - 240);
         let fault = match dice.between(0, 99) {
@@ -153,7 +153,7 @@ impl Fault {
         Planned { after: dice.millis(0, 300), lasts: dice.millis(100, longest), fault }
     }
 
-    /// What it is done to: of what strikes at once, no two are at the same.
+    /// What it affects: of the faults that strike at once, no two affect the same target.
     pub fn target(&self) -> Target {
         match self {
             Self::Link(way, _) | Self::Reset(way) => Target::Way(*way),
@@ -175,15 +175,15 @@ impl Fault {
         }
     }
 
-    /// Whether its end needs that other faults have ended: a process that starts needs what it depends on.
+    /// Whether other faults have to end first: a starting process needs what it depends on.
     pub fn ends_last(&self) -> bool {
         matches!(self, Self::KillSidecar(..) | Self::KillGateway(..))
     }
 
-    /// Does it.
+    /// Begins the fault.
     ///
     /// # Errors
-    /// What cannot be done.
+    /// When it cannot be begun.
     pub async fn begin(&self, world: &mut World) -> Result<Begun> {
         match *self {
             Self::Link(way, link) => way.proxy(world).set(link),
@@ -220,13 +220,13 @@ impl Fault {
         Ok(Begun::Plain)
     }
 
-    /// Puts it right again.
+    /// Undoes the fault.
     ///
     /// # Errors
-    /// What cannot be put right.
+    /// When it cannot be undone.
     pub async fn end(&self, world: &mut World, begun: Begun) -> Result<()> {
         match (*self, begun) {
-            // What a half-closed or cut connection has left behind is in nobody's way.
+            // What a half-closed or cut connection left behind does no harm.
             (Self::Link(way, _), _) => way.proxy(world).set(Link::Up),
             (Self::FreezeSidecar(number), _) => {
                 world.sidecars[number].program.as_ref().context("a sidecar that runs")?.thaw()?;
@@ -269,7 +269,7 @@ impl Fault {
     }
 }
 
-/// What a fault is done to.
+/// What a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A way between two parts.
@@ -284,16 +284,16 @@ pub enum Target {
     Redis,
 }
 
-/// What a fault that has begun needs for its end.
+/// What is needed to end a fault that has begun.
 #[derive(Debug)]
 pub enum Begun {
     /// Nothing.
     Plain,
-    /// The one that is to be promoted.
+    /// The standby to be promoted.
     Standby(Box<Cluster>),
-    /// The one that takes over.
+    /// The replica that takes over.
     Replica(Redis),
-    /// Who takes every connection.
+    /// The one that takes every connection.
     Filling(Filler),
 }
 
@@ -304,20 +304,20 @@ pub struct Filler {
     task: AbortOnDropHandle<Result<()>>,
 }
 
-/// Every value becomes its neighbour's, some become rubbish, and some expire never.
+/// Every value becomes its neighbour's, some become garbage, and some never expire.
 const FORGE: &str = "EVAL \"local k = redis.call('KEYS', '*') local f = redis.call('GET', k[1] or '') \
     for i = 1, #k do local n = redis.call('GET', k[i % #k + 1]) if i % 3 == 0 then n = 'rubbish' end \
     if n then redis.call('SET', k[i], n) end end return #k\" 0";
 
-/// Keeps a copy of each event's first entry that is no tombstone, beside it.
+/// Keeps a copy of each event's first entry that is not a tombstone.
 const KEEP: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'oncegate:*')) do local v = redis.call('GET', k) \
     if v and #v > 10 and string.byte(v, 10) % 2 == 0 then redis.call('SET', 'kept:' .. k, v, 'NX') end end return 1\" 0";
 
-/// Puts the copies back, whatever is there now.
+/// Restores the copies, whatever is there now.
 const BRING_BACK: &str = "EVAL \"for _, k in ipairs(redis.call('KEYS', 'kept:*')) do \
     redis.call('SET', string.sub(k, 6), redis.call('GET', k)) end return 1\" 0";
 
-/// The administrator's own way in: as a superuser it has connections of its own, beyond those of everybody else.
+/// The administrator's own access: as a superuser it has reserved connections.
 async fn administer(world: &World, sql: &str) -> Result<()> {
     let mut admin =
         PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
@@ -335,15 +335,15 @@ async fn end_sessions(world: &World) -> Result<()> {
 }
 
 async fn set_read_only(world: &World, read_only: bool) -> Result<()> {
-    // For sessions to come; those that stand are ended apart from it.
+    // For new sessions; existing ones are ended separately.
     let value = if read_only { "on" } else { "off" };
     let name = world.database.name();
     administer(world, &format!("alter database {name} set default_transaction_read_only = {value}")).await
 }
 
-/// Takes every connection that there is, also those that others had, and keeps them until it is stopped.
+/// Takes every connection there is, including those that others had, and keeps them until stopped.
 async fn fill(world: &World) -> Result<Filler> {
-    // First, because it will not get in later.
+    // Done first, because it could not get in later.
     let mut admin =
         PgConnection::connect(&world.cluster.url("postgres")).await.context("the administrator's session")?;
     let url = format!("{}?application_name=filler", world.database_url());
@@ -357,7 +357,7 @@ async fn fill(world: &World) -> Result<Filler> {
             while let Ok(session) = PgConnection::connect(&url).await {
                 sessions.push(session);
             }
-            // What they leave is taken in the next round.
+            // What they free is taken in the next round.
             sqlx::raw_sql(others).execute(&mut admin).await?;
             sleep(Duration::from_millis(30)).await;
         }
@@ -367,7 +367,7 @@ async fn fill(world: &World) -> Result<Filler> {
 }
 
 impl Link {
-    /// Throws trouble of some kind.
+    /// Draws some kind of trouble.
     pub(crate) fn random(dice: &mut Dice) -> Self {
         let direction = *dice.one_of(&[Direction::Request, Direction::Reply]);
         let cut = Link::CutAfter(direction, dice.between(0, 3_000));

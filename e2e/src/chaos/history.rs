@@ -1,4 +1,4 @@
-//! What callers saw: every operation with when it began, when it was answered, and how; or that nobody knows.
+//! What callers saw: for every operation when it began, when it was answered, and how, or that this is unknown.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 
 use oncegate_api::v1::State;
 
-/// How an attempt is said to have ended.
+/// How an attempt is reported to have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// MarkCompleted.
@@ -63,7 +63,7 @@ pub enum Call {
         to: State,
         /// Whether a completed event may be replayed.
         force: bool,
-        /// What the ledger keeps it under.
+        /// The reason that the ledger records.
         reason: String,
     },
     /// A signed webhook to a gateway.
@@ -101,7 +101,7 @@ pub enum Reply {
     },
     /// The mark is recorded.
     Marked {
-        /// It had been before.
+        /// It had already been recorded before.
         repeated: bool,
     },
     /// The resolution stands.
@@ -128,13 +128,13 @@ pub enum Reply {
     NotFound,
     /// Certainly nothing happened: the service said so.
     Nothing,
-    /// What no well-formed call may be told.
+    /// An answer that no well-formed call may get.
     Defect(String),
     /// The gateway's answer.
     Answered {
         /// Its status.
         status: u16,
-        /// Its word.
+        /// Its answer in a word.
         word: String,
     },
 }
@@ -146,13 +146,13 @@ pub struct Operation {
     pub event: String,
     /// What was asked for.
     pub call: Call,
-    /// The way that it went: of calls on one way one sidecar's memory answers.
+    /// The path that it took: calls on one path are answered from the same sidecar's memory.
     pub way: Arc<str>,
-    /// Its place in the order in which callers began and were answered.
+    /// Its position in the order of beginnings and answers.
     pub invoked: usize,
     /// When that was.
     pub at: Duration,
-    /// Its end, in the same order, with the reply. None: nobody knows what became of it; it may take effect at any later
+    /// Its end, in the same order, with the reply. None: the outcome is unknown, and it may take effect at any later
     /// time.
     pub returned: Option<(usize, Duration, Reply)>,
 }
@@ -181,7 +181,7 @@ pub struct Delivery {
     pub event: String,
     /// The attempt's token.
     pub token: i64,
-    /// Its place in the same order as the operations'.
+    /// Its position in the same order as the operations.
     pub place: usize,
     /// When that was.
     pub at: Duration,
@@ -223,12 +223,12 @@ impl Recorder {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operation begins. Gives its number.
+    /// An operation begins. Returns its number.
     pub fn invoke(&self, event: &str, call: Call) -> usize {
         self.invoke_by("", event, call)
     }
 
-    /// An operation begins, on a way by which one sidecar is reached. Gives its number.
+    /// An operation begins, on a path to one sidecar. Returns its number.
     pub fn invoke_by(&self, way: &str, event: &str, call: Call) -> usize {
         let at = self.start.elapsed();
         let mut record = self.record();
@@ -254,13 +254,13 @@ impl Recorder {
         record.operations[number].returned = Some((place, at, reply));
     }
 
-    /// Nobody waits for this operation's answer any more: it stays unknown how it ended.
+    /// Nobody waits for this operation's answer any more: its end stays unknown.
     pub fn give_up(&self) {
         self.record().given_up += 1;
     }
 
-    /// Whether there is something to be learnt from what was recorded so far: an operation has ended in a way that nobody
-    /// knows, and something has reached the application. A few seconds' faults can all have missed everybody.
+    /// Whether the record so far can prove anything: some operation has an unknown end, and something has reached the
+    /// application. A few seconds of faults may have affected nobody.
     pub fn has_met_faults(&self) -> bool {
         let record = self.record();
         record.given_up > 0 && !record.deliveries.is_empty()

@@ -1,4 +1,4 @@
-//! Every process killed, again and again, under load: what was acknowledged is there (I5).
+//! Every process is killed again and again under load: what was acknowledged must still be there (I5).
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::eventually::within;
 
-/// What a run comes to.
+/// The result of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Kills, by the process.
@@ -62,17 +62,17 @@ enum Victim {
     Redis,
 }
 
-/// Every process of a world of two sidecars, once: the cards that are shuffled.
+/// Every process of a world of two sidecars, once: the deck to be shuffled.
 const DECK: [Victim; 6] =
     [Victim::Sidecar(0), Victim::Sidecar(1), Victim::Gateway(0), Victim::Gateway(1), Victim::Postgres, Victim::Redis];
 
-/// Kills after which each of them has been hit.
+/// The number of kills after which each of them has been hit.
 pub const KILLS_OF_EACH: usize = DECK.len();
 
 /// Something must have been acknowledged between two kills, or they would prove nothing.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(60);
 
-/// Kills so many processes of a world under load, each as often as the others, and checks what is left of it.
+/// Kills this many processes of a world under load, each as often as the others, and checks what is left.
 ///
 /// # Errors
 /// Whatever was violated, with the history of the event.
@@ -98,7 +98,7 @@ pub async fn run(seed: Seed, kills: u64) -> Result<Report> {
     conclude(seed, report, &world.recorder, &rows, &world.application)
 }
 
-/// Kills the one process with the embedded store under load so many times, and checks what is left.
+/// Kills the one process with the embedded store this many times under load, and checks what is left.
 ///
 /// # Errors
 /// Whatever was violated, with the history of the event.
@@ -188,7 +188,7 @@ impl Load {
         Ok(Self { stop, acknowledged, workers })
     }
 
-    /// Waits for more to be acknowledged: whatever it is that dies next, it dies at work.
+    /// Waits for more to be acknowledged, so that whatever dies next dies while working.
     async fn goes_on(&self) -> Result<()> {
         let before = self.acknowledged.load(Relaxed);
         within(PROGRESS_DEADLINE, async || (self.acknowledged.load(Relaxed) >= before + 20).then_some(()))
@@ -227,7 +227,7 @@ fn workers(
                 let claim_id = format!("claim_{number}_{round}");
                 let place = dice.index(callers.len());
                 let caller = &mut callers[place];
-                // A reply that was lost is asked for again, as the contract has it.
+                // After a lost reply it asks again, as the contract says.
                 let mut reply = None;
                 for _ in 0..2 {
                     reply = caller.claim(&event, &claim_id, None, Duration::ZERO).await;

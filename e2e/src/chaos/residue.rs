@@ -1,4 +1,4 @@
-//! I12: what a process still holds when all is calm again: calls and deliveries under way, budgets, memory, open files.
+//! I12: what a process still holds once all is calm again: calls and deliveries under way, budgets, memory, open files.
 
 use std::{fs, net::SocketAddr};
 
@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result};
 use super::{check::conservation::samples, world::LOCK, world::World};
 use crate::{eventually::within, http_client, wire::resident_kib};
 
-/// What may be held more than at the start. Memory: an allocator's arenas and a debug build's caches. Files: connections
-/// that are kept for the next call, at both ends.
+/// How much more than at the start may be held. Memory: an allocator's arenas and a debug build's caches. Files:
+/// connections kept for the next call, at both ends.
 const MEMORY_KIB_MAX: u64 = 96 * 1024;
 const FILES_MAX: usize = 40;
 
@@ -21,7 +21,7 @@ pub enum Page {
     Gateway,
 }
 
-/// A process to be looked at.
+/// A process to be examined.
 #[derive(Clone, Debug)]
 pub struct Process {
     /// For the message.
@@ -51,7 +51,7 @@ impl Process {
         Ok(Holding { memory_kib: resident_kib(self.pid)?, files })
     }
 
-    /// What it holds that it should not, when it has had time to let go.
+    /// What it still holds but should not, after it has had time to let go.
     pub async fn left(&self, before: Holding) -> Vec<String> {
         let mut left = Vec::new();
         let settled = within(LOCK * 4, async || {

@@ -1,4 +1,4 @@
-//! What the ledger holds at the end, read by another way than the product's.
+//! What the ledger holds at the end, read independently of the product.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -63,7 +63,8 @@ pub struct Rows {
 
 const STATES: [&str; 6] = ["pending", "processing", "completed", "failed", "unknown", "dead"];
 
-/// The three selects, for either ledger: how it has times differs.
+/// The three selects, for either ledger: only the representation of times
+/// differs.
 fn statements(micros: impl Fn(&str) -> String) -> [String; 3] {
     let end = micros("case when state = 'processing' then null else coalesce(end_time, update_time) end");
     let latest = format!(

@@ -8,16 +8,16 @@ use sha2::{Digest as _, Sha256};
 /// Where a run's seed can be given.
 pub const VARIABLE: &str = "ONCEGATE_SEED";
 
-/// What all decisions of a run come from. Parts of the run that go on side by side have dice of their own, so that the
-/// order in which they happen to throw them changes nothing.
+/// What all decisions of a run come from. Concurrent parts of the run have dice of their own, so that the order in
+/// which they happen to throw them does not matter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seed(pub u64);
 
 impl Seed {
-    /// The one that is given in the environment, or a new one; says which, before anything can fail.
+    /// The seed given in the environment, or a new one; prints which, before anything can fail.
     ///
     /// # Panics
-    /// When what is given is no number: a run with another seed would look like a repetition.
+    /// When the given seed is not a number: a run with another seed would look like a repetition.
     #[allow(clippy::print_stdout, reason = "what a test was made of is part of its output")]
     pub fn from_environment() -> Self {
         let seed = match env::var(VARIABLE) {
@@ -55,7 +55,7 @@ impl Dice {
         self.0.random_range(low..=high)
     }
 
-    /// True so many times in a hundred.
+    /// True with this probability in percent.
     pub fn percent(&mut self, percent: u64) -> bool {
         self.between(0, 99) < percent
     }
@@ -68,12 +68,12 @@ impl Dice {
         &from[self.index(from.len())]
     }
 
-    /// A place in a list of this length.
+    /// An index into a list of this length.
     pub fn index(&mut self, length: usize) -> usize {
         self.0.random_range(0..length)
     }
 
-    /// So many milliseconds, from `low` to `high`.
+    /// A number of milliseconds from `low` to `high`.
     pub fn millis(&mut self, low: u64, high: u64) -> std::time::Duration {
         std::time::Duration::from_millis(self.between(low, high))
     }
@@ -92,7 +92,7 @@ mod tests {
         assert_eq!(throws(Seed(7), "faults"), throws(Seed(7), "faults"));
         assert_ne!(throws(Seed(7), "faults"), throws(Seed(8), "faults"));
         assert_ne!(throws(Seed(7), "faults"), throws(Seed(7), "load"));
-        // Written down: a library that throws other numbers would make recorded seeds worthless without a word.
+        // Recorded, because a library that draws other numbers would silently make recorded seeds worthless.
         assert_eq!(Seed(7).dice("faults").between(0, 1_000_000), RECORDED);
     }
 

@@ -1,4 +1,4 @@
-//! One process with the embedded store, and a proxy on each way to it and from it.
+//! One process with the embedded store, and a proxy on each path to and from it.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ pub struct Single {
     pub application: Application,
     /// What callers saw.
     pub recorder: Recorder,
-    /// How far its wall clock is from the right one, in seconds.
+    /// How far its wall clock is off, in seconds.
     pub skew: i64,
     admin: SocketAddr,
     // Ends after the process.
@@ -73,7 +73,7 @@ impl Single {
         self.program.take().context("a process that runs")?.kill().await
     }
 
-    /// Starts it again, with its clock as it is set.
+    /// Starts it again, with its clock skewed as set.
     ///
     /// # Errors
     /// When it does not start.
@@ -101,7 +101,7 @@ impl Single {
         Ok(())
     }
 
-    /// The ways, for trouble on them.
+    /// The paths, for causing trouble on them.
     pub fn ways(&self) -> [(&'static str, &Proxy); 3] {
         [
             ("callers-process", &self.from_callers),
@@ -110,7 +110,7 @@ impl Single {
         ]
     }
 
-    /// Its process, as its residue is looked at.
+    /// Its process, for examining its residue.
     ///
     /// # Errors
     /// When it is not running.

@@ -1,4 +1,4 @@
-//! What callers do: random moves on few events at a time, from a seed, and at the end whatever it takes to finish them.
+//! What callers do: random moves on few events at a time, from a seed, and at the end whatever is needed to finish them.
 
 use std::{
     net::SocketAddr,
@@ -20,19 +20,19 @@ use super::{
 /// Callers at one event at once.
 const ACTORS: usize = 3;
 
-/// Moves of each: so few that the search for an order of them all ends.
+/// Moves of each caller: few enough that the search for an order of them all ends.
 const MOVES_MAX: u64 = 5;
 
-/// How long after the last fault everything may take to be finished (I8): the lock of whoever died with it, an answer that a
-/// gateway takes its whole time for and the next try after it, and what a busy machine adds.
+/// How long after the last fault everything may take to be finished (I8): the lock of a caller that died with it, a
+/// gateway's answer that takes all of its time, the next try after it, and the delays of a busy machine.
 pub const PROGRESS_MAX: Duration = Duration::from_secs(12);
 
-/// How to reach the world, while others do things to it.
+/// How to reach the world while others interfere with it.
 #[derive(Clone, Debug)]
 pub struct Ways {
     /// Of the sidecars.
     pub sidecars: Vec<String>,
-    /// Of the gateways; none: no webhooks are sent.
+    /// Of the gateways; if empty, no webhooks are sent.
     pub gateways: Vec<SocketAddr>,
     /// Where everything is recorded.
     pub recorder: Recorder,
@@ -49,7 +49,7 @@ impl Ways {
         self.calm.get().is_some()
     }
 
-    /// Waits until the faults are over; gives the moment by which everything has to be finished.
+    /// Waits until the faults are over; returns the time by which everything has to be finished.
     async fn wait_for_calm(&self) -> Instant {
         loop {
             if let Some(calm) = self.calm.get() {
@@ -60,7 +60,7 @@ impl Ways {
     }
 }
 
-/// One direct worker: takes up one event after the other, and finishes what it began when all is calm. Gives the events
+/// One direct worker: takes one event after the other, and finishes what it began when all is calm. Returns the events
 /// that it could not finish.
 ///
 /// # Errors
@@ -78,7 +78,7 @@ pub async fn direct(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<String>
     }
     let end = ways.wait_for_calm().await;
     let callers = ways.callers()?;
-    // Each through another sidecar than the one before it: none of them may have got stuck.
+    // Each through a different sidecar than the one before: none of them may be stuck.
     let finished = begun.iter().enumerate().map(|(number, event)| {
         let mut caller = callers[number % callers.len()].clone();
         async move { (!finish(&mut caller, event, end).await).then(|| event.clone()) }
@@ -88,7 +88,7 @@ pub async fn direct(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<String>
 
 async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()> {
     let mut callers = ways.callers()?;
-    // What it was told to hold last, whether or not it still does.
+    // What it was last told it holds, whether or not it still does.
     let mut held: Option<(String, i64)> = None;
     let mut claims = 0;
     for _ in 0..dice.between(1, MOVES_MAX) {
@@ -106,7 +106,7 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
         let pause = if dice.percent(30) { dice.millis(100, 800) } else { Duration::ZERO };
         let choice = dice.between(0, 99);
         match (&held, choice) {
-            // Mostly it goes on with what it holds, now and then it forgets, is late, or says it twice.
+            // Mostly it continues with what it holds; now and then it forgets, is late, or sends its mark twice.
             (Some((claim_id, token)), 0..55) => {
                 let reply = caller.mark(event, claim_id, *token, ending, pause).await;
                 if matches!(reply, Some(Reply::LockLost { .. } | Reply::OutcomeConflict)) {
@@ -144,11 +144,11 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
     Ok(())
 }
 
-/// Whatever it takes to bring an event to its end; false when that takes too long.
+/// Does whatever is needed to finish an event; false if that takes too long.
 async fn finish(caller: &mut Caller, event: &str, end: Instant) -> bool {
     for number in 0.. {
         let claim_id = format!("{event}-finish-{number}");
-        // One call that waits, for many that ask.
+        // One call that waits, instead of many that poll.
         match caller.claim(event, &claim_id, None, LOCK + Duration::from_secs(1)).await {
             Some(Reply::AlreadyCompleted { .. } | Reply::Refused) => return true,
             Some(Reply::Acquired { token, .. }) => {
@@ -166,8 +166,8 @@ async fn finish(caller: &mut Caller, event: &str, end: Instant) -> bool {
     false
 }
 
-/// One provider: sends each event until it is told 200, twice and more to whichever gateway. Gives the events of which it
-/// was never told so.
+/// One provider: sends each event until it gets 200, twice or more, to any gateway. Returns the events for which it never
+/// did.
 ///
 /// # Errors
 /// An address that is none.
@@ -195,7 +195,7 @@ pub async fn provider(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<Strin
             sleep(dice.millis(50, 600)).await;
         }
         if dice.percent(10) {
-            // Somebody of the application's own meddles with the same event.
+            // A direct caller of the application interferes with the same event.
             let mut callers = ways.callers()?;
             let place = dice.index(callers.len());
             let claim_id = format!("{event}-meddler");
@@ -207,7 +207,7 @@ pub async fn provider(ways: Ways, seed: Seed, worker: usize) -> Result<Vec<Strin
         if !done {
             open.push(event);
         }
-        // Old ones are tried again meanwhile, as providers do.
+        // Old ones are retried meanwhile, as providers do.
         if open.len() > 3 {
             let place = dice.index(open.len());
             let gateway = dice.index(ways.gateways.len());

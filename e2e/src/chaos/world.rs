@@ -24,19 +24,19 @@ use crate::{
 /// The secret of Stripe's webhooks.
 pub const SECRET: &str = "whsec_of_the_campaign";
 
-/// How long the gateway's locks last, and those of callers that do not say otherwise: short, so that a run sees many
-/// expire. The application has a second, and a second is the margin.
+/// How long locks of the gateway, and default locks of callers, last: short, so that many expire during a run. The
+/// application has a second, and another second is the margin.
 pub const LOCK: Duration = Duration::from_secs(3);
 
-/// What the database's server is like: few enough connections to be used up.
+/// The options of the database server: few enough connections to be used up.
 fn options() -> Options {
     Options { settings: vec![("max_connections".to_owned(), "50".to_owned())], ..Options::default() }
 }
 
-/// A process may be restarted on a machine that is busy with everything else.
+/// A process may be restarted while the machine is busy with everything else.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
-/// A sidecar, and the ways to it and from it.
+/// A sidecar, and the paths to and from it.
 #[derive(Debug)]
 pub struct Sidecar {
     /// The process; None while it is dead.
@@ -55,7 +55,7 @@ pub struct Sidecar {
     pub admin: SocketAddr,
 }
 
-/// A gateway, and the ways to it and from it.
+/// A gateway, and the paths to and from it.
 #[derive(Debug)]
 pub struct Gateway {
     /// The process; None while it is dead.
@@ -70,12 +70,12 @@ pub struct Gateway {
     pub admin: SocketAddr,
 }
 
-/// The whole of it. Each gateway has a sidecar of its own, all sidecars one Postgres and one Redis.
+/// The whole of it. Each gateway has a sidecar of its own; all sidecars share one Postgres and one Redis.
 #[derive(Debug)]
 pub struct World {
     /// Sidecars.
     pub sidecars: Vec<Sidecar>,
-    /// Gateways, each with the sidecar of its number.
+    /// Gateways, each with the sidecar of the same number.
     pub gateways: Vec<Gateway>,
     /// Redis.
     pub redis: Redis,
@@ -83,7 +83,7 @@ pub struct World {
     pub application: Application,
     /// What callers saw.
     pub recorder: Recorder,
-    /// The events' database. Dropped by its cluster's end, never by itself: the cluster may be down.
+    /// The events' database. Removed together with its cluster, never separately: the cluster may be down.
     pub database: Database,
     /// Its server.
     pub cluster: Cluster,
@@ -91,7 +91,7 @@ pub struct World {
 }
 
 impl World {
-    /// Starts everything: so many sidecars, each with a gateway.
+    /// Starts everything: this many sidecars, each with a gateway.
     pub async fn start(count: usize, guard: Guard, temper: Temper) -> Result<Self> {
         let cluster = Cluster::start(options()).await?;
         let database = cluster.database().await?;
@@ -132,7 +132,8 @@ impl World {
         Ok(world)
     }
 
-    /// Starts a sidecar, with its clock as it is set. It needs Postgres for that: tries until there is one.
+    /// Starts a sidecar, with its clock skewed as set. It needs Postgres for that, so this retries until Postgres
+    /// is there.
     pub async fn start_sidecar(&mut self, number: usize) -> Result<()> {
         let sidecar = &mut self.sidecars[number];
         sidecar.program = None;
@@ -148,7 +149,7 @@ impl World {
                     )
                     .env("REDIS_URL", format!("redis://{}", sidecar.to_redis.address()))
                     .env("LOCK_DURATION", format!("{}s", LOCK.as_secs()))
-                    // An event that runs out of attempts never completes, which is another promise.
+                    // An event that runs out of attempts never completes, which is a different promise.
                     .env("ATTEMPTS_MAX", "0")
                     .env("SIDECAR_DRAIN", "3s");
                 let command = if sidecar.skew == 0 { command } else { clock::skewed(command, sidecar.skew)? };
@@ -176,7 +177,7 @@ impl World {
         Ok(())
     }
 
-    /// Starts a gateway, with its clock as it is set.
+    /// Starts a gateway, with its clock skewed as set.
     pub async fn start_gateway(&mut self, number: usize) -> Result<()> {
         let sidecar = self.sidecars[number].from_gateway.address();
         let gateway = &mut self.gateways[number];
@@ -204,30 +205,30 @@ impl World {
         Ok(())
     }
 
-    /// The ways by which callers reach the sidecars.
+    /// The paths by which callers reach the sidecars.
     pub fn sidecar_urls(&self) -> Vec<String> {
         self.sidecars.iter().map(|sidecar| format!("http://{}", sidecar.from_callers.address())).collect()
     }
 
-    /// The ways by which providers reach the gateways.
+    /// The paths by which providers reach the gateways.
     pub fn gateway_addresses(&self) -> Vec<SocketAddr> {
         self.gateways.iter().map(|gateway| gateway.from_providers.address()).collect()
     }
 
-    /// Makes a standby that has all that is committed, and kills the primary. Gives the standby.
+    /// Creates a standby that has everything committed, and kills the primary. Returns the standby.
     ///
     /// # Errors
     /// When one of them cannot be started, asked or killed.
     pub async fn lose_primary(&mut self) -> Result<Cluster> {
         let standby = self.cluster.standby(options()).await?;
         self.cluster.wait_for_standby(false).await?;
-        // From here on commits wait for it: what was acknowledged is there.
+        // From here on commits wait for it, so everything acknowledged is there.
         self.cluster.make_standby_synchronous().await?;
         self.cluster.kill()?;
         Ok(standby)
     }
 
-    /// Makes a standby the primary that everybody is led to.
+    /// Promotes a standby and redirects everybody to it.
     ///
     /// # Errors
     /// When it cannot be promoted.
@@ -241,7 +242,7 @@ impl World {
         Ok(())
     }
 
-    /// Leads everybody to another Redis, and kills the one before.
+    /// Redirects everybody to another Redis, and kills the previous one.
     ///
     /// # Errors
     /// When it cannot be killed.
@@ -255,7 +256,7 @@ impl World {
         Ok(())
     }
 
-    /// The database by another way than the product's.
+    /// A URL of the database that bypasses the proxies.
     pub fn database_url(&self) -> String {
         self.cluster.url(self.database.name())
     }

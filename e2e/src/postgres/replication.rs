@@ -1,4 +1,4 @@
-//! Standbys: a copy of a cluster that follows it, and can be made to take its place.
+//! Standbys: a copy of a cluster that follows it, and can take its place.
 
 use std::{fs, process::Command};
 
@@ -8,7 +8,7 @@ use sqlx::{Connection as _, PgConnection};
 use super::{Cluster, Options, connect, execute};
 use crate::{eventually, supervised::Directory};
 
-/// The name that a standby gives to its primary, for `synchronous_standby_names`.
+/// The name that a standby reports to its primary, for `synchronous_standby_names`.
 pub const STANDBY: &str = "standby";
 
 impl Cluster {

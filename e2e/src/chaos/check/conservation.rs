@@ -9,7 +9,7 @@ pub fn samples(metrics: &str, name: &str) -> BTreeMap<String, u64> {
         .filter_map(|line| {
             let rest = line.strip_prefix(name)?;
             let (labels, value) = rest.rsplit_once(' ')?;
-            // Another metric whose name only begins like it.
+            // Skips another metric whose name only begins like it.
             (labels.is_empty() || labels.starts_with('{')).then_some(())?;
             Some((labels.trim_matches(['{', '}']).to_owned(), value.parse().ok()?))
         })

@@ -3,11 +3,11 @@
 use super::{Findings, One, Run};
 use crate::chaos::application::Guard;
 
-/// I7, of one event that went through gateways.
+/// I7, for one event that went through gateways.
 pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
     let event = one.event;
     let effects = run.effects.get(event).map(Vec::as_slice).unwrap_or_default();
-    // A token reaches the application once: a delivery that was sent is never sent again on the same lock.
+    // A token reaches the application once: a delivery is never sent twice under the same lock.
     let mut tokens: Vec<i64> = one.deliveries.iter().map(|delivery| delivery.token).collect();
     tokens.sort_unstable();
     for pair in tokens.windows(2) {
@@ -21,7 +21,7 @@ pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
         one.row.is_some_and(|row| row.attempts.iter().any(|a| a.token == token && a.outcome == "completed"))
     };
     if run.guard == Guard::Nothing {
-        // As many effects as there were deliveries, and no other: whoever completed it has its own.
+        // As many effects as there were deliveries, and no others: each completion has its own.
         for token in effects {
             findings.check(tokens.contains(token), "I7", event, || format!("an effect of {token}, undelivered"));
         }
@@ -31,7 +31,7 @@ pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
         return;
     }
     findings.check(effects.len() <= 1, "I7", event, || format!("effects of {effects:?}"));
-    // Whoever completed it through a gateway had reached the application.
+    // A completion through a gateway must have reached the application.
     for delivery in one.deliveries.iter().filter(|delivery| completed_by(delivery.token)) {
         findings
             .check(!effects.is_empty(), "I7", event, || format!("{} completed it without an effect", delivery.token));
@@ -42,12 +42,12 @@ pub(crate) fn check(one: &One<'_>, run: &Run<'_>, findings: &mut Findings) {
     }
 }
 
-/// The events with more than one effect: what an application without a guard must be able to get.
+/// The events with more than one effect: possible for an application without a guard.
 pub fn doubled<'a>(run: &Run<'a>) -> Vec<&'a str> {
     run.effects.iter().filter(|(_, effects)| effects.len() > 1).map(|(event, _)| event.as_str()).collect()
 }
 
-/// I8, when the faults are over and everybody has tried again: no event is left under way.
+/// I8: once the faults are over and everybody has tried again, no event is left under way.
 pub fn settled(run: &Run<'_>) -> Vec<super::Violation> {
     let mut findings = Findings::default();
     for (event, row) in &run.rows.events {

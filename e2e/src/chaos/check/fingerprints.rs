@@ -1,4 +1,4 @@
-//! I6, of the fingerprint: the first grant that gives one fixes it, and who comes with another is told nothing but that (S8).
+//! I6, for the fingerprint: the first grant that gives one fixes it, and callers with another are told nothing but that (S8).
 
 use super::{Findings, One};
 use crate::chaos::{
@@ -17,7 +17,7 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
             });
             continue;
         };
-        // Before anybody was granted it, everybody is told the same; and whoever did not decide says nothing of it.
+        // Before the first grant everybody is told the same, and answers that decided nothing say nothing about it.
         let other = fixed.is_some_and(|fixed| fixed != given);
         match reply {
             Reply::FingerprintMismatch => findings.check(other, "I6", one.event, || {

@@ -21,7 +21,7 @@ pub(crate) fn unique(run: &Run<'_>, findings: &mut Findings) {
             }
         }
     }
-    // What callers were told, whether or not the ledger still knows of it.
+    // What callers were told, whether or not the ledger still has it.
     for operation in run.operations {
         if let (Call::Claim { claim_id }, Some(Reply::Acquired { token, .. })) = (&operation.call, operation.reply()) {
             let to = (operation.event.as_str(), claim_id.as_str());
@@ -42,7 +42,7 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
             _ => None,
         })
         .collect();
-    // Whoever asks after somebody was told a token is told no smaller one.
+    // A caller that asks after somebody was told a token is told no smaller one.
     for (earlier, token, _) in &grants {
         let told = earlier.returned.as_ref().map_or(usize::MAX, |(place, ..)| *place);
         for (later, other, _) in &grants {
@@ -69,7 +69,7 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
         if earlier.outcome != "lock_expired" {
             continue;
         }
-        // Every expiry that a caller was told stood in the row before the takeover.
+        // Every expiry that a caller was told was in the row before the takeover.
         let told = one.operations.iter().filter_map(|operation| match (&operation.call, operation.reply()?) {
             (_, Reply::Acquired { token, expires, .. }) if *token == earlier.token => Some(*expires),
             (Call::Extend { token, .. }, Reply::Extended { expires }) if *token == earlier.token => Some(*expires),
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn two_holders_at_once_are_found() {
-        // The second attempt began before the first one's lock was over (10 + 100), as its holder was told.
+        // The second attempt began before the first one's lock ended (10 + 100), as its holder was told.
         let operations = [op((1, 2), claim("a"), acquired(10, 1)), op((3, 4), claim("b"), acquired(50, 2))];
         let rows = row("processing", &[(10, "a", 50, "lock_expired"), (50, "b", 0, "running")]);
         assert_eq!(broken(&operations, &rows), ["I2"]);

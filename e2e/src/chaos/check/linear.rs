@@ -1,15 +1,15 @@
 //! I13: the calls on one event could have happened one after the other, each between its beginning and its answer.
 //!
-//! Checked by stateright's tester against the event's states, written down here anew. Time is left out of them: where the
-//! rules ask whether a lock has expired, or a pause has passed, either answer is possible, and the callers' answers say
-//! which it was (I2 holds the expiries against the database's times). An operation of unknown outcome stays in flight for
-//! ever: the tester may put it anywhere after its beginning, or nowhere. What such an operation did is taken from the
-//! ledger's archive, and one that left no trace there did nothing: this only makes the check stricter, and keeps
-//! the search small.
+//! Checked by stateright's tester against the event's states, which are specified independently here. Time is left out of them:
+//! where the rules ask whether a lock has expired or a pause has passed, either is possible, and the callers' answers show
+//! which it was (I2 checks the expiries against the database's times). An operation of unknown outcome stays in flight for
+//! ever: the tester may place it anywhere after its beginning, or nowhere. What such an operation did is taken from the
+//! ledger's archive, and one that left no trace there did nothing: this only makes the check stricter, and keeps the search
+//! small.
 //!
-//! One answer from the past is permitted, because it is documented: after a completed event was replayed by force, a sidecar other
-//! than the one that did it may call it completed until it has read of that, for [`BEHIND_MAX`] at most (C7). [`stale`] says how
-//! often, and how late.
+//! One outdated answer is permitted, because it is documented: after a completed event was replayed by force, a sidecar other
+//! than the one that did it may call it completed until it has read about that, for [`BEHIND_MAX`] at most (C7). [`stale`] says
+//! how often, and how late.
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +26,8 @@ use stateright::semantics::{ConsistencyTester as _, LinearizabilityTester, Seque
 use super::{Findings, One, Violation};
 use crate::chaos::history::{Call, Operation, Reply};
 
-/// How long a sidecar's cache may be behind a replay that somebody knows of. Not a guess: it stops to answer by itself.
+/// How long a sidecar's cache may lag behind a replay that somebody knows of. Not a guess: after this it stops answering by
+/// itself.
 const BEHIND_MAX: Duration = Duration::from_secs(2);
 
 /// Steps of the search after which a history counts as undecided.
@@ -39,11 +40,12 @@ pub enum Verdict {
     Linearizable,
     /// It is not.
     Broken(Violation),
-    /// The search was given up, or gateways took part, whose calls are not in the record.
+    /// The search was given up, or gateways, whose calls are not in the record, took part.
     Undecided,
 }
 
-/// A call, the tokens that it can have drawn where its answer is unknown, and whether its answer may be a cache's that is behind.
+/// A call, the tokens that it can have drawn if its answer is unknown, and whether its answer may come from a cache that lags
+/// behind.
 #[derive(Clone, Debug)]
 struct Step {
     call: Call,
@@ -89,7 +91,7 @@ impl Machine {
         self.steps.fetch_add(1, Relaxed) >= STEPS_MAX
     }
 
-    /// The latest attempt's place is taken by something else.
+    /// The latest attempt is replaced by something else.
     fn archive(&mut self) {
         if let Some(mut latest) = self.latest.take() {
             if latest.outcome == "running" {
@@ -110,7 +112,7 @@ impl Machine {
         }
     }
 
-    /// Whether a claim can be granted a new token, supposing that any lock has expired and any pause has passed.
+    /// Whether a claim can be granted a new token, assuming that any lock has expired and any pause has passed.
     fn grantable(&self, claim_id: &str) -> bool {
         !self.ended(claim_id) && matches!(self.state, "" | "pending" | "processing" | "failed")
     }
@@ -155,7 +157,7 @@ impl Machine {
         match self.state {
             "" => false,
             "completed" => to == "pending" && force,
-            // Processing: supposing that the lock has expired.
+            // Processing: assuming that the lock has expired.
             _ => true,
         }
     }
@@ -166,7 +168,7 @@ impl Machine {
 
     fn claimed(&mut self, claim_id: &str, behind: bool, reply: &Reply) -> bool {
         match reply {
-            // Changes nothing; whether it was right, `fingerprints` asks.
+            // Changes nothing; `fingerprints` checks whether it was right.
             Reply::FingerprintMismatch => !self.state.is_empty(),
             Reply::ClaimEnded => self.ended(claim_id),
             _ if self.ended(claim_id) => false,
@@ -194,7 +196,7 @@ impl Machine {
             return *reply == Reply::NotFound;
         }
         if self.holds(token, claim_id) {
-            // A batch that the ledger ran twice may call its own work repeated.
+            // A batch that the ledger ran twice may report its own work as repeated.
             let accepted = matches!(reply, Reply::Marked { .. });
             if accepted {
                 self.end(outcome);
@@ -213,7 +215,7 @@ impl Machine {
     fn resolved(&mut self, to: &'static str, force: bool, reply: &Reply) -> bool {
         match reply {
             Reply::NotFound => self.state.is_empty(),
-            // The decision stands already.
+            // The decision has already been made.
             Reply::Resolved { token } if *token == self.token => self.resolved && self.state == to,
             Reply::Resolved { token } => {
                 let possible = self.resolvable(to, force) && *token > self.token;
@@ -232,9 +234,9 @@ impl SequentialSpec for Machine {
     type Op = Step;
     type Ret = Reply;
 
-    /// What an operation of unknown outcome does, if it is taken to have happened here.
+    /// What an operation of unknown outcome does, if assumed to have happened here.
     fn invoke(&mut self, step: &Step) -> Reply {
-        // The one that it drew: tokens of one event grow, so it is the first that is larger than the event's.
+        // The token that it drew: tokens of one event grow, so it is the first one larger than the event's.
         let drawn = step.drawn.iter().copied().find(|token| *token > self.token);
         match (&step.call, drawn) {
             (Call::Claim { claim_id }, Some(token)) if self.grantable(claim_id) => self.grant(claim_id, token),
@@ -301,12 +303,12 @@ fn matters(one: &One<'_>, call: &Call, drawn: &[i64]) -> bool {
         Call::Mark { token, ending, .. } => one.row.is_some_and(|row| {
             row.attempts.iter().any(|attempt| attempt.token == *token && attempt.outcome == ending.outcome())
         }),
-        // It moves only the expiry, which is left out.
+        // It only moves the expiry, which is left out.
         Call::Extend { .. } | Call::Webhook { .. } => false,
     }
 }
 
-/// Whether a call that was answered so may have changed the event.
+/// Whether a call with this answer may have changed the event.
 fn changes(reply: &Reply) -> bool {
     matches!(reply, Reply::Acquired { .. } | Reply::Marked { .. } | Reply::Resolved { .. })
 }
@@ -316,11 +318,11 @@ pub fn check(one: &One<'_>) -> Verdict {
     if one.through_gateways() {
         return Verdict::Undecided;
     }
-    // Beginnings and answers by their places, each operation a thread of its own: the tester gets the order from them.
+    // Beginnings and answers by position, each operation as a thread of its own, from which the tester takes the order.
     let mut moments: Vec<(usize, usize, &Operation)> = Vec::new();
     for (number, operation) in one.operations.iter().enumerate() {
-        // The search takes the lowest thread that fits first. What only saw the event is best put as early as it fits: it stands in
-        // nobody's way, and put later it may fit no more.
+        // The search tries the lowest thread that fits first. Operations that only read the event are best placed as early as
+        // they fit: there they block nothing, while later they may no longer fit.
         let saw = matches!(operation.reply(), Some(reply) if !changes(reply));
         let thread = if saw { number } else { number + one.operations.len() };
         match operation.reply() {
@@ -361,14 +363,14 @@ pub fn check(one: &One<'_>) -> Verdict {
     }
 }
 
-/// The token of the replay that undid the completion which an operation was told of.
+/// The token of the replay that undid the completion reported to an operation.
 fn undone_by(one: &One<'_>, operation: &Operation) -> Option<i64> {
     let Reply::AlreadyCompleted { token } = operation.reply()? else { return None };
     let replays = one.row?.resolutions.iter().filter(|resolution| resolution.from_state == "completed");
     replays.map(|replay| replay.token).filter(|drawn| drawn > token).min()
 }
 
-/// Who knew of a replay before an operation began: whoever was told its token, or a later one of the event.
+/// The operations that knew of a replay before another began: those that were told its token, or a later one of the event.
 fn knew<'a>(
     one: &'a One<'_>,
     replay: i64,
@@ -387,8 +389,8 @@ fn knew<'a>(
     })
 }
 
-/// Whether an operation may have been told of a completion that was undone: not by the sidecar that had acknowledged the replay, and
-/// by others only shortly after somebody knew of it.
+/// Whether an operation may have been told of a completion that was undone: never by the sidecar that had acknowledged the
+/// replay, and by others only shortly after somebody knew of it.
 fn may_be_behind(one: &One<'_>, operation: &Operation) -> bool {
     let Some(replay) = undone_by(one, operation) else { return false };
     knew(one, replay, operation).all(|(other, at)| {
@@ -445,7 +447,7 @@ mod tests {
             op((7, 8), claim("b"), Reply::AlreadyCompleted { token: 10 }),
         ];
         assert!(linearizable(&operations, &rows));
-        // It may take effect at any later time, and never before it began.
+        // It may take effect at any later time, but never before it began.
         operations[2].invoked = 9;
         assert!(!linearizable(&operations, &rows));
     }
@@ -522,7 +524,7 @@ mod tests {
     #[test]
     fn another_sidecars_cache_may_be_behind_a_replay_for_a_moment_and_nothing_else() {
         let rows = replayed(row("pending", &[(10, "a", 15, "completed")]), 20);
-        // The replay is acknowledged at 100 s, on the way "a".
+        // The replay is acknowledged at 100 s, on the path "a".
         let operations = |way: &str, after: Duration, token| {
             let acknowledged = Duration::from_secs(100);
             let mut operations = vec![

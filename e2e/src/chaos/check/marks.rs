@@ -7,10 +7,10 @@ use oncegate_api::v1::State;
 use super::{Findings, One, Run};
 use crate::chaos::history::{Call, Ending, Operation, Reply};
 
-/// A place in the record that everything comes before.
+/// A position after everything in the record.
 const NEVER: usize = usize::MAX;
 
-/// All five, of one event.
+/// All five, for one event.
 pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
     recorded(one, findings);
     for operation in &one.operations {
@@ -22,7 +22,7 @@ pub(crate) fn check(one: &One<'_>, findings: &mut Findings) {
     attempts(one, findings);
 }
 
-/// The place at which the callers knew that the event was completed.
+/// The position from which callers knew that the event was completed.
 fn completed_at(one: &One<'_>) -> usize {
     let told = |operation: &&Operation| match (&operation.call, operation.reply()?) {
         (Call::Mark { ending: Ending::Completed, .. }, Reply::Marked { .. })
@@ -68,7 +68,7 @@ fn left_by_force(one: &One<'_>, replays: &[i64], findings: &mut Findings) {
     }
 }
 
-/// I3 and I5: what was acknowledged is recorded, with the very token and claim.
+/// I3 and I5: what was acknowledged is recorded, with exactly that token and claim.
 fn recorded(one: &One<'_>, findings: &mut Findings) {
     let event = one.event;
     let attempts = one.row.map(|row| row.attempts.as_slice()).unwrap_or_default();
@@ -106,7 +106,7 @@ fn recorded(one: &One<'_>, findings: &mut Findings) {
     }
 }
 
-/// I4 and I6: completed is for good, and said only when it is so.
+/// I4 and I6: a completion is final, and only reported if true.
 fn after_completion(one: &One<'_>, findings: &mut Findings) {
     let event = one.event;
     let completions = |row: &super::Event| row.attempts.iter().filter(|a| a.outcome == "completed").count();
@@ -128,7 +128,7 @@ fn after_completion(one: &One<'_>, findings: &mut Findings) {
                 }
                 Call::Extend { .. } => matches!(reply, Some(Reply::Extended { .. })),
                 Call::Mark { ending, .. } => {
-                    // An earlier attempt's own failure may be told again.
+                    // An earlier attempt's own failure may be reported again.
                     matches!(reply, Some(Reply::Marked { repeated: false })) && *ending != Ending::Completed
                 }
                 Call::Resolve { to, .. } => {
@@ -149,7 +149,7 @@ fn after_completion(one: &One<'_>, findings: &mut Findings) {
                 findings.check(known, "I6", event, || {
                     format!("a caller was told that it was completed with {token}, which it was not")
                 });
-                // Somebody asked for it before, as far as the record goes.
+                // Somebody must have asked for it before, as far as the record shows.
                 let ended = operation.returned.as_ref().map_or(NEVER, |(place, ..)| *place);
                 let asked = one.through_gateways()
                     || one.operations.iter().any(|other| {
@@ -172,7 +172,7 @@ fn after_completion(one: &One<'_>, findings: &mut Findings) {
     }
 }
 
-/// I10: accepted transitions and recorded attempts are the same, numbered without a gap.
+/// I10: accepted transitions and recorded attempts match, numbered without gaps.
 fn attempts(one: &One<'_>, findings: &mut Findings) {
     let (event, Some(row)) = (one.event, one.row) else { return };
     let numbers: Vec<i32> = row.attempts.iter().map(|attempt| attempt.attempt).collect();
@@ -185,7 +185,7 @@ fn attempts(one: &One<'_>, findings: &mut Findings) {
         findings.check(one.through_gateways() || asked(&attempt.claim_id), "I10", event, || {
             format!("nobody asked for attempt {} of {}", attempt.attempt, attempt.claim_id)
         });
-        // An accepted end is one that somebody asked for.
+        // Somebody must have asked for each accepted end.
         let marked = one.operations.iter().any(|operation| {
             matches!(&operation.call, Call::Mark { token, ending, .. }
                 if *token == attempt.token && ending.outcome() == attempt.outcome)
@@ -197,7 +197,7 @@ fn attempts(one: &One<'_>, findings: &mut Findings) {
     }
 }
 
-/// The ledger's own counts are those of its rows (L5).
+/// The ledger's own counts match its rows (L5).
 pub(crate) fn counts(run: &Run<'_>, findings: &mut Findings) {
     let mut states: BTreeMap<&str, i64> = BTreeMap::new();
     for row in run.rows.events.values() {
@@ -241,11 +241,11 @@ mod tests {
         ];
         let rows = row("completed", &[(10, "a", 15, "completed"), (20, "b", 25, "completed")]);
         assert_eq!(broken(&operations, &rows), ["I4", "I4"]);
-        // Unless an operator said so.
+        // Unless an operator asked for it.
         let mut asked = operations.to_vec();
         asked.push(lost(4, replay()));
         assert_eq!(broken(&asked, &replayed(rows.clone(), 15)), [""; 0]);
-        // To have asked is not enough, nor a replay that nobody asked for, nor one that came too late.
+        // Asking alone is not enough, nor is a replay that nobody asked for, nor one that came too late.
         assert_eq!(broken(&asked, &rows), ["I4", "I4"]);
         assert_eq!(broken(&operations, &replayed(rows.clone(), 15)), ["I4"]);
         assert!(broken(&asked, &replayed(rows, 25)).contains(&"I4"));
