@@ -41,7 +41,7 @@ pub(crate) struct Health {
     #[arg(long, value_name = "URL", num_args = 0..=1, default_missing_value = "")]
     admin: Option<String>,
 
-    /// The setting of the process in the same container.
+    /// What the process in the same container was told.
     #[arg(long, env = "ADMIN_LISTEN", hide = true)]
     admin_listen: Option<SocketAddr>,
 

@@ -104,12 +104,12 @@ pub type Control = Arc<dyn Fn(&Method, &Uri) -> Option<Response<Full<Bytes>>> + 
 /// The longest that shutdown waits for answers under way.
 pub const DRAIN: Duration = Duration::from_secs(1);
 
-/// Who may change something through this listener, which does not authenticate anybody.
+/// Who may change something on this listener, which asks nobody who they are.
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trusted {
-    /// Peers on this machine, or in this pod (`kubectl exec`).
+    /// Whoever is on this machine, or in this pod (`kubectl exec`).
     Loopback,
-    /// Anybody who can connect.
+    /// Whoever can connect.
     Anyone,
 }
 

@@ -14,7 +14,7 @@ use crate::{
     redis::Redis,
 };
 
-/// A way between two parts.
+/// A path between two parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// From direct callers to a sidecar.
@@ -272,7 +272,7 @@ impl Fault {
 /// What a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A way between two parts.
+    /// A path between two parts.
     Way(Way),
     /// A sidecar's process.
     Sidecar(usize),

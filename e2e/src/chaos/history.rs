@@ -43,14 +43,14 @@ pub enum Call {
     },
     /// ExtendLock.
     Extend {
-        /// The token that the caller believes to hold.
+        /// The token that the caller believes it holds.
         token: i64,
         /// And its claim.
         claim_id: String,
     },
     /// MarkCompleted and MarkFailed.
     Mark {
-        /// The token that the caller believes to hold.
+        /// The token that the caller believes it holds.
         token: i64,
         /// And its claim.
         claim_id: String,

@@ -106,7 +106,7 @@ async fn act(ways: Ways, mut dice: Dice, event: &str, actor: usize) -> Result<()
         let pause = if dice.percent(30) { dice.millis(100, 800) } else { Duration::ZERO };
         let choice = dice.between(0, 99);
         match (&held, choice) {
-            // Mostly it continues with what it holds; now and then it forgets, is late, or sends its mark twice.
+            // Mostly it continues with what it holds; now and then it forgets, is late, or repeats itself.
             (Some((claim_id, token)), 0..55) => {
                 let reply = caller.mark(event, claim_id, *token, ending, pause).await;
                 if matches!(reply, Some(Reply::LockLost { .. } | Reply::OutcomeConflict)) {
