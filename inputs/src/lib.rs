@@ -1,8 +1,8 @@
-//! What a parser of hostile input has to keep, whoever makes the input: a fuzzer that follows the code's branches
-//! (`scripts/fuzz`), or the campaign here, which needs nothing but the stable toolchain and runs with the tests.
+//! What a parser of hostile input has to guarantee, whatever generates the input: a fuzzer guided by the code's
+//! branches (`scripts/fuzz`), or the campaign here, which only needs the stable toolchain and runs with the tests.
 //!
-//! A target is a function over bytes that panics where something is wrong. [`check`] adds the bounds: it ends soon, and
-//! allocates no more than a constant and a multiple of what it was given. Allocations are counted per thread.
+//! A target is a function over bytes that panics if something is wrong. [`check`] adds the bounds: it ends soon, and
+//! allocates no more than a constant plus a multiple of its input. Allocations are counted per thread.
 
 #![allow(clippy::print_stdout, reason = "a campaign says its seed")]
 
@@ -19,20 +19,20 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 const ALLOCATED_BYTES_MAX: u64 = 64 * 1_024;
 /// That multiple.
 const ALLOCATED_PER_BYTE: u64 = 24;
-/// The longest that one input may take. Generous: a debug build on a busy machine keeps it.
+/// The longest that one input may take. Generous enough for a debug build on a busy machine.
 const TIME_MAX: Duration = Duration::from_secs(2);
 /// Longer inputs only repeat what shorter ones do.
 const INPUT_BYTES_MAX: usize = 16 * 1_024;
 
-/// Names a seed to run again.
+/// The variable that names a seed to run again.
 pub const SEED: &str = "ONCEGATE_SEED";
-/// How many inputs each campaign makes.
+/// The variable that says how many inputs each campaign makes.
 pub const COUNT: &str = "FUZZ_COUNT";
 
 /// Runs one input within the bounds.
 ///
 /// # Panics
-/// When the target does, or a bound is broken.
+/// When the target does, or a bound is exceeded.
 pub fn check(target: fn(&[u8]), input: &[u8]) {
     let began = Instant::now();
     let allocated = allocation_counter::measure(|| target(input));
@@ -69,14 +69,14 @@ pub fn campaign(name: &str, target: fn(&[u8])) {
     }
 }
 
-/// The number in a variable of the environment, where it is set.
+/// The number in an environment variable, if set.
 fn given<T: FromStr>(name: &str) -> Option<T> {
     let value = env::var_os(name)?;
     let number = value.to_str().and_then(|value| value.parse().ok());
     Some(number.unwrap_or_else(|| panic!("{name} has to be a number, and is {value:?}")))
 }
 
-/// Prints the input when the thread panics over it.
+/// Prints the input if the thread panics on it.
 struct Held<'a> {
     place: usize,
     input: &'a [u8],
@@ -126,7 +126,7 @@ const PIECES: [&[u8]; 20] = [
     b"\xe2\x80\xae",
 ];
 
-/// A seed with a few changes, or nothing but noise.
+/// A seed with a few changes, or pure noise.
 fn mutated(seeds: &[Vec<u8>], random: &mut StdRng) -> Vec<u8> {
     let mut input = seeds[random.random_range(0..seeds.len())].clone();
     if random.random_range(0..20) == 0 {

@@ -10,7 +10,7 @@ pub enum Broken {
     TokenPerRow,
     /// A live lock is taken over (S5).
     GrantBeforeExpiry,
-    /// The archive's claim ids are not looked at (S4).
+    /// The archive's claim ids are not checked (S4).
     ForgetsEndedClaims,
     /// The attempt that ends is not archived (S9).
     AttemptNotArchived,
@@ -24,13 +24,13 @@ pub enum Broken {
     CacheIgnoresToken,
     /// A resolution deletes the entry and leaves no tombstone (C2).
     DeleteInsteadOfTombstone,
-    /// What Redis has is believed whatever was replayed since (C7).
+    /// Entries in Redis are believed whatever was replayed since (C7).
     ForgetsReplays,
-    /// What Redis has is believed however old it is (C7).
+    /// Entries in Redis are believed however old they are (C7).
     EntriesLiveForEver,
-    /// Whoever finds nothing in Redis is granted the lock there, and the ledger follows (C1).
+    /// A caller that finds nothing in Redis is granted the lock there, and the ledger follows (C1).
     GrantFromCache,
-    /// Cleanup takes events that somebody is at work on.
+    /// Cleanup takes events that somebody is working on.
     CleanupTakesOpen,
     /// Cleanup goes below the minimum retention (C2).
     CleanupUndercutsRetention,

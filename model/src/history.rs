@@ -1,4 +1,4 @@
-//! What has happened to one event, as somebody sees who knows nothing of the rules, and the judgement over it.
+//! What has happened to one event, as seen by an observer who knows nothing of the rules, and the judgement on it.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use oncegate_sidecar::event::{Event, State, Time};
 
 use crate::world::Row;
 
-/// What an invariant says was broken.
+/// A violated invariant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Violation {
     /// I1.
@@ -19,13 +19,13 @@ pub enum Violation {
     SecondCompletion,
     /// S4.
     GhostLock,
-    /// I9 and I6: somebody was told "completed" of an event that is not, or not any more.
+    /// I9 and I6: somebody was told "completed" about an event that is not, or no longer.
     ToldCompleted,
-    /// Cleanup took what is not its own.
+    /// Cleanup took an event that it must not take.
     OpenDeleted,
 }
 
-/// A grant as it was answered.
+/// A grant as answered to its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Grant {
     token: i64,
@@ -47,9 +47,9 @@ pub struct History {
     ended: BTreeSet<u8>,
     /// The token under which the event is completed, if it is.
     completed: Option<i64>,
-    /// Every token that it was completed under.
+    /// Every token under which it was completed.
     completions: BTreeSet<i64>,
-    /// Up to here an operator was told that nothing is answered from the cache any more.
+    /// An operator was told that completions up to this token are no longer answered from the cache.
     replayed: i64,
     /// A lock was taken over after its expiry.
     pub takeover: bool,
@@ -87,7 +87,7 @@ impl History {
 
     /// The ledger has committed a grant.
     pub(crate) fn granted(&mut self, claim: u8, token: i64, until: Time, now: Time) {
-        // The same lock, told once more (S4).
+        // The same lock, reported once more (S4).
         if let Some(current) = self.current
             && current.claim == claim
             && current.token == token
@@ -133,7 +133,7 @@ impl History {
         self.check(after.fencing_token > self.highest, Violation::TokenOrder);
         self.highest = self.highest.max(after.fencing_token);
         if before == State::Completed {
-            // Left only by an operator who insists (I4).
+            // This state can only be left by an operator who uses force (I4).
             self.check(forced, Violation::SecondCompletion);
             self.replays = true;
         }
@@ -176,11 +176,11 @@ impl History {
         self.replays = false;
         self.granted.clear();
         self.completions.clear();
-        // With the archive goes the knowledge of whom it had (S4).
+        // The knowledge of ended claims goes with the archive (S4).
         self.ended.clear();
     }
 
-    /// I10: attempts are numbered without gaps, and are the grants.
+    /// I10: attempts are numbered without gaps, and match the grants.
     pub fn attempts_are_dense(&self, row: &Row) -> bool {
         let Some(event) = &row.event else { return row.archive.is_empty() };
         let attempts: Vec<_> = row.archive.iter().cloned().chain(event.latest_attempt()).collect();

@@ -1,4 +1,5 @@
-//! What a call does where it arrives: the sidecar's own rules, one step at a time (S1), around them what may be broken.
+//! What a call does when it arrives: the sidecar's own rules, one step at a time (S1), surrounded by what may be
+//! broken.
 
 use oncegate_sidecar::{
     cache::{Entry, entry::Completion},
@@ -65,7 +66,7 @@ impl Protocol {
             Some(Broken::GrantBeforeExpiry) => {
                 step = transition::claim(before.as_ref(), ended, &request, Time(i64::MAX));
             }
-            // What SET NX would do.
+            // As SET NX would do.
             Some(Broken::GrantFromCache)
                 if world.redis[event].is_none() && matches!(step, ClaimStep::Keep(Decision::InProgress { .. })) =>
             {
@@ -180,7 +181,7 @@ impl Protocol {
         }
     }
 
-    /// Redis takes an entry, unless it has one with a higher token.
+    /// Redis accepts an entry, unless it has one with a higher token.
     pub(crate) fn take(&self, world: &mut World, fill: Fill) {
         let newer = world.redis[fill.event].as_ref().is_some_and(|(held, _)| token_of(held) > token_of(&fill.entry));
         if fill.until > world.now && (!newer || self.broken == Some(Broken::CacheIgnoresToken)) {
@@ -192,7 +193,7 @@ impl Protocol {
         }
     }
 
-    /// What the cache answers to a claim from what Redis has.
+    /// What the cache answers to a claim from the content of Redis.
     pub(crate) fn answer(&self, world: &World, event: EventIndex, claim: u8, informed: bool) -> Option<Completion> {
         let (entry, _) = world.redis[event].as_ref()?;
         let forgets = !informed || self.broken == Some(Broken::ForgetsReplays);
@@ -234,7 +235,7 @@ impl Protocol {
                 world.unburied[event] = Some(Entry::tombstone(token, now));
                 world.rows[event].event = Some(after);
             }
-            // The operator asks again, having had no answer.
+            // The operator asks again after getting no answer.
             ResolveStep::Repeated => world.unburied[event] = Some(Entry::tombstone(before.fencing_token, now)),
             ResolveStep::Refuse(_) => {}
         }
@@ -246,7 +247,7 @@ impl Protocol {
         if self.broken == Some(Broken::DeleteInsteadOfTombstone) {
             world.redis[event] = None;
         } else {
-            // Tombstones outlive every entry that may be on its way.
+            // Tombstones outlive every entry that may be under way.
             self.take(world, Fill { event, entry: tombstone, until: Time(i64::MAX) });
         }
         world.history[event].told_of_resolution(token);

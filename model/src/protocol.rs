@@ -9,7 +9,7 @@ use crate::{
     world::{Action, Call, Doing, Holder, Row, Spent, World},
 };
 
-/// A small world: how much of everything there is.
+/// A small world: how much of everything it has.
 #[derive(Clone, Debug)]
 pub struct Protocol {
     /// How many holders.
@@ -28,7 +28,7 @@ pub struct Protocol {
     pub crashes: u8,
     /// The cap on attempts.
     pub attempts_max: i32,
-    /// What does not hold.
+    /// The rule that does not hold, if any.
     pub broken: Option<Broken>,
 }
 
@@ -74,7 +74,7 @@ impl Model for Protocol {
                     if world.holders[holder].doing[event] == Doing::Asks(claim) {
                         actions.push(Action::Arrive { call, answered: false });
                     }
-                    // Where they differ in what they know, and not where both say the same.
+                    // Both only where their knowledge makes a difference, not where both give the same answer.
                     let [known, unknown] = [true, false].map(|informed| self.answer(world, event, claim, informed));
                     if known.is_some() {
                         actions.push(Action::FromCache { call, informed: true });
@@ -136,8 +136,8 @@ impl Model for Protocol {
             Action::Fails(Call::Claim { .. }) | Action::FromCache { call: Call::Mark { .. }, .. } => {}
             Action::FromCache { call: Call::Claim { holder, event, claim }, informed } => {
                 let told = self.answer(&world, event, claim, informed)?;
-                // Where Redis has lost a tombstone, whoever has not read of the replay yet may be wrong for a moment. Nobody
-                // else may ever.
+                // Where Redis has lost a tombstone, a sidecar that has not read about the replay yet may be wrong for a
+                // moment. No other ever may.
                 if informed || !world.lost[event] {
                     world.history[event].told_from_cache(told.fencing_token);
                 }
@@ -183,7 +183,7 @@ impl Model for Protocol {
             }
             Action::RedisGoesBack(event) => {
                 world.spent.crashes += 1;
-                // By somebody's hand it has no end.
+                // Manual interference gives it no expiry.
                 world.redis[event] = Some((world.earlier[event].clone()?, Time(i64::MAX)));
                 world.lost[event] = true;
             }

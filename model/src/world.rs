@@ -1,4 +1,4 @@
-//! What there is at one moment, and what can happen next.
+//! The state at one moment, and what can happen next.
 
 use std::collections::BTreeSet;
 
@@ -25,19 +25,19 @@ pub struct World {
     pub rows: Vec<Row>,
     /// Who claims and marks.
     pub holders: Vec<Holder>,
-    /// Calls that were sent. They stay: whatever was sent may still arrive, once more.
+    /// Calls that were sent. They stay here: whatever was sent may still arrive, even repeatedly.
     pub sent: BTreeSet<Call>,
     /// What Redis has of each event, and until when.
     pub redis: Vec<Option<(Entry, Time)>>,
-    /// The first completion of each event that Redis has had: what it may go back to.
+    /// The first completion of each event that Redis has had, to which it may go back.
     pub earlier: Vec<Option<Entry>>,
     /// Events of which Redis may have lost a tombstone.
     pub lost: Vec<bool>,
     /// Entries that the sidecar is writing to Redis.
     pub fills: Vec<Fill>,
-    /// Resolutions that the sidecar has committed and not answered: their tombstone is still to be written.
+    /// Resolutions that the sidecar has committed but not answered: their tombstone is still to be written.
     pub unburied: Vec<Option<Entry>>,
-    /// How much of what is bounded has happened.
+    /// How much of each bounded action has happened.
     pub spent: Spent,
     /// What has happened, for the properties.
     pub history: Vec<History>,
@@ -89,7 +89,7 @@ pub enum Call {
         holder: HolderIndex,
         /// About what.
         event: EventIndex,
-        /// The claim id: no two calls share one, but for copies.
+        /// The claim id: no two calls share one, except copies.
         claim: u8,
     },
     /// MarkCompleted or MarkFailed.
@@ -136,7 +136,7 @@ pub enum Action {
     FromCache {
         /// The call.
         call: Call,
-        /// The sidecar knows what was replayed until now; otherwise, for a moment, nothing of it.
+        /// The sidecar knows everything replayed until now; otherwise, for a moment, nothing of it.
         informed: bool,
     },
     /// One of the fills reaches Redis.
@@ -155,11 +155,12 @@ pub enum Action {
     CrashSidecar,
     /// Redis loses all it has.
     FlushRedis,
-    /// Redis has again what it had first of an event, for ever: after a failover, from a snapshot, or by somebody's hand.
+    /// Redis gets back, for ever, what it first had of an event: after a failover, from a snapshot, or through manual
+    /// interference.
     RedisGoesBack(EventIndex),
 }
 
-/// How much of what is bounded has happened.
+/// How much of each bounded action has happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Spent {
     /// Claims.

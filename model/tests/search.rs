@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, env, time::Instant};
 use oncegate_model::{Broken, Protocol};
 use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model as _};
 
-/// How many claims are sent in the large worlds; each one more takes about twenty times as long.
+/// How many claims are sent in the large worlds; each additional one takes about twenty times as long.
 const DEPTH: &str = "MODEL_DEPTH";
 
 fn depth() -> u8 {
@@ -43,12 +43,12 @@ fn one_event() -> Protocol {
     }
 }
 
-/// Smaller in all else: two events share the clock, the sequence and the faults, and nothing else.
+/// Smaller in everything else: two events share only the clock, the sequence and the faults.
 fn two_events() -> Protocol {
     Protocol { events: 2, ticks: 2, resolutions: 0, cleanups: 0, ..one_event() }
 }
 
-/// An operator and a Cleanup at two events, in place of a second holder and of crashes: what they do to one must not touch the
+/// An operator and a Cleanup with two events, instead of a second holder and crashes: what they do to one must not affect the
 /// other.
 fn two_events_decided_on() -> Protocol {
     Protocol { holders: 1, resolutions: 1, cleanups: 1, crashes: 0, ticks: 3, ..two_events() }
@@ -66,7 +66,7 @@ fn counterexamples(checker: &impl Checker<Protocol>) -> BTreeMap<&'static str, u
 #[test]
 fn everything_that_can_happen_to_one_event_keeps_the_invariants() {
     let protocol = one_event();
-    // Not only is nothing wrong: all that the world is made for does happen in it.
+    // Besides nothing being wrong, everything that the world is meant to show must happen in it.
     search("one event", Protocol { asks: protocol.asks + depth(), ..protocol }).assert_properties();
 }
 
