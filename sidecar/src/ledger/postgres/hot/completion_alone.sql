@@ -1,6 +1,6 @@
--- 'marks' for one completion of an event that is processing, as nearly all are. Where it changes nothing, 'marks' is asked,
--- which knows the other state that a completion may end. Why it is safe: it is one conditional update, and it decides on the
--- version that it locks.
+-- 'marks' for one completion of an event that is processing, as nearly all are. Where it changes nothing, 'marks' is
+-- asked, which knows the other state that a completion may end.
+-- Why it is safe: it is one conditional update, and it decides on the version that it locks.
 with marked as (
     update payment_webhook_events e set
         state = 'completed',

@@ -1,10 +1,12 @@
--- Applies every mark that its token, its claim and the event's state allow. A mark in no row of 'marked' was not applied: read
--- the event and classify (S3). Why it is safe: the look-up decides on the snapshot, and the update joins by the row
--- (own_completions.sql says why by ranges) and checks token, state and outcome once more: where another session changed the row
--- meanwhile, these are evaluated again on the version that is then locked. The outcome is checked because what an expiry made
--- dead stays dead when its holder reports how it ended. The inputs of the new state (attempts, forgiven ones) change only
--- together with the token. OFFSET keeps the planner from turning the look-up into a join over the whole table (a plan trap,
--- measured), and from evaluating again what the look-up decides; a separate CTE for that took a tenth of the statement's plan.
+-- Applies every mark that its token, its claim and the event's state allow. A mark in no row of 'marked' was not
+-- applied: read the event and classify (S3).
+-- Why it is safe: the look-up decides on the snapshot, and the update joins by the row (own_completions.sql says why by
+-- ranges) and checks token, state and outcome once more: where another session changed the row meanwhile, these are
+-- evaluated again on the version that is then locked. The outcome is checked because what an expiry made dead stays
+-- dead when its holder reports how it ended. The inputs of the new state (attempts, forgiven ones) change only together
+-- with the token.
+-- OFFSET keeps the planner from turning the look-up into a join over the whole table (a plan trap, measured), and from
+-- evaluating again what the look-up decides; a separate CTE for that took a tenth of the statement's plan.
 marked as (
     update payment_webhook_events e set
         state = h.to_state,

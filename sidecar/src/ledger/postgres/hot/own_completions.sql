@@ -1,10 +1,12 @@
--- 'marks' for completions of grants of this process that it still remembers: they name the row, and get back only what others
--- may have changed in it since. Where one changes nothing, its event is read and classified, as with every mark (S3). Why it is
--- safe: each is a conditional update by the primary key, and it decides on the version that it locks. A token belongs to one
--- grant of one event (S2), so a row that has it is the one that was granted. Ranges are used, where equality would do, on all
--- columns that an index has together with the row's number: ranges cannot become a merge of two sorted lists, so the planner
--- has no use for a whole index in order, and whichever index it picks, it can look the row up in it. With equality, and
--- statistics of a handful of rows, it walked the whole primary key (a plan trap, measured).
+-- 'marks' for completions of grants of this process that it still remembers: they name the row, and get back only what
+-- others may have changed in it since. Where one changes nothing, its event is read and classified, as with every mark
+-- (S3).
+-- Why it is safe: each is a conditional update by the primary key, and it decides on the version that it locks. A token
+-- belongs to one grant of one event (S2), so a row that has it is the one that was granted.
+-- Ranges are used, where equality would do, on all columns that an index has together with the row's number: ranges
+-- cannot become a merge of two sorted lists, so the planner has no use for a whole index in order, and whichever index
+-- it picks, it can look the row up in it. With equality, and statistics of a handful of rows, it walked the whole
+-- primary key (a plan trap, measured).
 marked as (
     update payment_webhook_events e set
         state = 'completed',
