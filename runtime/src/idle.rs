@@ -24,7 +24,7 @@ use std::{
 
 use tokio::{runtime::Builder, task};
 
-/// The initial limit: about as long as being woken takes.
+/// The smallest limit above zero, with which polling begins: about as long as being woken takes.
 const FIRST: Duration = Duration::from_micros(50);
 
 /// The longest time between two looks with nothing to do in between. Anything longer is taken for work.

@@ -1,5 +1,5 @@
 //! Entry points for hostile input: whatever the bytes, nothing here panics, hangs, or allocates much more than it is given.
-//! Only in tests, and with the feature `fuzzing`, which nothing but the fuzzer sets.
+//! Only in tests, and with the feature `fuzzing`, which only the fuzzer sets.
 
 use std::sync::LazyLock;
 
@@ -17,7 +17,7 @@ use crate::{
     },
 };
 
-/// A page token, as text that a client sends. What is accepted is what was given out.
+/// A page token, as text that a client sends. An accepted token is exactly one that would be given out.
 pub fn page_token(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     for filter in [HistoryFilter::default(), HistoryFilter { states: vec![State::Failed], ..HistoryFilter::default() }]
@@ -30,8 +30,8 @@ pub fn page_token(input: &[u8]) {
     }
 }
 
-/// A value in Redis: as it stands, and with a MAC that is right, so that what lies behind it is reached. What is accepted
-/// comes back the same when it is written again.
+/// A value in Redis: as it is, and with a valid MAC, so that the code behind the check is reached. An accepted value stays
+/// the same when written again.
 pub fn cache_value(input: &[u8]) {
     static CODEC: LazyLock<Codec> = LazyLock::new(|| {
         Codec::new(&Standing { identity: "fuzz:1".into(), generation: 1, cache_key: vec![7; 32].into() })

@@ -55,13 +55,14 @@ struct Parts {
 /// The API itself, and the services beside it.
 #[derive(Clone)]
 struct Services {
-    /// Asked first, without a router between.
+    /// Tried first, without a router in between.
     api: IdempotencyServiceServer<Api>,
     others: Routes,
 }
 
 impl Services {
-    /// Over any body: one more box around that of the connection would be asked through for each of its frames.
+    /// Generic over the body: another box around the connection's body would be called through for each of its
+    /// frames.
     fn call<B>(&self, called: Called, request: http::Request<B>) -> Answer
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -70,14 +71,14 @@ impl Services {
         // Both are always ready.
         match called {
             Called::Api(_) => self.api.clone().call(request),
-            // Of what is unknown they say so.
+            // They also answer unknown calls, as such.
             Called::Health | Called::Reflection | Called::Unknown => Box::pin(self.others.clone().call(request)),
         }
     }
 }
 
 impl Service {
-    /// The services over a coordinator, and what reports their health.
+    /// The services over a coordinator, and the reporter of their health.
     pub(crate) fn new(
         coordinator: Arc<Coordinator>,
         policy: Arc<Policy>,
@@ -91,7 +92,7 @@ impl Service {
             .max_encoding_message_size(usize::MAX);
         let (reporter, health) = tonic_health::server::health_reporter();
         let mut others = Routes::new(health);
-        // Reflection fails to build only on descriptors that do not parse, and these were made by our own build.
+        // Building reflection only fails on descriptors that do not parse, and these come from our own build.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
@@ -107,7 +108,7 @@ impl Service {
         (Service(Arc::new(Parts { services, guard: None, local, metrics })), reporter)
     }
 
-    /// The services behind the door, for one connection.
+    /// The services with access checks, for one connection.
     pub(crate) fn guarded(&self, door: Arc<Door>, peer: Peer) -> Service {
         Service(Arc::new(Parts {
             services: self.0.services.clone(),
@@ -133,7 +134,7 @@ where
     type Future = Observed;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Always: calls beyond the bounds are refused with a status, not kept waiting.
+        // Always ready: calls beyond the bounds are refused with a status, not kept waiting.
         Poll::Ready(Ok(()))
     }
 

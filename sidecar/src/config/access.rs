@@ -36,7 +36,7 @@ pub struct Access {
     pub tls: Option<ServerTls>,
     /// The identities that may call; None: everybody may do everything.
     pub directory: Option<Arc<Files<Directory>>>,
-    /// How often their files are looked at.
+    /// How often their files are checked for changes.
     pub reload: Duration,
 }
 
@@ -74,7 +74,8 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
         if !options.sidecar_tls_cert_file.as_deref().is_some_and(is_given) {
             missing.push("TLS (SIDECAR_TLS_CERT_FILE, SIDECAR_TLS_KEY_FILE)");
         }
-        // Client certificates alone say who calls, and not what they may: every holder of one could Resolve and Cleanup.
+        // Client certificates alone say who calls, but not what they may do: every holder of one could Resolve and
+        // Cleanup.
         if !options.sidecar_tokens_file.as_deref().is_some_and(is_given) {
             missing.push("a list of who may call what (SIDECAR_TOKENS_FILE)");
         }
@@ -132,7 +133,7 @@ fn tls(options: &Options, checks: &mut Checks) -> Option<ServerTls> {
     }
 }
 
-/// A blank in a composed environment switches a setting off.
+/// A blank value in a composed environment switches a setting off.
 pub(super) fn given(path: Option<PathBuf>) -> Option<PathBuf> {
     path.filter(|path| is_given(path))
 }

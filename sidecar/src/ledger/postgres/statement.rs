@@ -1,4 +1,4 @@
-//! Statements over many items, and what happens when one fails: they are run again after a broken connection and halved when
+//! Statements over many items, and what happens when one fails: items are run again after a broken connection and halved when
 //! something stands in the way, until each item has its answer (L3).
 
 use std::{
@@ -33,8 +33,8 @@ pub(super) trait Statement: Sync {
     /// split.
     const PARTS: bool = true;
 
-    /// Notes on an item that nobody knows whether the statement has done what it asks for. A statement that only reads has
-    /// nothing to note.
+    /// Records on an item that the statement may have done what it asks for, without anybody knowing. A statement that only
+    /// reads has nothing to record.
     fn doubt(_item: &mut Self::Item) {}
 
     /// Whether nobody waits for an item any more, and nothing is lost by leaving it out.
