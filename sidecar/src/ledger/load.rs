@@ -19,6 +19,8 @@ pub struct Window {
     pub is_busy: bool,
     /// Other processes work on the same database: that none has been seen does not mean that nobody calls.
     pub is_shared: bool,
+    /// Steps and batches take turns: while a step is under way no call gets on.
+    pub takes_turns: bool,
 }
 
 /// What one Cleanup has seen so far. Each has its own: two at once do not take each other's view.
@@ -56,6 +58,7 @@ pub struct Load {
     batches: AtomicUsize,
     /// There are other processes on the same database.
     shared: AtomicBool,
+    takes_turns: bool,
 }
 
 /// A batch that has begun.
@@ -77,6 +80,11 @@ impl Drop for Step<'_> {
 }
 
 impl Load {
+    /// Of a writer that also does the steps of Cleanup.
+    pub fn taking_turns() -> Load {
+        Load { takes_turns: true, ..Load::default() }
+    }
+
     /// A batch of so many calls begins.
     pub fn begin(&self, calls: usize) -> Batch {
         self.batches.fetch_add(1, Ordering::Relaxed);
@@ -118,6 +126,7 @@ impl Load {
             all: now.all.mean_since(before.all),
             is_busy: self.batches.load(Ordering::Relaxed) > 0,
             is_shared: self.shared.load(Ordering::Relaxed),
+            takes_turns: self.takes_turns,
         }
     }
 }

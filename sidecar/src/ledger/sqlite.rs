@@ -240,7 +240,7 @@ impl SqliteLedger {
         let readers = |connections| Readers::new(database.path.clone(), settings.busy_timeout, connections);
         let (lists, signals) = (Arc::new(readers(settings.readers_max)), Arc::new(readers(SIGNALS_CONNECTIONS)));
         let (queue, ops) = Queue::bounded(settings.queue_max.max(1), settings.metrics.clone());
-        let (tally, load) = (Tally::default(), Arc::<Load>::default());
+        let (tally, load) = (Tally::default(), Arc::new(Load::taking_turns()));
         // Steps of one Cleanup follow one another; few run at once.
         let (cleanups, cleanup_steps) = mpsc::channel(16);
         // S2: the counter of a file that was brought back from a backup is behind what was issued since, and nothing shows it.
