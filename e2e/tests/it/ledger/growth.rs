@@ -8,7 +8,7 @@ use oncegate_e2e::{
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::State,
+    event::{Event, State},
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, HistoryFilter},
@@ -102,6 +102,20 @@ impl Grown {
     }
 }
 
+/// As many events as one page has room for, and how many pages they took: on a slow machine one ends early, for its time is over.
+async fn listed(ledger: &PostgresLedger, filter: &HistoryFilter) -> (Vec<Event>, i64) {
+    let (mut events, mut filter, mut pages) = (Vec::new(), filter.clone(), 0);
+    loop {
+        let page = ledger.history(filter.clone()).await.unwrap();
+        events.extend(page.events);
+        pages += 1;
+        filter.after = page.next;
+        if filter.after.is_none() || events.len() >= filter.page_size {
+            return (events, pages);
+        }
+    }
+}
+
 fn listing() -> HistoryFilter {
     HistoryFilter {
         tenant: None,
@@ -129,10 +143,10 @@ async fn what_is_rare_is_found_without_reading_what_lies_between() {
         (HistoryFilter { tenant: Some("nobody".into()), ..listing() }, 0, 0),
         (listing(), 50, 1),
     ] {
-        let (page, read) = grown.reads(async |ledger| ledger.history(filter.clone()).await.unwrap()).await;
-        assert_eq!(page.events.len(), found, "{filter:?}");
-        // Twice: the boundary is looked for after it.
-        assert!(read <= 2 * hours * (hour + 2) + 120, "{read} rows were read for {filter:?}");
+        let ((events, pages), read) = grown.reads(async |ledger| listed(ledger, &filter).await).await;
+        assert_eq!(events.len(), found, "{filter:?}");
+        // Twice: the boundary is looked for after it. A page that took its time ends early, and the next one looks again.
+        assert!(read <= 2 * (hours + pages - 1) * (hour + 2) + 120, "{read} rows were read for {filter:?}");
     }
     let (report, read) = grown.reads(async |ledger| ledger.stats(everything()).await.unwrap()).await;
     let stuck: i64 = report.counts.values().map(|counts| counts.stuck).sum();
