@@ -166,7 +166,8 @@ impl Store {
         state.kept.last().map(|(_, chain)| chain.clone())
     }
 
-    /// The fetch that is under way for `url`, or a new one. It runs in a task of its own: whoever asked first may hang up.
+    /// The fetch that is under way for `url`, or has just ended, or a new one. It runs in a task of its own: whoever asked first
+    /// may hang up.
     fn flight(
         self: &Arc<Self>,
         url: &CertUrl,
@@ -178,6 +179,10 @@ impl Store {
         state.flights.retain(|_, flight| flight.has_changed().is_ok());
         if let Some(flight) = state.flights.get(url) {
             return Ok(flight.clone());
+        }
+        // On another thread it may have landed since the caller looked.
+        if let Some((_, chain)) = state.kept.iter().find(|(kept, _)| kept == url) {
+            return Ok(watch::channel(Some(Ok(chain.clone()))).1);
         }
         let clock = Instant::now();
         state.failures.retain(|failure| failure.until > clock);

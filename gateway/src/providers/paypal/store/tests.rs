@@ -63,6 +63,18 @@ async fn w9_many_who_want_the_same_cause_one_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn w9_a_fetch_that_landed_since_the_caller_looked_is_not_made_again() {
+    let (store, asked) = good();
+    let wanted = url("CERT-1");
+    assert!(store.get(&wanted, now(), None).await.is_ok());
+    // Its caller has found nothing kept, and asks for a fetch when another thread's has just ended.
+    let mut flight = store.flight(&wanted, now(), None).unwrap();
+    assert!(matches!(&*flight.wait_for(Option::is_some).await.unwrap(), Some(Ok(_))));
+    assert_eq!(asked.load(Relaxed), 1);
+    assert_eq!(store.lock().kept.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn w9_failures_are_remembered_for_seconds_only() {
     let leaf = Answer::default();
     let given = leaf.clone();
