@@ -29,7 +29,7 @@ use oncegate_runtime::secret::Secret;
 use oncegate_sidecar::{
     cache::entry::{Codec, Entry},
     config::Policy,
-    event::{Claim, Event, KeyDigest, Mark, State, Time, transition},
+    event::{Claim, Event, KeyDigest, Mark, RowId, State, Time, transition},
     grpc::validate,
     ledger::Standing,
 };
@@ -166,7 +166,7 @@ fn requests(criterion: &mut Criterion) {
 
 /// An event that was granted and completed.
 fn completed() -> Event {
-    let mut event = Event::inserted(&claim(), 1, 1_764_000_000_000_001, Time(1_764_000_000_000_000));
+    let mut event = Event::inserted(&claim(), RowId(1), mark().fencing_token, Time(1_764_000_000_000_000));
     event.state = State::Completed;
     event.end_time = Some(event.update_time);
     event.result = mark().result;
@@ -190,7 +190,7 @@ fn cache(criterion: &mut Criterion) {
 
 fn transitions(criterion: &mut Criterion) {
     let (claim, mark) = (claim(), mark());
-    let running = Event::inserted(&claim, 1, mark.fencing_token, Time(1_764_000_000_000_000));
+    let running = Event::inserted(&claim, RowId(1), mark.fencing_token, Time(1_764_000_000_000_000));
     let other = Claim { claim_id: "another".into(), ..claim.clone() };
     let done = completed();
     let now = Time(1_764_000_000_000_001);

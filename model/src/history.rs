@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use oncegate_sidecar::event::{Event, State, Time};
+use oncegate_sidecar::event::{Event, FencingToken, State, Time};
 
 use crate::world::Row;
 
@@ -28,7 +28,7 @@ pub enum Violation {
 /// A grant as answered to its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Grant {
-    token: i64,
+    token: FencingToken,
     claim: u8,
     until: Time,
     ended: bool,
@@ -38,19 +38,19 @@ struct Grant {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct History {
     /// The highest token ever granted or drawn by a resolution.
-    highest: i64,
+    highest: FencingToken,
     /// The latest grant, unless an operator has closed it or Cleanup taken the event.
     current: Option<Grant>,
     /// Tokens of the grants since the event was made.
-    granted: Vec<i64>,
+    granted: Vec<FencingToken>,
     /// Claims whose attempt has ended.
     ended: BTreeSet<u8>,
     /// The token under which the event is completed, if it is.
-    completed: Option<i64>,
+    completed: Option<FencingToken>,
     /// Every token under which it was completed.
-    completions: BTreeSet<i64>,
+    completions: BTreeSet<FencingToken>,
     /// An operator was told that completions up to this token are no longer answered from the cache.
-    replayed: i64,
+    replayed: FencingToken,
     /// A lock was taken over after its expiry.
     pub takeover: bool,
     /// A Mark was accepted after its lock's expiry.
@@ -86,7 +86,7 @@ impl History {
     }
 
     /// The ledger has committed a grant.
-    pub(crate) fn granted(&mut self, claim: u8, token: i64, until: Time, now: Time) {
+    pub(crate) fn granted(&mut self, claim: u8, token: FencingToken, until: Time, now: Time) {
         // The same lock, reported once more (S4).
         if let Some(current) = self.current
             && current.claim == claim
@@ -112,7 +112,7 @@ impl History {
     }
 
     /// The ledger has committed a Mark.
-    pub(crate) fn marked(&mut self, claim: u8, token: i64, completed: bool, now: Time) {
+    pub(crate) fn marked(&mut self, claim: u8, token: FencingToken, completed: bool, now: Time) {
         let current = self.current.filter(|current| current.token == token && current.claim == claim);
         self.check(current.is_some_and(|current| !current.ended), Violation::StaleMark);
         self.check(self.completed.is_none(), Violation::SecondCompletion);
@@ -145,7 +145,7 @@ impl History {
     }
 
     /// The operator was told that the decision stands.
-    pub(crate) fn told_of_resolution(&mut self, token: i64) {
+    pub(crate) fn told_of_resolution(&mut self, token: FencingToken) {
         self.replayed = self.replayed.max(token);
     }
 
@@ -155,7 +155,7 @@ impl History {
     }
 
     /// A caller was told by the cache that the event is completed, under this token.
-    pub(crate) fn told_from_cache(&mut self, token: i64) {
+    pub(crate) fn told_from_cache(&mut self, token: FencingToken) {
         self.cached = true;
         let holds = self.may_be_cached(token);
         self.check(holds, Violation::ToldCompleted);
@@ -163,7 +163,7 @@ impl History {
 
     /// Whether the cache may say that the event was completed under this token: it was, and no operator who replayed it
     /// has been told that this is done.
-    pub fn may_be_cached(&self, token: i64) -> bool {
+    pub fn may_be_cached(&self, token: FencingToken) -> bool {
         self.completed == Some(token) || (self.completions.contains(&token) && token > self.replayed)
     }
 

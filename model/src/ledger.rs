@@ -4,7 +4,8 @@
 use oncegate_sidecar::{
     cache::{Entry, entry::Completion},
     event::{
-        Claim, Decision, Ending, Event, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, Time, apply,
+        Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Mark, Micros, Resolve, Resolved, RowId, State,
+        Time, apply,
         transition::{self, ClaimStep, MarkStep, ResolveStep},
     },
 };
@@ -42,11 +43,11 @@ impl Protocol {
         }
     }
 
-    fn draw(&self, world: &mut World, before: Option<&Event>) -> i64 {
+    fn draw(&self, world: &mut World, before: Option<&Event>) -> FencingToken {
         if self.broken == Some(Broken::TokenPerRow) {
-            return before.map_or(1, |event| event.fencing_token + 1);
+            return FencingToken(before.map_or(1, |event| event.fencing_token.0 + 1));
         }
-        world.token += 1;
+        world.token.0 += 1;
         world.token
     }
 
@@ -77,7 +78,7 @@ impl Protocol {
         let granted = match (step, before) {
             (ClaimStep::Insert, _) => {
                 let token = self.draw(world, None);
-                Some(Event::inserted(&request, token, token, now))
+                Some(Event::inserted(&request, RowId(token.0), token, now))
             }
             (ClaimStep::Grant, Some(before)) => {
                 let token = self.draw(world, Some(&before));
@@ -115,7 +116,7 @@ impl Protocol {
         }
     }
 
-    pub(crate) fn mark(&self, world: &mut World, event: EventIndex, claim: u8, token: i64, completed: bool) {
+    pub(crate) fn mark(&self, world: &mut World, event: EventIndex, claim: u8, token: FencingToken, completed: bool) {
         let Some((mark, state)) = self.judged(world, event, claim, token, completed) else { return };
         let now = world.now;
         let Some(before) = world.rows[event].event.take() else { return };
@@ -126,7 +127,14 @@ impl Protocol {
     }
 
     /// A Mark whose transaction fails: nothing happens, unless the cache was written first.
-    pub(crate) fn failed_mark(&self, world: &mut World, event: EventIndex, claim: u8, token: i64, completed: bool) {
+    pub(crate) fn failed_mark(
+        &self,
+        world: &mut World,
+        event: EventIndex,
+        claim: u8,
+        token: FencingToken,
+        completed: bool,
+    ) {
         if self.broken == Some(Broken::CachedBeforeCommit)
             && let Some((mark, state)) = self.judged(world, event, claim, token, completed)
             && let Some(before) = &world.rows[event].event
@@ -141,7 +149,7 @@ impl Protocol {
         world: &World,
         event: EventIndex,
         claim: u8,
-        token: i64,
+        token: FencingToken,
         completed: bool,
     ) -> Option<(Mark, State)> {
         let ending = if completed {
@@ -197,7 +205,7 @@ impl Protocol {
     pub(crate) fn answer(&self, world: &World, event: EventIndex, claim: u8, informed: bool) -> Option<Completion> {
         let (entry, _) = world.redis[event].as_ref()?;
         let forgets = !informed || self.broken == Some(Broken::ForgetsReplays);
-        let replayed = if forgets { 0 } else { world.rows[event].replayed };
+        let replayed = if forgets { FencingToken::NONE } else { world.rows[event].replayed };
         let life = if self.broken == Some(Broken::EntriesLiveForEver) { Micros(i64::MAX) } else { ENTRY_LIFE };
         entry.answer(&self.request(event, claim)).filter(|_| entry.holds(replayed, world.now, life))
     }
@@ -279,6 +287,6 @@ impl Protocol {
 }
 
 /// The token of an entry. Of a tombstone too.
-pub(crate) fn token_of(entry: &Entry) -> i64 {
+pub(crate) fn token_of(entry: &Entry) -> FencingToken {
     entry.fencing_token()
 }

@@ -1,6 +1,6 @@
 //! The search: what can happen in a world, and what must hold in every one.
 
-use oncegate_sidecar::event::{Resolved, State, Time};
+use oncegate_sidecar::event::{FencingToken, Resolved, State, Time};
 use stateright::{Model, Property};
 
 use crate::{
@@ -39,7 +39,7 @@ impl Model for Protocol {
     fn init_states(&self) -> Vec<World> {
         vec![World {
             now: Time(0),
-            token: 0,
+            token: FencingToken::NONE,
             rows: vec![Row::default(); self.events],
             holders: vec![Holder { doing: vec![Doing::Nothing; self.events] }; self.holders],
             sent: Default::default(),

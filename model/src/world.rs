@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use oncegate_sidecar::{
     cache::Entry,
-    event::{Attempt, Event, Resolution, Resolved, Time},
+    event::{Attempt, Event, FencingToken, Resolution, Resolved, Time},
 };
 
 use crate::history::History;
@@ -20,7 +20,7 @@ pub struct World {
     /// The database's clock.
     pub now: Time,
     /// The last token that the sequence gave out.
-    pub token: i64,
+    pub token: FencingToken,
     /// What the ledger has of each event.
     pub rows: Vec<Row>,
     /// Who claims and marks.
@@ -52,8 +52,8 @@ pub struct Row {
     pub archive: Vec<Attempt>,
     /// The latest decision of an operator.
     pub resolution: Option<Resolution>,
-    /// The token of the latest replay of a completed event; 0: there was none.
-    pub replayed: i64,
+    /// The token of the latest replay of a completed event.
+    pub replayed: FencingToken,
 }
 
 /// One who processes events.
@@ -76,7 +76,7 @@ pub enum Doing {
         /// The claim.
         claim: u8,
         /// The token.
-        token: i64,
+        token: FencingToken,
     },
 }
 
@@ -99,7 +99,7 @@ pub enum Call {
         /// The lock's claim id.
         claim: u8,
         /// The lock's token.
-        token: i64,
+        token: FencingToken,
         /// Whether it is MarkCompleted.
         completed: bool,
     },

@@ -39,7 +39,7 @@ use self::{
     worth::Worth,
 };
 use crate::{
-    event::{Claim, Claimed, Decision, Event, Key, KeyDigest, Micros, Payload, State, Time},
+    event::{Claim, Claimed, Decision, Event, FencingToken, Key, KeyDigest, Micros, Payload, State, Time},
     ledger::{Replayed, Standing},
 };
 
@@ -281,7 +281,7 @@ impl Cache {
 
     /// Whether what the process's own layer answers still stands: the event was not replayed after this token. Otherwise it is
     /// dropped.
-    fn stands(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: i64) -> bool {
+    fn stands(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: FencingToken) -> bool {
         let stands = fencing_token > epoch.replays().replayed(digest);
         if stands {
             self.stats.memory_hits.add();
@@ -359,7 +359,7 @@ impl Cache {
     }
 
     /// An operator has decided on the event, here or in another process: what is known of it up to this token is void.
-    pub fn void(&self, digest: KeyDigest, fencing_token: i64) {
+    pub fn void(&self, digest: KeyDigest, fencing_token: FencingToken) {
         // Without a connection nothing is answered, and what is read with the next one has it.
         if let Some(epoch) = self.epoch() {
             epoch.change_replays(|replays| replays.raise(digest, fencing_token));
@@ -403,7 +403,10 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::{cache::stats::Counter, event::fixture::claim};
+    use crate::{
+        cache::stats::Counter,
+        event::{RowId, fixture::claim},
+    };
 
     const NOW: Time = Time(1_700_000_000_000_000);
     const HOUR: Micros = RETENTION_MARGIN;
@@ -414,7 +417,7 @@ mod tests {
         let event = Event {
             state: State::Completed,
             end_time: Some(end_time),
-            ..Event::inserted(&claim(event_id, "first"), 1, 1, end_time)
+            ..Event::inserted(&claim(event_id, "first"), RowId(1), FencingToken(1), end_time)
         };
         Claimed { decision: Decision::AlreadyCompleted, granted: false, event, payload_changed: false, now: NOW }
     }
@@ -430,7 +433,7 @@ mod tests {
     fn cache(retention_min: Duration) -> Cache {
         let cache = unread(retention_min);
         let reading = cache.reading().unwrap();
-        cache.read(&reading, Replayed { now: NOW, events: Vec::new(), floor: 0, bookmark: None });
+        cache.read(&reading, Replayed { now: NOW, events: Vec::new(), floor: FencingToken::NONE, bookmark: None });
         cache
     }
 
@@ -454,7 +457,7 @@ mod tests {
         filled(&cache);
         agree(&cache, &second, true);
         agree(&cache, &claim("evt_2", "second"), false);
-        cache.void(KeyDigest::of(&second.key), 1);
+        cache.void(KeyDigest::of(&second.key), FencingToken(1));
         filled(&cache);
         agree(&cache, &second, false);
         // Nothing is read of what was replayed.

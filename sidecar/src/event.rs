@@ -6,11 +6,13 @@ pub mod apply;
 pub(crate) mod fixture;
 mod key_digest;
 pub mod metadata;
+mod number;
 mod text;
 pub mod time;
 pub mod transition;
 
 pub use key_digest::KeyDigest;
+pub use number::{FencingToken, RowId};
 pub use text::{Outcome, State};
 pub use time::{Micros, Time};
 
@@ -42,8 +44,8 @@ pub struct StoredResult {
 /// One event as the ledger holds it, with its latest attempt (S9).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
-    /// The ledger's own identifier of the row. A deleted event that is seen again gets another one.
-    pub row: i64,
+    /// Its row in the ledger.
+    pub row: RowId,
     /// Its name.
     pub key: Key,
     /// The provider's type of the event.
@@ -61,7 +63,7 @@ pub struct Event {
     /// When the last of them came.
     pub last_mismatch_time: Option<Time>,
     /// The token of the latest grant or resolution. Strictly increases.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// When the event was first seen.
     pub create_time: Time,
     /// When its state, lock or token last changed.
@@ -117,7 +119,7 @@ impl Latest {
 
 impl Event {
     /// A new event with its first attempt.
-    pub fn inserted(claim: &Claim, row: i64, fencing_token: i64, now: Time) -> Event {
+    pub fn inserted(claim: &Claim, row: RowId, fencing_token: FencingToken, now: Time) -> Event {
         Event {
             row,
             key: claim.key.clone(),
@@ -154,7 +156,7 @@ impl Event {
     }
 
     /// Whether the archive is where the attempt that was granted this token has its record, if there ever was one.
-    pub fn is_archived(&self, fencing_token: i64) -> bool {
+    pub fn is_archived(&self, fencing_token: FencingToken) -> bool {
         self.archived_count() > 0 && (self.latest.is_none() || self.fencing_token != fencing_token)
     }
 
@@ -188,7 +190,7 @@ pub struct Attempt {
     /// 1 for the first; dense per event (I10).
     pub attempt: i32,
     /// The token of this grant.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// The claim that it was granted to.
     pub claim_id: String,
     /// Who held the lock.
@@ -215,9 +217,9 @@ pub struct Resolution {
     /// The state it was put into.
     pub to_state: State,
     /// The token that the decision was made on.
-    pub from_fencing_token: i64,
+    pub from_fencing_token: FencingToken,
     /// The token that it drew.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// Why.
     pub reason: String,
     /// Who.
@@ -269,7 +271,7 @@ pub struct Mark {
     /// The event.
     pub key: Key,
     /// The token of the lock that the attempt was granted.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// Must match the attempt's as well, where given (S2).
     pub claim_id: Option<String>,
     /// How the attempt ended.
@@ -328,7 +330,7 @@ pub struct Extend {
     /// The event.
     pub key: Key,
     /// The token of the lock.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// Must match as well, where given.
     pub claim_id: Option<String>,
     /// Counted from now; never shortens.
@@ -341,7 +343,7 @@ pub struct Resolve {
     /// The event.
     pub key: Key,
     /// The token that the decision was made on; None: any.
-    pub fencing_token: Option<i64>,
+    pub fencing_token: Option<FencingToken>,
     /// Where the operator puts the event.
     pub to: Resolved,
     /// Permits to replay a completed event.
@@ -380,7 +382,7 @@ impl Resolved {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lock {
     /// Grows with every grant of the same event.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// 1 for the first attempt.
     pub attempt: i32,
     /// In the database's time.
@@ -449,7 +451,7 @@ pub enum Refusal {
         /// The event's state.
         state: State,
         /// The event's token.
-        fencing_token: i64,
+        fencing_token: FencingToken,
     },
     /// Another outcome was recorded for this attempt (S3).
     #[error("the attempt's outcome was recorded before, and it was {recorded}")]

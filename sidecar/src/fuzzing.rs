@@ -9,7 +9,7 @@ use prost::Message;
 use crate::{
     cache::entry::Codec,
     config::Policy,
-    event::{Key, KeyDigest, State, Time},
+    event::{Key, KeyDigest, RowId, State, Time},
     grpc::{page_token, validate},
     ledger::{
         Standing,
@@ -25,7 +25,7 @@ pub fn page_token(input: &[u8]) {
         if let Ok(cursor) = page_token::decode(&text, &filter) {
             assert_eq!(page_token::encode(cursor, &filter), text);
         }
-        let cursor = Cursor { create_time: Time(1), row: i64::try_from(input.len()).unwrap_or(0) };
+        let cursor = Cursor { create_time: Time(1), row: RowId(i64::try_from(input.len()).unwrap_or(0)) };
         assert_eq!(page_token::decode(&page_token::encode(cursor, &filter), &filter), Ok(cursor));
     }
 }

@@ -21,8 +21,8 @@ use bytes::Bytes;
 use tokio::sync::{broadcast, watch};
 
 use crate::event::{
-    Attempt, Claim, Claimed, Digest, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Refusal, Resolution, Resolve,
-    State, Time,
+    Attempt, Claim, Claimed, Digest, Event, Extend, FencingToken, Key, KeyDigest, Lock, Mark, Marked, Refusal,
+    Resolution, Resolve, State, Time,
 };
 use durability::Durability;
 use filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport};
@@ -97,7 +97,7 @@ pub trait Ledger: Send + Sync + 'static {
     /// Resolve.
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error>;
     /// Where these events are now, for waiters on what other processes do (L9). Absent ones are left out.
-    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error>;
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error>;
     /// One event with its attempts and resolutions, oldest first.
     async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error>;
     /// Events, newest first.
@@ -178,7 +178,7 @@ pub struct Announcement {
     /// Which.
     pub digest: KeyDigest,
     /// Its token after the change.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// An operator decided on it: what is cached of it up to this token is void.
     pub resolved: bool,
 }
@@ -198,9 +198,9 @@ pub struct Replayed {
     /// The database's clock.
     pub now: Time,
     /// Events, each with the token that its replay drew.
-    pub events: Vec<(KeyDigest, i64)>,
-    /// Beyond [`REPLAYS_MAX`]: replays with this token or a lower one may be missing. Otherwise 0.
-    pub floor: i64,
+    pub events: Vec<(KeyDigest, FencingToken)>,
+    /// Beyond [`REPLAYS_MAX`]: replays with this token or a lower one may be missing. Otherwise [`FencingToken::NONE`].
+    pub floor: FencingToken,
     /// Where to read on.
     pub bookmark: Option<Arc<str>>,
 }
@@ -286,11 +286,11 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{StoredResult, fixture::claim};
+    use crate::event::{RowId, StoredResult, fixture::claim};
 
     #[test]
     fn of_the_results_of_many_attempts_the_bodies_of_the_latest_are_held() {
-        let event = Event::inserted(&claim("evt_1", "claim"), 1, 1, Time(1));
+        let event = Event::inserted(&claim("evt_1", "claim"), RowId(1), FencingToken(1), Time(1));
         let of = |number: i32| {
             let bytes = if number % 100 == 0 { 0 } else { 64 << 10 };
             let result = StoredResult { code: 502, body: vec![7; bytes].into(), content_type: String::new() };

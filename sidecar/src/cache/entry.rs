@@ -6,7 +6,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::{
-    event::{Claim, Digest, Event, KeyDigest, Micros, StoredResult, Time},
+    event::{Claim, Digest, Event, FencingToken, KeyDigest, Micros, StoredResult, Time},
     ledger::Standing,
 };
 
@@ -17,7 +17,7 @@ pub const RESULT_BYTES_MAX: usize = 4 * 1_024;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Entry {
     pub(super) tombstone: bool,
-    pub(super) fencing_token: i64,
+    pub(super) fencing_token: FencingToken,
     pub(super) attempt_count: i32,
     pub(super) end_time: Time,
     /// The claim that completed it; empty where an operator did.
@@ -58,7 +58,7 @@ fn differs<T: PartialEq>(known: Option<T>, given: Option<T>) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// Of the latest grant.
-    pub fencing_token: i64,
+    pub fencing_token: FencingToken,
     /// Attempts granted.
     pub attempt_count: i32,
     /// When the event was completed.
@@ -86,7 +86,7 @@ impl Entry {
     }
 
     /// Of an event that an operator decided on.
-    pub fn tombstone(fencing_token: i64, end_time: Time) -> Entry {
+    pub fn tombstone(fencing_token: FencingToken, end_time: Time) -> Entry {
         Entry {
             tombstone: true,
             fencing_token,
@@ -121,14 +121,14 @@ impl Entry {
     }
 
     /// Whether it may still be believed at `now` of the database's clock, if an operator last replayed the event with the token
-    /// `replayed` (0: never) and entries live for `life`. Whoever keeps it may have kept it for too long, or brought it back
-    /// (C7).
-    pub fn holds(&self, replayed: i64, now: Time, life: Micros) -> bool {
+    /// `replayed` ([`FencingToken::NONE`]: never) and entries live for `life`. Whoever keeps it may have kept it for too long, or
+    /// brought it back (C7).
+    pub fn holds(&self, replayed: FencingToken, now: Time, life: Micros) -> bool {
         self.fencing_token > replayed && now.since(self.end_time) < life
     }
 
     /// The token that it was written under, which Redis compares (C2).
-    pub fn fencing_token(&self) -> i64 {
+    pub fn fencing_token(&self) -> FencingToken {
         self.fencing_token
     }
 
@@ -201,7 +201,7 @@ impl Codec {
     pub fn encode(&self, digest: KeyDigest, entry: &Entry) -> Vec<u8> {
         let mut value = Vec::with_capacity(HEAD_BYTES + 64 + entry.heap_bytes() + 16 + TAG_BYTES);
         value.put_u8(VERSION);
-        value.put_i64(entry.fencing_token);
+        value.put_i64(entry.fencing_token.0);
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         value.put_u8(
             flag(entry.tombstone, TOMBSTONE)
@@ -251,7 +251,7 @@ impl Codec {
         if rest.get_u8() != VERSION {
             return Err(DecodeError::Version);
         }
-        let fencing_token = rest.get_i64();
+        let fencing_token = FencingToken(rest.get_i64());
         let flags = rest.get_u8();
         let attempt_count = rest.get_i32();
         let end_time = Time(rest.get_i64());
@@ -312,7 +312,7 @@ mod tests {
     fn entry() -> Entry {
         Entry {
             tombstone: false,
-            fencing_token: 1_770_000_000_000_000,
+            fencing_token: FencingToken(1_770_000_000_000_000),
             attempt_count: 1,
             end_time: Time(1_770_000_000_000_001),
             claim_id: "claim-1".into(),
@@ -371,16 +371,16 @@ mod tests {
     #[test]
     fn what_is_older_than_a_replay_or_than_any_entry_may_be_does_not_hold() {
         let (entry, life) = (entry(), Micros(1_000));
-        let token = entry.fencing_token;
+        let (never, token) = (FencingToken::NONE, entry.fencing_token);
         let at = |micros| entry.end_time.plus(Micros(micros));
-        assert!(entry.holds(0, at(999), life) && entry.holds(token - 1, at(0), life));
+        assert!(entry.holds(never, at(999), life) && entry.holds(FencingToken(token.0 - 1), at(0), life));
         // A clock that went back a little.
-        assert!(entry.holds(0, entry.end_time.minus(Micros(5)), life));
+        assert!(entry.holds(never, entry.end_time.minus(Micros(5)), life));
         for (why, replayed, now, life) in [
             ("replayed under its own token", token, at(0), life),
-            ("replayed", token + 1, at(0), life),
-            ("too old", 0, at(1_000), life),
-            ("nothing is to be kept", 0, at(0), Micros(-1)),
+            ("replayed", FencingToken(token.0 + 1), at(0), life),
+            ("too old", never, at(1_000), life),
+            ("nothing is to be kept", never, at(0), Micros(-1)),
         ] {
             assert!(!entry.holds(replayed, now, life), "{why}");
         }

@@ -14,7 +14,7 @@ use quick_cache::{
 };
 
 use super::entry::{Completion, Entry, Known};
-use crate::event::{Claim, Digest, KeyDigest, Payload, StoredResult, Time};
+use crate::event::{Claim, Digest, FencingToken, KeyDigest, Payload, StoredResult, Time};
 
 const STRIPES: usize = 64;
 /// In whole seconds of age, which may be one short of the truth.
@@ -34,7 +34,7 @@ pub(super) struct Memory {
 /// whole.
 #[derive(Clone)]
 struct Held {
-    fencing_token: i64,
+    fencing_token: FencingToken,
     end_time: i64,
     /// Fingerprint and result, where there is either.
     rest: Option<Arc<Rest>>,
@@ -225,7 +225,7 @@ impl Memory {
 
     /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed unless
     /// that was done before.
-    pub(super) fn duplicated(&self, digest: KeyDigest, payload: Payload<'_>, now: Instant) -> Option<i64> {
+    pub(super) fn duplicated(&self, digest: KeyDigest, payload: Payload<'_>, now: Instant) -> Option<FencingToken> {
         let held = self.get(digest, now)?;
         if !held.stamp.attempts_shown() {
             return None;
@@ -312,7 +312,7 @@ mod tests {
     fn entry(fencing_token: i64) -> Entry {
         Entry {
             tombstone: false,
-            fencing_token,
+            fencing_token: FencingToken(fencing_token),
             attempt_count: 1,
             end_time: Time(5),
             claim_id: "claim-1".into(),
@@ -379,15 +379,15 @@ mod tests {
         };
         memory.put(key, &entry(7));
         assert_eq!(duplicated(b"two"), (None, 1));
-        assert_eq!(duplicated(b"one"), (Some(7), 1));
-        assert_eq!(duplicated(b"one"), (Some(7), 0));
+        assert_eq!(duplicated(b"one"), (Some(FencingToken(7)), 1));
+        assert_eq!(duplicated(b"one"), (Some(FencingToken(7)), 0));
         assert_eq!(duplicated(b"two"), (None, 0));
         // There is nothing left to compare a digest with.
         assert_eq!(memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()), Some(None));
         assert_eq!(memory.answer(key, &claim(), Instant::now()), Some(entry(7).answer(&claim())));
         // What comes from the ledger, or from Redis, has one again.
         memory.put(key, &entry(7));
-        assert_eq!(duplicated(b"one"), (Some(7), 1));
+        assert_eq!(duplicated(b"one"), (Some(FencingToken(7)), 1));
     }
 
     #[test]
@@ -414,7 +414,7 @@ mod tests {
     fn an_entry_never_replaces_a_newer_one() {
         let memory = Memory::new(1 << 20);
         let digest = KeyDigest::of(&claim().key);
-        memory.put(digest, &Entry::tombstone(8, Time(0)));
+        memory.put(digest, &Entry::tombstone(FencingToken(8), Time(0)));
         memory.put(digest, &entry(7));
         assert_eq!(memory.answer(digest, &claim(), Instant::now()), Some(None));
         memory.put(digest, &entry(9));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    event::{KeyDigest, Time},
+    event::{FencingToken, KeyDigest, Time},
     ledger::{REPLAYS_MAX, Replayed},
 };
 
@@ -20,9 +20,9 @@ pub const BEHIND_MAX: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub(super) struct Replays {
     /// By event, the token that its latest replay drew.
-    tokens: HashMap<KeyDigest, i64>,
+    tokens: HashMap<KeyDigest, FencingToken>,
     /// Whatever has this token or a lower one is void.
-    floor: i64,
+    floor: FencingToken,
     latest: Option<Latest>,
 }
 
@@ -45,7 +45,7 @@ impl Replays {
     }
 
     /// An event was decided on: entries with this token and lower ones are void.
-    pub(super) fn raise(&mut self, digest: KeyDigest, fencing_token: i64) {
+    pub(super) fn raise(&mut self, digest: KeyDigest, fencing_token: FencingToken) {
         if fencing_token <= self.floor {
             return;
         }
@@ -53,22 +53,22 @@ impl Replays {
         *known = fencing_token.max(*known);
         if self.tokens.len() > REPLAYS_MAX {
             // A tenth at a time, so that it is not done for each.
-            let mut tokens: Vec<i64> = self.tokens.values().copied().collect();
+            let mut tokens: Vec<FencingToken> = self.tokens.values().copied().collect();
             let (_, &mut token, _) = tokens.select_nth_unstable(REPLAYS_MAX / 10);
             self.forget_up_to(token);
         }
     }
 
     /// Forgets the individual events of tokens up to this one: all entries with such a token are void instead.
-    fn forget_up_to(&mut self, token: i64) {
+    fn forget_up_to(&mut self, token: FencingToken) {
         if token > self.floor {
             self.floor = token;
             self.tokens.retain(|_, known| *known > token);
         }
     }
 
-    /// The token up to which entries of the event are void; 0: none is.
-    pub(super) fn replayed(&self, digest: KeyDigest) -> i64 {
+    /// The token up to which entries of the event are void.
+    pub(super) fn replayed(&self, digest: KeyDigest) -> FencingToken {
         self.tokens.get(&digest).map_or(self.floor, |token| *token)
     }
 
@@ -98,11 +98,11 @@ mod tests {
     #[test]
     fn the_highest_replay_of_an_event_stands() {
         let mut replays = Replays::default();
-        assert_eq!(replays.replayed(digest(1)), 0);
-        for token in [7, 9, 8] {
+        assert_eq!(replays.replayed(digest(1)), FencingToken::NONE);
+        for token in [7, 9, 8].map(FencingToken) {
             replays.raise(digest(1), token);
         }
-        assert_eq!((replays.replayed(digest(1)), replays.replayed(digest(2))), (9, 0));
+        assert_eq!((replays.replayed(digest(1)), replays.replayed(digest(2))), (FencingToken(9), FencingToken::NONE));
     }
 
     #[test]
@@ -111,26 +111,35 @@ mod tests {
         let began = Instant::now();
         assert_eq!(replays.now(began), None);
         let bookmark = Some(Arc::from("here"));
-        replays.add(began, Replayed { now: Time(1_000), events: vec![(digest(1), 5)], floor: 0, bookmark });
+        replays.add(
+            began,
+            Replayed {
+                now: Time(1_000),
+                events: vec![(digest(1), FencingToken(5))],
+                floor: FencingToken::NONE,
+                bookmark,
+            },
+        );
         assert_eq!(replays.now(began + Duration::from_micros(30)), Some(Time(1_030)));
         assert_eq!(replays.now(began + BEHIND_MAX), None);
         let last = BEHIND_MAX - Duration::from_micros(1);
         assert_eq!(replays.now(began + last), Some(Time(999).plus(Micros::from(BEHIND_MAX))));
         assert_eq!(replays.bookmark().as_deref(), Some("here"));
-        assert_eq!(replays.replayed(digest(1)), 5);
+        assert_eq!(replays.replayed(digest(1)), FencingToken(5));
     }
 
     #[test]
     fn beyond_the_bound_the_oldest_become_one_token_that_voids_all_before_it() {
+        let token = |number| FencingToken(1_000 + i64::try_from(number).expect("a small number"));
         let mut replays = Replays::default();
         for number in 0..=REPLAYS_MAX {
-            replays.raise(digest(number), 1_000 + i64::try_from(number).expect("a small number"));
+            replays.raise(digest(number), token(number));
             assert!(replays.tokens.len() <= REPLAYS_MAX);
         }
         // Of those that were let go, and of an event that was never replayed: as void as before, or more so.
         let floor = replays.replayed(digest(usize::MAX));
-        assert!(floor > 1_000 && replays.replayed(digest(0)) == floor, "{floor}");
-        let last = 1_000 + i64::try_from(REPLAYS_MAX).expect("a small number");
+        assert!(floor > token(0) && replays.replayed(digest(0)) == floor, "{floor}");
+        let last = token(REPLAYS_MAX);
         assert!(floor < last && replays.replayed(digest(REPLAYS_MAX)) == last);
         replays.raise(digest(usize::MAX), floor);
         assert_eq!(replays.replayed(digest(usize::MAX)), floor);

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{Notify, futures::OwnedNotified};
 
-use crate::event::{Event, Key, KeyDigest, State};
+use crate::event::{Event, FencingToken, Key, KeyDigest, State};
 
 pub(super) struct Waiters {
     events: Mutex<Events>,
@@ -28,7 +28,7 @@ struct Waited {
     changed: Arc<Notify>,
     count: usize,
     /// What the waiters know about it, for the net to compare with.
-    seen: Option<(State, i64)>,
+    seen: Option<(State, FencingToken)>,
 }
 
 impl Waiters {
@@ -72,7 +72,7 @@ impl Waiters {
     }
 
     /// Wakes the waiters of an event that is no longer as they saw it.
-    pub(super) fn compare(&self, digest: &KeyDigest, state: State, fencing_token: i64) {
+    pub(super) fn compare(&self, digest: &KeyDigest, state: State, fencing_token: FencingToken) {
         if let Some(waited) = self.lock().by_digest.get(digest)
             && waited.seen.is_some_and(|seen| seen != (state, fencing_token))
         {
@@ -131,11 +131,11 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::event::{Time, fixture::claim};
+    use crate::event::{RowId, Time, fixture::claim};
 
     /// An event that is held under a token.
-    fn held(fencing_token: i64) -> Event {
-        Event::inserted(&claim("evt_1", "claim"), 1, fencing_token, Time(1))
+    fn held(token: i64) -> Event {
+        Event::inserted(&claim("evt_1", "claim"), RowId(1), FencingToken(token), Time(1))
     }
 
     #[test]

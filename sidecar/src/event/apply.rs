@@ -2,12 +2,12 @@
 //! is answered are the same value, so that they cannot differ.
 
 use super::{
-    Attempt, Claim, Ending, Event, Extend, Latest, Mark, Outcome, Resolution, Resolve, Resolved, State, Time,
-    transition,
+    Attempt, Claim, Ending, Event, Extend, FencingToken, Latest, Mark, Outcome, Resolution, Resolve, Resolved, State,
+    Time, transition,
 };
 
 /// Another attempt of an event that is known.
-pub fn granted(before: &Event, claim: &Claim, token: i64, now: Time) -> Event {
+pub fn granted(before: &Event, claim: &Claim, token: FencingToken, now: Time) -> Event {
     Event {
         state: State::Processing,
         attempt_count: before.attempt_count + 1,
@@ -88,7 +88,7 @@ pub fn extended(before: &Event, extend: &Extend, now: Time) -> Event {
 }
 
 /// An event as an operator decided; its latest attempt is in the archive.
-pub fn resolved(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Event {
+pub fn resolved(before: &Event, resolve: &Resolve, token: FencingToken, now: Time) -> Event {
     let pending = resolve.to == Resolved::Pending;
     Event {
         state: resolve.to.state(),
@@ -105,7 +105,7 @@ pub fn resolved(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Eve
 }
 
 /// The record of that decision.
-pub fn resolution(before: &Event, resolve: &Resolve, token: i64, now: Time) -> Resolution {
+pub fn resolution(before: &Event, resolve: &Resolve, token: FencingToken, now: Time) -> Resolution {
     Resolution {
         from_state: before.state,
         to_state: resolve.to.state(),

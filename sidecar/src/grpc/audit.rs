@@ -79,7 +79,7 @@ impl Decision {
                 event,
                 to,
                 force,
-                fencing_token = now.fencing_token,
+                fencing_token = now.fencing_token.0,
                 outcome = DONE,
                 "an event was resolved by hand"
             ),

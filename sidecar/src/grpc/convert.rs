@@ -63,7 +63,7 @@ fn key(key: Key) -> v1::EventKey {
 
 pub(super) fn lock(lock: Lock) -> v1::Lock {
     v1::Lock {
-        fencing_token: lock.fencing_token,
+        fencing_token: lock.fencing_token.0,
         attempt: lock.attempt,
         expire_time: Some(timestamp(lock.expire_time)),
         remaining_duration: Some(duration(lock.remaining)),
@@ -100,7 +100,7 @@ pub(super) fn event(event: Event) -> (v1::Event, usize) {
         end_time: event.end_time.map(timestamp),
         last_error: event.last_error.unwrap_or_default(),
         metadata,
-        fencing_token: event.fencing_token,
+        fencing_token: event.fencing_token.0,
         retry_time: event.retry_time.map(timestamp),
         result: event.result.map(result),
     };
@@ -114,7 +114,7 @@ fn digest(digest: Option<Digest>) -> Bytes {
 fn attempt(attempt: Attempt, body_omitted: bool) -> v1::Attempt {
     v1::Attempt {
         attempt: attempt.attempt,
-        fencing_token: attempt.fencing_token,
+        fencing_token: attempt.fencing_token.0,
         holder: attempt.holder,
         start_time: Some(timestamp(attempt.start_time)),
         end_time: attempt.end_time.map(timestamp),
@@ -176,7 +176,7 @@ pub(super) fn completed(of: Key, completion: Completion) -> v1::CheckAndLockResp
             key: Some(key(of)),
             state: v1::State::Completed.into(),
             attempt_count: completion.attempt_count,
-            fencing_token: completion.fencing_token,
+            fencing_token: completion.fencing_token.0,
             end_time: Some(timestamp(completion.end_time)),
             result: result.clone(),
             ..v1::Event::default()

@@ -5,7 +5,7 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    event::Time,
+    event::{RowId, Time},
     ledger::filter::{Cursor, HistoryFilter},
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn encode(cursor: Cursor, filter: &HistoryFilter) -> String {
     let mut token = Vec::with_capacity(TOKEN_BYTES);
     token.push(VERSION);
     token.extend(cursor.create_time.0.to_be_bytes());
-    token.extend(cursor.row.to_be_bytes());
+    token.extend(cursor.row.0.to_be_bytes());
     token.extend(filters(filter));
     URL_SAFE_NO_PAD.encode(token)
 }
@@ -44,8 +44,8 @@ pub(crate) fn decode(token: &str, filter: &HistoryFilter) -> Result<Cursor, Page
     let (create_time, rest) = rest.split_at(8);
     let (row, digest) = rest.split_at(8);
     let number = |bytes: &[u8]| bytes.try_into().map(i64::from_be_bytes).map_err(|_| PageTokenError::Malformed);
-    let cursor = Cursor { create_time: Time(number(create_time)?), row: number(row)? };
-    if version != [VERSION] || cursor.create_time.0 < 0 || cursor.row < 0 {
+    let cursor = Cursor { create_time: Time(number(create_time)?), row: RowId(number(row)?) };
+    if version != [VERSION] || cursor.create_time.0 < 0 || cursor.row < RowId::NONE {
         return Err(PageTokenError::Malformed);
     }
     if digest != filters(filter) {
@@ -97,14 +97,14 @@ mod tests {
 
     #[test]
     fn a_token_comes_back_as_the_place_it_names() {
-        let cursor = Cursor { create_time: Time(1_770_000_000_000_001), row: 42 };
+        let cursor = Cursor { create_time: Time(1_770_000_000_000_001), row: RowId(42) };
         let token = encode(cursor, &filter(None));
         assert_eq!(decode(&token, &filter(None)), Ok(cursor));
     }
 
     #[test]
     fn a_token_of_other_filters_is_refused() {
-        let token = encode(Cursor { create_time: Time(1), row: 1 }, &filter(None));
+        let token = encode(Cursor { create_time: Time(1), row: RowId(1) }, &filter(None));
         assert_eq!(decode(&token, &filter(Some("stripe"))), Err(PageTokenError::OtherFilters));
     }
 

@@ -126,7 +126,7 @@ impl IdempotencyService for Api {
             self.metrics.payload_changes.add();
             tracing::info!(
                 provider = claimed.event.key.provider,
-                fencing_token = claimed.event.fencing_token,
+                fencing_token = claimed.event.fencing_token.0,
                 "a known event came with another payload"
             );
         }
@@ -330,7 +330,7 @@ mod tests {
     use super::*;
     use crate::{
         cache::stats::CacheStats,
-        event::{Claim, Time, fixture::claim},
+        event::{Claim, FencingToken, RowId, Time, fixture::claim},
         ledger::filter::CleanupTotals,
         metrics::Gauges,
     };
@@ -341,7 +341,7 @@ mod tests {
             metadata: Some(format!("{{\"numbers\":[{}]}}", ["1"; 4_000].join(","))),
             ..claim(&format!("evt_{row}"), "claim")
         };
-        Event::inserted(&claim, row, row, Time(row))
+        Event::inserted(&claim, RowId(row), FencingToken(row), Time(row))
     }
 
     #[test]

@@ -23,7 +23,10 @@ use self::fields::{Charset, Fields};
 use super::page_token;
 use crate::{
     config::Policy,
-    event::{Claim, Ending, Extend, FailureKind, Key, Mark, Micros, Resolve, Resolved, State, StoredResult, Time},
+    event::{
+        Claim, Ending, Extend, FailureKind, FencingToken, Key, Mark, Micros, Resolve, Resolved, State, StoredResult,
+        Time,
+    },
     ledger::filter::{HistoryFilter, StatsFilter, buckets_between},
 };
 
@@ -61,13 +64,13 @@ fn claim_id(fields: &mut Fields, given: String) -> Option<String> {
     optional_text(given)
 }
 
-fn fencing_token(fields: &mut Fields, given: i64) -> i64 {
+fn fencing_token(fields: &mut Fields, given: i64) -> FencingToken {
     match given {
         0 => fields.violation("fencing_token", "is required"),
         i64::MIN..0 => fields.violation("fencing_token", format!("must be positive, not {given}")),
         1.. => {}
     }
-    given
+    FencingToken(given)
 }
 
 fn result(fields: &mut Fields, given: Option<v1::Result>) -> Option<StoredResult> {
@@ -219,7 +222,7 @@ pub(crate) fn resolve(request: v1::ResolveRequest) -> Result<Resolve, Status> {
     fields.finish()?;
     Ok(Resolve {
         key,
-        fencing_token: (request.fencing_token != 0).then_some(request.fencing_token),
+        fencing_token: (request.fencing_token != 0).then_some(FencingToken(request.fencing_token)),
         to,
         force: request.force,
         reason: request.reason,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::timings::{Percentiles, Timings};
-use crate::event::{Event, Micros, State, Time};
+use crate::event::{Event, Micros, RowId, State, Time};
 
 /// Bounds for filters that have none: before and after everything. The years 1970 and 9999.
 pub(super) const EARLIEST: Time = Time(0);
@@ -39,7 +39,7 @@ pub struct Cursor {
     /// The event's creation.
     pub create_time: Time,
     /// The event's row, which decides between equal times.
-    pub row: i64,
+    pub row: RowId,
 }
 
 impl Cursor {
@@ -48,9 +48,9 @@ impl Cursor {
         Cursor { create_time: event.create_time, row: event.row }
     }
 
-    /// The place before every event that was created at this time: rows are numbered from 1.
+    /// The place before every event that was created at this time.
     pub(super) fn before(time: Time) -> Cursor {
-        Cursor { create_time: time, row: 0 }
+        Cursor { create_time: time, row: RowId::NONE }
     }
 }
 
@@ -295,7 +295,7 @@ impl CleanupTotals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{StoredResult, fixture::claim};
+    use crate::event::{FencingToken, StoredResult, fixture::claim};
 
     const HOUR: i64 = Micros::HOUR.0;
 
@@ -335,7 +335,10 @@ mod tests {
         let event = |row: i64, bytes: usize| {
             let result = StoredResult { code: 200, body: vec![7; bytes].into(), content_type: String::new() };
             let result = (bytes > 0).then_some(result);
-            Event { result, ..Event::inserted(&claim(&format!("evt_{row}"), "claim"), row, row, Time(row)) }
+            Event {
+                result,
+                ..Event::inserted(&claim(&format!("evt_{row}"), "claim"), RowId(row), FencingToken(row), Time(row))
+            }
         };
         for (page_size, bytes, fit) in
             [(3, 0, 3), (3, 64 << 10, 3), (0, 0, 1), (500, 64 << 10, 48), (500, (64 << 10) - 1, 49), (500, 4 << 20, 1)]

@@ -55,7 +55,7 @@ use super::{
     queue::{Op, Queue},
 };
 use crate::{
-    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    event::{Claim, Claimed, Event, Extend, FencingToken, Key, Lock, Mark, Marked, Resolve, RowId, State, Time},
     ledger::metrics::LedgerMetrics,
 };
 
@@ -243,7 +243,7 @@ impl Ledger for PostgresLedger {
         self.queue.ask(|reply| Op::Resolve(resolve, reply)).await
     }
 
-    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error> {
         self.signals.peek(keys).await
     }
 
@@ -306,8 +306,8 @@ impl Ledger for PostgresLedger {
         if self.node.borrow().is_none() {
             return Ok(());
         }
-        let after = self.forgotten.load(Ordering::Relaxed);
-        self.forgotten.store(self.lists.sweep(after).await?, Ordering::Relaxed);
+        let after = RowId(self.forgotten.load(Ordering::Relaxed));
+        self.forgotten.store(self.lists.sweep(after).await?.0, Ordering::Relaxed);
         Ok(())
     }
 

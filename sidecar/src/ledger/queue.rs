@@ -211,7 +211,7 @@ mod tests {
 
     use super::*;
     use crate::event::{
-        Ending,
+        Ending, FencingToken,
         fixture::{self, key},
     };
 
@@ -222,7 +222,7 @@ mod tests {
     fn mark(event_id: &str) -> Mark {
         Mark {
             key: key(event_id),
-            fencing_token: 1,
+            fencing_token: FencingToken(1),
             claim_id: None,
             ending: Ending::Completed { metadata: None },
             result: None,

@@ -50,7 +50,7 @@ use super::{
     walk::PAGE_TIME_MAX,
 };
 use crate::{
-    event::{Claim, Claimed, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    event::{Claim, Claimed, Event, Extend, FencingToken, Key, Lock, Mark, Marked, Resolve, State, Time},
     ledger::metrics::LedgerMetrics,
 };
 
@@ -210,7 +210,7 @@ pub struct SqliteLedger {
     signals: Arc<Readers>,
     clock: Arc<Clock>,
     /// The last token that was given out when the file was opened.
-    token_at_opening: i64,
+    token_at_opening: FencingToken,
     writer: JoinHandle<()>,
     tally: Tally,
     load: Arc<Load>,
@@ -245,7 +245,7 @@ impl SqliteLedger {
         let (cleanups, cleanup_steps) = mpsc::channel(16);
         // S2: the counter of a file that was brought back from a backup is behind what was issued since, and nothing shows it.
         // No ledger issues a million tokens a second for long, so that now is ahead of all that it ever issued.
-        let token_at_opening = database.fencing_token.max(clock.now().0);
+        let token_at_opening = database.fencing_token.max(FencingToken(clock.now().0));
         let writer = Writer {
             clock: Arc::clone(&clock),
             token: token_at_opening,
@@ -326,7 +326,7 @@ impl Ledger for SqliteLedger {
         self.queue.ask(|reply| Op::Resolve(resolve, reply)).await
     }
 
-    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error> {
         self.signals.read(|conn| read::peek(conn, keys)).await
     }
 
@@ -384,7 +384,7 @@ impl Ledger for SqliteLedger {
 
     async fn replays(&self, _: &Standing, after: Option<Arc<str>>) -> Result<Replayed, Error> {
         // Whatever is cached belongs to this opening, so that older replays void nothing.
-        let after = after.and_then(|after| after.parse().ok()).unwrap_or(self.token_at_opening);
+        let after = after.and_then(|after| after.parse().ok()).map_or(self.token_at_opening, FencingToken);
         let clock = Arc::clone(&self.clock);
         self.signals.read(move |conn| read::replays(conn, after, &clock)).await
     }
@@ -418,7 +418,7 @@ struct Database {
     lock: FileLock,
     path: PathBuf,
     migrated: Migrated,
-    fencing_token: i64,
+    fencing_token: FencingToken,
     clock_time: Time,
 }
 
@@ -496,7 +496,11 @@ fn take(
     })
 }
 
-fn connect(path: &Path, migrate: bool, busy_timeout: Duration) -> Result<(Connection, Migrated, i64, Time), OpenError> {
+fn connect(
+    path: &Path,
+    migrate: bool,
+    busy_timeout: Duration,
+) -> Result<(Connection, Migrated, FencingToken, Time), OpenError> {
     let open = |source| OpenError::Open { path: path.to_owned(), source };
     let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     flags.set(OpenFlags::SQLITE_OPEN_CREATE, migrate);

@@ -38,6 +38,7 @@ pub(crate) fn of_hours(hours: impl IntoIterator<Item = Time>, start: Time, end: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::RowId;
 
     fn hour(number: i64) -> Time {
         Time(number * Micros::HOUR.0)
@@ -57,7 +58,7 @@ mod tests {
         assert_eq!(stretches(hour(5), hour(7)), []);
         assert_eq!(of_hours([], hour(0), Cursor::before(hour(9))), []);
         // The place within an hour where the last page ended.
-        let end = Cursor { create_time: Time(hour(4).0 + 5), row: 17 };
+        let end = Cursor { create_time: Time(hour(4).0 + 5), row: RowId(17) };
         assert_eq!(of_hours(hours, hour(4), end), [Stretch { start: hour(4), end }]);
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use foldhash::fast::RandomState;
 use tokio::sync::Notify;
 
-use crate::event::{Event, Key, Time};
+use crate::event::{Event, Key, RowId, Time};
 
 /// What has come in for one event since the last flush.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Count {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Location {
     /// Its row.
-    pub row: i64,
+    pub row: RowId,
     /// When it was created.
     pub create_time: Time,
 }

@@ -124,15 +124,15 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{State, fixture::claim};
+    use crate::event::{FencingToken, RowId, State, fixture::claim};
 
     /// The place of a row, which was created at the time of its number.
     fn at(row: i64) -> Cursor {
-        Cursor { create_time: Time(row), row }
+        Cursor { create_time: Time(row), row: RowId(row) }
     }
 
     fn event(row: i64) -> Event {
-        Event::inserted(&claim(&format!("evt_{row}"), "claim"), row, row, Time(row))
+        Event::inserted(&claim(&format!("evt_{row}"), "claim"), RowId(row), FencingToken(row), Time(row))
     }
 
     fn stretch((start, end): (i64, i64)) -> Stretch {
@@ -162,7 +162,7 @@ mod tests {
         }
         assert_eq!(found.next(), None, "the page has ended early");
         let page = walk.page();
-        (page.events.iter().map(|event| event.row).collect(), page.next, looks)
+        (page.events.iter().map(|event| event.row.0).collect(), page.next, looks)
     }
 
     #[test]

@@ -17,7 +17,7 @@ use oncegate_runtime::tls::ClientTlsFiles;
 use oncegate_sidecar::{
     cache::{Cache, CacheSettings, RedisOptions, stats::CacheStats},
     coordinator::{Answer, Coordinator, Limits},
-    event::{Claim, Claimed, Decision, Event, Extend, Key, Lock, Mark, Marked, Resolve, State, Time},
+    event::{Claim, Claimed, Decision, Event, Extend, FencingToken, Key, Lock, Mark, Marked, Resolve, State, Time},
     ledger::{
         Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
@@ -213,7 +213,7 @@ impl Ledger for Cached {
         self.coordinator.resolve(resolve, |_| {}).await
     }
 
-    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+    async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error> {
         self.ledger.peek(keys).await
     }
 

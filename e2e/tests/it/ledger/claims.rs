@@ -1,8 +1,8 @@
 //! CheckAndLock: what is granted, to whom, and what is kept of it.
 
 use oncegate_sidecar::event::{
-    Claim, Decision, Ending, Event, FailureKind, Key, Latest, Lock, Mark, Micros, Outcome, Resolve, Resolved, State,
-    StoredResult,
+    Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Latest, Lock, Mark, Micros, Outcome, Resolve,
+    Resolved, State, StoredResult,
 };
 
 use super::{
@@ -269,7 +269,7 @@ async fn a_pause_is_waited_for(fixture: &Fixture) {
 }
 
 async fn tokens_grow_over_all_events(fixture: &Fixture) {
-    let mut last = 0;
+    let mut last = FencingToken::NONE;
     for round in 0..20 {
         for event in 0..5 {
             let key = key(&format!("evt_{event}"));
@@ -279,7 +279,7 @@ async fn tokens_grow_over_all_events(fixture: &Fixture) {
         }
     }
     // S2: they start at the epoch in microseconds, so that an older database's are smaller.
-    assert!(last > 1_700_000_000_000_000, "{last}");
+    assert!(last.0 > 1_700_000_000_000_000, "{last}");
 }
 
 async fn peek_tells_where_events_are(fixture: &Fixture) {

@@ -13,7 +13,7 @@ use oncegate_e2e::chaos::{
     seed::Seed,
 };
 use oncegate_sidecar::{
-    event::{Claim, Decision, Extend, FailureKind, Key, Mark, Micros, Refusal, Resolve, Resolved, State},
+    event::{Claim, Decision, Extend, FailureKind, FencingToken, Key, Mark, Micros, Refusal, Resolve, Resolved, State},
     event::{Claimed, Ending as Ended},
     ledger::Error,
 };
@@ -132,7 +132,7 @@ async fn ask(fixture: &Fixture, key: &Key, call: &Call, lock: Micros, pause: Opt
         Call::Extend { token, claim_id } => {
             let request = Extend {
                 key: key.clone(),
-                fencing_token: *token,
+                fencing_token: FencingToken(*token),
                 claim_id: Some(claim_id.clone()),
                 lock_duration: lock,
             };
@@ -148,7 +148,7 @@ async fn ask(fixture: &Fixture, key: &Key, call: &Call, lock: Micros, pause: Opt
             };
             let request = Mark {
                 key: key.clone(),
-                fencing_token: *token,
+                fencing_token: FencingToken(*token),
                 claim_id: Some(claim_id.clone()),
                 ending,
                 result: None,
@@ -163,7 +163,7 @@ async fn ask(fixture: &Fixture, key: &Key, call: &Call, lock: Micros, pause: Opt
                 _ => Resolved::Pending,
             };
             let request = Resolve { force: *force, reason: reason.clone(), ..resolution(key, to) };
-            ledger.resolve(request).await.map(|event| Reply::Resolved { token: event.fencing_token })
+            ledger.resolve(request).await.map(|event| Reply::Resolved { token: event.fencing_token.0 })
         }
         Call::Webhook { .. } => unreachable!("there is no gateway"),
     };
@@ -179,10 +179,10 @@ async fn ask(fixture: &Fixture, key: &Key, call: &Call, lock: Micros, pause: Opt
 fn claimed_as(claimed: &Claimed) -> Reply {
     match &claimed.decision {
         Decision::Acquired(lock) => {
-            Reply::Acquired { token: lock.fencing_token, attempt: lock.attempt, expires: lock.expire_time.0 }
+            Reply::Acquired { token: lock.fencing_token.0, attempt: lock.attempt, expires: lock.expire_time.0 }
         }
         Decision::InProgress { .. } => Reply::InProgress,
-        Decision::AlreadyCompleted => Reply::AlreadyCompleted { token: claimed.event.fencing_token },
+        Decision::AlreadyCompleted => Reply::AlreadyCompleted { token: claimed.event.fencing_token.0 },
         Decision::Refused => Reply::Refused,
     }
 }
@@ -191,7 +191,7 @@ fn refused_as(refusal: Refusal) -> Reply {
     match refusal {
         Refusal::ClaimEnded => Reply::ClaimEnded,
         Refusal::LockLost { state, fencing_token } => {
-            Reply::LockLost { token: fencing_token, state: state.as_str().to_owned() }
+            Reply::LockLost { token: fencing_token.0, state: state.as_str().to_owned() }
         }
         Refusal::OutcomeConflict { .. } => Reply::OutcomeConflict,
         Refusal::StateConflict { .. } => Reply::StateConflict,

@@ -1,6 +1,6 @@
 //! ExtendLock.
 
-use oncegate_sidecar::event::{Claim, Decision, Extend, FailureKind, Micros, Refusal, State};
+use oncegate_sidecar::event::{Claim, Decision, Extend, FailureKind, FencingToken, Micros, Refusal, State};
 
 use super::{Fixture, HOUR, MINUTE, claim, completion, conformance, extension, failure, key, latest, lost, refused};
 
@@ -41,7 +41,7 @@ async fn a_lock_is_never_shortened(fixture: &Fixture) {
 async fn only_the_holder_extends(fixture: &Fixture) {
     let held = key("evt_1");
     let lock = fixture.acquire(claim(&held, "claim")).await;
-    for token in [lock.fencing_token - 1, lock.fencing_token + 1] {
+    for token in [lock.fencing_token.0 - 1, lock.fencing_token.0 + 1].map(FencingToken) {
         let request = Extend { fencing_token: token, ..extension(&held, &lock, HOUR) };
         assert_eq!(refused(fixture.ledger.extend(request).await), lost(State::Processing, &lock));
     }

@@ -1,8 +1,8 @@
 //! MarkCompleted and MarkFailed: what is recorded, what is repeated, and who is too late.
 
 use oncegate_sidecar::event::{
-    Attempt, Claim, Decision, Ending, Event, FailureKind, Key, Mark, Outcome, Refusal, Resolve, Resolved, State,
-    StoredResult, metadata,
+    Attempt, Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Mark, Outcome, Refusal, Resolve, Resolved,
+    State, StoredResult, metadata,
 };
 use serde_json::{Value, json};
 
@@ -138,7 +138,7 @@ async fn another_outcome_is_a_conflict(fixture: &Fixture) {
 async fn a_mark_needs_the_token_and_the_claim_that_were_granted(fixture: &Fixture) {
     let key = key("evt_1");
     let lock = fixture.acquire(claim(&key, "claim")).await;
-    for token in [lock.fencing_token - 1, lock.fencing_token + 1, 1, i64::MAX] {
+    for token in [lock.fencing_token.0 - 1, lock.fencing_token.0 + 1, 1, i64::MAX].map(FencingToken) {
         let request = Mark { fencing_token: token, ..completion(&key, &lock) };
         assert_eq!(refused(fixture.ledger.mark(request).await), lost(State::Processing, &lock));
     }

@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, env};
 use oncegate_e2e::chaos::seed::Seed;
 use oncegate_sidecar::{
     event::{
-        Attempt, Claim, Decision, Digest, Ending, Event, Extend, FailureKind, Key, Latest, Lock, Mark, Micros, Outcome,
-        Refusal, Resolution, Resolve, Resolved, State, Time,
+        Attempt, Claim, Decision, Digest, Ending, Event, Extend, FailureKind, FencingToken, Key, Latest, Lock, Mark,
+        Micros, Outcome, Refusal, Resolution, Resolve, Resolved, State, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep},
     },
     ledger::{
@@ -116,7 +116,7 @@ struct Model {
     events: BTreeMap<Key, Modelled>,
     deliveries: BTreeMap<String, Digest>,
     /// The last token that was drawn.
-    token: i64,
+    token: FencingToken,
 }
 
 impl Model {
@@ -176,14 +176,14 @@ impl Model {
     }
 
     /// The event's token as a rule, else an earlier one or none that there ever was.
-    fn token_of(&self, key: &Key, random: &mut StdRng) -> i64 {
-        let Some(known) = self.events.get(key) else { return 1 };
+    fn token_of(&self, key: &Key, random: &mut StdRng) -> FencingToken {
+        let Some(known) = self.events.get(key) else { return FencingToken(1) };
         match random.random_range(0..10) {
             0..7 => known.event.fencing_token,
             7..9 if !known.archive.is_empty() => {
                 known.archive[random.random_range(0..known.archive.len())].fencing_token
             }
-            _ => self.token + 1,
+            _ => FencingToken(self.token.0 + 1),
         }
     }
 
@@ -543,7 +543,7 @@ fn decided(decision: &Decision) -> Decision {
     }
 }
 
-fn drawn(last: i64, token: i64) -> i64 {
+fn drawn(last: FencingToken, token: FencingToken) -> FencingToken {
     assert!(token > last, "token {token} after {last}");
     token
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use oncegate_e2e::{DEADLINE, eventually, postgres::Database, within};
 use oncegate_sidecar::{
-    event::{Claim, Decision, FailureKind, KeyDigest, Micros, Refusal},
+    event::{Claim, Decision, FailureKind, FencingToken, KeyDigest, Micros, Refusal},
     ledger::{
         Announcement, Error, Heard, Ledger,
         load::Seen,
@@ -21,7 +21,7 @@ use super::{
 };
 
 fn announcement(event_id: &str, resolved: bool) -> Announcement {
-    Announcement { digest: KeyDigest::of(&key(event_id)), fencing_token: 1, resolved }
+    Announcement { digest: KeyDigest::of(&key(event_id)), fencing_token: FencingToken(1), resolved }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -106,7 +106,7 @@ async fn listeners_that_are_lost_without_a_word_are_replaced_and_keep_no_place_o
         // A quiet connection is asked after a while whether it is alive.
         listening = within(2 * DEADLINE, async || listens(&database, &known).await).await.expect("it listens anew");
         known.push(listening);
-        let told = Announcement { fencing_token: round, ..announcement("resolved", true) };
+        let told = Announcement { fencing_token: FencingToken(round), ..announcement("resolved", true) };
         eventually("what the other tells is heard again", async || {
             other.announce(told);
             while let Ok(next) = tokio::time::timeout(Duration::from_millis(100), heard.recv()).await {

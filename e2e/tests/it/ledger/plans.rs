@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 use oncegate_sidecar::{
-    event::{Claim, Decision, Ending, FailureKind, Key, Mark, Micros, Refusal, Resolved, State},
+    event::{Claim, Decision, Ending, FailureKind, FencingToken, Key, Mark, Micros, Refusal, Resolved, RowId, State},
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, Cursor},
@@ -162,7 +162,7 @@ async fn no_call_reads_all_attempts_of_an_event() {
             assert_eq!(refused(again), Refusal::ClaimEnded);
             let other = ledger.claim(claim(&key, "another")).await.unwrap().decision;
             assert!(matches!(other, Decision::InProgress { .. }), "{other:?}");
-            for token in [9_999, 30_000] {
+            for token in [9_999, 30_000].map(FencingToken) {
                 let late = Mark {
                     key: key.clone(),
                     fencing_token: token,
@@ -171,7 +171,7 @@ async fn no_call_reads_all_attempts_of_an_event() {
                     result: None,
                     attempts_max: 0,
                 };
-                let lost = Refusal::LockLost { state: State::Processing, fencing_token: 20_001 };
+                let lost = Refusal::LockLost { state: State::Processing, fencing_token: FencingToken(20_001) };
                 assert_eq!(refused(ledger.mark(late).await), lost, "{token}");
             }
         })
@@ -212,7 +212,7 @@ async fn a_cleanup_of_one_provider_reads_each_delivery_id_of_the_others_once() {
                 batch_size: 1_000,
             };
             // Past the events, which are others' business.
-            let cursor = Some(Cursor { create_time: before, row: 0 });
+            let cursor = Some(Cursor { create_time: before, row: RowId::NONE });
             let mut progress = CleanupProgress { cursor, ..CleanupProgress::default() };
             let mut steps = 0;
             // Counts are folded from the last of them on.

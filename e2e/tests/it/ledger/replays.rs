@@ -10,7 +10,7 @@ use oncegate_e2e::{eventually, postgres::Database};
 use oncegate_sidecar::{
     cache::{BEHIND_MAX, Cache, CacheSettings},
     coordinator::{Answer, Coordinator, Limits},
-    event::{Decision, FailureKind, Key, KeyDigest, Resolve, Resolved, State},
+    event::{Decision, FailureKind, FencingToken, Key, KeyDigest, Resolve, Resolved, State},
     ledger::{
         Error, Ledger, REPLAYS_MAX, Replayed, Standing,
         postgres::{PostgresLedger, PostgresSettings},
@@ -52,7 +52,7 @@ impl Replays {
     }
 
     /// Replays a completed event; as it is read then.
-    async fn replay(&self, key: &Key) -> (KeyDigest, i64) {
+    async fn replay(&self, key: &Key) -> (KeyDigest, FencingToken) {
         let event = self.ledger.resolve(Resolve { force: true, ..resolution(key, Resolved::Pending) }).await.unwrap();
         (KeyDigest::of(key), event.fencing_token)
     }
@@ -83,13 +83,13 @@ async fn replays_are_read_once_and_none_is_missed_whatever_the_order_of_commits(
     replays.ledger.mark(failure(&failed, &lock, FailureKind::Terminal)).await.unwrap();
     replays.ledger.resolve(resolution(&failed, Resolved::Pending)).await.unwrap();
     let all = replays.read(None).await;
-    assert_eq!((all.events.as_slice(), all.floor), ([before].as_slice(), 0));
+    assert_eq!((all.events.as_slice(), all.floor), ([before].as_slice(), FencingToken::NONE));
 
     // One that is recorded first, and committed last.
     let (slow, quick) = (replays.completed("evt_slow").await, replays.completed("evt_quick").await);
     let mut outside = replays.database.connect().await.unwrap();
     sqlx::raw_sql("begin").execute(&mut outside).await.unwrap();
-    let token: i64 = sqlx::query_scalar(recorded("evt_slow")).fetch_one(&mut outside).await.unwrap();
+    let token: FencingToken = sqlx::query_scalar(recorded("evt_slow")).fetch_one(&mut outside).await.unwrap();
     let quick = replays.replay(&quick).await;
     assert!(quick.1 > token);
     let second = replays.read(Some(&all)).await;
@@ -137,7 +137,7 @@ async fn beyond_what_is_known_one_by_one_a_token_stands_for_the_oldest_replays()
     assert_eq!(all.events.len(), REPLAYS_MAX + 1);
     assert_eq!(all.events.first(), Some(&(digest, newest)));
     assert_eq!(all.events.last(), Some(&(digest, all.floor)));
-    assert_eq!(all.floor, 6);
+    assert_eq!(all.floor, FencingToken(6));
     replays.ledger.close().await;
 }
 

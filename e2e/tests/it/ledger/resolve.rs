@@ -1,7 +1,7 @@
 //! Resolve: what operators decide by hand, and the record of it.
 
 use oncegate_sidecar::event::{
-    Claim, Decision, FailureKind, Key, Lock, Mark, Outcome, Refusal, Resolution, Resolve, Resolved, State,
+    Claim, Decision, FailureKind, FencingToken, Key, Lock, Mark, Outcome, Refusal, Resolution, Resolve, Resolved, State,
 };
 
 use super::{
@@ -182,7 +182,7 @@ async fn a_decision_on_another_token_is_lost(fixture: &Fixture) {
     let second = fixture.acquire(claim(&key, "second")).await;
     fixture.mark(failure(&key, &second, FailureKind::Unknown)).await;
     let on = |token| Resolve { fencing_token: Some(token), ..resolution(&key, Resolved::Completed) };
-    for token in [first.fencing_token, second.fencing_token + 1] {
+    for token in [first.fencing_token, FencingToken(second.fencing_token.0 + 1)] {
         assert_eq!(refused(fixture.ledger.resolve(on(token)).await), lost(State::Unknown, &second));
     }
     let event = fixture.resolve(on(second.fencing_token)).await;

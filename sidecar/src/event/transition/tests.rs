@@ -3,15 +3,17 @@
 mod document;
 
 use super::*;
-use crate::event::{Digest, Key, Latest, Resolved, StoredResult, apply, fixture};
+use crate::event::{Digest, FencingToken, Key, Latest, Resolved, RowId, StoredResult, apply, fixture};
 
 const NOW: Time = Time(1_700_000_000_000_000);
 const MINUTE: Micros = Micros(60_000_000);
 /// What lies ahead or behind by the least there is: the edges count.
 const TICK: Micros = Micros(1);
 
-const TOKEN: i64 = 4_711;
-const EARLIER_TOKEN: i64 = 4_700;
+const TOKEN: FencingToken = FencingToken(4_711);
+const LATER_TOKEN: FencingToken = FencingToken(TOKEN.0 + 1);
+const EARLIER_TOKEN: FencingToken = FencingToken(4_700);
+const EARLIEST_TOKEN: FencingToken = FencingToken(EARLIER_TOKEN.0 - 1);
 const ATTEMPTS: i32 = 3;
 
 const FINGERPRINTS: [Option<Digest>; 3] = [None, Some([1; 32]), Some([2; 32])];
@@ -94,7 +96,7 @@ impl Shape {
         let state = self.state();
         let lock_expire_time = if self == ProcessingLive { NOW.plus(MINUTE) } else { NOW };
         Event {
-            row: 1,
+            row: RowId(1),
             key: key(),
             event_type: "payment.succeeded".into(),
             state,
@@ -322,7 +324,7 @@ fn endings() -> [Ending; 4] {
     ]
 }
 
-fn mark_of(fencing_token: i64, ending: Ending) -> Mark {
+fn mark_of(fencing_token: FencingToken, ending: Ending) -> Mark {
     Mark { key: key(), fencing_token, claim_id: None, ending, result: None, attempts_max: 0 }
 }
 
@@ -428,7 +430,7 @@ fn marks_with_an_earlier_token_are_judged_by_that_attempts_own_record() {
             }
         }
         for ending in endings() {
-            assert_eq!(mark(Some(&event), None, &mark_of(TOKEN + 1, ending)), lost(shape), "{shape:?}");
+            assert_eq!(mark(Some(&event), None, &mark_of(LATER_TOKEN, ending)), lost(shape), "{shape:?}");
         }
     }
 }
@@ -500,7 +502,7 @@ fn only_a_running_attempt_is_extended_by_its_own_token_and_claim() {
     assert_eq!(extend(None, &request(TOKEN, None)), ExtendStep::Refuse(Refusal::NotFound));
     for shape in Shape::ALL {
         let event = shape.event();
-        for token in [EARLIER_TOKEN, TOKEN, TOKEN + 1] {
+        for token in [EARLIER_TOKEN, TOKEN, LATER_TOKEN] {
             for claim_id in [None, Some("own"), Some("other")] {
                 let held =
                     matches!(shape, ProcessingLive | ProcessingExpired) && token == TOKEN && claim_id != Some("other");
@@ -518,7 +520,7 @@ fn only_a_running_attempt_is_extended_by_its_own_token_and_claim() {
 
 // === Resolve ===
 
-fn resolve_to(to: Resolved, force: bool, fencing_token: Option<i64>) -> Resolve {
+fn resolve_to(to: Resolved, force: bool, fencing_token: Option<FencingToken>) -> Resolve {
     Resolve {
         key: key(),
         fencing_token,
@@ -568,7 +570,7 @@ fn resolutions_follow_the_table() {
                 for token in [None, Some(TOKEN)] {
                     let request = resolve_to(to, force, token);
                     // A resolution that another token followed does not stand.
-                    for last in [None, Some(resolution(EARLIER_TOKEN - 1, EARLIER_TOKEN, to))] {
+                    for last in [None, Some(resolution(EARLIEST_TOKEN, EARLIER_TOKEN, to))] {
                         let step = resolve(Some(&event), last.as_ref(), &request, NOW);
                         let case = format!("{shape:?}, {request:?}: {step:?}");
                         match step {
@@ -598,10 +600,10 @@ fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
         let last = resolution(EARLIER_TOKEN, TOKEN, made);
         for force in [false, true] {
             for to in TARGETS {
-                for token in [None, Some(EARLIER_TOKEN), Some(TOKEN), Some(EARLIER_TOKEN - 1)] {
+                for token in [None, Some(EARLIER_TOKEN), Some(TOKEN), Some(EARLIEST_TOKEN)] {
                     let step = resolve(Some(&event), Some(&last), &resolve_to(to, force, token), NOW);
                     let case = format!("{shape:?} to {to:?}, token {token:?}, force {force}: {step:?}");
-                    let known = token != Some(EARLIER_TOKEN - 1);
+                    let known = token != Some(EARLIEST_TOKEN);
                     if to == made && known {
                         assert_eq!(step, ResolveStep::Repeated, "{case}");
                     } else {
@@ -621,12 +623,12 @@ fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
 fn a_decision_that_was_overtaken_is_made_again() {
     // Resolved to pending, granted, failed: to pending again is another decision, though the state was left by a token
     // that came after the resolution's.
-    let last = resolution(EARLIER_TOKEN - 1, EARLIER_TOKEN, Resolved::Pending);
+    let last = resolution(EARLIEST_TOKEN, EARLIER_TOKEN, Resolved::Pending);
     let step = resolve(Some(&Failed.event()), Some(&last), &resolve_to(Resolved::Pending, false, None), NOW);
     assert_eq!(step, ResolveStep::Apply);
 }
 
-fn resolution(from_fencing_token: i64, fencing_token: i64, to: Resolved) -> Resolution {
+fn resolution(from_fencing_token: FencingToken, fencing_token: FencingToken, to: Resolved) -> Resolution {
     Resolution {
         from_state: State::Unknown,
         to_state: to.state(),

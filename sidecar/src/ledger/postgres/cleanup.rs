@@ -7,7 +7,7 @@ use super::{
     read::Reader,
 };
 use crate::{
-    event::Time,
+    event::{RowId, Time},
     ledger::{
         Error,
         filter::{CleanupProgress, CleanupScope, CleanupTotals, Cursor, EARLIEST},
@@ -19,7 +19,7 @@ const CLEANUP_SLOT: i32 = 0;
 
 impl Reader {
     pub(super) async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
-        let after = progress.cursor.unwrap_or(Cursor { create_time: EARLIEST, row: 0 });
+        let after = progress.cursor.unwrap_or(Cursor { create_time: EARLIEST, row: RowId::NONE });
         let limit = i32::try_from(scope.batch_size).unwrap_or(i32::MAX);
         let wanted = scope.clone();
         let rows = self

@@ -9,7 +9,7 @@ use sqlx::{
 
 use super::{hot::Pending, row, statement::Statement};
 use crate::{
-    event::{Attempt, Claim, Claimed, Digest, Event, Extend, Key, Lock, Mark, Resolution, Resolve, Time},
+    event::{Attempt, Claim, Claimed, Digest, Event, Extend, FencingToken, Key, Lock, Mark, Resolution, Resolve, Time},
     ledger::Delivery,
 };
 
@@ -121,15 +121,15 @@ pub(super) trait Tokened: Send + Sync {
     /// The event.
     fn key(&self) -> &Key;
     /// The token, whose archived attempt is wanted.
-    fn fencing_token(&self) -> i64;
+    fn fencing_token(&self) -> FencingToken;
 }
 
 impl Tokened for Claim {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn fencing_token(&self) -> i64 {
-        0
+    fn fencing_token(&self) -> FencingToken {
+        FencingToken::NONE
     }
 }
 
@@ -137,7 +137,7 @@ impl Tokened for Mark {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn fencing_token(&self) -> i64 {
+    fn fencing_token(&self) -> FencingToken {
         self.fencing_token
     }
 }
@@ -146,7 +146,7 @@ impl Tokened for Extend {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn fencing_token(&self) -> i64 {
+    fn fencing_token(&self) -> FencingToken {
         self.fencing_token
     }
 }
@@ -155,8 +155,8 @@ impl Tokened for Resolve {
     fn key(&self) -> &Key {
         &self.key
     }
-    fn fencing_token(&self) -> i64 {
-        self.fencing_token.unwrap_or_default()
+    fn fencing_token(&self) -> FencingToken {
+        self.fencing_token.unwrap_or(FencingToken::NONE)
     }
 }
 

@@ -8,14 +8,14 @@ use std::collections::{HashMap, VecDeque};
 
 use foldhash::fast::RandomState;
 
-use crate::event::{Ending, Event, Mark};
+use crate::event::{Ending, Event, FencingToken, Mark};
 
 /// Events as they were granted, by token: the latest, within bounds.
 #[derive(Default)]
 pub(super) struct Grants {
-    events: HashMap<i64, Box<Event>, RandomState>,
+    events: HashMap<FencingToken, Box<Event>, RandomState>,
     /// The tokens in the order of the grants; also of some that are no longer there.
-    order: VecDeque<i64>,
+    order: VecDeque<FencingToken>,
     bytes: usize,
 }
 
@@ -51,7 +51,7 @@ impl Grants {
         if same { self.remove(mark.fencing_token) } else { None }
     }
 
-    fn remove(&mut self, token: i64) -> Option<Box<Event>> {
+    fn remove(&mut self, token: FencingToken) -> Option<Box<Event>> {
         let event = self.events.remove(&token)?;
         self.bytes -= bytes(&event);
         Some(event)
@@ -67,15 +67,27 @@ fn bytes(event: &Event) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Claim, FailureKind, Time, fixture};
+    use crate::event::{Claim, FailureKind, RowId, Time, fixture};
 
     fn event(token: i64, metadata: Option<String>) -> Event {
-        Event::inserted(&Claim { metadata, ..fixture::claim("evt", "claim") }, token, token, Time(token))
+        Event::inserted(
+            &Claim { metadata, ..fixture::claim("evt", "claim") },
+            RowId(token),
+            FencingToken(token),
+            Time(token),
+        )
     }
 
     fn mark(token: i64) -> Mark {
         let ending = Ending::Completed { metadata: None };
-        Mark { key: fixture::key("evt"), fencing_token: token, claim_id: None, ending, result: None, attempts_max: 0 }
+        Mark {
+            key: fixture::key("evt"),
+            fencing_token: FencingToken(token),
+            claim_id: None,
+            ending,
+            result: None,
+            attempts_max: 0,
+        }
     }
 
     #[test]

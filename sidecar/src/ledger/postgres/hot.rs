@@ -13,7 +13,7 @@ use sqlx::{
 use self::form::Form;
 use super::{row, statement::Statement};
 use crate::{
-    event::{Claim, Claimed, Ending, Event, Key, Mark, Marked, Time},
+    event::{Claim, Claimed, Ending, Event, FencingToken, Key, Mark, Marked, RowId, Time},
     ledger::{Error, queue::Reply},
 };
 
@@ -64,7 +64,7 @@ pub(super) enum HotRow {
     /// The claim's event, as the snapshot has it.
     Seen { event: Event, claim_ended: bool, now: Time },
     /// The claim's event was inserted and granted.
-    Fresh { row: i64, fencing_token: i64, now: Time },
+    Fresh { row: RowId, fencing_token: FencingToken, now: Time },
     /// The mark was applied.
     Marked { event: Event, now: Time },
     /// The completion of a grant that is known was applied.

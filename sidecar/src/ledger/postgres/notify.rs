@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{connect::Slots, failure, read::Reader};
 use crate::{
-    event::KeyDigest,
+    event::{FencingToken, KeyDigest},
     ledger::{Announcement, Heard, load::Load},
 };
 
@@ -227,7 +227,11 @@ fn decode<'a>(payload: &'a str, own: &str) -> impl Iterator<Item = Announcement>
                 (digest, false, token)
             }
         };
-        Some(Announcement { digest: KeyDigest::decode(digest)?, fencing_token: token.parse().ok()?, resolved })
+        Some(Announcement {
+            digest: KeyDigest::decode(digest)?,
+            fencing_token: FencingToken(token.parse().ok()?),
+            resolved,
+        })
     })
 }
 
@@ -245,7 +249,7 @@ mod tests {
                     provider: "stripe".into(),
                     event_id: number.to_string(),
                 }),
-                fencing_token: i64::MAX,
+                fencing_token: FencingToken(i64::MAX),
                 resolved: number % 2 == 0,
             })
             .collect();

@@ -17,7 +17,7 @@ use super::{
     row,
 };
 use crate::{
-    event::{Key, State, Time},
+    event::{FencingToken, Key, State, Time},
     ledger::Error,
 };
 
@@ -169,7 +169,7 @@ impl Reader {
         .await
     }
 
-    pub(super) async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, i64)>, Error> {
+    pub(super) async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error> {
         self.run(move |connection| {
             Box::pin(async move {
                 let rows = sqlx::query(include_str!("peek.sql"))

@@ -7,7 +7,7 @@ use sqlx::Row as _;
 
 use super::read::{ReadError, Reader};
 use crate::{
-    event::{Key, KeyDigest, Time},
+    event::{FencingToken, Key, KeyDigest, Time},
     ledger::{Error, REPLAYS_MAX, Replayed},
 };
 
@@ -41,14 +41,14 @@ impl Reader {
                         None => {
                             let key =
                                 Key { tenant: row.try_get(3)?, provider: row.try_get(4)?, event_id: row.try_get(5)? };
-                            events.push((KeyDigest::of(&key), row.try_get::<i64, _>(6)?));
+                            events.push((KeyDigest::of(&key), row.try_get(6)?));
                         }
                     }
                 }
                 let (bookmark, now) = node.ok_or(sqlx::Error::RowNotFound)?;
                 let truncated = after.is_none() && events.len() >= ROWS_MAX;
                 let floor = if truncated { events.iter().map(|(_, token)| *token).min() } else { None };
-                Ok(Replayed { now, events, floor: floor.unwrap_or(0), bookmark: Some(bookmark) })
+                Ok(Replayed { now, events, floor: floor.unwrap_or(FencingToken::NONE), bookmark: Some(bookmark) })
             })
         })
         .await

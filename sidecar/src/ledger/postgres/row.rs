@@ -9,7 +9,8 @@ use sqlx::{
 };
 
 use crate::event::{
-    Attempt, Digest, Ending, Event, Key, Latest, Mark, Outcome, Resolution, State, StoredResult, Time, transition,
+    Attempt, Digest, Ending, Event, FencingToken, Key, Latest, Mark, Outcome, Resolution, RowId, State, StoredResult,
+    Time, transition,
 };
 
 /// `timestamptz` counts from 2000-01-01, in microseconds.
@@ -41,6 +42,37 @@ impl<'r> Decode<'r, Postgres> for Time {
         Ok(Time(i64::from_be_bytes(micros).saturating_add(EPOCH_2000_MICROS)))
     }
 }
+
+/// Numbers are columns of the type `bigint`.
+macro_rules! bigint {
+    ($($number:ident),*) => {$(
+        impl Type<Postgres> for $number {
+            fn type_info() -> PgTypeInfo {
+                <i64 as Type<Postgres>>::type_info()
+            }
+        }
+
+        impl PgHasArrayType for $number {
+            fn array_type_info() -> PgTypeInfo {
+                <i64 as PgHasArrayType>::array_type_info()
+            }
+        }
+
+        impl Encode<'_, Postgres> for $number {
+            fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+                <i64 as Encode<'_, Postgres>>::encode_by_ref(&self.0, buffer)
+            }
+        }
+
+        impl<'r> Decode<'r, Postgres> for $number {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                <i64 as Decode<'r, Postgres>>::decode(value).map($number)
+            }
+        }
+    )*};
+}
+
+bigint!(FencingToken, RowId);
 
 /// A word that is no state or outcome: the row was written by a newer version or by hand.
 #[derive(Debug, thiserror::Error)]

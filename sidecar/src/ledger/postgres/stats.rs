@@ -7,7 +7,7 @@ use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgBindIterExt as _
 
 use super::read::Reader;
 use crate::{
-    event::{State, Time},
+    event::{RowId, State, Time},
     ledger::{
         Error,
         filter::{Counts, StatsFilter, StatsReport},
@@ -49,7 +49,7 @@ impl Reader {
 
     /// Looks at the events that have become old enough since the last time, and forgets a part of what is no longer open.
     /// Gives where to go on forgetting.
-    pub(super) async fn sweep(&self, forget_after: i64) -> Result<i64, Error> {
+    pub(super) async fn sweep(&self, forget_after: RowId) -> Result<RowId, Error> {
         self.run(move |connection| {
             Box::pin(async move {
                 let sweep = sqlx::query(include_str!("sweep.sql")).bind(SWEEP_MAX).bind(SWEEP_OPEN_MAX);
@@ -59,9 +59,9 @@ impl Reader {
                     .bind(PRUNE_MAX)
                     .fetch_one(&mut *connection)
                     .await?;
-                let last: Option<i64> = row.try_get("last_row")?;
+                let last: Option<RowId> = row.try_get("last_row")?;
                 let more = row.try_get::<i64, _>("looked_at")? >= i64::from(PRUNE_MAX);
-                Ok(last.filter(|_| more).unwrap_or(i64::MIN))
+                Ok(last.filter(|_| more).unwrap_or(RowId(i64::MIN)))
             })
         })
         .await

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     event::{
-        Claim, Claimed, Decision, Event, Extend, Lock, Mark, Marked, Refusal, Resolve, Time,
+        Claim, Claimed, Decision, Event, Extend, Lock, Mark, Marked, Refusal, Resolve, RowId, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::{
@@ -65,7 +65,7 @@ struct Left {
     grants: Vec<Candidate>,
     burials: Vec<Candidate>,
     /// The rows of both: their statements accept each row only once.
-    candidates: HashSet<i64>,
+    candidates: HashSet<RowId>,
     unapplied: Vec<Pending<Mark, Marked>>,
 }
 
@@ -538,7 +538,7 @@ impl Writer {
     fn granted(&mut self, claim: Pending<Claim, Claimed>, event: Event, now: Time, payload_changed: bool) {
         let Some(latest) = &event.latest else {
             // A CHECK constraint.
-            tracing::error!(row = event.row, "the ledger granted an attempt that is not on its row");
+            tracing::error!(row = event.row.0, "the ledger granted an attempt that is not on its row");
             return send(claim, Err(Error::Internal("granted without an attempt".into())));
         };
         let decision = Decision::Acquired(transition::lock_of(&event, latest, now));

@@ -13,7 +13,7 @@ use tokio::{sync::Semaphore, task::spawn_blocking};
 
 use super::{clock::Clock, error::Fault, rows};
 use crate::{
-    event::{Key, KeyDigest, State, Time},
+    event::{FencingToken, Key, KeyDigest, State, Time},
     ledger::{
         Attempts, Error, EventHistory, Replayed,
         filter::{Counts, Cursor, HistoryFilter, Page, StatsFilter, StatsReport},
@@ -116,7 +116,7 @@ impl Readers {
 }
 
 /// Where these events are now; absent ones are left out.
-pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(Key, State, i64)>> {
+pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(Key, State, FencingToken)>> {
     let mut statement = conn.prepare_cached(include_str!("peek.sql"))?;
     let mut found = Vec::new();
     for key in keys {
@@ -131,7 +131,7 @@ pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(K
 }
 
 /// What was replayed by force since an earlier read, which ended with this token (C7).
-pub(super) fn replays(conn: &Connection, after: i64, clock: &Clock) -> rusqlite::Result<Replayed> {
+pub(super) fn replays(conn: &Connection, after: FencingToken, clock: &Clock) -> rusqlite::Result<Replayed> {
     let mut statement = conn.prepare_cached(include_str!("replays.sql"))?;
     let mut rows = statement.query(params![after])?;
     let mut events = Vec::new();
@@ -141,7 +141,7 @@ pub(super) fn replays(conn: &Connection, after: i64, clock: &Clock) -> rusqlite:
         let key = Key { tenant: row.get(1)?, provider: row.get(2)?, event_id: row.get(3)? };
         events.push((KeyDigest::of(&key), last));
     }
-    Ok(Replayed { now: clock.now(), events, floor: 0, bookmark: Some(last.to_string().into()) })
+    Ok(Replayed { now: clock.now(), events, floor: FencingToken::NONE, bookmark: Some(last.to_string().into()) })
 }
 
 /// One event with all that was done on it.

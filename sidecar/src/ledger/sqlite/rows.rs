@@ -6,7 +6,7 @@ use rusqlite::{
     types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef},
 };
 
-use crate::event::{Attempt, Event, Key, Latest, Outcome, Resolution, State, StoredResult, Time};
+use crate::event::{Attempt, Event, FencingToken, Key, Latest, Outcome, Resolution, RowId, State, StoredResult, Time};
 
 /// Reads one column after another.
 struct Columns<'a, 'stmt> {
@@ -107,19 +107,26 @@ pub(super) fn resolution(row: &Row<'_>) -> rusqlite::Result<Resolution> {
     })
 }
 
-// === times and words as columns ===
+// === times, numbers and words as columns ===
 
-impl ToSql for Time {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::from(self.0))
-    }
+/// What is one integer.
+macro_rules! integer {
+    ($($type:ident),*) => {$(
+        impl ToSql for $type {
+            fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+                Ok(ToSqlOutput::from(self.0))
+            }
+        }
+
+        impl FromSql for $type {
+            fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+                i64::column_result(value).map($type)
+            }
+        }
+    )*};
 }
 
-impl FromSql for Time {
-    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
-        i64::column_result(value).map(Time)
-    }
-}
+integer!(Time, FencingToken, RowId);
 
 impl ToSql for State {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {

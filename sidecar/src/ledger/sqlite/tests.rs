@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     event::{
-        Decision, Ending, FailureKind, KeyDigest, Micros, Resolved,
+        Decision, Ending, FailureKind, FencingToken, KeyDigest, Micros, Resolved,
         fixture::{claim, key},
     },
     ledger::queue::Reply,
@@ -26,7 +26,7 @@ fn file() -> (TempDir, PathBuf) {
     (directory, path)
 }
 
-fn completion(event_id: &str, fencing_token: i64) -> Mark {
+fn completion(event_id: &str, fencing_token: FencingToken) -> Mark {
     Mark {
         key: key(event_id),
         fencing_token,
@@ -45,7 +45,7 @@ async fn acquire(ledger: &SqliteLedger, event_id: &str) -> Lock {
 }
 
 /// Completes an event and replays it; as caches are told of it.
-async fn replay(ledger: &SqliteLedger, event_id: &str) -> (KeyDigest, i64) {
+async fn replay(ledger: &SqliteLedger, event_id: &str) -> (KeyDigest, FencingToken) {
     let lock = acquire(ledger, event_id).await;
     ledger.mark(completion(event_id, lock.fencing_token)).await.unwrap();
     let event = ledger.resolve(resolution(event_id, true)).await.unwrap();
@@ -142,7 +142,7 @@ async fn a_ledger_that_is_dropped_lets_go_of_the_file() {
 #[tokio::test]
 async fn a_restart_loses_nothing_and_goes_back_in_nothing() {
     let (_directory, path) = file();
-    let (mut token, mut time) = (0, Time(0));
+    let (mut token, mut time) = (FencingToken::NONE, Time(0));
     for start in 0..5 {
         let ledger = SqliteLedger::open(&path, &settings()).unwrap();
         assert!(ledger.now().await.unwrap() >= time, "the clock");
@@ -160,7 +160,7 @@ async fn a_restart_loses_nothing_and_goes_back_in_nothing() {
                 Ok((row.get(0)?, row.get(1)?))
             })
             .unwrap();
-        assert!(kept.0 >= token);
+        assert!(kept.0 >= token.0);
         time = Time(kept.1);
     }
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
@@ -180,7 +180,7 @@ async fn neither_tokens_nor_times_go_back_when_the_clock_was_set_back() {
     shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![ahead]).unwrap();
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
     let lock = acquire(&ledger, "evt_1").await;
-    assert!(lock.fencing_token > ahead);
+    assert!(lock.fencing_token.0 > ahead);
     let event = ledger.history_of(key("evt_1")).await.unwrap().unwrap().event;
     assert!(event.create_time.0 >= ahead);
     ledger.close().await;
@@ -207,7 +207,7 @@ async fn a_file_that_came_back_from_a_backup_does_not_repeat_tokens() {
     shell(&path).execute("update oncegate_counter set fencing_token = ?1, clock_time = ?1", params![old]).unwrap();
     let before = Clock::from(Time(0)).now().0;
     let ledger = SqliteLedger::open(&path, &settings()).unwrap();
-    assert!(acquire(&ledger, "evt_1").await.fencing_token > before);
+    assert!(acquire(&ledger, "evt_1").await.fencing_token.0 > before);
     ledger.close().await;
 }
 
@@ -358,7 +358,7 @@ fn writer(path: &Path) -> (Queue, Writer) {
     let (queue, ops) = Queue::bounded(64, Arc::default());
     let (_, cleanups) = mpsc::channel(1);
     let writer = Writer {
-        token: database.fencing_token.max(clock.now().0),
+        token: database.fencing_token.max(FencingToken(clock.now().0)),
         clock,
         conn: database.conn,
         tally: Tally::default(),
@@ -434,7 +434,7 @@ async fn one_bad_item_does_not_fail_the_others() {
         answers.push(answer);
     }
     writer.calls(calls);
-    let mut last = 0;
+    let mut last = FencingToken::NONE;
     for (number, mut answer) in answers.into_iter().enumerate() {
         match answer.try_recv().unwrap() {
             Ok(claimed) => {
@@ -486,7 +486,7 @@ async fn abandoned_claims_are_dropped_and_abandoned_marks_are_done() {
         assert!(futures::poll!(&mut asked).is_pending());
     }
     abandon(queue.ask(|reply| Op::Claim(claim("evt_1", "gone"), reply))).await;
-    abandon(queue.ask(|reply| Op::Mark(completion("evt_1", 1), reply))).await;
+    abandon(queue.ask(|reply| Op::Mark(completion("evt_1", FencingToken(1)), reply))).await;
     queue.flush();
     let first = writer.ops.try_recv().unwrap();
     let batch = writer.batch(first);
@@ -542,7 +542,7 @@ async fn replays_are_told_once_each_and_those_before_the_opening_not_at_all() {
     };
     // What is cached begins with the opening.
     let none = read(None).await;
-    assert_eq!((none.events.as_slice(), none.floor), (&[][..], 0));
+    assert_eq!((none.events.as_slice(), none.floor), (&[][..], FencingToken::NONE));
     let first = replay(&ledger, "evt_1").await;
     // Another decision is none: what it is about was not completed.
     let lock = acquire(&ledger, "evt_failed").await;
@@ -635,7 +635,7 @@ fn a_page_whose_time_is_over_ends_where_it_has_come_to_and_the_next_one_goes_on(
         let filter =
             HistoryFilter { provider, event_type: Some("rare".into()), page_size: 100, ..HistoryFilter::default() };
         let whole = read::history(&conn, &filter, Duration::MAX).unwrap();
-        assert_eq!(whole.events.iter().map(|event| event.row).collect::<Vec<_>>(), rows);
+        assert_eq!(whole.events.iter().map(|event| event.row.0).collect::<Vec<_>>(), rows);
         assert_eq!(whole.next, None);
         let pages = hurried(&conn, filter.clone());
         // A statement looks at 20,000 rows, and some of those that it ends with are among them.

@@ -8,8 +8,8 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 use super::{clock::Clock, counts::Deltas, error::Fault, rows};
 use crate::{
     event::{
-        Attempt, Claim, Claimed, Decision, Digest, Event, Extend, Key, Lock, Mark, Marked, Refusal, Resolution,
-        Resolve, Time, apply,
+        Attempt, Claim, Claimed, Decision, Digest, Event, Extend, FencingToken, Key, Lock, Mark, Marked, Refusal,
+        Resolution, Resolve, RowId, Time, apply,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::Delivery,
@@ -31,7 +31,7 @@ pub(super) struct Transaction<'a> {
     conn: &'a Connection,
     clock: &'a Clock,
     /// The last token that was given out.
-    token: &'a mut i64,
+    token: &'a mut FencingToken,
     /// Whether it was begun immediate, and may write.
     immediate: bool,
     written: bool,
@@ -46,7 +46,7 @@ impl<'a> Transaction<'a> {
     pub(super) fn begin(
         conn: &'a Connection,
         clock: &'a Clock,
-        token: &'a mut i64,
+        token: &'a mut FencingToken,
         immediate: bool,
     ) -> Result<Self, Fault> {
         let begin = if immediate { "begin immediate" } else { "begin" };
@@ -84,9 +84,9 @@ impl<'a> Transaction<'a> {
 
     /// The next fencing token. Only within a transaction that holds the write lock, and kept by its commit (S2); one that
     /// is rolled back leaves a gap.
-    fn draw_token(&mut self) -> Result<i64, Fault> {
+    fn draw_token(&mut self) -> Result<FencingToken, Fault> {
         self.writes()?;
-        *self.token += 1;
+        self.token.0 += 1;
         Ok(*self.token)
     }
 
@@ -115,7 +115,7 @@ impl<'a> Transaction<'a> {
             (ClaimStep::Insert, None) => {
                 // The row is named after its first token: neither is ever used again.
                 let token = self.draw_token()?;
-                let event = Event::inserted(claim, token, token, now);
+                let event = Event::inserted(claim, RowId(token.0), token, now);
                 self.insert(&event)?;
                 (acquired(&event, now)?, event)
             }
@@ -241,16 +241,16 @@ impl<'a> Transaction<'a> {
         Ok(statement.query_row(params![key.tenant, key.provider, key.event_id], rows::event).optional()?)
     }
 
-    fn was_claimed(&self, row: i64, claim_id: &str) -> Result<bool, Fault> {
+    fn was_claimed(&self, row: RowId, claim_id: &str) -> Result<bool, Fault> {
         Ok(self.prepare(include_str!("attempt_claimed.sql"))?.exists(params![row, claim_id])?)
     }
 
-    fn attempt(&self, row: i64, fencing_token: i64) -> Result<Option<Attempt>, Fault> {
+    fn attempt(&self, row: RowId, fencing_token: FencingToken) -> Result<Option<Attempt>, Fault> {
         let mut statement = self.prepare(include_str!("attempt_by_token.sql"))?;
         Ok(statement.query_row(params![row, fencing_token], rows::attempt).optional()?)
     }
 
-    fn last_resolution(&self, row: i64) -> Result<Option<Resolution>, Fault> {
+    fn last_resolution(&self, row: RowId) -> Result<Option<Resolution>, Fault> {
         let mut statement = self.prepare(include_str!("resolution_last.sql"))?;
         Ok(statement.query_row(params![row], rows::resolution).optional()?)
     }
@@ -356,7 +356,7 @@ impl<'a> Transaction<'a> {
         Ok(())
     }
 
-    fn record(&mut self, row: i64, resolution: &Resolution) -> Result<(), Fault> {
+    fn record(&mut self, row: RowId, resolution: &Resolution) -> Result<(), Fault> {
         self.writes()?;
         self.prepare(include_str!("resolution_insert.sql"))?.execute(params![
             row,

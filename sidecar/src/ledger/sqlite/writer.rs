@@ -20,7 +20,7 @@ use super::{
     transaction::{ClaimOutcome, Transaction},
 };
 use crate::{
-    event::{Event, Lock, Marked, Micros, Refusal},
+    event::{Event, FencingToken, Lock, Marked, Micros, Refusal},
     ledger::metrics::LedgerMetrics,
     ledger::{
         Error,
@@ -51,7 +51,7 @@ pub(super) struct Writer {
     pub(super) conn: Connection,
     pub(super) clock: Arc<Clock>,
     /// The last fencing token that was given out.
-    pub(super) token: i64,
+    pub(super) token: FencingToken,
     pub(super) tally: Tally,
     pub(super) metrics: Arc<LedgerMetrics>,
     /// What Cleanup goes by.

@@ -6,7 +6,7 @@ use rusqlite::{OptionalExtension as _, Row, params};
 
 use super::{Fault, Transaction};
 use crate::{
-    event::{Micros, State, Time},
+    event::{Micros, RowId, State, Time},
     ledger::{
         filter::{CleanupProgress, CleanupScope, Cursor},
         sqlite::counts::retries,
@@ -20,7 +20,7 @@ pub(in crate::ledger::sqlite) const DELIVERIES_MAX: usize = 1_000;
 
 /// What decides whether an event goes.
 struct Candidate {
-    row: i64,
+    row: RowId,
     create_time: Time,
     tenant: String,
     provider: String,
@@ -110,7 +110,7 @@ impl Transaction<'_> {
     }
 
     fn span(&self, scope: &CleanupScope, after: Option<Cursor>, limit: usize) -> Result<Vec<Candidate>, Fault> {
-        let after = after.unwrap_or(Cursor { create_time: Time(i64::MIN), row: i64::MIN });
+        let after = after.unwrap_or(Cursor { create_time: Time(i64::MIN), row: RowId(i64::MIN) });
         let mut statement = self.prepare(include_str!("../cleanup_span.sql"))?;
         let rows = statement
             .query_map(params![after.create_time, after.row, scope.before, sql_limit(limit)], Candidate::from_row)?;
