@@ -1,5 +1,7 @@
 //! The search: what can happen in a world, and what must hold in every one.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{FencingToken, Resolved, State, Time};
 use stateright::{Model, Property};
 
@@ -27,7 +29,7 @@ pub struct Protocol {
     /// How many crashes and flushes there are.
     pub crashes: u8,
     /// The cap on attempts.
-    pub attempts_max: i32,
+    pub attempts_max: Option<NonZeroU32>,
     /// The rule that does not hold, if any.
     pub broken: Option<Broken>,
 }

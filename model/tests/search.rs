@@ -2,7 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "they say what they have seen")]
 
-use std::{collections::BTreeMap, env, time::Instant};
+use std::{collections::BTreeMap, env, num::NonZeroU32, time::Instant};
 
 use oncegate_model::{Broken, Protocol};
 use stateright::{Checker, DiscoveryClassification, HasDiscoveries, Model as _};
@@ -38,7 +38,7 @@ fn one_event() -> Protocol {
         resolutions: 1,
         cleanups: 1,
         crashes: 1,
-        attempts_max: 2,
+        attempts_max: NonZeroU32::new(2),
         broken: None,
     }
 }

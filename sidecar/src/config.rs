@@ -245,10 +245,10 @@ impl fmt::Display for Store {
 pub struct Policy {
     /// The default lock (S6).
     pub lock_duration: Micros,
-    /// The default cap (S7); 0: none.
-    pub attempts_max: i32,
-    /// Caps of single providers.
-    pub provider_attempts_max: BTreeMap<String, i32>,
+    /// The default cap (S7), if there is one.
+    pub attempts_max: Option<NonZeroU32>,
+    /// The same for single providers.
+    pub provider_attempts_max: BTreeMap<String, Option<NonZeroU32>>,
     /// What Cleanup cannot undercut.
     pub retention_min: Duration,
     /// Calls per second and tenant; None: no quota.
@@ -256,8 +256,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The cap for a provider's events.
-    pub fn attempts_max(&self, provider: &str) -> i32 {
+    /// The cap for a provider's events, if there is one.
+    pub fn attempts_max(&self, provider: &str) -> Option<NonZeroU32> {
         self.provider_attempts_max.get(provider).copied().unwrap_or(self.attempts_max)
     }
 }
@@ -266,7 +266,7 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             lock_duration: Micros(300_000_000),
-            attempts_max: 100,
+            attempts_max: NonZeroU32::new(100),
             provider_attempts_max: BTreeMap::new(),
             retention_min: Duration::from_secs(6 * 24 * 3_600),
             tenant_calls_per_second: None,
@@ -508,6 +508,10 @@ fn redis(
     }
 }
 
-fn cap(setting: &'static str, count: u32) -> Result<i32, Problem> {
-    i32::try_from(count).map_err(|_| Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)))
+/// A cap as given, 0 for none. What the ledgers count attempts in bounds it.
+fn cap(setting: &'static str, count: u32) -> Result<Option<NonZeroU32>, Problem> {
+    if i32::try_from(count).is_err() {
+        return Err(Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)));
+    }
+    Ok(NonZeroU32::new(count))
 }

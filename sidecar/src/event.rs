@@ -11,6 +11,8 @@ mod text;
 pub mod time;
 pub mod transition;
 
+use std::num::NonZeroU32;
+
 pub use key_digest::KeyDigest;
 pub use number::{FencingToken, RowId};
 pub use text::{Outcome, State};
@@ -160,9 +162,10 @@ impl Event {
         self.archived_count() > 0 && (self.latest.is_none() || self.fencing_token != fencing_token)
     }
 
-    /// Whether one more attempt would exceed the cap (S7). 0: there is none.
-    pub fn capped(&self, attempts_max: i32) -> bool {
-        attempts_max > 0 && self.attempt_count - self.attempts_forgiven >= attempts_max
+    /// Whether one more attempt would exceed the cap, if there is one (S7).
+    pub fn capped(&self, attempts_max: Option<NonZeroU32>) -> bool {
+        let counted = u32::try_from(self.attempt_count - self.attempts_forgiven).unwrap_or_default();
+        attempts_max.is_some_and(|max| counted >= max.get())
     }
 
     /// The latest attempt in the form that the archive has.
@@ -249,8 +252,8 @@ pub struct Claim {
     pub payload_digest: Option<Digest>,
     /// The sender's identifier of this delivery.
     pub delivery_id: Option<String>,
-    /// At most this many attempts; 0 for no cap (S7).
-    pub attempts_max: i32,
+    /// At most this many attempts; None: no cap (S7).
+    pub attempts_max: Option<NonZeroU32>,
     /// The caller waits on: an answer of "in progress" is not its last, and must not be counted as a duplicate or a
     /// mismatch.
     pub waiting: bool,
@@ -279,7 +282,7 @@ pub struct Mark {
     /// What it left.
     pub result: Option<StoredResult>,
     /// As in [`Claim`].
-    pub attempts_max: i32,
+    pub attempts_max: Option<NonZeroU32>,
 }
 
 /// How an attempt ended, as its holder reports it.

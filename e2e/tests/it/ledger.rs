@@ -311,13 +311,20 @@ pub(crate) fn claim(key: &Key, claim_id: &str) -> Claim {
         metadata: None,
         payload_digest: None,
         delivery_id: None,
-        attempts_max: 0,
+        attempts_max: None,
         waiting: false,
     }
 }
 
 pub(crate) fn mark(key: &Key, lock: &Lock, ending: Ending) -> Mark {
-    Mark { key: key.clone(), fencing_token: lock.fencing_token, claim_id: None, ending, result: None, attempts_max: 0 }
+    Mark {
+        key: key.clone(),
+        fencing_token: lock.fencing_token,
+        claim_id: None,
+        ending,
+        result: None,
+        attempts_max: None,
+    }
 }
 
 pub(crate) fn completion(key: &Key, lock: &Lock) -> Mark {

@@ -18,7 +18,7 @@ pub(crate) fn claim(event_id: &str, claim_id: &str) -> Claim {
         metadata: None,
         payload_digest: None,
         delivery_id: None,
-        attempts_max: 0,
+        attempts_max: None,
         waiting: false,
     }
 }

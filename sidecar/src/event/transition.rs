@@ -4,6 +4,8 @@
 //! repeats the rule in the WHERE of one conditional statement, so an answer that is out of date by the time it is
 //! applied changes nothing and is asked for again; no decision is ever written from memory alone.
 
+use std::num::NonZeroU32;
+
 use super::{
     Attempt, Claim, Decision, Ending, Event, Extend, FailureKind, Lock, Mark, Micros, Outcome, Refusal, Resolution,
     Resolve, Resolved, State, Time,
@@ -154,7 +156,7 @@ pub fn mark(event: Option<&Event>, archived: Option<&Attempt>, request: &Mark) -
 }
 
 /// The state that an accepted ending puts the event into.
-pub fn ended_state(event: &Event, ending: &Ending, attempts_max: i32) -> State {
+pub fn ended_state(event: &Event, ending: &Ending, attempts_max: Option<NonZeroU32>) -> State {
     match ending {
         Ending::Completed { .. } => State::Completed,
         Ending::Failed { kind: FailureKind::Unknown, .. } => State::Unknown,

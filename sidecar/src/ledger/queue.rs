@@ -226,7 +226,7 @@ mod tests {
             claim_id: None,
             ending: Ending::Completed { metadata: None },
             result: None,
-            attempts_max: 0,
+            attempts_max: None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! CheckAndLock: what is granted, to whom, and what is kept of it.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{
     Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Latest, Lock, Mark, Micros, Outcome, Resolve,
     Resolved, State, StoredResult,
@@ -30,7 +32,7 @@ async fn a_new_event_is_granted_with_all_that_the_claim_gave(fixture: &Fixture) 
         payload_digest: Some([2; 32]),
         metadata: Some(r#"{"order":"A-1"}"#.into()),
         delivery_id: Some("delivery-1".into()),
-        attempts_max: 3,
+        attempts_max: NonZeroU32::new(3),
         ..claim(&key("evt_1"), "claim-1")
     };
     let before = fixture.now().await;
@@ -92,7 +94,7 @@ async fn the_largest_values_are_kept_whole(fixture: &Fixture) {
         payload_digest: Some([0; 32]),
         metadata: Some(format!(r#"{{"k":"{}"}}"#, "\u{2603}".repeat(2_728))),
         delivery_id: Some("d".repeat(128)),
-        attempts_max: i32::MAX,
+        attempts_max: Some(NonZeroU32::MAX),
         ..claim(&key, "")
     };
     let claimed = fixture.claim(request.clone()).await;
@@ -116,7 +118,7 @@ async fn the_largest_values_are_kept_whole(fixture: &Fixture) {
     let failed = Mark {
         result: Some(largest(i32::MIN)),
         claim_id: Some(request.claim_id.clone()),
-        attempts_max: i32::MAX,
+        attempts_max: Some(NonZeroU32::MAX),
         ..mark(&key, &lock, ending)
     };
     let event = fixture.mark(failed).await.event;

@@ -1,5 +1,7 @@
 //! CheckAndLock: what is not granted, and how it is counted.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{Claim, Decision, FailureKind, Key, Mark, Micros, Outcome, Refusal, Resolved, State};
 
 use super::{
@@ -96,18 +98,20 @@ async fn the_claim_of_an_attempt_that_ended_makes_no_ghost_lock(fixture: &Fixtur
 async fn retryable_failures_at_the_cap_are_dead(fixture: &Fixture) {
     let key = key("evt_1");
     for attempt in 1..=3 {
-        let lock = fixture.acquire(Claim { attempts_max: 3, ..claim(&key, &format!("claim-{attempt}")) }).await;
-        let failed = Mark { attempts_max: 3, ..failure(&key, &lock, FailureKind::Retryable) };
+        let lock = fixture
+            .acquire(Claim { attempts_max: NonZeroU32::new(3), ..claim(&key, &format!("claim-{attempt}")) })
+            .await;
+        let failed = Mark { attempts_max: NonZeroU32::new(3), ..failure(&key, &lock, FailureKind::Retryable) };
         let event = fixture.mark(failed).await.event;
         let dead = attempt == 3;
         assert_eq!(event.state, if dead { State::Dead } else { State::Failed });
         assert_eq!(event.end_time, dead.then_some(event.update_time));
         assert_eq!(latest(&event).outcome, Outcome::FailedRetryable, "how the attempt ended is its holder's word");
     }
-    let claimed = fixture.claim(Claim { attempts_max: 3, ..claim(&key, "claim-4") }).await;
+    let claimed = fixture.claim(Claim { attempts_max: NonZeroU32::new(3), ..claim(&key, "claim-4") }).await;
     assert_eq!((claimed.decision, claimed.event.attempt_count), (Decision::Refused, 3));
     // A higher cap does not raise the dead.
-    let claimed = fixture.claim(Claim { attempts_max: 0, ..claim(&key, "claim-5") }).await;
+    let claimed = fixture.claim(Claim { attempts_max: None, ..claim(&key, "claim-5") }).await;
     assert_eq!(claimed.decision, Decision::Refused);
 }
 
@@ -117,7 +121,7 @@ async fn an_expiry_at_the_cap_is_buried_by_the_next_claim(fixture: &Fixture) {
     let second = fixture.expired(&key, "second").await;
     assert_eq!(fixture.event(&key).await.state, State::Processing, "nothing happens by itself");
     for (claim_id, duplicates) in [("third", 1), ("fourth", 2)] {
-        let claimed = fixture.claim(Claim { attempts_max: 2, ..claim(&key, claim_id) }).await;
+        let claimed = fixture.claim(Claim { attempts_max: NonZeroU32::new(2), ..claim(&key, claim_id) }).await;
         assert_eq!((claimed.decision, claimed.event.state), (Decision::Refused, State::Dead));
         assert_eq!((claimed.event.attempt_count, claimed.event.fencing_token), (2, second.fencing_token));
         assert_eq!(claimed.event.end_time, Some(claimed.event.update_time));
@@ -142,7 +146,7 @@ async fn a_cap_that_was_lowered_buries_a_failed_event(fixture: &Fixture) {
     assert_eq!(ended.end_time, Some(failed.update_time));
     fixture.passed(failed.update_time.plus(Micros(1_000))).await;
 
-    let second = Claim { attempts_max: 1, payload_digest: Some([2; 32]), ..claim(&key, "second") };
+    let second = Claim { attempts_max: NonZeroU32::new(1), payload_digest: Some([2; 32]), ..claim(&key, "second") };
     let claimed = fixture.claim(second).await;
     let event = claimed.event;
     assert_eq!((claimed.decision, event.state), (Decision::Refused, State::Dead));
@@ -182,7 +186,7 @@ async fn marks_that_come_with_the_burial_of_a_failure_meet_its_record() {
         // What is asked now waits for the batch that waits for this row, and goes into the next one together.
         sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
         tokio::join!(
-            ledger.claim(Claim { attempts_max: 1, ..claim(&key, "second") }),
+            ledger.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&key, "second") }),
             ledger.mark(failure(&key, &lock, FailureKind::Retryable)),
             ledger.mark(completion(&key, &lock)),
             async { held.rollback().await.unwrap() },

@@ -152,7 +152,7 @@ async fn ask(fixture: &Fixture, key: &Key, call: &Call, lock: Micros, pause: Opt
                 claim_id: Some(claim_id.clone()),
                 ending,
                 result: None,
-                attempts_max: 0,
+                attempts_max: None,
             };
             ledger.mark(request).await.map(|marked| Reply::Marked { repeated: marked.repeated })
         }

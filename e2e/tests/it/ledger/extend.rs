@@ -1,5 +1,7 @@
 //! ExtendLock.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{Claim, Decision, Extend, FailureKind, FencingToken, Micros, Refusal, State};
 
 use super::{Fixture, HOUR, MINUTE, claim, completion, conformance, extension, failure, key, latest, lost, refused};
@@ -81,6 +83,6 @@ async fn a_lock_that_was_taken_or_has_ended_is_lost(fixture: &Fixture) {
 
     let buried = key("buried");
     let lock = fixture.expired(&buried, "first").await;
-    fixture.claim(Claim { attempts_max: 1, ..claim(&buried, "second") }).await;
+    fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&buried, "second") }).await;
     assert_eq!(extend(&buried, &lock).await, lost(State::Dead, &lock));
 }

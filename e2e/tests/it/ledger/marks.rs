@@ -1,5 +1,7 @@
 //! MarkCompleted and MarkFailed: what is recorded, what is repeated, and who is too late.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{
     Attempt, Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Mark, Outcome, Refusal, Resolve, Resolved,
     State, StoredResult, metadata,
@@ -226,7 +228,7 @@ async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
     ] {
         let key = key(name);
         let lock = fixture.expired(&key, "first").await;
-        let buried = fixture.claim(Claim { attempts_max: 1, ..claim(&key, "second") }).await.event;
+        let buried = fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&key, "second") }).await.event;
         assert_eq!(buried.state, State::Dead);
         let request = match name {
             "completed" => completion(&key, &lock),
@@ -234,7 +236,7 @@ async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
             "terminal" => failure(&key, &lock, FailureKind::Terminal),
             _ => failure(&key, &lock, FailureKind::Unknown),
         };
-        let request = Mark { attempts_max: 1, result: Some(result(7, b"late")), ..request };
+        let request = Mark { attempts_max: NonZeroU32::new(1), result: Some(result(7, b"late")), ..request };
         let outcome = request.ending.outcome();
         let marked = fixture.mark(request.clone()).await;
         assert_eq!((marked.repeated, marked.event.state), (false, state), "{name}");
@@ -248,7 +250,7 @@ async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
     // A cap that was raised since: the failed attempt may be followed by another one.
     let key = key("raised");
     let lock = fixture.expired(&key, "first").await;
-    fixture.claim(Claim { attempts_max: 1, ..claim(&key, "second") }).await;
+    fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&key, "second") }).await;
     let event = fixture.mark(failure(&key, &lock, FailureKind::Retryable)).await.event;
     assert_eq!((event.state, event.end_time), (State::Failed, None));
     assert_eq!(fixture.acquire(claim(&key, "second")).await.attempt, 2);
@@ -257,7 +259,7 @@ async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
 async fn a_mark_of_a_buried_failure_meets_its_record(fixture: &Fixture) {
     let key = key("evt_1");
     let lock = fixture.failed(&key, FailureKind::Retryable).await;
-    let buried = fixture.claim(Claim { attempts_max: 1, ..claim(&key, "second") }).await.event;
+    let buried = fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&key, "second") }).await.event;
     assert_eq!(buried.state, State::Dead);
     let failed = failure(&key, &lock, FailureKind::Retryable);
     for claim_id in [None, Some("failer".to_owned())] {

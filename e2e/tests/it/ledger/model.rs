@@ -1,7 +1,7 @@
 //! Commands at random, on the ledger and on a model in memory that has nothing but the pure rules: every answer, and
 //! all that is kept in the end, must be the same. And the same commands on both ledgers, side by side.
 
-use std::{collections::BTreeMap, env};
+use std::{collections::BTreeMap, env, num::NonZeroU32};
 
 use oncegate_e2e::chaos::seed::Seed;
 use oncegate_sidecar::{
@@ -131,7 +131,7 @@ impl Model {
         };
         let digest = |random: &mut StdRng| Some([random.random_range(1..3); 32]);
         let maybe = |random: &mut StdRng, chance: u32| random.random_range(0..100) < chance;
-        let attempts_max = [0, 2, 3, 6][random.random_range(0..4)];
+        let attempts_max = NonZeroU32::new([0, 2, 3, 6][random.random_range(0..4)]);
         if random.random_range(0..500) == 0 {
             return Command::Cleanup(State::ALL.into_iter().filter(|_| random.random_range(0..2) == 0).collect());
         }

@@ -1,6 +1,6 @@
 //! Sidecars of one database: what they tell each other (L9), and what they do to one event at once.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use oncegate_e2e::{DEADLINE, eventually, postgres::Database, within};
 use oncegate_sidecar::{
@@ -164,7 +164,7 @@ async fn of_two_endings_of_a_buried_attempt_the_first_stands() {
     let other = PostgresLedger::connect(database.url(), &settings).await.unwrap();
     let key = key("evt");
     // Its lock has expired at once, and no other attempt is allowed.
-    let only = Claim { lock_duration: Micros::ZERO, attempts_max: 1, ..claim(&key, "a") };
+    let only = Claim { lock_duration: Micros::ZERO, attempts_max: NonZeroU32::new(1), ..claim(&key, "a") };
     let Decision::Acquired(lock) = ledger.claim(only.clone()).await.unwrap().decision else { panic!("held") };
     let buried = ledger.claim(Claim { claim_id: "b".into(), ..only }).await.unwrap();
     assert_eq!(buried.decision, Decision::Refused);

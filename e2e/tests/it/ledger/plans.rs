@@ -1,5 +1,7 @@
 //! Plans: no statement walks a table, or an index of it, because the statistics are of another day (L4).
 
+use std::num::NonZeroU32;
+
 use futures::future::join_all;
 use oncegate_sidecar::{
     event::{Claim, Decision, Ending, FailureKind, FencingToken, Key, Mark, Micros, Refusal, Resolved, RowId, State},
@@ -116,12 +118,12 @@ async fn all_that_may_happen_to_an_event(ledger: &PostgresLedger, key: &Key) {
     assert_eq!(ledger.claim(claim(key, "c")).await.unwrap().decision, Decision::Refused);
     ledger.resolve(resolution(key, Resolved::Pending)).await.unwrap();
     acquire(Claim { lock_duration: Micros::ZERO, ..claim(key, "d") }).await;
-    let buried = ledger.claim(Claim { attempts_max: 1, ..claim(key, "e") }).await.unwrap();
+    let buried = ledger.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(key, "e") }).await.unwrap();
     assert_eq!(buried.decision, Decision::Refused);
     ledger.resolve(resolution(key, Resolved::Pending)).await.unwrap();
     let lock = acquire(claim(key, "failing")).await;
     ledger.mark(failure(key, &lock, kind)).await.unwrap();
-    let buried = ledger.claim(Claim { attempts_max: 1, ..claim(key, "beyond") }).await.unwrap();
+    let buried = ledger.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(key, "beyond") }).await.unwrap();
     assert_eq!(buried.decision, Decision::Refused);
     ledger.resolve(resolution(key, Resolved::Pending)).await.unwrap();
     let lock = acquire(claim(key, "f")).await;
@@ -169,7 +171,7 @@ async fn no_call_reads_all_attempts_of_an_event() {
                     claim_id: None,
                     ending: Ending::Completed { metadata: None },
                     result: None,
-                    attempts_max: 0,
+                    attempts_max: None,
                 };
                 let lost = Refusal::LockLost { state: State::Processing, fencing_token: FencingToken(20_001) };
                 assert_eq!(refused(ledger.mark(late).await), lost, "{token}");

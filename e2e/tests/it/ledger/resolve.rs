@@ -1,5 +1,7 @@
 //! Resolve: what operators decide by hand, and the record of it.
 
+use std::num::NonZeroU32;
+
 use oncegate_sidecar::event::{
     Claim, Decision, FailureKind, FencingToken, Key, Lock, Mark, Outcome, Refusal, Resolution, Resolve, Resolved, State,
 };
@@ -83,9 +85,9 @@ async fn an_event_is_put_away_and_brought_back(fixture: &Fixture) {
 
 async fn the_cap_starts_again_after_pending(fixture: &Fixture) {
     let key = key("evt_1");
-    let capped = |claim_id: &str| Claim { attempts_max: 2, ..claim(&key, claim_id) };
+    let capped = |claim_id: &str| Claim { attempts_max: NonZeroU32::new(2), ..claim(&key, claim_id) };
     let fail = async |lock: &_| {
-        let mark = Mark { attempts_max: 2, ..failure(&key, lock, FailureKind::Retryable) };
+        let mark = Mark { attempts_max: NonZeroU32::new(2), ..failure(&key, lock, FailureKind::Retryable) };
         fixture.mark(mark).await.event.state
     };
     for round in 0..3 {

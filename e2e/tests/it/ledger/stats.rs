@@ -1,6 +1,6 @@
 //! Stats: the counts are those that a recount of the events gives (L5).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use oncegate_e2e::chaos::seed::Seed;
 use oncegate_sidecar::{
@@ -125,7 +125,7 @@ async fn stuck_is_processing_past_the_expiry(fixture: &Fixture) {
     let lock = fixture.expired(&key("late"), "claim").await;
     fixture.mark(completion(&key("late"), &lock)).await;
     fixture.expired(&key("buried"), "claim").await;
-    fixture.claim(Claim { attempts_max: 1, ..claim(&key("buried"), "second") }).await;
+    fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&key("buried"), "second") }).await;
     assert_eq!(total(&assert_equal_a_recount(fixture, &everything()).await).stuck, 2);
     fixture.acquire(claim(&key("stuck_1"), "second")).await;
     let counts = total(&assert_equal_a_recount(fixture, &everything()).await);
@@ -210,7 +210,7 @@ async fn at_random(fixture: &Fixture, random: &mut StdRng) {
     };
     let request = Claim {
         lock_duration: if random.random_range(0..3) == 0 { Micros::ZERO } else { HOUR },
-        attempts_max: random.random_range(0..5),
+        attempts_max: NonZeroU32::new(random.random_range(0..5)),
         ..claim(&key, &format!("claim-{}", random.random::<u64>()))
     };
     // Whatever the answer is: refusals count as well.
@@ -236,7 +236,7 @@ async fn at_random(fixture: &Fixture, random: &mut StdRng) {
                     claim_id: None,
                     ending: Ending::Completed { metadata: None },
                     result: None,
-                    attempts_max: 0,
+                    attempts_max: None,
                 };
                 drop(fixture.ledger.mark(mark).await);
             }

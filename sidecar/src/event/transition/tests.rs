@@ -237,10 +237,14 @@ fn answers_are_counted_by_the_table() {
 fn claims_of_an_absent_event_insert_it() {
     for claim_ended in [false, true] {
         for fingerprint in FINGERPRINTS {
-            let request = Claim { fingerprint, attempts_max: 1, ..claim_by("own") };
+            let request = Claim { fingerprint, attempts_max: cap(1), ..claim_by("own") };
             assert_eq!(claim(None, claim_ended, &request, NOW), ClaimStep::Insert);
         }
     }
+}
+
+fn cap(attempts: i32) -> Option<NonZeroU32> {
+    NonZeroU32::new(attempts.unsigned_abs())
 }
 
 #[test]
@@ -251,7 +255,7 @@ fn claims_follow_the_table() {
             for (answer, caps) in [(below, &BELOW_THE_CAP[..]), (at, &AT_THE_CAP[..])] {
                 for &(attempts_max, attempts_forgiven) in caps {
                     let event = Event { attempts_forgiven, ..shape.event() };
-                    let request = Claim { attempts_max, ..claim_by(claim_id) };
+                    let request = Claim { attempts_max: cap(attempts_max), ..claim_by(claim_id) };
                     let step = claim(Some(&event), false, &request, NOW);
                     // Nothing but Resolve makes an event pending, and it forgives what went before; the cap is looked
                     // at where a lock expired or an attempt failed.
@@ -325,7 +329,7 @@ fn endings() -> [Ending; 4] {
 }
 
 fn mark_of(fencing_token: FencingToken, ending: Ending) -> Mark {
-    Mark { key: key(), fencing_token, claim_id: None, ending, result: None, attempts_max: 0 }
+    Mark { key: key(), fencing_token, claim_id: None, ending, result: None, attempts_max: None }
 }
 
 /// What a Mark with the event's own token meets.
@@ -390,11 +394,12 @@ fn marks_with_the_current_token_follow_the_table() {
                         Lost => lost(shape),
                     };
                     for claim_id in [None, Some("own".to_owned())] {
-                        let request = Mark { claim_id, attempts_max, ..mark_of(TOKEN, ending.clone()) };
+                        let request =
+                            Mark { claim_id, attempts_max: cap(attempts_max), ..mark_of(TOKEN, ending.clone()) };
                         assert_eq!(mark(Some(&event), None, &request), expected, "{shape:?}, {request:?}");
                     }
                     let claim_id = Some("other".to_owned());
-                    let request = Mark { claim_id, attempts_max, ..mark_of(TOKEN, ending) };
+                    let request = Mark { claim_id, attempts_max: cap(attempts_max), ..mark_of(TOKEN, ending) };
                     assert_eq!(mark(Some(&event), None, &request), lost(shape), "{shape:?}, {request:?}");
                 }
             }

@@ -98,7 +98,7 @@ impl Statement for Bury {
             .bind(items.iter().map(|item| item.event.row).bind_iter())
             .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
             .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
-            .bind(items.iter().map(|item| item.claim.request.attempts_max).bind_iter())
+            .bind(items.iter().map(|item| row::attempts_max(item.claim.request.attempts_max)).bind_iter())
             .bind(places(items.len()).bind_iter())
             .bind(slot)
             .bind(items.iter().map(|item| item.event.create_time).bind_iter())

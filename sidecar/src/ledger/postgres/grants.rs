@@ -86,7 +86,7 @@ mod tests {
             claim_id: None,
             ending,
             result: None,
-            attempts_max: 0,
+            attempts_max: None,
         }
     }
 

@@ -243,7 +243,7 @@ fn bind_marks<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q> {
         .bind(marks().map(|mark| mark.fencing_token).bind_iter())
         .bind(marks().map(|mark| mark.claim_id.as_deref()).bind_iter())
         .bind(marks().map(|mark| mark.ending.outcome().as_str()).bind_iter())
-        .bind(marks().map(|mark| mark.attempts_max).bind_iter())
+        .bind(marks().map(|mark| row::attempts_max(mark.attempts_max)).bind_iter())
         .bind(marks().map(|mark| error_of(&mark.ending)).bind_iter())
         .bind(marks().map(|mark| retry_of(&mark.ending)).bind_iter())
         .bind(results().map(|result| result.map(|result| result.code)).bind_iter())

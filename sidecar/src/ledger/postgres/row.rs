@@ -1,5 +1,7 @@
 //! Between rows and the domain: times as the protocol has them, events, attempts and resolutions by column.
 
+use std::num::NonZeroU32;
+
 use bytes::Bytes;
 use sqlx::{
     Column as _, Decode, Encode, Postgres, Row as _, Type,
@@ -73,6 +75,12 @@ macro_rules! bigint {
 }
 
 bigint!(FencingToken, RowId);
+
+/// A cap on attempts as the statements have it; 0: there is none.
+pub(super) fn attempts_max(cap: Option<NonZeroU32>) -> i32 {
+    // Attempts are counted in the same type, and never exceed what does not fit into it.
+    cap.map_or(0, |cap| i32::try_from(cap.get()).unwrap_or(i32::MAX))
+}
 
 /// A word that is no state or outcome: the row was written by a newer version or by hand.
 #[derive(Debug, thiserror::Error)]

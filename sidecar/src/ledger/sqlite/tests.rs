@@ -33,7 +33,7 @@ fn completion(event_id: &str, fencing_token: FencingToken) -> Mark {
         claim_id: None,
         ending: Ending::Completed { metadata: None },
         result: None,
-        attempts_max: 0,
+        attempts_max: None,
     }
 }
 

@@ -106,7 +106,9 @@ fn edges() -> Vec<Edge> {
     for shape in [None].into_iter().chain(Shape::ALL.map(Some)) {
         let event = shape.map(Shape::event);
         let from = shape.map(Shape::state);
-        for (claim_id, attempts_max) in [("own", 0), ("other", 0), ("own", ATTEMPTS), ("other", ATTEMPTS)] {
+        for (claim_id, attempts_max) in
+            [("own", None), ("other", None), ("own", cap(ATTEMPTS)), ("other", cap(ATTEMPTS))]
+        {
             let request = Claim { attempts_max, ..claim_by(claim_id) };
             match claim(event.as_ref(), false, &request, NOW) {
                 ClaimStep::Insert | ClaimStep::Grant => edges.push((from, "CheckAndLock", Some(State::Processing))),
@@ -161,10 +163,10 @@ fn who_enters_and_who_leaves_a_state_is_what_the_document_says() {
         }
         // The kinds of failures.
         for (kind, attempts_max, word) in [
-            (FailureKind::Retryable, 0, "retryable"),
-            (FailureKind::Retryable, ATTEMPTS, "MarkFailed at the cap"),
-            (FailureKind::Terminal, 0, "terminal"),
-            (FailureKind::Unknown, 0, "MarkFailed unknown"),
+            (FailureKind::Retryable, None, "retryable"),
+            (FailureKind::Retryable, cap(ATTEMPTS), "MarkFailed at the cap"),
+            (FailureKind::Terminal, None, "terminal"),
+            (FailureKind::Unknown, None, "MarkFailed unknown"),
         ] {
             let ending = Ending::Failed { kind, error: None, retry_after: None };
             let leads = Some(ended_state(&ProcessingLive.event(), &ending, attempts_max)) == state;
