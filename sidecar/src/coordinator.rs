@@ -24,7 +24,7 @@ use crate::{
     cache::{Cache, Ticket, entry::Completion, stats::CacheStats},
     event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Payload, Resolve, Time},
     ledger::{
-        Announcement, Error, EventHistory, Heard, Ledger,
+        Announcement, Error, EventHistory, Heard, Ledger, Trouble,
         durability::Durability,
         filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
         load::Load,
@@ -346,7 +346,7 @@ impl Coordinator {
     }
 
     /// Why the ledger is down, where that is known.
-    pub fn trouble(&self) -> Option<&'static str> {
+    pub fn trouble(&self) -> Option<Trouble> {
         self.ledger.trouble()
     }
 

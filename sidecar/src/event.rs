@@ -11,7 +11,7 @@ mod text;
 pub mod time;
 pub mod transition;
 
-use std::num::NonZeroU32;
+use std::{fmt, num::NonZeroU32};
 
 pub use key_digest::KeyDigest;
 pub use number::{FencingToken, RowId};
@@ -463,16 +463,38 @@ pub enum Refusal {
         recorded: Outcome,
     },
     /// The event's state does not permit the resolution.
-    #[error("an event that is {from} cannot be resolved to {to}{hint}")]
+    #[error("an event that is {from} cannot be resolved to {to}{obstacle}")]
     StateConflict {
         /// The event's state.
         from: State,
         /// What was asked for.
         to: State,
-        /// What would help.
-        hint: &'static str,
+        /// What stands in the way.
+        obstacle: Obstacle,
     },
     /// No such event.
     #[error("no such event")]
     NotFound,
+}
+
+/// What an event's state has against a resolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is completed, and taking that back was not forced.
+    NotForced,
+    /// It is completed, and a resolution can only take that back.
+    Completed,
+    /// Its lock is live, so that somebody may be at work.
+    LockLive,
+}
+
+impl fmt::Display for Obstacle {
+    /// The end of the sentence that tells of the refusal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Obstacle::NotForced => "; only with force",
+            Obstacle::Completed => "; a completed event can only be replayed, by pending with force",
+            Obstacle::LockLive => " while its lock is live",
+        })
+    }
 }

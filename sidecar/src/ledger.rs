@@ -122,7 +122,7 @@ pub trait Ledger: Send + Sync + 'static {
         None
     }
     /// Why it is down, where that is known, as of the last [`Ledger::check`].
-    fn trouble(&self) -> Option<&'static str> {
+    fn trouble(&self) -> Option<Trouble> {
         None
     }
     /// Tells other processes on the same ledger that an event has changed, some time soon. Losing it costs them one
@@ -150,6 +150,23 @@ pub trait Ledger: Send + Sync + 'static {
     /// Waits until nothing can be decided here any more, whatever the database does: the ledger was closed, or a task of its own is
     /// gone, which takes a panic. Cancel-safe.
     async fn ended(&self);
+}
+
+/// Why a ledger is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Commits would wait for a standby, and none is connected.
+    NoStandby,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::NoStandby => f.write_str(
+                "synchronous_standby_names names standbys and none of them is connected; every commit would wait for one",
+            ),
+        }
+    }
 }
 
 /// What the ledger's connection stands on: what caches are keyed by.

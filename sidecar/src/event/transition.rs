@@ -7,8 +7,8 @@
 use std::num::NonZeroU32;
 
 use super::{
-    Attempt, Claim, Decision, Ending, Event, Extend, FailureKind, Lock, Mark, Micros, Outcome, Refusal, Resolution,
-    Resolve, Resolved, State, Time,
+    Attempt, Claim, Decision, Ending, Event, Extend, FailureKind, Lock, Mark, Micros, Obstacle, Outcome, Refusal,
+    Resolution, Resolve, Resolved, State, Time,
 };
 
 /// What CheckAndLock comes to.
@@ -221,18 +221,16 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
         return ResolveStep::Refuse(lock_lost(event));
     }
     let conflict =
-        |hint| ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), hint });
+        |obstacle| ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), obstacle });
     match (event.state, request.to) {
         (State::Pending | State::Failed | State::Unknown | State::Dead, _) => ResolveStep::Apply,
         (State::Completed, Resolved::Pending) if request.force => ResolveStep::Apply,
-        (State::Completed, Resolved::Pending) => conflict("; only with force"),
-        (State::Completed, Resolved::Completed | Resolved::Dead) => {
-            conflict("; a completed event can only be replayed, by pending with force")
-        }
+        (State::Completed, Resolved::Pending) => conflict(Obstacle::NotForced),
+        (State::Completed, Resolved::Completed | Resolved::Dead) => conflict(Obstacle::Completed),
         (State::Processing, _) => match &event.latest {
             // Nobody is at work as far as the clock can tell; an operator need not wait for the next delivery.
             Some(latest) if latest.lock_expire_time <= now => ResolveStep::Apply,
-            Some(_) | None => conflict(" while its lock is live"),
+            Some(_) | None => conflict(Obstacle::LockLive),
         },
     }
 }

@@ -48,7 +48,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
+    Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing, Trouble,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     load::Load,
@@ -275,10 +275,8 @@ impl Ledger for PostgresLedger {
         self.node.borrow().as_ref().map(|node| node.durability.clone())
     }
 
-    fn trouble(&self) -> Option<&'static str> {
-        self.misses_standby.load(Ordering::Relaxed).then_some(
-            "synchronous_standby_names names standbys and none of them is connected; every commit would wait for one",
-        )
+    fn trouble(&self) -> Option<Trouble> {
+        self.misses_standby.load(Ordering::Relaxed).then_some(Trouble::NoStandby)
     }
 
     fn standing(&self) -> watch::Receiver<Option<Standing>> {

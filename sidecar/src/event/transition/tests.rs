@@ -580,9 +580,14 @@ fn resolutions_follow_the_table() {
                         let case = format!("{shape:?}, {request:?}: {step:?}");
                         match step {
                             ResolveStep::Apply => assert!(applies, "{case}"),
-                            ResolveStep::Refuse(Refusal::StateConflict { from, to: asked, .. }) => {
+                            ResolveStep::Refuse(Refusal::StateConflict { from, to: asked, obstacle }) => {
                                 assert!(!applies, "{case}");
-                                assert_eq!((from, asked), (shape.state(), to.state()), "{case}");
+                                let expected = match (shape.state(), to) {
+                                    (State::Completed, Resolved::Pending) => Obstacle::NotForced,
+                                    (State::Completed, _) => Obstacle::Completed,
+                                    _ => Obstacle::LockLive,
+                                };
+                                assert_eq!((from, asked, obstacle), (shape.state(), to.state(), expected), "{case}");
                             }
                             ResolveStep::Repeated | ResolveStep::Refuse(_) => panic!("{case}"),
                         }
