@@ -32,7 +32,7 @@ pub use self::{
 };
 use self::{
     entry::{Codec, Completion, DecodeError},
-    memory::Memory,
+    memory::{Found, Memory},
     redis::Redis,
     replays::Replays,
     stats::CacheStats,
@@ -207,13 +207,14 @@ impl Cache {
             return (None, ticket);
         };
         let digest = ticket.digest;
-        if let Some(answer) = self.in_memory(epoch, digest, claim, began) {
-            if answer.is_none() {
+        match self.in_memory(epoch, digest, claim, began) {
+            Found::Duplicate(completion) => return (Some(completion), ticket),
+            Found::Referred => {
                 self.stats.memory_referred.add();
+                return (None, ticket);
             }
-            return (answer, ticket);
+            Found::Nothing => self.stats.memory_misses.add(),
         }
-        self.stats.memory_misses.add();
         let Some(redis) = &self.redis else { return (None, ticket) };
         if !self.worth.is_enough() {
             self.stats.redis_unasked.add();
@@ -267,16 +268,13 @@ impl Cache {
         self.memory.duplicated(digest, payload, now).is_some_and(|token| self.stands(&epoch, digest, token))
     }
 
-    /// Whether the process's own layer knows the event, and the answer if the claim is a plain duplicate of it.
-    fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
-        let answer = self.memory.answer(digest, claim, now)?;
-        if let Some(completion) = &answer
-            && !self.stands(epoch, digest, completion.fencing_token)
-        {
+    /// What the process's own layer has to say to a claim, if it still stands.
+    fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim, now: Instant) -> Found {
+        match self.memory.answer(digest, claim, now) {
             // Redis may have a later one.
-            return None;
+            Found::Duplicate(completion) if !self.stands(epoch, digest, completion.fencing_token) => Found::Nothing,
+            found => found,
         }
-        Some(answer)
     }
 
     /// Whether what the process's own layer answers still stands: the event was not replayed after this token. Otherwise it is

@@ -139,6 +139,17 @@ impl Common {
     }
 }
 
+/// What the process's own layer has to say to a claim.
+#[derive(Debug, PartialEq)]
+pub(super) enum Found {
+    /// The event is not known here.
+    Nothing,
+    /// The claim is a plain duplicate of the event, and this is its answer.
+    Duplicate(Completion),
+    /// The event is known, and the claim is the ledger's to judge.
+    Referred,
+}
+
 #[derive(Clone)]
 struct ByBytes;
 
@@ -215,12 +226,13 @@ impl Memory {
         since == Stamp::SINCE || self.seconds(now).saturating_sub(since) >= AGE_MAX_SECS
     }
 
-    /// Whether the event is known `now`, and the answer if the claim is a plain duplicate of it.
-    pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim, now: Instant) -> Option<Option<Completion>> {
-        let held = self.get(digest, now)?;
+    /// What is known `now` of the event that a claim is about.
+    pub(super) fn answer(&self, digest: KeyDigest, claim: &Claim, now: Instant) -> Found {
+        let Some(held) = self.get(digest, now) else { return Found::Nothing };
         // With nothing left to compare a digest with, it is the ledger's to judge.
         let compares = !(held.stamp.has_mark() && claim.payload_digest.is_some());
-        Some(if compares { held.answer(claim) } else { None })
+        let answer = if compares { held.answer(claim) } else { None };
+        answer.map_or(Found::Referred, Found::Duplicate)
     }
 
     /// The event's token, if a claim that says nothing but its payload is a plain duplicate `now`. The payload is hashed unless
@@ -322,6 +334,10 @@ mod tests {
         }
     }
 
+    fn duplicate(of: &Entry) -> Found {
+        Found::Duplicate(of.answer(&claim()).expect("the claim is a plain duplicate"))
+    }
+
     #[test]
     fn what_is_held_answers_as_the_entry_does() {
         let bare = Entry { fingerprint: None, payload_digest: None, result: None, ..entry(7) };
@@ -383,8 +399,11 @@ mod tests {
         assert_eq!(duplicated(b"one"), (Some(FencingToken(7)), 0));
         assert_eq!(duplicated(b"two"), (None, 0));
         // There is nothing left to compare a digest with.
-        assert_eq!(memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()), Some(None));
-        assert_eq!(memory.answer(key, &claim(), Instant::now()), Some(entry(7).answer(&claim())));
+        assert_eq!(
+            memory.answer(key, &Claim { payload_digest: Some([3; 32]), ..claim() }, Instant::now()),
+            Found::Referred
+        );
+        assert_eq!(memory.answer(key, &claim(), Instant::now()), duplicate(&entry(7)));
         // What comes from the ledger, or from Redis, has one again.
         memory.put(key, &entry(7));
         assert_eq!(duplicated(b"one"), (Some(FencingToken(7)), 1));
@@ -416,11 +435,11 @@ mod tests {
         let digest = KeyDigest::of(&claim().key);
         memory.put(digest, &Entry::tombstone(FencingToken(8), Time(0)));
         memory.put(digest, &entry(7));
-        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Some(None));
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Found::Referred);
         memory.put(digest, &entry(9));
-        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Some(entry(9).answer(&claim())));
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), duplicate(&entry(9)));
         memory.forget(digest);
-        assert_eq!(memory.answer(digest, &claim(), Instant::now()), None);
+        assert_eq!(memory.answer(digest, &claim(), Instant::now()), Found::Nothing);
     }
 
     #[test]
