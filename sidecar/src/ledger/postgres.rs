@@ -41,7 +41,7 @@ pub use connect::{ConnectError, Node};
 
 use self::{
     connect::Slots,
-    counts::{Counts, Flusher},
+    counts::{Flusher, PendingCounts},
     notify::Notifier,
     read::Reader,
     statement::Session,
@@ -108,7 +108,7 @@ pub struct PostgresLedger {
     /// For what caches cannot answer without (C7).
     replays: Reader,
     notifier: Notifier,
-    counts: Counts,
+    counts: PendingCounts,
     closes: mpsc::Sender<counts::Close>,
     load: Arc<Load>,
     standing: watch::Receiver<Option<Standing>>,
@@ -138,7 +138,7 @@ impl PostgresLedger {
             "the ledger is connected"
         );
         let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
-        let (counts, load) = (Counts::default(), Arc::<Load>::default());
+        let (counts, load) = (PendingCounts::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
         let (session, node, standing) = Session::new(writes, opened, settings.metrics.clone());
         tokio::spawn(Writer::new(session, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());

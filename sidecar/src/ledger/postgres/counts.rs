@@ -33,7 +33,7 @@ const KEEP_UP_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// What waits to be written. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct Counts {
+pub(super) struct PendingCounts {
     pub(super) tally: Tally,
     timings: Arc<Mutex<PendingTimings>>,
     /// Notified when some of it has been written, or could not be.
@@ -42,7 +42,7 @@ pub(super) struct Counts {
     halted: Arc<AtomicBool>,
 }
 
-impl Counts {
+impl PendingCounts {
     fn timings(&self) -> MutexGuard<'_, PendingTimings> {
         // Numbers are added under it; nothing there can panic half-way.
         self.timings.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,7 +69,7 @@ pub(super) type Close = oneshot::Sender<()>;
 /// Writes what is counted. One task, never cancelled: nobody else uses its connection.
 pub(super) struct Flusher {
     session: Session,
-    counts: Counts,
+    counts: PendingCounts,
     closes: mpsc::Receiver<Close>,
 }
 
@@ -83,7 +83,7 @@ impl Drop for Flusher {
 
 impl Flusher {
     /// Ends when it is asked to, or when nobody is left who could ask.
-    pub(super) fn new(session: Session, counts: Counts, closes: mpsc::Receiver<Close>) -> Flusher {
+    pub(super) fn new(session: Session, counts: PendingCounts, closes: mpsc::Receiver<Close>) -> Flusher {
         Flusher { session, counts, closes }
     }
 
@@ -227,8 +227,8 @@ mod tests {
 
     use super::*;
 
-    fn counted(keys: usize) -> Counts {
-        let counts = Counts::default();
+    fn counted(keys: usize) -> PendingCounts {
+        let counts = PendingCounts::default();
         for number in 0..keys {
             let event_id = format!("evt_{number}");
             counts.tally.duplicate(&Key { tenant: "default".into(), provider: "stripe".into(), event_id }, None);

@@ -19,7 +19,7 @@ use super::{
         Applied, ApplyResolutions, Bury, Candidate, Classified, Classify, Decided, ExtendLocks, GrantAgain,
         RecordDeliveries, Tokened,
     },
-    counts::Counts,
+    counts::PendingCounts,
     grants::Grants,
     hot::{Claims, Hot, HotItem, HotRow, Met, Outlook, Past, Pending},
     statement::{Session, Statement},
@@ -77,7 +77,7 @@ pub(super) struct Writer {
     deferred: VecDeque<Queued>,
     /// How many of them there may be.
     deferred_max: usize,
-    counts: Counts,
+    counts: PendingCounts,
     outlook: Outlook,
     grants: Grants,
     step: Step,
@@ -89,7 +89,7 @@ impl Writer {
         session: Session,
         ops: mpsc::Receiver<Box<Op>>,
         batch_max: usize,
-        counts: Counts,
+        counts: PendingCounts,
         load: Arc<Load>,
     ) -> Writer {
         let deferred_max = ops.max_capacity();
