@@ -18,7 +18,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use oncegate_gateway::sidecar::Reach;
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Span, byte_size, duration},
+    config::{Checks, Problem, Problems, ShownDuration, byte_size, duration},
     secret::{SecretText, file},
     shutdown::{self, CancellationToken},
 };
@@ -277,13 +277,13 @@ impl Bench {
         }
         checks.within(
             "--duration",
-            Span(self.duration),
-            Span(Duration::from_millis(100))..=Span(Duration::from_secs(30 * 86_400)),
+            ShownDuration(self.duration),
+            ShownDuration(Duration::from_millis(100))..=ShownDuration(Duration::from_secs(30 * 86_400)),
         );
         checks.within(
             "--timeout",
-            Span(self.timeout),
-            Span(Duration::from_millis(1))..=Span(Duration::from_secs(3_600)),
+            ShownDuration(self.timeout),
+            ShownDuration(Duration::from_millis(1))..=ShownDuration(Duration::from_secs(3_600)),
         );
         checks.within("--body-size", self.body_size, 0..=1024 * 1024);
         Ok(checks.finish()?)

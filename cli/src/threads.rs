@@ -3,7 +3,7 @@
 use std::{io, num::NonZero, thread, time::Duration};
 
 use oncegate_runtime::{
-    config::{self, Span},
+    config::{self, ShownDuration},
     idle,
 };
 use tokio::runtime::{Builder, Runtime};
@@ -48,7 +48,7 @@ impl ThreadOptions {
 fn idle_poll(text: &str) -> Result<Duration, String> {
     let longest = config::duration(text).map_err(|error| error.to_string())?;
     if longest > IDLE_POLL_MAX {
-        return Err(format!("at most {}", Span(IDLE_POLL_MAX)));
+        return Err(format!("at most {}", ShownDuration(IDLE_POLL_MAX)));
     }
     Ok(longest)
 }

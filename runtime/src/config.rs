@@ -158,9 +158,9 @@ impl Checks {
 
 /// Prints a duration the way it may be written in the configuration: `4m`, `2s 500ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
+pub struct ShownDuration(pub Duration);
 
-impl fmt::Display for Span {
+impl fmt::Display for ShownDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         humantime::format_duration(self.0).fmt(f)
     }
@@ -168,9 +168,9 @@ impl fmt::Display for Span {
 
 /// Prints a number of bytes the way it may be written in the configuration, in the largest unit that divides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Size(pub u64);
+pub struct ShownSize(pub u64);
 
-impl fmt::Display for Size {
+impl fmt::Display for ShownSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (unit, bytes) in UNITS.iter().rev() {
             if self.0 >= *bytes && self.0.is_multiple_of(*bytes) {
@@ -280,9 +280,9 @@ mod tests {
     fn sizes_need_a_unit() {
         for (text, wanted) in [("512B", 512), ("256KiB", 262_144), ("64 MiB", 67_108_864), ("1GiB", 1_073_741_824)] {
             assert_eq!(byte_size(text), Ok(wanted), "{text}");
-            assert_eq!(Size(wanted).to_string(), text.replace(' ', ""));
+            assert_eq!(ShownSize(wanted).to_string(), text.replace(' ', ""));
         }
-        assert_eq!(Size(1_500).to_string(), "1500B");
+        assert_eq!(ShownSize(1_500).to_string(), "1500B");
         for text in ["", "256", "256KB", "1.5MiB", "-1B", "KiB", "99999999999GiB"] {
             assert!(byte_size(text).is_err(), "{text:?}");
         }
@@ -292,11 +292,11 @@ mod tests {
     fn every_problem_is_listed_with_both_values() {
         let mut checks = Checks::new();
         checks.less(
-            ("UPSTREAM_TIMEOUT", Span(Duration::from_secs(300))),
-            ("LOCK_DURATION", Span(Duration::from_secs(240))),
+            ("UPSTREAM_TIMEOUT", ShownDuration(Duration::from_secs(300))),
+            ("LOCK_DURATION", ShownDuration(Duration::from_secs(240))),
             "two attempts could be alive",
         );
-        checks.within("BODY_BYTES_MAX", Size(0), Size(1)..=Size(1 << 20));
+        checks.within("BODY_BYTES_MAX", ShownSize(0), ShownSize(1)..=ShownSize(1 << 20));
         assert_eq!(checks.take::<()>(Err(Problem::new("UPSTREAM_URL", "missing"))), None);
         let problems = checks.finish().unwrap_err();
         assert_eq!(problems.iter().count(), 3);

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, error::Error as _, fmt, num::NonZeroU32, path::
 use clap::builder::BoolishValueParser;
 use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Span, byte_size, duration, scheme},
+    config::{Checks, Problem, Problems, ShownDuration, byte_size, duration, scheme},
     secret::{SecretText, Source, file},
     server::Address,
     tls::ClientTlsFiles,
@@ -307,7 +307,11 @@ impl Options {
         let access = access::access(&self, &mut checks);
         self.without_redis(&mut checks);
         let store = checks.take(self.store.validate());
-        checks.within("LOCK_DURATION", Span(self.lock_duration), Span(LOCK_DURATION_MIN)..=Span(LOCK_DURATION_MAX));
+        checks.within(
+            "LOCK_DURATION",
+            ShownDuration(self.lock_duration),
+            ShownDuration(LOCK_DURATION_MIN)..=ShownDuration(LOCK_DURATION_MAX),
+        );
         let certificates = checks.take(redis_certificates(
             self.redis_ca_file,
             self.redis_client_cert_file,
@@ -343,8 +347,8 @@ impl Options {
         }
         checks.within(
             "RETENTION_MIN",
-            Span(self.retention_min),
-            Span(Duration::from_secs(3_600))..=Span(Duration::from_secs(100 * 365 * 86_400)),
+            ShownDuration(self.retention_min),
+            ShownDuration(Duration::from_secs(3_600))..=ShownDuration(Duration::from_secs(100 * 365 * 86_400)),
         );
         for (setting, value) in
             [("SIDECAR_CALLS_MAX", self.sidecar_calls_max), ("SIDECAR_WAITING_MAX", self.sidecar_waiting_max)]
@@ -353,8 +357,8 @@ impl Options {
         }
         checks.within(
             "COUNT_INTERVAL",
-            Span(self.count_interval),
-            Span(Duration::from_millis(100))..=Span(Duration::from_secs(3_600)),
+            ShownDuration(self.count_interval),
+            ShownDuration(Duration::from_millis(100))..=ShownDuration(Duration::from_secs(3_600)),
         );
         checks.finish()?;
         let store = store.expect("a store that cannot be used is a problem");

@@ -9,7 +9,7 @@ use std::{
 
 use oncegate_api::limits::{HOLDER_BYTES_MAX, LOCK_DURATION_MAX, LOCK_DURATION_MIN, WAIT_DURATION_MAX};
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Size, Span},
+    config::{Checks, Problem, Problems, ShownDuration, ShownSize},
     tls::{ServerTls, ServerTlsFiles},
 };
 
@@ -121,20 +121,20 @@ fn order(options: &Options, checks: &mut Checks) {
             format!(
                 "{} given; with SIDECAR_TIMEOUT, which is {}, it has to stay below GATEWAY_ANSWER_TIMEOUT, which is {}: \
                  otherwise a waiting duplicate never gets its answer",
-                Span(options.gateway_wait_duration),
-                Span(options.sidecar_timeout),
-                Span(options.gateway_answer_timeout),
+                ShownDuration(options.gateway_wait_duration),
+                ShownDuration(options.sidecar_timeout),
+                ShownDuration(options.gateway_answer_timeout),
             ),
         );
     }
     checks.less(
-        ("UPSTREAM_CONNECT_TIMEOUT", Span(options.upstream_connect_timeout)),
-        ("UPSTREAM_TIMEOUT", Span(timeout)),
+        ("UPSTREAM_CONNECT_TIMEOUT", ShownDuration(options.upstream_connect_timeout)),
+        ("UPSTREAM_TIMEOUT", ShownDuration(timeout)),
         CONNECT_FIRST,
     );
     checks.less(
-        ("SIDECAR_CONNECT_TIMEOUT", Span(options.sidecar_connect_timeout)),
-        ("SIDECAR_TIMEOUT", Span(options.sidecar_timeout)),
+        ("SIDECAR_CONNECT_TIMEOUT", ShownDuration(options.sidecar_connect_timeout)),
+        ("SIDECAR_TIMEOUT", ShownDuration(options.sidecar_timeout)),
         "a call that was never sent could not be told from one whose answer was lost",
     );
     if options.gateway_body_bytes_max > options.gateway_body_budget {
@@ -142,8 +142,8 @@ fn order(options: &Options, checks: &mut Checks) {
             "GATEWAY_BODY_BYTES_MAX",
             format!(
                 "{} given, has to be at most GATEWAY_BODY_BUDGET, which is {}: otherwise the largest body never fits",
-                Size(options.gateway_body_bytes_max),
-                Size(options.gateway_body_budget),
+                ShownSize(options.gateway_body_bytes_max),
+                ShownSize(options.gateway_body_budget),
             ),
         );
     }
@@ -152,7 +152,7 @@ fn order(options: &Options, checks: &mut Checks) {
 /// Limits of single values.
 fn limits(options: &Options, checks: &mut Checks) {
     let mut spans = |setting, value, range: RangeInclusive<Duration>| {
-        checks.within(setting, Span(value), Span(*range.start())..=Span(*range.end()));
+        checks.within(setting, ShownDuration(value), ShownDuration(*range.start())..=ShownDuration(*range.end()));
     };
     // W3: a wider window is a wider window for whoever recorded a request.
     spans("STRIPE_TOLERANCE", options.stripe_tolerance, SECOND..=routes::TOLERANCE_MAX);
@@ -183,10 +183,10 @@ fn limits(options: &Options, checks: &mut Checks) {
     if let Some(drain) = options.gateway_drain {
         spans("GATEWAY_DRAIN", drain, Duration::ZERO..=DAY);
     }
-    let size = |bytes| Size(bytes);
-    checks.within("GATEWAY_BODY_BYTES_MAX", Size(options.gateway_body_bytes_max), size(1)..=size(16 << 20));
-    checks.within("GATEWAY_BODY_BUDGET", Size(options.gateway_body_budget), size(1 << 10)..=size(1 << 40));
-    checks.within("UPSTREAM_BODY_BYTES_MAX", Size(options.upstream_body_bytes_max), size(0)..=size(16 << 20));
+    let size = |bytes| ShownSize(bytes);
+    checks.within("GATEWAY_BODY_BYTES_MAX", ShownSize(options.gateway_body_bytes_max), size(1)..=size(16 << 20));
+    checks.within("GATEWAY_BODY_BUDGET", ShownSize(options.gateway_body_budget), size(1 << 10)..=size(1 << 40));
+    checks.within("UPSTREAM_BODY_BYTES_MAX", ShownSize(options.upstream_body_bytes_max), size(0)..=size(16 << 20));
     checks.within("GATEWAY_CONNECTIONS_MAX", options.gateway_connections_max, 1..=1_000_000);
     checks.within("GATEWAY_TRUSTED_HOPS", options.gateway_trusted_hops, 0..=16);
     checks.within("GATEWAY_DELIVERIES_MAX", options.gateway_deliveries_max, 1..=1_000_000);

@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Span, duration},
+    config::{Checks, Problem, Problems, ShownDuration, duration},
     reload::read_text,
     secret::Source,
 };
@@ -310,7 +310,7 @@ impl Reader<'_> {
 
     fn tolerance(&mut self, most: Duration) -> Option<Duration> {
         let found = self.duration("tolerance")?;
-        self.within(&found, Span(Duration::from_secs(1))..=Span(most));
+        self.within(&found, ShownDuration(Duration::from_secs(1))..=ShownDuration(most));
         Some(found.value)
     }
 
@@ -328,9 +328,9 @@ impl Reader<'_> {
         let timeout = self.duration("upstream_timeout");
         if let Some(found) = &timeout {
             let (least, most) = TIMEOUTS.into_inner();
-            self.within(found, Span(least)..=Span(most));
+            self.within(found, ShownDuration(least)..=ShownDuration(most));
             if found.value <= options.upstream_connect_timeout {
-                let (given, connect) = (Span(found.value), Span(options.upstream_connect_timeout));
+                let (given, connect) = (ShownDuration(found.value), ShownDuration(options.upstream_connect_timeout));
                 self.checks.problem(
                     found.name.clone(),
                     format!(
@@ -341,7 +341,7 @@ impl Reader<'_> {
         }
         let lock = self.duration("lock_duration");
         if let Some(found) = &lock {
-            self.within(found, Span(LOCK_DURATION_MIN)..=Span(LOCK_DURATION_MAX));
+            self.within(found, ShownDuration(LOCK_DURATION_MIN)..=ShownDuration(LOCK_DURATION_MAX));
         }
         let lock_name = lock.as_ref().map_or("GATEWAY_LOCK_DURATION", |_| "lock_duration");
         let lock_value = lock.as_ref().map_or(options.gateway_lock_duration, |found| found.value);
@@ -423,10 +423,10 @@ impl Reader<'_> {
         }
     }
 
-    fn within(&mut self, found: &Found<Duration>, permitted: std::ops::RangeInclusive<Span>) {
-        if !permitted.contains(&Span(found.value)) {
+    fn within(&mut self, found: &Found<Duration>, permitted: std::ops::RangeInclusive<ShownDuration>) {
+        if !permitted.contains(&ShownDuration(found.value)) {
             let (least, most) = (permitted.start(), permitted.end());
-            let message = format!("{} given, permitted is {least} to {most}", Span(found.value));
+            let message = format!("{} given, permitted is {least} to {most}", ShownDuration(found.value));
             self.checks.problem(found.name.clone(), message);
         }
     }

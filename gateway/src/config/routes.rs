@@ -5,7 +5,7 @@ use std::{borrow::Cow, path::PathBuf, sync::Arc, time::Duration};
 use http::Uri;
 use oncegate_api::limits::TENANT_BYTES_MAX;
 use oncegate_runtime::{
-    config::{Checks, Problem, Span},
+    config::{Checks, Problem, ShownDuration},
     reload::read_file,
     secret::{Secret, Source},
 };
@@ -315,10 +315,10 @@ pub(super) fn outlasts(
             format!(
                 "{} given; with GATEWAY_LOCK_MARGIN, which is {}, it has to stay below {}, which is {}: otherwise a second \
                  attempt could start while the first is still at work",
-                Span(timeout.1),
-                Span(margin),
+                ShownDuration(timeout.1),
+                ShownDuration(margin),
                 lock.0,
-                Span(lock.1),
+                ShownDuration(lock.1),
             ),
         );
     }

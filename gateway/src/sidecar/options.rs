@@ -8,7 +8,7 @@ use std::{
 
 use http::HeaderValue;
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, Span},
+    config::{Checks, Problem, Problems, ShownDuration},
     reload::Files,
     secret::{Secret, SecretText, Source},
     tls::{ClientTls, ClientTlsFiles},
@@ -136,8 +136,8 @@ impl ReachOptions {
         }
         checks.within(
             "SIDECAR_RESOLVE_INTERVAL",
-            Span(self.resolve_interval),
-            Span(Duration::from_millis(10))..=Span(Duration::from_secs(3_600)),
+            ShownDuration(self.resolve_interval),
+            ShownDuration(Duration::from_millis(10))..=ShownDuration(Duration::from_secs(3_600)),
         );
         checks.finish()?;
         Ok(Reach {

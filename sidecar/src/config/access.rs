@@ -8,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use oncegate_runtime::{
-    config::{Checks, Problem, Span},
+    config::{Checks, Problem, ShownDuration},
     reload::Files,
     server::Address,
     tls::{self, ServerTls, ServerTlsFiles},
@@ -66,8 +66,8 @@ pub(super) fn access(options: &Options, checks: &mut Checks) -> Access {
     }
     checks.within(
         "SIDECAR_ACCESS_RELOAD",
-        Span(options.sidecar_access_reload),
-        Span(Duration::from_millis(10))..=Span(Duration::from_secs(3_600)),
+        ShownDuration(options.sidecar_access_reload),
+        ShownDuration(Duration::from_millis(10))..=ShownDuration(Duration::from_secs(3_600)),
     );
     if !options.sidecar_listen.is_local() && !options.insecure {
         let mut missing = Vec::new();

@@ -16,7 +16,7 @@ use oncegate_api::{
     },
     v1,
 };
-use oncegate_runtime::config::Span;
+use oncegate_runtime::config::ShownDuration;
 use tonic::Status;
 
 use self::fields::{Charset, Fields};
@@ -352,7 +352,7 @@ pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let bucket = fields.duration("bucket_duration", request.bucket_duration, HOUR..=CLEANUP_AGE_MAX);
     if let Some(bucket) = bucket {
         if bucket.subsec_nanos() != 0 || !bucket.as_secs().is_multiple_of(HOUR.as_secs()) {
-            fields.violation("bucket_duration", format!("must be a multiple of 1 h, not {}", Span(bucket)));
+            fields.violation("bucket_duration", format!("must be a multiple of 1 h, not {}", ShownDuration(bucket)));
         } else if let (Some(start), Some(end)) = (start_time, end_time) {
             check_buckets(&mut fields, start, end, Micros::from(bucket));
         }
@@ -441,7 +441,7 @@ fn people(span: Duration) -> String {
     if span >= DAY * 2 && span.as_secs().is_multiple_of(DAY.as_secs()) && span.subsec_nanos() == 0 {
         format!("{} days", span.as_secs() / DAY.as_secs())
     } else {
-        Span(span).to_string()
+        ShownDuration(span).to_string()
     }
 }
 

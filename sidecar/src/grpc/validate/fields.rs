@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use bytes::Bytes;
-use oncegate_runtime::config::Span;
+use oncegate_runtime::config::ShownDuration;
 use tonic::Status;
 use tonic_types::FieldViolation;
 
@@ -141,7 +141,12 @@ impl Fields {
         }
         self.violation(
             field,
-            format!("must be between {} and {}, not {}", people(*range.start()), people(*range.end()), Span(span)),
+            format!(
+                "must be between {} and {}, not {}",
+                people(*range.start()),
+                people(*range.end()),
+                ShownDuration(span)
+            ),
         );
         None
     }
