@@ -14,10 +14,10 @@ pub mod event;
 pub mod fuzzing;
 pub mod grpc;
 pub mod ledger;
+mod lockstep;
 pub mod maintenance;
 pub mod method;
 pub mod metrics;
-mod step;
 
 use std::{error::Error, io, path::PathBuf, sync::Arc};
 

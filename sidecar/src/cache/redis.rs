@@ -39,7 +39,7 @@ use self::{
     refusals::Refusals,
 };
 use super::{entry::VALUE_BYTES_MAX, stats::CacheStats};
-use crate::{event::Micros, step::Step};
+use crate::{event::Micros, lockstep::Lockstep};
 
 /// The longest that a look-up may hold up a call (C4).
 const LOOK_UP_TIME_MAX: Duration = Duration::from_millis(50);
@@ -286,7 +286,7 @@ const WARY_TIME: Duration = Duration::from_secs(3_600);
 async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Arc<Breaker>, clustered: bool) {
     let mut batch: Vec<Get> = Vec::with_capacity(BATCH_MAX);
     let mut wary_since: Option<Instant> = None;
-    let mut step = Step::default();
+    let mut lockstep = Lockstep::default();
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         // Those that nobody waits for any more.
         batch.retain(|get| !get.asker.reply.is_closed());
@@ -307,7 +307,7 @@ async fn answer_gets(client: Client, mut queue: mpsc::Receiver<Get>, breaker: Ar
                     wary_since = Some(Instant::now());
                 }
                 let given_up = asked - askers.len();
-                let half = step.split(askers.len(), queue.len());
+                let half = lockstep.split(askers.len(), queue.len());
                 for (place, (asker, found)) in askers.zip(found.into_iter().skip(given_up)).enumerate() {
                     if half == Some(place) {
                         tokio::task::yield_now().await;

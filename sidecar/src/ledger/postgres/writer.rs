@@ -35,7 +35,7 @@ use crate::{
         queue::{Op, batch_span},
         tally::Location,
     },
-    step::Step,
+    lockstep::Lockstep,
 };
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
@@ -80,7 +80,7 @@ pub(super) struct Writer {
     counts: PendingCounts,
     outlook: Outlook,
     grants: Grants,
-    step: Step,
+    lockstep: Lockstep,
     load: Arc<Load>,
 }
 
@@ -93,9 +93,9 @@ impl Writer {
         load: Arc<Load>,
     ) -> Writer {
         let deferred_max = ops.max_capacity();
-        let (deferred, outlook, step) = (VecDeque::new(), Outlook::default(), Step::default());
+        let (deferred, outlook, lockstep) = (VecDeque::new(), Outlook::default(), Lockstep::default());
         let grants = Grants::default();
-        Writer { session, ops, batch_max, deferred, deferred_max, counts, outlook, grants, step, load }
+        Writer { session, ops, batch_max, deferred, deferred_max, counts, outlook, grants, lockstep, load }
     }
 
     /// Works until the ledger is closed or dropped.
@@ -312,7 +312,7 @@ impl Writer {
     async fn hot_as(&mut self, claims: Claims, items: Vec<HotItem>, met: &mut Met, dealt: &mut Dealt) -> Vec<HotItem> {
         let mut left = Left::default();
         for (items, rows) in self.run_for(&Hot { claims }, items).await {
-            let half = self.step.split(rows.len(), self.ops.len() + self.deferred.len());
+            let half = self.lockstep.split(rows.len(), self.ops.len() + self.deferred.len());
             for (place, (item, row)) in items.into_iter().zip(rows).enumerate() {
                 if half == Some(place) {
                     tokio::task::yield_now().await;

@@ -12,12 +12,12 @@ const ENDS_MIN: u32 = 3;
 
 /// Sees whether callers go in step.
 #[derive(Debug, Default)]
-pub(crate) struct Step {
+pub(crate) struct Lockstep {
     /// Batches in a row that ended with nobody waiting.
     ends: u32,
 }
 
-impl Step {
+impl Lockstep {
     /// Called when the answers of a batch are ready, while `waiting` other calls wait. Returns the index at which to pause, so
     /// that the callers already answered can ask again; none where callers already go in groups.
     pub(crate) fn split(&mut self, answers: usize, waiting: usize) -> Option<usize> {
@@ -32,23 +32,23 @@ mod tests {
 
     #[test]
     fn callers_in_step_are_told_in_halves_until_they_go_in_groups() {
-        let mut step = Step::default();
-        assert_eq!(step.split(64, 0), None, "it may be a chance");
-        assert_eq!(step.split(64, 0), None);
-        assert_eq!(step.split(64, 0), Some(32));
+        let mut lockstep = Lockstep::default();
+        assert_eq!(lockstep.split(64, 0), None, "it may be a chance");
+        assert_eq!(lockstep.split(64, 0), None);
+        assert_eq!(lockstep.split(64, 0), Some(32));
         // From now on the halves take turns at the store, however large they are.
         for _ in 0..10 {
-            assert_eq!(step.split(64, 64), None);
+            assert_eq!(lockstep.split(64, 64), None);
         }
-        assert_eq!(step.split(64, 0), None, "one of them came late, once");
-        assert_eq!(step.split(64, 64), None);
+        assert_eq!(lockstep.split(64, 0), None, "one of them came late, once");
+        assert_eq!(lockstep.split(64, 64), None);
     }
 
     #[test]
     fn few_answers_are_told_at_once() {
-        let mut step = Step::default();
+        let mut lockstep = Lockstep::default();
         for _ in 0..10 {
-            assert_eq!(step.split(ANSWERS_MIN - 1, 0), None);
+            assert_eq!(lockstep.split(ANSWERS_MIN - 1, 0), None);
         }
     }
 }
