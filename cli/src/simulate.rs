@@ -20,7 +20,7 @@ use http::{HeaderName, HeaderValue, Request, Uri, header::CONTENT_TYPE};
 use http_body_util::Full;
 use oncegate_runtime::{
     config::Problem,
-    secret::{Secret, SecretText, Source},
+    secret::{Secret, SecretSource, SecretText},
 };
 use serde::Serialize;
 use tokio::sync::Barrier;
@@ -132,7 +132,7 @@ impl Target {
         value: Option<SecretText>,
         file: Option<PathBuf>,
     ) -> Result<Secret, Failure> {
-        if let Some(source) = Source::choose(setting, value, file)? {
+        if let Some(source) = SecretSource::choose(setting, value, file)? {
             let secrets = source.read_list().map_err(|error| Problem::from_error(setting, &error))?;
             // If several are live, any of them is accepted.
             return secrets.into_iter().next().ok_or_else(|| Problem::new(setting, "holds no secret").into());

@@ -16,7 +16,7 @@ use oncegate_gateway::{
 };
 use oncegate_runtime::{
     config::{self, Problem, Problems},
-    secret::{SecretText, Source},
+    secret::{SecretSource, SecretText},
 };
 
 use crate::{failure::Failure, output};
@@ -158,7 +158,7 @@ impl Verify {
         let Some(provider) = self.provider else {
             return Err(Problem::new("--provider", "needed to know how it is signed").into());
         };
-        let secrets = match Source::choose("--secret", self.secret.clone(), self.secret_file.clone())? {
+        let secrets = match SecretSource::choose("--secret", self.secret.clone(), self.secret_file.clone())? {
             None => Vec::new(),
             Some(source) => source
                 .read_list()

@@ -5,7 +5,7 @@ use std::{convert::Infallible, error::Error as StdError, future::pending, io, me
 
 use oncegate_runtime::{
     reload::READ_TIME_MAX,
-    secret::{ReadError, Secret, Source},
+    secret::{ReadError, Secret, SecretSource},
     tls::ServerTls,
 };
 use tokio::{
@@ -199,7 +199,7 @@ type BoxError = Box<dyn StdError>;
 /// soon as they are read: here all files are read before any of them is judged, because keys of one tenant have to fit each
 /// other, and a read that hangs holds up no other.
 struct Watched {
-    source: Source,
+    source: SecretSource,
     holder: Holder,
     current: Vec<Secret>,
     reading: Reading<Result<Vec<Secret>, ReadError>>,

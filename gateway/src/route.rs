@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use http::Uri;
 use oncegate_runtime::{
     config::Checks,
-    secret::{Secret, Source, shown_url},
+    secret::{Secret, SecretSource, shown_url},
 };
 
 use crate::{
@@ -31,7 +31,7 @@ pub(crate) struct Route {
 #[derive(Debug, Clone)]
 pub(crate) struct Secrets {
     /// Where they come from, to read them again.
-    pub(crate) source: Source,
+    pub(crate) source: SecretSource,
     /// What was read at start.
     pub(crate) read: Vec<Secret>,
 }
@@ -130,7 +130,7 @@ mod tests {
             path: path.into(),
             tenant: tenant.into(),
             provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
-            secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
+            secrets: Secrets { source: SecretSource::Value("x".into()), read: Vec::new() },
             application: Application {
                 url: Uri::from_static(url),
                 signer: None,

@@ -44,7 +44,7 @@ impl fmt::Debug for Secret {
 pub struct Blank;
 
 /// The text of a secret setting as given, possibly blank and possibly a list: what clap parses into, so that a secret is
-/// never held as a plain `String` that `Debug` would show. [`Source`] makes secrets of it.
+/// never held as a plain `String` that `Debug` would show. [`SecretSource`] makes secrets of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretText(Arc<str>);
 
@@ -111,7 +111,7 @@ pub enum ReadError {
 
 /// Where secrets come from: the setting `NAME` itself, or the file that `NAME_FILE` names.
 #[derive(Debug, Clone)]
-pub enum Source {
+pub enum SecretSource {
     /// Given as a value.
     Value(SecretText),
     /// Given as several values, in which commas belong to the value.
@@ -121,7 +121,7 @@ pub enum Source {
     File(PathBuf),
 }
 
-impl Source {
+impl SecretSource {
     /// Chooses between `NAME` and `NAME_FILE`. Blank text counts as unset, so that `NAME=` in a composed environment
     /// switches a setting off.
     ///
@@ -255,7 +255,7 @@ mod tests {
     fn nothing_prints_a_secret() {
         let secret = Secret::new("whsec_abc").unwrap();
         let text = SecretText::from("whsec_abc");
-        let source = Source::Value(text.clone());
+        let source = SecretSource::Value(text.clone());
         for shown in [format!("{secret:?}"), format!("{text:?}"), format!("{source:?}"), format!("{secret:#?}")] {
             assert!(!shown.contains("abc"), "{shown}");
         }
@@ -268,13 +268,13 @@ mod tests {
             assert_eq!(Secret::new(text), Err(Blank), "{text:?}");
         }
         for text in ["", "  ", ",", " , ,"] {
-            assert!(Source::choose("X", Some(text.into()), None).unwrap().is_none(), "{text:?}");
+            assert!(SecretSource::choose("X", Some(text.into()), None).unwrap().is_none(), "{text:?}");
         }
     }
 
     #[test]
     fn lists_drop_blanks_and_keep_order() {
-        let source = Source::choose("X", Some(" a, ,b,,c ".into()), None).unwrap().unwrap();
+        let source = SecretSource::choose("X", Some(" a, ,b,,c ".into()), None).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a", "b", "c"]);
     }
@@ -283,7 +283,7 @@ mod tests {
     fn w5_a_file_may_have_a_secret_on_each_line() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(b"old\r\n\nnew, newer\n").unwrap();
-        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        let source = SecretSource::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["old", "new", "newer"]);
     }
@@ -292,7 +292,7 @@ mod tests {
     fn a_byte_order_mark_is_no_part_of_a_secret() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all("\u{feff}first\nsecond\n".as_bytes()).unwrap();
-        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        let source = SecretSource::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["first", "second"]);
         assert_eq!(source.read_one().unwrap().expose(), "first\nsecond");
@@ -300,17 +300,17 @@ mod tests {
 
     #[test]
     fn several_values_keep_their_commas() {
-        let source = Source::Values([Secret::new("a,b").unwrap(), Secret::new("c").unwrap()].into());
+        let source = SecretSource::Values([Secret::new("a,b").unwrap(), Secret::new("c").unwrap()].into());
         let secrets = source.read_list().unwrap();
         assert_eq!(secrets.iter().map(Secret::expose).collect::<Vec<_>>(), ["a,b", "c"]);
         assert_eq!(source.read_one().unwrap().expose(), "a,b");
-        assert!(matches!(Source::Values([].into()).read_list(), Err(ReadError::Empty)));
+        assert!(matches!(SecretSource::Values([].into()).read_list(), Err(ReadError::Empty)));
     }
 
     #[test]
     fn a_file_loses_one_newline_and_a_blank_one_is_an_error() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
-        let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+        let source = SecretSource::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
         assert!(matches!(source.read_list(), Err(ReadError::Blank { .. })));
         assert!(matches!(source.read_one(), Err(ReadError::Blank { .. })));
         file.write_all(b"one,two\r\n").unwrap();
@@ -325,7 +325,7 @@ mod tests {
         let why = |content: &[u8]| {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(content).unwrap();
-            let source = Source::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
+            let source = SecretSource::choose("X", None, Some(file.path().to_owned())).unwrap().unwrap();
             let (list, one) = (source.read_list().unwrap_err(), source.read_one().unwrap_err());
             assert_eq!(list.to_string(), one.to_string());
             let shown = format!("{list:?} {}", crate::chain::Chain(&list));
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn value_and_file_together_are_a_problem() {
-        let problem = Source::choose("X", Some("s3cret".into()), Some("/run/x".into())).unwrap_err();
+        let problem = SecretSource::choose("X", Some("s3cret".into()), Some("/run/x".into())).unwrap_err();
         assert!(problem.to_string().contains("X_FILE"));
         assert!(!problem.to_string().contains("s3cret"));
     }

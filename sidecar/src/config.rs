@@ -8,7 +8,7 @@ use clap::builder::BoolishValueParser;
 use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, ShownDuration, byte_size, duration, scheme},
-    secret::{SecretText, Source, file},
+    secret::{SecretSource, SecretText, file},
     server::Address,
     tls::ClientTlsFiles,
 };
@@ -190,7 +190,7 @@ impl StoreOptions {
             (None, Some(_)) => Some("DATABASE_URL_FILE"),
             (None, None) => None,
         };
-        let database = Source::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
+        let database = SecretSource::choose("DATABASE_URL", self.database_url, self.database_url_file)?;
         // Elsewhere a blank setting is treated as unset. Here that would silently give each process a ledger of its own.
         if let (Some(setting), None) = (given, &database) {
             return Err(Problem::new(
@@ -225,7 +225,7 @@ impl StoreOptions {
 #[derive(Clone, Debug)]
 pub enum Store {
     /// A Postgres database.
-    Postgres(Source),
+    Postgres(SecretSource),
     /// The embedded store's file.
     Embedded(PathBuf),
 }
@@ -409,7 +409,7 @@ fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
 impl Options {
     /// Redis settings given without naming a Redis: whoever set them believes that it is used.
     fn without_redis(&self, checks: &mut Checks) {
-        let text = |text: &Option<SecretText>| matches!(Source::choose("", text.clone(), None), Ok(Some(_)));
+        let text = |text: &Option<SecretText>| matches!(SecretSource::choose("", text.clone(), None), Ok(Some(_)));
         let file = |path: &Option<PathBuf>| path.as_deref().is_some_and(access::is_given);
         let host = self.redis_host.as_ref().is_some_and(|host| !host.trim().is_empty());
         let url = text(&self.redis_url) || file(&self.redis_url_file);
@@ -469,14 +469,14 @@ fn redis(
     password: Given,
     certificates: &ClientTlsFiles,
 ) -> Result<Option<RedisOptions>, Problem> {
-    let read = |setting: &'static str, source: Option<Source>| {
+    let read = |setting: &'static str, source: Option<SecretSource>| {
         source
             .map(|source| source.read_one())
             .transpose()
             .map_err(|error| Problem::from_error(format!("{setting}_FILE"), &error))
     };
-    let url = read("REDIS_URL", Source::choose("REDIS_URL", url.0, url.1)?)?;
-    let password = read("REDIS_PASSWORD", Source::choose("REDIS_PASSWORD", password.0, password.1)?)?;
+    let url = read("REDIS_URL", SecretSource::choose("REDIS_URL", url.0, url.1)?)?;
+    let password = read("REDIS_PASSWORD", SecretSource::choose("REDIS_PASSWORD", password.0, password.1)?)?;
     let host = server.0.filter(|host| !host.trim().is_empty());
     let named = if certificates.ca.is_some() {
         Some("REDIS_CA_FILE")

@@ -47,7 +47,7 @@ impl Served {
             Ledger::Sqlite => Store::Embedded(directory.path().join("oncegate.db")),
             Ledger::Postgres(database) => {
                 let source =
-                    oncegate_runtime::secret::Source::choose("DATABASE_URL", Some(database.url().parse()?), None);
+                    oncegate_runtime::secret::SecretSource::choose("DATABASE_URL", Some(database.url().parse()?), None);
                 Store::Postgres(source.map_err(|problem| anyhow::anyhow!("{problem}"))?.context("a URL")?)
             }
         };

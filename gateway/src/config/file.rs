@@ -12,7 +12,7 @@ use oncegate_api::limits::{LOCK_DURATION_MAX, LOCK_DURATION_MIN};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, ShownDuration, duration},
     reload::read_text,
-    secret::Source,
+    secret::SecretSource,
 };
 use toml::{
     Spanned,
@@ -367,7 +367,7 @@ impl Reader<'_> {
     }
 
     /// Secrets, from this file or another one. `Some(None)` if there are none, `None` together with a problem.
-    fn secrets(&mut self, key: &'static str, key_file: &'static str) -> Option<Option<Source>> {
+    fn secrets(&mut self, key: &'static str, key_file: &'static str) -> Option<Option<SecretSource>> {
         let inline = self.take(key);
         let file = self.file(key_file);
         let inline = match inline {
@@ -391,7 +391,7 @@ impl Reader<'_> {
                     None
                 }
             },
-            (None, file) => Some(file.map(Source::File)),
+            (None, file) => Some(file.map(SecretSource::File)),
         }
     }
 

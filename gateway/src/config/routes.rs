@@ -7,7 +7,7 @@ use oncegate_api::limits::TENANT_BYTES_MAX;
 use oncegate_runtime::{
     config::{Checks, Problem, ShownDuration},
     reload::read_file,
-    secret::{Secret, Source},
+    secret::{Secret, SecretSource},
 };
 
 use super::{Environment, FlutterwaveVersion, Options, Policy, file};
@@ -158,7 +158,7 @@ fn providers(options: &Options, checks: &mut Checks) -> Providers {
             &options.paystack_webhook_secret_file,
         ),
     ] {
-        let source = match Source::choose(name, value.clone(), file.clone()) {
+        let source = match SecretSource::choose(name, value.clone(), file.clone()) {
             Ok(None) => continue,
             Ok(Some(source)) => Some(source),
             Err(problem) => checks.take(Err(problem)),
@@ -179,7 +179,7 @@ fn providers(options: &Options, checks: &mut Checks) -> Providers {
 /// A provider with its secrets. None only together with a problem.
 pub(super) fn provider(
     kind: ProviderKind,
-    source: Source,
+    source: SecretSource,
     scheme: &Scheme,
     name: Name<'_>,
     checks: &mut Checks,
@@ -288,14 +288,14 @@ pub(super) struct Signing {
 /// What signs by the settings. `None` together with a problem.
 fn signing(options: &Options, checks: &mut Checks) -> Option<Signing> {
     let (secret, file) = (options.upstream_secret.clone(), options.upstream_secret_file.clone());
-    match checks.take(Source::choose("UPSTREAM_SECRET", secret, file))? {
+    match checks.take(SecretSource::choose("UPSTREAM_SECRET", secret, file))? {
         None => Some(Signing::default()),
         Some(source) => signer("UPSTREAM_SECRET", source, checks),
     }
 }
 
 /// What signs with the secrets of `source`. `None` together with a problem.
-pub(super) fn signer(setting: &str, source: Source, checks: &mut Checks) -> Option<Signing> {
+pub(super) fn signer(setting: &str, source: SecretSource, checks: &mut Checks) -> Option<Signing> {
     let secrets = checks.take(read(setting, &source))?;
     let signer = Signer::new(&secrets).map_err(|error| Problem::new(setting.to_owned(), error.to_string()));
     let signer = checks.take(signer)?;
@@ -348,12 +348,12 @@ pub(super) fn url(setting: impl Into<Cow<'static, str>>, text: &str) -> Result<U
     Err(Problem::new(setting, format!("{why}; write for example http://127.0.0.1:3000/webhooks")))
 }
 
-fn read(setting: &str, source: &Source) -> Result<Vec<Secret>, Problem> {
+fn read(setting: &str, source: &SecretSource) -> Result<Vec<Secret>, Problem> {
     source.read_list().map_err(|error| Problem::from_error(setting.to_owned(), &error))
 }
 
 /// What several texts are as secrets, trimmed as those of the environment; None without any that is not blank.
-pub(super) fn several(texts: &[String]) -> Option<Source> {
+pub(super) fn several(texts: &[String]) -> Option<SecretSource> {
     let secrets: Vec<Secret> = texts.iter().filter_map(|text| Secret::new(text.trim()).ok()).collect();
-    (!secrets.is_empty()).then(|| Source::Values(secrets.into()))
+    (!secrets.is_empty()).then(|| SecretSource::Values(secrets.into()))
 }

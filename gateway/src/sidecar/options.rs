@@ -10,7 +10,7 @@ use http::HeaderValue;
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, ShownDuration},
     reload::Files,
-    secret::{Secret, SecretText, Source},
+    secret::{Secret, SecretSource, SecretText},
     tls::{ClientTls, ClientTlsFiles},
 };
 
@@ -187,9 +187,9 @@ impl ReachOptions {
 }
 
 fn token(value: Option<SecretText>, file: Option<PathBuf>) -> Result<Option<Token>, Problem> {
-    match Source::choose("SIDECAR_TOKEN", value, file)? {
+    match SecretSource::choose("SIDECAR_TOKEN", value, file)? {
         None => Ok(None),
-        Some(Source::File(path)) => {
+        Some(SecretSource::File(path)) => {
             let read = Files::read("token for the sidecar", vec![path], |content| {
                 let text = std::str::from_utf8(&content[0])?.trim();
                 Ok(header(&Secret::new(text)?)?)

@@ -1,5 +1,5 @@
 use http::Uri;
-use oncegate_runtime::secret::{Secret, Source};
+use oncegate_runtime::secret::{Secret, SecretSource};
 
 use super::*;
 use crate::{
@@ -26,7 +26,7 @@ fn route(signer: Option<Signer>) -> Route {
         path: "/p".into(),
         tenant: "shop".into(),
         provider: Provider::Stripe(Stripe::new(&[], TOLERANCE)),
-        secrets: Secrets { source: Source::Value("x".into()), read: Vec::new() },
+        secrets: Secrets { source: SecretSource::Value("x".into()), read: Vec::new() },
         application: Application {
             url: Uri::from_static("http://app:3000/hook?x=1"),
             signer,
