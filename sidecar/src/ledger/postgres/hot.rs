@@ -180,8 +180,10 @@ impl Statement for Hot {
                 Form::Known => known_row(row)?,
                 Form::OwnCompletions => own_completion_row(row, 0)?,
                 Form::Marks => marked_row(items, row)?,
-                Form::NewAndOwnCompletions => new_or_own_row(items, row)?,
-                Form::Claims | Form::New | Form::ClaimsAndMarks | Form::NewAndMarks => mixed_row(items, row)?,
+                Form::Claims | Form::New | Form::ClaimsAndMarks | Form::NewAndMarks => {
+                    row_of_part(items, row, EVENT_COLUMN)?
+                }
+                Form::NewAndOwnCompletions => row_of_part(items, row, EVENT_COLUMN_BESIDE_OWN)?,
             };
             if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
                 *slot = answer;
@@ -281,17 +283,45 @@ fn place(row: &PgRow, column: usize) -> Result<Option<usize>, sqlx::Error> {
     row.try_get::<i32, _>(column).map(|place| usize::try_from(place).ok())
 }
 
-/// A row of the forms that may contain anything.
-fn mixed_row(items: &[HotItem], row: &PgRow) -> Placed {
+/// The part of a statement that a row is of.
+enum Part {
+    /// A claimed event as it stands (`answer_seen.sql`).
+    Seen,
+    /// An event that was inserted and granted (`answer_fresh.sql`, `answer_new.sql`, `answer_new_beside.sql`).
+    Fresh,
+    /// An event that a mark was applied to (`answer_marks.sql`).
+    Marked,
+    /// A completion of this process's own grant (`answer_own_completions.sql`).
+    Own,
+}
+
+impl Part {
+    /// As the first column says, in the forms that have several parts.
+    fn of(row: &PgRow) -> Result<Part, sqlx::Error> {
+        let source = match row.try_get(0)? {
+            "seen" => Some(Part::Seen),
+            "fresh" => Some(Part::Fresh),
+            "marked" => Some(Part::Marked),
+            "own" => Some(Part::Own),
+            _ => None,
+        };
+        row::word("source", source)
+    }
+}
+
+/// A row of the forms that have several parts. In front of the event's columns, which begin at `first`, each has its part, its
+/// place and the time.
+fn row_of_part(items: &[HotItem], row: &PgRow, first: usize) -> Placed {
     let now: Time = row.try_get(2)?;
-    Ok(match row.try_get(0)? {
-        "fresh" => fresh(items, row, EVENT_COLUMN, now)?,
-        "marked" => marked(items, row, place(row, 1)?, now, row::MarkedColumns::AmongAll(EVENT_COLUMN))?,
-        _ => (
-            place(row, 1)?,
-            HotRow::Seen { claim_ended: row.try_get("claim_ended")?, event: row::event(row, EVENT_COLUMN)?, now },
-        ),
-    })
+    match Part::of(row)? {
+        Part::Seen => {
+            let (claim_ended, event) = (row.try_get("claim_ended")?, row::event(row, first)?);
+            Ok((place(row, 1)?, HotRow::Seen { event, claim_ended, now }))
+        }
+        Part::Fresh => fresh(items, row, first, now),
+        Part::Marked => marked(items, row, place(row, 1)?, now, row::MarkedColumns::AmongAll(first)),
+        Part::Own => own_completion_row(row, 1),
+    }
 }
 
 /// A row of the form for known events.
@@ -309,14 +339,6 @@ fn marked_row(items: &[HotItem], row: &PgRow) -> Placed {
 fn own_completion_row(row: &PgRow, first: usize) -> Placed {
     let now = row.try_get(first + 1)?;
     Ok((place(row, first)?, HotRow::Completed { since: row::Since::read(row, first + 2)?, now }))
-}
-
-/// A row of the form for new events and completions of this process's own grants.
-fn new_or_own_row(items: &[HotItem], row: &PgRow) -> Placed {
-    match row.try_get(0)? {
-        "own" => own_completion_row(row, 1),
-        _ => fresh(items, row, 8, row.try_get(2)?),
-    }
 }
 
 fn marked(items: &[HotItem], row: &PgRow, place: Option<usize>, now: Time, columns: row::MarkedColumns) -> Placed {
@@ -407,8 +429,10 @@ async fn own_completion_alone(
     })
 }
 
-/// Where the event's columns begin.
+/// Where the event's columns begin in the forms that have several parts.
 const EVENT_COLUMN: usize = 4;
+/// The same in the form where what is told of own completions comes before them.
+const EVENT_COLUMN_BESIDE_OWN: usize = 8;
 
 /// The index of the claim that a row was inserted for, found by key and claim id: an INSERT cannot return what it does not
 /// insert.

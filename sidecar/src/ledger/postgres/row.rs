@@ -82,7 +82,7 @@ pub(super) fn attempts_max(cap: Option<NonZeroU32>) -> i32 {
     cap.map_or(0, |cap| i32::try_from(cap.get()).unwrap_or(i32::MAX))
 }
 
-/// A word that is no state or outcome: the row was written by a newer version or by hand.
+/// A word that is not known: as a state or outcome, the row was written by a newer version or by hand.
 #[derive(Debug, thiserror::Error)]
 #[error("column {column} has an unknown word")]
 struct UnknownWord {
@@ -93,7 +93,8 @@ fn digest(bytes: Option<&[u8]>) -> Option<Digest> {
     bytes.and_then(|bytes| bytes.try_into().ok())
 }
 
-fn word<T>(column: &'static str, parsed: Option<T>) -> Result<T, sqlx::Error> {
+/// What a word of a column was read as, if it is known.
+pub(super) fn word<T>(column: &'static str, parsed: Option<T>) -> Result<T, sqlx::Error> {
     parsed.ok_or_else(|| sqlx::Error::Decode(Box::new(UnknownWord { column })))
 }
 
