@@ -3,6 +3,7 @@
 //! Safe under concurrency because every transition is one conditional statement (S1), whatever the batches around it:
 //! a batch is a way to share round trips and commits, never a transaction that others have to reckon with.
 
+mod bind;
 mod check;
 mod cleanup;
 mod cold;

@@ -7,7 +7,7 @@ use sqlx::{
     postgres::{PgBindIterExt as _, PgRow},
 };
 
-use super::{hot::Pending, row, statement::Statement};
+use super::{bind::Bind as _, hot::Pending, row, statement::Statement};
 use crate::{
     event::{Attempt, Claim, Claimed, Digest, Event, Extend, FencingToken, Key, Lock, Mark, Resolution, Resolve, Time},
     ledger::Delivery,
@@ -24,10 +24,6 @@ pub(super) type Applied = Option<(Event, Time)>;
 
 /// Where the event's columns begin in rows that have the item's place and the time in front.
 const EVENT_COLUMN: usize = 2;
-
-fn places(count: usize) -> impl Iterator<Item = i32> {
-    (0_i32..).take(count)
-}
 
 /// Rows of (place, now, event...), by place.
 fn applied(rows: &[PgRow], count: usize) -> Result<Vec<Applied>, sqlx::Error> {
@@ -64,15 +60,13 @@ impl Statement for GrantAgain {
     ) -> Result<Vec<Applied>, sqlx::Error> {
         let claims = || items.iter().map(|item| &item.claim.request);
         let rows = sqlx::query(include_str!("grant_again.sql"))
-            .bind(items.iter().map(|item| item.event.row).bind_iter())
-            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
-            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind_read(items.iter().map(|item| &item.event))
             .bind(claims().map(|claim| claim.claim_id.as_str()).bind_iter())
             .bind(claims().map(|claim| claim.holder.as_str()).bind_iter())
             .bind(claims().map(|claim| claim.lock_duration.0).bind_iter())
-            .bind(claims().map(|claim| claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
-            .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
-            .bind(places(items.len()).bind_iter())
+            .bind_digests(claims().map(|claim| claim.fingerprint.as_ref()))
+            .bind_digests(claims().map(|claim| claim.payload_digest.as_ref()))
+            .bind_places(items.len())
             .bind(slot)
             .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)
@@ -95,11 +89,9 @@ impl Statement for Bury {
         items: &[Candidate],
     ) -> Result<Vec<Applied>, sqlx::Error> {
         let rows = sqlx::query(include_str!("bury.sql"))
-            .bind(items.iter().map(|item| item.event.row).bind_iter())
-            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
-            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind_read(items.iter().map(|item| &item.event))
             .bind(items.iter().map(|item| row::attempts_max(item.claim.request.attempts_max)).bind_iter())
-            .bind(places(items.len()).bind_iter())
+            .bind_places(items.len())
             .bind(slot)
             .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)
@@ -181,11 +173,9 @@ impl<R: Tokened, A: Send> Statement for Classify<R, A> {
     ) -> Result<Vec<Option<Classified>>, sqlx::Error> {
         let requests = || items.iter().map(|item| &item.request);
         let rows = sqlx::query(include_str!("classify.sql"))
-            .bind(requests().map(|request| request.key().tenant.as_str()).bind_iter())
-            .bind(requests().map(|request| request.key().provider.as_str()).bind_iter())
-            .bind(requests().map(|request| request.key().event_id.as_str()).bind_iter())
+            .bind_keys(requests().map(Tokened::key))
             .bind(requests().map(Tokened::fencing_token).bind_iter())
-            .bind(places(items.len()).bind_iter())
+            .bind_places(items.len())
             .fetch_all(connection)
             .await?;
         let mut found: Vec<Option<Classified>> = items.iter().map(|_| None).collect();
@@ -223,13 +213,11 @@ impl Statement for ExtendLocks {
     ) -> Result<Vec<Applied>, sqlx::Error> {
         let requests = || items.iter().map(|item| &item.request);
         let rows = sqlx::query(include_str!("extend.sql"))
-            .bind(requests().map(|extend| extend.key.tenant.as_str()).bind_iter())
-            .bind(requests().map(|extend| extend.key.provider.as_str()).bind_iter())
-            .bind(requests().map(|extend| extend.key.event_id.as_str()).bind_iter())
+            .bind_keys(requests().map(|extend| &extend.key))
             .bind(requests().map(|extend| extend.fencing_token).bind_iter())
             .bind(requests().map(|extend| extend.claim_id.as_deref()).bind_iter())
             .bind(requests().map(|extend| extend.lock_duration.0).bind_iter())
-            .bind(places(items.len()).bind_iter())
+            .bind_places(items.len())
             .fetch_all(connection)
             .await?;
         applied(&rows, items.len())
@@ -261,20 +249,12 @@ impl Statement for ApplyResolutions {
     ) -> Result<Vec<Applied>, sqlx::Error> {
         let requests = || items.iter().map(|item| &item.resolve.request);
         let rows = sqlx::query(include_str!("resolve.sql"))
-            .bind(items.iter().map(|item| item.event.row).bind_iter())
-            .bind(items.iter().map(|item| item.event.state.as_str()).bind_iter())
-            .bind(items.iter().map(|item| item.event.fencing_token).bind_iter())
+            .bind_read(items.iter().map(|item| &item.event))
             .bind(requests().map(|resolve| resolve.to.state().as_str()).bind_iter())
             .bind(requests().map(|resolve| resolve.reason.as_str()).bind_iter())
             .bind(requests().map(|resolve| resolve.actor.as_str()).bind_iter())
-            .bind(requests().map(|resolve| resolve.result.as_ref().map(|result| result.code)).bind_iter())
-            .bind(requests().map(|resolve| resolve.result.as_ref().map(|result| result.body.as_ref())).bind_iter())
-            .bind(
-                requests()
-                    .map(|resolve| resolve.result.as_ref().map(|result| result.content_type.as_str()))
-                    .bind_iter(),
-            )
-            .bind(places(items.len()).bind_iter())
+            .bind_results(requests().map(|resolve| resolve.result.as_ref()))
+            .bind_places(items.len())
             .bind(slot)
             .bind(items.iter().map(|item| item.event.create_time).bind_iter())
             .fetch_all(connection)

@@ -15,7 +15,10 @@ use std::{
 use sqlx::{PgConnection, postgres::PgBindIterExt as _};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::statement::{Session, Statement};
+use super::{
+    bind::Bind as _,
+    statement::{Session, Statement},
+};
 use crate::{
     event::{Event, Key, Time},
     ledger::{
@@ -171,9 +174,7 @@ impl Statement for Flush {
 
     async fn run(&self, connection: &mut PgConnection, slot: i32, items: &[(Key, Count)]) -> Result<(), sqlx::Error> {
         sqlx::query(include_str!("flush.sql"))
-            .bind(items.iter().map(|(key, _)| key.tenant.as_str()).bind_iter())
-            .bind(items.iter().map(|(key, _)| key.provider.as_str()).bind_iter())
-            .bind(items.iter().map(|(key, _)| key.event_id.as_str()).bind_iter())
+            .bind_keys(items.iter().map(|(key, _)| key))
             .bind(items.iter().map(|(_, count)| count.duplicates).bind_iter())
             .bind(items.iter().map(|(_, count)| count.mismatches).bind_iter())
             .bind(items.iter().map(|(_, count)| count.last_mismatch_time).bind_iter())

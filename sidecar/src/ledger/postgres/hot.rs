@@ -6,12 +6,16 @@
 mod form;
 
 use sqlx::{
-    PgConnection, Postgres, Row as _,
-    postgres::{PgArguments, PgBindIterExt as _, PgRow},
+    PgConnection, Row as _,
+    postgres::{PgBindIterExt as _, PgRow},
 };
 
 use self::form::Form;
-use super::{row, statement::Statement};
+use super::{
+    bind::{Bind as _, Query},
+    row,
+    statement::Statement,
+};
 use crate::{
     event::{Claim, Claimed, Ending, Event, FencingToken, Key, Mark, Marked, RowId, Time},
     ledger::{Error, queue::Reply},
@@ -193,8 +197,6 @@ impl Statement for Hot {
     }
 }
 
-type Query<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
-
 fn claims(items: &[HotItem]) -> impl Iterator<Item = (&Claim, i32)> + Clone {
     items.iter().zip(0_i32..).filter_map(|(item, place)| match item {
         HotItem::Claim(claim) => Some((&claim.request, place)),
@@ -212,9 +214,7 @@ fn marks(items: &[HotItem]) -> impl Iterator<Item = (&Mark, i32)> + Clone {
 fn bind_known<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q> {
     let (claims, places) = (|| claims(items).map(|(claim, _)| claim), claims(items).map(|(_, place)| place));
     query
-        .bind(claims().map(|claim| claim.key.tenant.as_str()).bind_iter())
-        .bind(claims().map(|claim| claim.key.provider.as_str()).bind_iter())
-        .bind(claims().map(|claim| claim.key.event_id.as_str()).bind_iter())
+        .bind_keys(claims().map(|claim| &claim.key))
         .bind(claims().map(|claim| claim.claim_id.as_str()).bind_iter())
         .bind(places.bind_iter())
 }
@@ -222,35 +222,28 @@ fn bind_known<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q> {
 fn bind_claims<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q> {
     let (claims, places) = (|| claims(items).map(|(claim, _)| claim), claims(items).map(|(_, place)| place));
     query
-        .bind(claims().map(|claim| claim.key.tenant.as_str()).bind_iter())
-        .bind(claims().map(|claim| claim.key.provider.as_str()).bind_iter())
-        .bind(claims().map(|claim| claim.key.event_id.as_str()).bind_iter())
+        .bind_keys(claims().map(|claim| &claim.key))
         .bind(claims().map(|claim| claim.event_type.as_str()).bind_iter())
         .bind(claims().map(|claim| claim.claim_id.as_str()).bind_iter())
         .bind(claims().map(|claim| claim.holder.as_str()).bind_iter())
         .bind(claims().map(|claim| claim.lock_duration.0).bind_iter())
-        .bind(claims().map(|claim| claim.fingerprint.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+        .bind_digests(claims().map(|claim| claim.fingerprint.as_ref()))
         .bind(claims().map(|claim| claim.metadata.as_deref()).bind_iter())
-        .bind(claims().map(|claim| claim.payload_digest.as_ref().map(<[u8; 32]>::as_slice)).bind_iter())
+        .bind_digests(claims().map(|claim| claim.payload_digest.as_ref()))
         .bind(places.bind_iter())
 }
 
 fn bind_marks<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q> {
     let (marks, places) = (|| marks(items).map(|(mark, _)| mark), marks(items).map(|(_, place)| place));
-    let results = || marks().map(|mark| mark.result.as_ref());
     query
-        .bind(marks().map(|mark| mark.key.tenant.as_str()).bind_iter())
-        .bind(marks().map(|mark| mark.key.provider.as_str()).bind_iter())
-        .bind(marks().map(|mark| mark.key.event_id.as_str()).bind_iter())
+        .bind_keys(marks().map(|mark| &mark.key))
         .bind(marks().map(|mark| mark.fencing_token).bind_iter())
         .bind(marks().map(|mark| mark.claim_id.as_deref()).bind_iter())
         .bind(marks().map(|mark| mark.ending.outcome().as_str()).bind_iter())
         .bind(marks().map(|mark| row::attempts_max(mark.attempts_max)).bind_iter())
         .bind(marks().map(|mark| error_of(&mark.ending)).bind_iter())
         .bind(marks().map(|mark| retry_of(&mark.ending)).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.code)).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.body.as_ref())).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.content_type.as_str())).bind_iter())
+        .bind_results(marks().map(|mark| mark.result.as_ref()))
         .bind(marks().map(|mark| metadata_of(&mark.ending)).bind_iter())
         .bind(places.bind_iter())
 }
@@ -263,13 +256,10 @@ fn bind_own_completions<'q>(query: Query<'q>, items: &'q [HotItem]) -> Query<'q>
         })
     };
     let (marks, places) = (|| marks(items).map(|(mark, _)| mark), marks(items).map(|(_, place)| place));
-    let results = || marks().map(|mark| mark.result.as_ref());
     query
         .bind(grants().map(|grant| grant.row).bind_iter())
         .bind(marks().map(|mark| mark.fencing_token).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.code)).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.body.as_ref())).bind_iter())
-        .bind(results().map(|result| result.map(|result| result.content_type.as_str())).bind_iter())
+        .bind_results(marks().map(|mark| mark.result.as_ref()))
         .bind(marks().map(|mark| metadata_of(&mark.ending)).bind_iter())
         .bind(places.bind_iter())
         .bind(grants().map(|grant| grant.create_time).bind_iter())
@@ -359,9 +349,7 @@ fn fresh(items: &[HotItem], row: &PgRow, first: usize, now: Time) -> Placed {
 async fn claim_alone(connection: &mut PgConnection, slot: i32, claim: &Claim) -> Result<HotRow, sqlx::Error> {
     let rows = sqlx::query(form::CLAIM_ALONE)
         .bind(slot)
-        .bind(&claim.key.tenant)
-        .bind(&claim.key.provider)
-        .bind(&claim.key.event_id)
+        .bind_key(&claim.key)
         .bind(&claim.event_type)
         .bind(&claim.claim_id)
         .bind(&claim.holder)
@@ -385,17 +373,12 @@ async fn completion_alone(
     mark: &Mark,
 ) -> Result<Option<HotRow>, sqlx::Error> {
     let Ending::Completed { metadata } = &mark.ending else { return Ok(None) };
-    let result = mark.result.as_ref();
     let rows = sqlx::query(form::COMPLETION_ALONE)
         .bind(slot)
-        .bind(&mark.key.tenant)
-        .bind(&mark.key.provider)
-        .bind(&mark.key.event_id)
+        .bind_key(&mark.key)
         .bind(mark.fencing_token)
         .bind(mark.claim_id.as_deref())
-        .bind(result.map(|result| result.code))
-        .bind(result.map(|result| result.body.as_ref()))
-        .bind(result.map(|result| result.content_type.as_str()))
+        .bind_result(mark.result.as_ref())
         .bind(metadata.as_deref())
         .fetch_all(connection)
         .await?;
@@ -411,14 +394,11 @@ async fn own_completion_alone(
     mark: &Mark,
     grant: &Event,
 ) -> Result<HotRow, sqlx::Error> {
-    let result = mark.result.as_ref();
     let rows = sqlx::query(form::OWN_COMPLETION_ALONE)
         .bind(slot)
         .bind(grant.row)
         .bind(mark.fencing_token)
-        .bind(result.map(|result| result.code))
-        .bind(result.map(|result| result.body.as_ref()))
-        .bind(result.map(|result| result.content_type.as_str()))
+        .bind_result(mark.result.as_ref())
         .bind(metadata_of(&mark.ending))
         .bind(grant.create_time)
         .fetch_all(connection)

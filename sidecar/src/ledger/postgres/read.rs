@@ -8,10 +8,11 @@ use oncegate_runtime::throttle::Throttle;
 use sqlx::{
     Executor as _, PgConnection, PgPool, Postgres, Row as _,
     pool::PoolConnection,
-    postgres::{PgBindIterExt as _, PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 use super::{
+    bind::Bind as _,
     connect::READING_SESSION,
     failure::{self, Failure},
     row,
@@ -172,12 +173,8 @@ impl Reader {
     pub(super) async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error> {
         self.run(move |connection| {
             Box::pin(async move {
-                let rows = sqlx::query(include_str!("peek.sql"))
-                    .bind(keys.iter().map(|key| key.tenant.as_str()).bind_iter())
-                    .bind(keys.iter().map(|key| key.provider.as_str()).bind_iter())
-                    .bind(keys.iter().map(|key| key.event_id.as_str()).bind_iter())
-                    .fetch_all(&mut *connection)
-                    .await?;
+                let rows =
+                    sqlx::query(include_str!("peek.sql")).bind_keys(keys.iter()).fetch_all(&mut *connection).await?;
                 rows.iter()
                     .map(|row| {
                         let key = Key { tenant: row.try_get(0)?, provider: row.try_get(1)?, event_id: row.try_get(2)? };
