@@ -22,13 +22,8 @@ use tokio::{
 
 use crate::{
     cache::{Cache, Ticket, entry::Completion, stats::CacheStats},
-    event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Payload, Resolve, Time},
-    ledger::{
-        Announcement, Error, EventHistory, Heard, Ledger, Trouble,
-        durability::Durability,
-        filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
-        load::Load,
-    },
+    event::{Claim, Claimed, Decision, Event, Extend, Key, KeyDigest, Lock, Mark, Marked, Payload, Resolve},
+    ledger::{Announcement, Error, Heard, Ledger},
 };
 use waiters::{Seat, Waiters};
 
@@ -167,6 +162,12 @@ impl Coordinator {
         let places = [&self.claims, &self.seated, &self.others];
         let calls = places.map(|places| self.calls_max - places.available_permits()).into_iter().fold(0, usize::max);
         Occupancy { calls, calls_max: self.calls_max, waiting, waiting_max, refused: self.refused.get() }
+    }
+
+    /// The ledger, for what needs no coordination: lists, counts, Cleanup and its upkeep. Calls on single events go through the
+    /// coordinator, which bounds them and tells caches and waiters what they change.
+    pub fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.ledger
     }
 
     /// Whether Redis has stopped answering and is not being asked.
@@ -340,80 +341,9 @@ impl Coordinator {
         task.await.unwrap_or(Err(Error::OutcomeUnknown))
     }
 
-    /// What an acknowledged completion survives; None while the ledger is down.
-    pub fn durability(&self) -> Option<Durability> {
-        self.ledger.durability()
-    }
-
-    /// Why the ledger is down, where that is known.
-    pub fn trouble(&self) -> Option<Trouble> {
-        self.ledger.trouble()
-    }
-
     /// What the cache has done so far.
     pub fn cache_stats(&self) -> Arc<CacheStats> {
         self.cache.stats()
-    }
-
-    /// History of one event.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error> {
-        self.ledger.history_of(key).await
-    }
-
-    /// A page of events.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn history(&self, filter: HistoryFilter) -> Result<Page, Error> {
-        self.ledger.history(filter).await
-    }
-
-    /// Counts.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
-        self.ledger.stats(filter).await
-    }
-
-    /// The time from which Cleanup counts its days.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn cleanup_now(&self) -> Result<Time, Error> {
-        self.ledger.cleanup_now().await
-    }
-
-    /// One step of a Cleanup.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {
-        self.ledger.cleanup_step(scope, progress).await
-    }
-
-    /// How long calls take in the ledger, for stores where Cleanup has to know.
-    pub fn load(&self) -> Option<Arc<Load>> {
-        self.ledger.load()
-    }
-
-    /// The maintenance that the ledger needs each second.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn maintain(&self) -> Result<(), Error> {
-        self.ledger.maintain().await
-    }
-
-    /// Whether the ledger answers.
-    ///
-    /// # Errors
-    /// As the ledger's.
-    pub async fn check(&self) -> Result<(), Error> {
-        self.ledger.check().await
     }
 
     /// Cancelled when the service begins to shut down.

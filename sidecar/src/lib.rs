@@ -151,7 +151,10 @@ impl Sidecar {
                 occupancy: coordinator.occupancy(),
                 is_breaker_open: coordinator.is_redis_left_alone(),
                 is_ledger_up: coordinator.is_ledger_up(),
-                durability_warnings: coordinator.durability().map_or(0, |durability| durability.warnings.len()),
+                durability_warnings: coordinator
+                    .ledger()
+                    .durability()
+                    .map_or(0, |durability| durability.warnings.len()),
                 certificates,
                 identities,
             };
@@ -178,10 +181,10 @@ impl Sidecar {
 
     /// What `/readyz` says of the store: how it is set, and what an acknowledged completion survives.
     pub fn facts(&self) -> admin::Facts {
-        let coordinator = self.coordinator.clone();
-        Arc::new(move || match coordinator.durability() {
+        let ledger = self.coordinator.ledger().clone();
+        Arc::new(move || match ledger.durability() {
             Some(durability) => durability.to_string(),
-            None => match coordinator.trouble() {
+            None => match ledger.trouble() {
                 Some(why) => format!("the store is not connected: {why}\n"),
                 None => "the store is not connected\n".to_owned(),
             },
@@ -197,7 +200,7 @@ impl Sidecar {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let shutdown = shutdown.child_token();
         let supervised = tokio::spawn(supervise(self.coordinator.clone(), shutdown.clone()));
-        let watch = tokio::spawn(watch::run(self.coordinator.clone(), self.health.clone(), shutdown.clone()));
+        let watch = tokio::spawn(watch::run(self.coordinator.ledger().clone(), self.health.clone(), shutdown.clone()));
         let stopping = tokio::spawn({
             let (coordinator, shutdown) = (self.coordinator.clone(), shutdown.clone());
             async move {
@@ -205,9 +208,9 @@ impl Sidecar {
                 coordinator.stop_waiting();
             }
         });
-        let sweep = tokio::spawn(sweep::run(self.coordinator.clone(), shutdown.clone()));
+        let sweep = tokio::spawn(sweep::run(self.coordinator.ledger().clone(), shutdown.clone()));
         let (interval, stop) = (self.settings.count_interval, shutdown.clone());
-        let count = tokio::spawn(count::run(self.coordinator.clone(), self.metrics.clone(), interval, stop));
+        let count = tokio::spawn(count::run(self.coordinator.ledger().clone(), self.metrics.clone(), interval, stop));
         let access = self.settings.access;
         // End with this function.
         let mut watches = JoinSet::new();

@@ -177,7 +177,8 @@ impl IdempotencyService for Api {
         match validate::history(request.into_inner())? {
             validate::History::Event(key) => {
                 self.within_quota(&key.tenant)?;
-                let history = self.coordinator.history_of(key).await?.ok_or(Error::Refused(Refusal::NotFound))?;
+                let history =
+                    self.coordinator.ledger().history_of(key).await?.ok_or(Error::Refused(Refusal::NotFound))?;
                 Ok(Response::new(v1::HistoryResponse {
                     events: vec![convert::event_history(history)],
                     next_page_token: String::new(),
@@ -185,7 +186,7 @@ impl IdempotencyService for Api {
             }
             validate::History::Page(filter) => {
                 self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
-                let (events, next) = fitting(self.coordinator.history(filter.clone()).await?);
+                let (events, next) = fitting(self.coordinator.ledger().history(filter.clone()).await?);
                 let next_page_token = next.map(|next| page_token::encode(next, &filter)).unwrap_or_default();
                 Ok(Response::new(v1::HistoryResponse { events, next_page_token }))
             }
@@ -209,7 +210,7 @@ impl IdempotencyService for Api {
         let filter = validate::stats(request.into_inner())?;
         self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
         let bucket = filter.bucket;
-        let report = self.coordinator.stats(filter).await?;
+        let report = self.coordinator.ledger().stats(filter).await?;
         if let Some(bucket) = bucket
             && let (Some((first, _)), Some((last, _))) = (report.counts.keys().next(), report.counts.keys().next_back())
         {
@@ -226,7 +227,7 @@ impl IdempotencyService for Api {
         let wanted = validate::cleanup(request.into_inner(), &self.policy)
             // Asking for something that would delete too much deserves a log line more than any other caller's mistake.
             .inspect_err(|status| audit::refused(&who, Method::Cleanup, status))?;
-        let now = self.coordinator.cleanup_now().await?;
+        let now = self.coordinator.ledger().cleanup_now().await?;
         let scope = CleanupScope {
             tenant: wanted.tenant,
             provider: wanted.provider,

@@ -54,7 +54,7 @@ where
     let mut progress = CleanupProgress::default();
     let mut told = Instant::now();
     let mut tries = 0;
-    let load = coordinator.load();
+    let load = coordinator.ledger().load();
     let mut pace = Pace::default();
     let mut seen = Seen::default();
     if let Some(load) = &load {
@@ -65,7 +65,7 @@ where
         let begun = Instant::now();
         let stepped = {
             let _step = load.as_ref().map(|load| load.step());
-            coordinator.cleanup_step(scope, &mut progress).await
+            coordinator.ledger().cleanup_step(scope, &mut progress).await
         };
         let step = begun.elapsed();
         match stepped {

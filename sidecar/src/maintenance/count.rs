@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{coordinator::Coordinator, ledger::filter::StatsFilter, metrics::Metrics};
+use crate::{
+    ledger::{Ledger, filter::StatsFilter},
+    metrics::Metrics,
+};
 
 /// Counts every `interval` until `shutdown`. If counting fails, the last count stays; the metrics say how old it
 /// is.
 pub(crate) async fn run(
-    coordinator: Arc<Coordinator>,
+    ledger: Arc<dyn Ledger>,
     metrics: Arc<Metrics>,
     interval: Duration,
     shutdown: CancellationToken,
@@ -32,7 +35,7 @@ pub(crate) async fn run(
             () = shutdown.cancelled() => return,
         }
         let report = tokio::select! {
-            report = coordinator.stats(everything.clone()) => report,
+            report = ledger.stats(everything.clone()) => report,
             () = shutdown.cancelled() => return,
         };
         match report {

@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::coordinator::Coordinator;
+use crate::ledger::Ledger;
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Works until `shutdown`.
-pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) {
+pub async fn run(ledger: Arc<dyn Ledger>, shutdown: CancellationToken) {
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -19,7 +19,7 @@ pub async fn run(coordinator: Arc<Coordinator>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
         }
         let maintained = tokio::select! {
-            maintained = coordinator.maintain() => maintained,
+            maintained = ledger.maintain() => maintained,
             () = shutdown.cancelled() => return,
         };
         if let Err(error) = maintained {

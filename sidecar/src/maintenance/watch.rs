@@ -10,12 +10,12 @@ use oncegate_api::v1::idempotency_service_server::SERVICE_NAME;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::coordinator::Coordinator;
+use crate::ledger::Ledger;
 
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Reports until `shutdown`, then reports not serving.
-pub async fn run(coordinator: Arc<Coordinator>, health: HealthReporter, shutdown: CancellationToken) {
+pub async fn run(ledger: Arc<dyn Ledger>, health: HealthReporter, shutdown: CancellationToken) {
     let mut serving: Option<bool> = None;
     let mut interval = tokio::time::interval(INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -25,7 +25,7 @@ pub async fn run(coordinator: Arc<Coordinator>, health: HealthReporter, shutdown
             () = shutdown.cancelled() => break,
         }
         let answers = tokio::select! {
-            checked = coordinator.check() => checked.is_ok(),
+            checked = ledger.check() => checked.is_ok(),
             () = shutdown.cancelled() => break,
         };
         if serving != Some(answers) {
