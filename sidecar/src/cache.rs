@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     event::{Claim, Claimed, Decision, Event, FencingToken, Key, KeyDigest, Micros, Payload, State, Time},
-    ledger::{Replayed, Standing},
+    ledger::{Replayed, Standing, filter::RETENTION_MIN},
 };
 
 /// The longest that Redis keeps an entry (C2).
@@ -64,7 +64,7 @@ pub struct CacheSettings {
 
 impl Default for CacheSettings {
     fn default() -> Self {
-        CacheSettings { memory_bytes_max: 32 << 20, redis: None, retention_min: Duration::from_secs(6 * 24 * 3_600) }
+        CacheSettings { memory_bytes_max: 32 << 20, redis: None, retention_min: RETENTION_MIN }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     cache::{CacheSettings, RedisOptions},
     coordinator::Limits,
     event::Micros,
-    ledger::postgres,
+    ledger::{filter::RETENTION_MIN, postgres},
 };
 
 /// Redis's default port.
@@ -131,7 +131,7 @@ pub struct Options {
     pub lock_duration: Duration,
 
     /// Attempts at one event before it is dead; 0 for no cap. Paystack alone delivers about 76 times in three days.
-    #[arg(long, env = "ATTEMPTS_MAX", default_value_t = 100, value_name = "COUNT")]
+    #[arg(long, env = "ATTEMPTS_MAX", default_value_t = Policy::ATTEMPTS_MAX, value_name = "COUNT")]
     pub attempts_max: u32,
 
     /// The same for single providers, as paystack=200,stripe=0.
@@ -146,11 +146,11 @@ pub struct Options {
 
     /// Claims on the ledger at once, and as many calls that extend, end or resolve an attempt; beyond it they are refused as
     /// OVERLOADED.
-    #[arg(long, env = "SIDECAR_CALLS_MAX", default_value_t = 1_024, value_name = "COUNT")]
+    #[arg(long, env = "SIDECAR_CALLS_MAX", default_value_t = Limits::CALLS_MAX, value_name = "COUNT")]
     pub sidecar_calls_max: usize,
 
     /// Calls that wait for a running attempt; beyond it they are told "in progress" at once.
-    #[arg(long, env = "SIDECAR_WAITING_MAX", default_value_t = 4_096, value_name = "COUNT")]
+    #[arg(long, env = "SIDECAR_WAITING_MAX", default_value_t = Limits::WAITING_MAX, value_name = "COUNT")]
     pub sidecar_waiting_max: usize,
 
     /// How often the events are counted by state for the metrics. Not by each scrape: every sidecar counts them all.
@@ -241,7 +241,7 @@ impl fmt::Display for Store {
 }
 
 /// What the service promises its callers when they do not say otherwise.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// The default lock (S6).
     pub lock_duration: Micros,
@@ -256,6 +256,9 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// The default cap, where the configuration does not say.
+    pub const ATTEMPTS_MAX: u32 = 100;
+
     /// The cap for a provider's events, if there is one.
     pub fn attempts_max(&self, provider: &str) -> Option<NonZeroU32> {
         self.provider_attempts_max.get(provider).copied().unwrap_or(self.attempts_max)
@@ -266,9 +269,9 @@ impl Default for Policy {
     fn default() -> Self {
         Policy {
             lock_duration: Micros(300_000_000),
-            attempts_max: NonZeroU32::new(100),
+            attempts_max: NonZeroU32::new(Policy::ATTEMPTS_MAX),
             provider_attempts_max: BTreeMap::new(),
-            retention_min: Duration::from_secs(6 * 24 * 3_600),
+            retention_min: RETENTION_MIN,
             tenant_calls_per_second: None,
         }
     }
@@ -518,4 +521,27 @@ fn cap(setting: &'static str, count: u32) -> Result<Option<NonZeroU32>, Problem>
         return Err(Problem::new(setting, format!("{count} given, may be at most {}", i32::MAX)));
     }
     Ok(NonZeroU32::new(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _, builder::Resettable};
+
+    use super::*;
+
+    /// Those with a unit are written in the options as people read them, and in the types as numbers.
+    #[test]
+    fn what_no_option_says_is_what_the_settings_default_to() {
+        let command = Options::augment_args(Command::new("sidecar").no_binary_name(true))
+            .mut_args(|argument| argument.env(Resettable::Reset));
+        let matches = command.get_matches_from(std::iter::empty::<&str>());
+        let settings = Options::from_arg_matches(&matches).unwrap().validate().unwrap();
+        assert_eq!(settings.policy, Policy::default());
+        assert_eq!(settings.limits, Limits::default());
+        let (cache, default) = (settings.cache, CacheSettings::default());
+        assert_eq!(
+            (cache.memory_bytes_max, cache.retention_min, cache.redis.is_none()),
+            (default.memory_bytes_max, default.retention_min, default.redis.is_none())
+        );
+    }
 }

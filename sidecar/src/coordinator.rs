@@ -35,7 +35,7 @@ const NET_INTERVAL: Duration = Duration::from_millis(200);
 const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
 /// Bounds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Claims on the ledger at once, and as many of the calls that extend, end or resolve an attempt; beyond it they are
     /// refused as overloaded. Claims that may wait have the same number of places of their own, and queue for them. A call does
@@ -46,6 +46,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// Places for the calls of each kind, where the configuration does not say.
+    pub const CALLS_MAX: usize = 1_024;
+    /// Seats for waiting calls, where the configuration does not say.
+    pub const WAITING_MAX: usize = 4_096;
+
     /// How many calls one connection may have under way: all that may be at the ledger or waiting, and some that only read. A
     /// client usually has one connection, and with a lower limit its waiting calls would block the very marks they are waiting
     /// for.
@@ -58,7 +63,7 @@ impl Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { calls_max: 1_024, waiting_max: 4_096 }
+        Limits { calls_max: Limits::CALLS_MAX, waiting_max: Limits::WAITING_MAX }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::{Index, IndexMut},
+    time::Duration,
 };
 
 use super::timings::{Percentiles, Timings};
@@ -239,6 +240,10 @@ impl StatsReport {
         StatsReport { counts, percentiles: BTreeMap::new(), timings: BTreeMap::new(), as_of }
     }
 }
+
+/// How old events get at least before Cleanup may delete them, where the configuration does not say: the longest time over which
+/// providers deliver again by themselves, with a margin.
+pub const RETENTION_MIN: Duration = Duration::from_secs(6 * 24 * 3_600);
 
 /// What Cleanup deletes.
 #[derive(Clone, Debug)]
