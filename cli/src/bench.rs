@@ -1,5 +1,6 @@
 //! `oncegate bench`: how much load an installation handles, and whether it does so correctly.
 
+mod connection;
 mod grpc;
 mod http;
 mod load;
@@ -24,6 +25,7 @@ use oncegate_runtime::{
 };
 
 use self::{
+    connection::Connection,
     grpc::Sidecar,
     http::{Gateway, Shared},
     load::{AnotherFailed, CALLERS_MAX, KEYS_FROM, Limits, Progress, Run, Workload},
@@ -383,7 +385,7 @@ impl Route {
         let unreachable = |error: anyhow::Error| Failure::Unreachable(error.context(format!("cannot reach {url}")));
         match self {
             Self::Grpc { reach, .. } => {
-                reach.connect().await.map_err(|error| unreachable(anyhow::Error::from_boxed(error)))?;
+                Connection::open(reach).await.map_err(unreachable)?;
             }
             Self::Http(shared) => {
                 let mut gateway = Gateway::new(Arc::clone(shared), KEYS_FROM);
@@ -414,14 +416,12 @@ fn load_thread(
         let mut callers = Vec::new();
         match route {
             Route::Grpc { reach, messages, timeout } => {
-                let mut channels = Vec::new();
+                let mut opened = Vec::new();
                 for _ in 0..connections / threads + u32::from(thread < connections % threads) {
-                    let connected = reach.connect().await.map_err(anyhow::Error::from_boxed);
-                    channels.push(connected.context("cannot connect")?);
+                    opened.push(Connection::open(reach).await.context("cannot connect")?);
                 }
-                for (number, channel) in numbers.zip(channels.iter().cycle()) {
-                    let messages = Arc::clone(messages);
-                    let sidecar = Sidecar::new(channel.clone(), messages, *timeout, reach.authorization());
+                for (number, connection) in numbers.zip(opened.iter().cycle()) {
+                    let sidecar = Sidecar::new(connection.calls().await, Arc::clone(messages), *timeout);
                     callers.push((number, Caller::Grpc(Box::new(sidecar))));
                 }
             }

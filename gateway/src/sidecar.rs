@@ -15,6 +15,7 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 use bytes::Bytes;
 use connection::Calls;
 pub use connection::{Connection, Question};
+pub use dial::Stream;
 use oncegate_api::{reason, v1};
 pub use options::{Reach, ReachOptions};
 pub use pool::Pool;

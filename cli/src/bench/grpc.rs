@@ -2,13 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{HeaderValue, header, uri::PathAndQuery};
+use bytes::Bytes;
 use oncegate_api::v1::Decision;
-use tonic::{Request, Status, client::Grpc, transport::Channel};
+use prost::Message;
+use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use super::{
-    message::{Acknowledged, ClaimAnswer, Encoded, Messages},
+    connection::Calls,
+    message::{Acknowledged, ClaimAnswer, Messages},
     target::{Fault, Verdict},
 };
 
@@ -17,21 +19,15 @@ const MARK_COMPLETED: &str = "/oncegate.v1.IdempotencyService/MarkCompleted";
 
 /// One caller on a connection that it shares with some of the others.
 pub(super) struct Sidecar {
-    grpc: Grpc<Channel>,
+    calls: Calls,
     messages: Arc<Messages>,
     timeout: Duration,
-    authorization: Option<HeaderValue>,
 }
 
 impl Sidecar {
-    /// A caller on this connection, identified by `authorization`.
-    pub(super) fn new(
-        channel: Channel,
-        messages: Arc<Messages>,
-        timeout: Duration,
-        authorization: Option<HeaderValue>,
-    ) -> Self {
-        Self { grpc: Grpc::new(channel), messages, timeout, authorization }
+    /// A caller on this connection.
+    pub(super) fn new(calls: Calls, messages: Arc<Messages>, timeout: Duration) -> Self {
+        Self { calls, messages, timeout }
     }
 
     /// CheckAndLock: the answer, and the fencing token if granted.
@@ -52,20 +48,12 @@ impl Sidecar {
         self.call::<Acknowledged>(MARK_COMPLETED, message).await.map(drop)
     }
 
-    async fn call<A>(&mut self, path: &'static str, message: bytes::Bytes) -> Result<A, Fault>
-    where
-        A: prost::Message + Default + Send + Sync + 'static,
-    {
-        let mut request = Request::new(message);
-        if let Some(authorization) = &self.authorization {
-            request.metadata_mut().as_mut().insert(header::AUTHORIZATION, authorization.clone());
-        }
-        let exchange = async {
-            self.grpc.ready().await.map_err(|error| Status::from_error(error.into()))?;
-            self.grpc.unary(request, PathAndQuery::from_static(path), Encoded::<A>::default()).await
-        };
-        match tokio::time::timeout(self.timeout, exchange).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+    async fn call<A: Message + Default>(&mut self, path: &'static str, message: Bytes) -> Result<A, Fault> {
+        match tokio::time::timeout(self.timeout, self.calls.unary(path, message)).await {
+            Ok(Ok(answer)) => {
+                let answer = A::decode(answer).map_err(|error| Status::internal(error.to_string()));
+                answer.map_err(|status| fault(&status))
+            }
             Ok(Err(status)) => Err(fault(&status)),
             Err(_) => Err(Fault { code: "no answer in time".to_owned() }),
         }

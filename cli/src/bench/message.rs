@@ -1,15 +1,11 @@
 //! The messages of the load, encoded once: what changes from call to call is written into a copy, so that the generator
 //! uses little of the machine it measures.
 
-use std::marker::PhantomData;
-
-use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use oncegate_api::v1::{CheckAndLockRequest, EventKey, MarkCompletedRequest, Result as Outcome};
 use prost::Message;
-use tonic::{
-    Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-};
+
+use super::connection::PREFIX_BYTES;
 
 /// The tenant of every event that the load writes.
 pub(super) const TENANT: &str = "bench";
@@ -23,7 +19,7 @@ const EVENTS: u64 = 1_000_000_000_000;
 /// The number of `fencing_token` in MarkCompletedRequest, which is appended to the encoded rest: protobuf has no order.
 const FENCING_TOKEN_FIELD: u32 = 2;
 
-/// A message with gaps where the event's and the claim's numbers go.
+/// A message behind its prefix, with gaps where the event's and the claim's numbers go.
 #[derive(Clone, Debug)]
 struct Template {
     bytes: Vec<u8>,
@@ -32,7 +28,9 @@ struct Template {
 }
 
 impl Template {
-    fn new(bytes: Vec<u8>) -> Self {
+    fn new(message: &impl Message) -> Self {
+        let mut bytes = vec![0; PREFIX_BYTES];
+        message.encode(&mut bytes).expect("a vector grows");
         let find = |hole: &[u8]| bytes.windows(hole.len()).position(|window| window == hole);
         let event = find(hole('#', EVENT_DIGITS).as_bytes()).expect("the event id was encoded");
         let claim = find(hole('@', EVENT_DIGITS + CALLER_DIGITS).as_bytes()).expect("the claim id was encoded");
@@ -120,20 +118,27 @@ impl Messages {
             metadata: None,
             claim_id,
         };
-        Self { claim: Template::new(claim.encode_to_vec()), complete: Template::new(complete.encode_to_vec()) }
+        Self { claim: Template::new(&claim), complete: Template::new(&complete) }
     }
 
-    /// CheckAndLock by a caller of an event.
+    /// CheckAndLock by a caller of an event, with its prefix.
     pub(super) fn claim(&self, event: u64, caller: u32) -> Bytes {
-        self.claim.fill(event, caller, 0).freeze()
+        prefixed(self.claim.fill(event, caller, 0))
     }
 
-    /// MarkCompleted for what the same caller was granted.
+    /// MarkCompleted for what the same caller was granted, with its prefix.
     pub(super) fn complete(&self, event: u64, caller: u32, fencing_token: i64) -> Bytes {
         let mut bytes = self.complete.fill(event, caller, 16);
         prost::encoding::int64::encode(FENCING_TOKEN_FIELD, &fencing_token, &mut bytes);
-        bytes.freeze()
+        prefixed(bytes)
     }
+}
+
+/// Writes the prefix of a message that is complete: not compressed, and so long.
+fn prefixed(mut bytes: BytesMut) -> Bytes {
+    let length = u32::try_from(bytes.len() - PREFIX_BYTES).expect("some hundred bytes");
+    (&mut bytes[1..PREFIX_BYTES]).put_u32(length);
+    bytes.freeze()
 }
 
 /// The parts of CheckAndLockResponse that the load reads; the rest is skipped.
@@ -159,51 +164,6 @@ pub(super) struct Grant {
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Acknowledged {}
 
-/// Sends already encoded bytes, and decodes the answer.
-#[derive(Debug)]
-pub(super) struct Encoded<A>(PhantomData<A>);
-
-impl<A> Default for Encoded<A> {
-    fn default() -> Self {
-        Self(PhantomData)
-    }
-}
-
-impl<A: Message + Default + 'static> Codec for Encoded<A> {
-    type Encode = Bytes;
-    type Decode = A;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self::default()
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self::default()
-    }
-}
-
-impl<A: 'static> Encoder for Encoded<A> {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put(item);
-        Ok(())
-    }
-}
-
-impl<A: Message + Default + 'static> Decoder for Encoded<A> {
-    type Item = A;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<A>, Status> {
-        let bytes = from.copy_to_bytes(from.remaining());
-        A::decode(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use oncegate_api::v1::{CheckAndLockResponse, Decision, Lock};
@@ -213,13 +173,18 @@ mod tests {
     #[test]
     fn what_is_filled_in_decodes_as_the_contract_says() {
         let messages = Messages::new("0af3", "stripe");
-        let claim = CheckAndLockRequest::decode(messages.claim(42, 7)).unwrap();
+        let decode = |bytes: Bytes| {
+            let (prefix, message) = bytes.split_at(PREFIX_BYTES);
+            assert_eq!(prefix, [&[0], &u32::try_from(message.len()).unwrap().to_be_bytes()[..]].concat());
+            bytes.slice(PREFIX_BYTES..)
+        };
+        let claim = CheckAndLockRequest::decode(decode(messages.claim(42, 7))).unwrap();
         let key = claim.key.unwrap();
         assert_eq!((key.tenant.as_str(), key.provider.as_str()), (TENANT, "stripe"));
         assert_eq!(key.event_id, "bench-0af3-000200884698");
         assert_eq!(key.event_id, event_id("0af3", 42));
         assert_eq!(claim.claim_id, "00020088469800007");
-        let complete = MarkCompletedRequest::decode(messages.complete(42, 7, 1_764_000_000_000_001)).unwrap();
+        let complete = MarkCompletedRequest::decode(decode(messages.complete(42, 7, 1_764_000_000_000_001))).unwrap();
         assert_eq!(complete.key.unwrap().event_id, key.event_id);
         assert_eq!(complete.fencing_token, 1_764_000_000_000_001);
         assert_eq!(complete.claim_id, claim.claim_id);

@@ -14,7 +14,11 @@ use oncegate_api::v1::{
     self, Decision,
     idempotency_service_server::{IdempotencyService, IdempotencyServiceServer},
 };
-use oncegate_e2e::program::{Finished, Oncegate};
+use oncegate_e2e::{
+    eventually,
+    program::{Finished, Oncegate},
+    proxy::Proxy,
+};
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status, transport::server::TcpIncoming};
 
@@ -95,6 +99,29 @@ async fn the_sidecar_is_found_as_by_the_other_commands() -> Result<()> {
     assert!(finished.stderr.contains("SIDECAR_URL: ftp://sidecar"), "{finished}");
     let finished = command(&["--url", "ftp://sidecar"])?.run().await?;
     assert!(finished.stderr.contains("--url: ftp://sidecar"), "{finished}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_load_whose_connection_is_broken_goes_on_over_another_one() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let proxy = Proxy::start(everything.sidecar).await?;
+    let url = format!("http://{}", proxy.address());
+    let breaks = async {
+        eventually("the load runs", async || (proxy.requested() > 10_000).then_some(())).await;
+        let made = proxy.connections();
+        proxy.reset();
+        made
+    };
+    let (finished, made) = tokio::join!(bench(&url, &["--workload", "cycle"]), breaks);
+    let finished = finished?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let report = report(&finished)?;
+    assert_eq!(report["correctness"]["ok"], true, "{report}");
+    assert!(report["operations"][0]["count"].as_u64() > Some(0), "{report}");
+    assert!(proxy.connections() > made, "{report}");
+    let errors = report["errors"].as_object().context("errors")?;
+    assert!(errors.keys().all(|code| code == "Unavailable, no reason given"), "{report}");
     Ok(())
 }
 

@@ -49,8 +49,8 @@ impl Ord for Dial {
     }
 }
 
-/// What a connection is made of.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+/// What a connection is made of: bytes in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
@@ -82,26 +82,21 @@ pub(super) fn channel(dial: &Dial, tls: Option<ClientTls>, limit: Duration) -> C
     endpoint(dial, limit).connect_with_connector_lazy(connector(dial.clone(), tls, limit))
 }
 
-/// The same, already connected.
-pub(super) async fn connected(
-    dial: &Dial,
-    tls: Option<ClientTls>,
-    limit: Duration,
-) -> Result<Channel, tonic::transport::Error> {
-    endpoint(dial, limit).connect_with_connector(connector(dial.clone(), tls, limit)).await
-}
-
-fn endpoint(dial: &Dial, limit: Duration) -> Endpoint {
+/// What calls name as their origin.
+pub(super) fn origin(dial: &Dial) -> Uri {
     let (scheme, authority) = match dial {
         Dial::Tcp { authority, tls: Some(_), .. } => ("https", authority.as_str()),
         Dial::Tcp { authority, tls: None, .. } => ("http", authority.as_str()),
         Dial::Unix(_) => ("http", "localhost"),
     };
     let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
-    let origin = origin.expect("scheme, authority and path make a URI");
+    origin.expect("scheme, authority and path make a URI")
+}
+
+fn endpoint(dial: &Dial, limit: Duration) -> Endpoint {
     // A placeholder: the connector knows where to go.
     Endpoint::from_static("http://sidecar")
-        .origin(origin)
+        .origin(origin(dial))
         .connect_timeout(limit)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)

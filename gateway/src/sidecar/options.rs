@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use http::HeaderValue;
+use http::{HeaderValue, Uri};
 use oncegate_runtime::{
     config::{Checks, Problem, Problems, ShownDuration},
     reload::Files,
@@ -14,10 +14,9 @@ use oncegate_runtime::{
     tls::{ClientTls, ClientTlsFiles},
 };
 
-use tonic::transport::Channel;
-
 use super::{
-    BoxError, dial,
+    BoxError,
+    dial::{self, Stream},
     pool::NoAddress,
     target::{self, SystemResolver, Target},
 };
@@ -69,18 +68,18 @@ pub(super) enum Token {
 }
 
 impl Reach {
-    /// A connection to one sidecar, the first that can be reached, with nothing around it: no balancing, no retries and no
-    /// token. For measuring a sidecar.
+    /// Bytes to and from one sidecar, the first that can be reached, and the origin that calls have to name: no HTTP/2, no
+    /// balancing, no retries and no token. For measuring a sidecar.
     ///
     /// # Errors
     ///
     /// What was wrong with the last address that was tried.
-    pub async fn connect(&self) -> Result<Channel, BoxError> {
+    pub async fn open(&self) -> Result<(Box<dyn Stream>, Uri), BoxError> {
         let mut last: BoxError = NoAddress.into();
         for target in self.targets.iter() {
             for dial in target.dials(&SystemResolver).await.unwrap_or_default() {
-                match dial::connected(&dial, self.tls.clone(), self.connect_timeout).await {
-                    Ok(channel) => return Ok(channel),
+                match dial::connect(&dial, self.tls.as_ref(), self.connect_timeout).await {
+                    Ok(stream) => return Ok((stream, dial::origin(&dial))),
                     Err(error) => last = error.into(),
                 }
             }
