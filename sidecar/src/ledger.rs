@@ -53,7 +53,8 @@ pub enum Error {
         "the ledger did not say in time what became of the call, or went away meanwhile: it may or may not have happened"
     )]
     OutcomeUnknown,
-    /// A defect: the ledger refused a statement that it should have taken.
+    /// A defect: the ledger refused a statement that it should have taken. Or the event has a value that this version cannot
+    /// read. A call that writes may have happened all the same.
     #[error("the ledger failed: {0}")]
     Internal(String),
 }
@@ -76,6 +77,11 @@ impl Error {
         Error::Unavailable { retry_after: Duration::from_millis(100) }
     }
 
+    /// The event has a value that this version does not know, as a newer one may have written: only that one can decide on it.
+    pub fn unreadable() -> Error {
+        Error::Internal("the event has a value that this version cannot read".into())
+    }
+
     /// All places are taken: worth asking again after 250 ms, when those who were there are served.
     pub fn overloaded() -> Error {
         Error::Overloaded { retry_after: Duration::from_millis(250) }
@@ -96,7 +102,8 @@ pub trait Ledger: Send + Sync + 'static {
     async fn extend(&self, extend: Extend) -> Result<Lock, Error>;
     /// Resolve.
     async fn resolve(&self, resolve: Resolve) -> Result<Event, Error>;
-    /// Where these events are now, for waiters on what other processes do (L9). Absent ones are left out.
+    /// Where these events are now, for waiters on what other processes do (L9). Absent ones are left out,
+    /// and so are those in a state that this version does not know: they must not keep it from the others.
     async fn peek(&self, keys: Vec<Key>) -> Result<Vec<(Key, State, FencingToken)>, Error>;
     /// One event with its attempts and resolutions, oldest first.
     async fn history_of(&self, key: Key) -> Result<Option<EventHistory>, Error>;

@@ -25,6 +25,7 @@ mod replays;
 mod resolve;
 mod sessions;
 mod stats;
+mod unreadable;
 
 pub(crate) use cached::Condition;
 

@@ -51,6 +51,8 @@ labels! {
         Contended => "contended",
         /// One of the items is bad.
         BadItem => "bad_item",
+        /// A row has a value that this version does not know.
+        Unreadable => "unreadable",
         /// A defect of ours.
         Defect => "defect",
     }

@@ -17,6 +17,10 @@ pub(super) enum Failure {
     Contended,
     /// One of the items is bad. It did not take effect; find the item by halving.
     BadItem,
+    /// The answer has a value that this version does not know: a row of a newer one, which runs beside it during a roll-out
+    /// or ran before it. It may have taken effect; find the row by halving. The answer was taken in whole, so the connection
+    /// is good.
+    Unreadable,
     /// A defect of ours.
     Defect,
 }
@@ -26,6 +30,11 @@ impl Failure {
     /// else would ever work again on it.
     pub(super) fn ends_connection(self) -> bool {
         matches!(self, Failure::Broken | Failure::Refusing | Failure::Defect)
+    }
+
+    /// Whether the statement may have taken effect all the same.
+    pub(super) fn may_have_happened(self) -> bool {
+        matches!(self, Failure::Broken | Failure::Unreadable)
     }
 }
 
@@ -37,6 +46,7 @@ impl From<Failure> for LedgerFailure {
             Failure::TooSlow => Self::TooSlow,
             Failure::Contended => Self::Contended,
             Failure::BadItem => Self::BadItem,
+            Failure::Unreadable => Self::Unreadable,
             Failure::Defect => Self::Defect,
         }
     }
@@ -60,6 +70,7 @@ pub(super) fn classify(error: &sqlx::Error) -> Failure {
         | sqlx::Error::WorkerCrashed
         | sqlx::Error::PoolClosed
         | sqlx::Error::PoolTimedOut => Failure::Broken,
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => Failure::Unreadable,
         _ => Failure::Defect,
     }
 }
@@ -116,5 +127,20 @@ mod tests {
         ] {
             assert_eq!(sqlstate(code), meaning, "{code}");
         }
+    }
+
+    #[test]
+    fn a_value_that_is_not_known_is_no_defect_and_a_column_that_is_not_there_is_one() {
+        let unknown = || Box::new(std::io::Error::from(std::io::ErrorKind::InvalidData));
+        let column = || "state".to_owned();
+        for (error, meaning) in [
+            (sqlx::Error::Decode(unknown()), Failure::Unreadable),
+            (sqlx::Error::ColumnDecode { index: column(), source: unknown() }, Failure::Unreadable),
+            (sqlx::Error::ColumnNotFound(column()), Failure::Defect),
+        ] {
+            assert_eq!(classify(&error), meaning, "{error:?}");
+        }
+        // The answer came: what it was to say had been done, and the next one comes over the same connection.
+        assert!(Failure::Unreadable.may_have_happened() && !Failure::Unreadable.ends_connection());
     }
 }

@@ -15,7 +15,6 @@ use super::{
     bind::Bind as _,
     connect::READING_SESSION,
     failure::{self, Failure},
-    row,
 };
 use crate::{
     event::{FencingToken, Key, State, Time},
@@ -130,6 +129,13 @@ impl Reader {
                 }
                 Error::unavailable()
             }
+            Failure::Unreadable => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the ledger has what this version cannot read"
+                );
+                Error::unreadable()
+            }
             Failure::BadItem | Failure::Defect => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a read of the ledger failed");
                 Error::Internal("a read of the ledger failed".into())
@@ -175,12 +181,13 @@ impl Reader {
             Box::pin(async move {
                 let rows =
                     sqlx::query(include_str!("peek.sql")).bind_keys(keys.iter()).fetch_all(&mut *connection).await?;
-                rows.iter()
-                    .map(|row| {
-                        let key = Key { tenant: row.try_get(0)?, provider: row.try_get(1)?, event_id: row.try_get(2)? };
-                        Ok((key, row::state(row.try_get(3)?)?, row.try_get(4)?))
-                    })
-                    .collect()
+                let mut found = Vec::with_capacity(rows.len());
+                for row in &rows {
+                    let Some(state) = State::parse(row.try_get(3)?) else { continue };
+                    let key = Key { tenant: row.try_get(0)?, provider: row.try_get(1)?, event_id: row.try_get(2)? };
+                    found.push((key, state, row.try_get(4)?));
+                }
+                Ok(found)
             })
         })
         .await

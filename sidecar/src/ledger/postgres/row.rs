@@ -332,8 +332,3 @@ pub(super) fn resolution(row: &PgRow) -> Result<Option<Resolution>, sqlx::Error>
         time: row.try_get("resolved_time")?,
     }))
 }
-
-/// The state that a word of a row names.
-pub(super) fn state(text: &str) -> Result<State, sqlx::Error> {
-    word("state", State::parse(text))
-}

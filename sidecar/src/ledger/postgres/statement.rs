@@ -58,7 +58,7 @@ pub(super) type Part<S> = (Vec<<S as Statement>::Item>, Result<<S as Statement>:
 struct Waiting<I> {
     items: Vec<I>,
     tries: u32,
-    /// They were tried on a connection that broke, so they may have happened.
+    /// They were tried on a connection that broke, or with others whose answer could not be read, so they may have happened.
     uncertain: bool,
 }
 
@@ -83,6 +83,8 @@ enum Next {
     Unavailable(Duration),
     /// Their callers are told that nobody knows whether it happened.
     Unknown,
+    /// Their callers are told that their event has a value that this version does not know.
+    Unreadable,
     /// Their callers are told of a defect.
     Defect,
 }
@@ -95,15 +97,17 @@ impl Attempt {
         match failure {
             Failure::Broken if S::REPEATABLE && may_try_again => Next::Again,
             Failure::Broken => Next::Unknown,
+            Failure::Unreadable if !S::REPEATABLE => Next::Unknown,
             Failure::Refusing => Next::Unavailable(Duration::from_secs(1)),
             Failure::TooSlow | Failure::Contended if spent >= HALVING_TIME_MAX => {
                 Next::Unavailable(Duration::from_secs(1))
             }
             Failure::Contended if !S::PARTS => Next::Unavailable(Duration::from_millis(500)),
-            Failure::Contended | Failure::BadItem | Failure::TooSlow if items > 1 => Next::Halved,
+            Failure::Contended | Failure::BadItem | Failure::Unreadable | Failure::TooSlow if items > 1 => Next::Halved,
             Failure::Contended if may_try_again => Next::Again,
             Failure::Contended => Next::Unavailable(Duration::from_millis(500)),
             Failure::TooSlow => Next::Unavailable(Duration::from_secs(1)),
+            Failure::Unreadable => Next::Unreadable,
             Failure::BadItem | Failure::Defect => Next::Defect,
         }
     }
@@ -213,7 +217,7 @@ impl Session {
             if items.is_empty() {
                 continue;
             }
-            // Items tried on a connection that broke may have happened, whatever the result is now.
+            // Items that were tried before may have happened, whatever the result is now.
             let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
@@ -245,12 +249,12 @@ impl Session {
             if failure == Failure::Contended && matches!(next, Next::Again | Next::Halved) {
                 self.hurry(true).await;
             }
-            if failure == Failure::Broken {
+            if failure.may_have_happened() {
                 items.iter_mut().for_each(S::doubt);
             }
+            let uncertain = uncertain || failure.may_have_happened();
             match next {
                 Next::Again => {
-                    let uncertain = uncertain || failure == Failure::Broken;
                     waiting.push(Waiting { items, tries: tries + 1, uncertain });
                 }
                 Next::Halved => {
@@ -262,6 +266,9 @@ impl Session {
                     parts.push((items, Err(failed(Error::Unavailable { retry_after }))));
                 }
                 Next::Unknown => parts.push((items, Err(Error::OutcomeUnknown))),
+                // The reason itself is worth more than that it may have happened: the call may be repeated either way, and is
+                // answered like this until a version that knows the value runs.
+                Next::Unreadable => parts.push((items, Err(Error::unreadable()))),
                 Next::Defect => parts.push((items, Err(failed(refused(&error))))),
             }
         }
@@ -440,6 +447,10 @@ mod tests {
             (64, 0, HALVING_TIME_MAX, Failure::TooSlow, unavailable(1_000)),
             (64, 0, HALVING_TIME_MAX, Failure::Contended, unavailable(1_000)),
             (64, 0, HALVING_TIME_MAX, Failure::BadItem, Next::Halved),
+            (64, 0, AT_ONCE, Failure::Unreadable, Next::Halved),
+            (64, 2, HALVING_TIME_MAX, Failure::Unreadable, Next::Halved),
+            (2, 0, AT_ONCE, Failure::Unreadable, Next::Halved),
+            (1, 0, AT_ONCE, Failure::Unreadable, Next::Unreadable),
             (64, 0, AT_ONCE, Failure::Defect, Next::Defect),
         ] {
             assert_eq!(
@@ -454,6 +465,9 @@ mod tests {
     fn what_may_not_run_twice_is_not_tried_again_when_nobody_knows_whether_it_happened() {
         let attempt = Attempt { items: 1, tries: 0, spent: Duration::ZERO };
         assert_eq!(attempt.failed::<Of<false, true>>(Failure::Broken), Next::Unknown);
+        assert_eq!(attempt.failed::<Of<false, true>>(Failure::Unreadable), Next::Unknown);
+        let many = Attempt { items: 64, ..attempt };
+        assert_eq!(many.failed::<Of<false, true>>(Failure::Unreadable), Next::Unknown);
         assert_eq!(attempt.failed::<Of<false, true>>(Failure::Contended), Next::Again);
     }
 

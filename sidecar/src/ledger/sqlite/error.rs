@@ -13,6 +13,10 @@ pub(super) enum Fault {
     /// A statement was refused for what was in it: the other items of the batch are not to blame.
     #[error("a statement was refused")]
     Item(#[source] rusqlite::Error),
+    /// A row has a value that this version does not know: a newer one ran before it. The other items of the batch are not to
+    /// blame.
+    #[error("a row has a value that this version cannot read")]
+    Unreadable(#[source] rusqlite::Error),
     /// What was read does not fit what was written: a defect.
     #[error("{0}")]
     Defect(&'static str),
@@ -36,6 +40,7 @@ impl Fault {
                 let code = error.sqlite_error().map_or(0, |error| error.extended_code);
                 Error::Internal(format!("the embedded database refused a statement, with code {code}"))
             }
+            Fault::Unreadable(_) => Error::unreadable(),
             Fault::Defect(_) | Fault::NeedsWrite => Error::Internal(self.to_string()),
         }
     }
@@ -46,6 +51,7 @@ impl From<&Fault> for LedgerFailure {
         match fault {
             Fault::Environment(_) => Self::Refusing,
             Fault::Item(_) => Self::BadItem,
+            Fault::Unreadable(_) => Self::Unreadable,
             // A full disk shows when a batch is written, which is at its commit. The callers' outcome is open all the same.
             Fault::Commit(error) if is_environment(error) => Self::Refusing,
             Fault::Commit(_) => Self::Broken,
@@ -56,8 +62,25 @@ impl From<&Fault> for LedgerFailure {
 
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
-        if is_environment(&error) { Fault::Environment(error) } else { Fault::Item(error) }
+        if is_environment(&error) {
+            Fault::Environment(error)
+        } else if is_unreadable(&error) {
+            Fault::Unreadable(error)
+        } else {
+            Fault::Item(error)
+        }
     }
+}
+
+/// Whether it is about a value that was read, and not about a statement.
+fn is_unreadable(error: &rusqlite::Error) -> bool {
+    matches!(
+        error,
+        rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::Utf8Error(..)
+    )
 }
 
 /// Whether it is about the file, and not about what was in a statement.

@@ -115,15 +115,17 @@ impl Readers {
     }
 }
 
-/// Where these events are now; absent ones are left out.
+/// Where these events are now; absent ones, and those in a state that this version does not know, are left out.
 pub(super) fn peek(conn: &Connection, keys: Vec<Key>) -> rusqlite::Result<Vec<(Key, State, FencingToken)>> {
     let mut statement = conn.prepare_cached(include_str!("peek.sql"))?;
     let mut found = Vec::new();
     for key in keys {
         let row = statement
-            .query_row(params![key.tenant, key.provider, key.event_id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row(params![key.tenant, key.provider, key.event_id], |row| {
+                Ok((State::parse(row.get_ref(0)?.as_str()?), row.get(1)?))
+            })
             .optional()?;
-        if let Some((state, fencing_token)) = row {
+        if let Some((Some(state), fencing_token)) = row {
             found.push((key, state, fencing_token));
         }
     }

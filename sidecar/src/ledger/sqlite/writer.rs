@@ -176,7 +176,7 @@ impl Writer {
             }
             // One bad item does not fail the others. The fault may also be a defect that shows only in their company:
             // then each is done as well.
-            Err(Fault::Item(_) | Fault::Defect(_)) if calls.len() > 1 => {
+            Err(Fault::Item(_) | Fault::Unreadable(_) | Fault::Defect(_)) if calls.len() > 1 => {
                 for call in calls {
                     self.calls(vec![call]);
                 }
