@@ -421,7 +421,7 @@ pub struct Claimed {
     pub granted: bool,
     /// The event as it stands after the call.
     pub event: Event,
-    /// The call came with another payload digest than the event's latest attempt: counted, never refused.
+    /// The call came with another payload digest than the event's latest attempt before it: counted, never refused.
     pub payload_changed: bool,
     /// The database's clock when it answered.
     pub now: Time,

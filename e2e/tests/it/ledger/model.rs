@@ -256,7 +256,7 @@ impl Model {
             return;
         };
         let earlier = known.event.latest.as_ref().and_then(|latest| latest.payload_digest);
-        let mut changed = earlier.is_some() && claim.payload_digest.is_some() && earlier != claim.payload_digest;
+        let changed = earlier.is_some() && claim.payload_digest.is_some() && earlier != claim.payload_digest;
         let decision = match step {
             ClaimStep::Grant => {
                 known.archive(at);
@@ -273,7 +273,6 @@ impl Model {
                 if known.event.state == State::Failed {
                     known.archive(at);
                     known.event.latest = None;
-                    changed = false;
                 } else {
                     known.event.latest.as_mut().unwrap().outcome = Outcome::LockExpired;
                 }

@@ -360,7 +360,8 @@ impl Writer {
             ClaimStep::Bury => left.burials.push(Candidate { event, claim }),
             ClaimStep::Keep(decision) => {
                 dealt.keep(&event, now);
-                self.answer(claim, decision, event, now);
+                let changed = event.payload_differs(&claim.request);
+                self.answer(claim, decision, event, now, changed);
             }
             ClaimStep::Refuse(refusal) => {
                 dealt.keep(&event, now);
@@ -404,8 +405,10 @@ impl Writer {
         candidates.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (candidates, rows) in self.run_for(&Bury, candidates).await {
             self.apply(candidates, rows, |writer, candidate: Candidate, event, now| {
+                // With the attempt that is buried before it is archived: later claims are compared with none.
+                let changed = candidate.event.payload_differs(&candidate.claim.request);
                 dealt.keep(&event, now);
-                writer.answer(candidate.claim, Decision::Refused, event, now);
+                writer.answer(candidate.claim, Decision::Refused, event, now, changed);
             });
         }
     }
@@ -521,9 +524,15 @@ impl Writer {
         served
     }
 
-    /// Answers a claim that changed nothing.
-    fn answer(&mut self, claim: Pending<Claim, Claimed>, decision: Decision, event: Event, now: Time) {
-        let payload_changed = event.payload_differs(&claim.request);
+    /// Answers a claim that was granted nothing.
+    fn answer(
+        &mut self,
+        claim: Pending<Claim, Claimed>,
+        decision: Decision,
+        event: Event,
+        now: Time,
+        payload_changed: bool,
+    ) {
         self.count(&claim.request, Some((&event).into()), Ok(&decision), payload_changed, now);
         send(claim, Ok(Claimed { decision, granted: false, event, payload_changed, now }));
     }

@@ -109,7 +109,8 @@ impl<'a> Transaction<'a> {
             Some(_) | None => false,
         };
         let step = transition::claim(before.as_ref(), claim_ended, claim, now);
-        let mut payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
+        // With the latest attempt before the call: a burial may archive it.
+        let payload_changed = before.as_ref().is_some_and(|event| event.payload_differs(claim));
         let granted = matches!(step, ClaimStep::Insert | ClaimStep::Grant);
         let (decision, event) = match (step, before) {
             (ClaimStep::Insert, None) => {
@@ -130,8 +131,6 @@ impl<'a> Transaction<'a> {
                 if event.latest.is_none() {
                     self.archive(&before, now)?;
                 }
-                // As after a resolution: there is no attempt any more whose payload it could be compared with.
-                payload_changed = event.payload_differs(claim);
                 self.update(&before, &event)?;
                 (Decision::Refused, event)
             }

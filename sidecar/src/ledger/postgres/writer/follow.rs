@@ -80,7 +80,10 @@ impl Writer {
             return None;
         }
         match transition::claim(Some(event), false, &claim.request, now) {
-            ClaimStep::Keep(decision) => self.answer(claim, decision, event.clone(), now),
+            ClaimStep::Keep(decision) => {
+                let changed = event.payload_differs(&claim.request);
+                self.answer(claim, decision, event.clone(), now, changed);
+            }
             ClaimStep::Refuse(refusal) => self.refuse(claim, refusal, now),
             ClaimStep::Grant | ClaimStep::Bury | ClaimStep::Insert => return Some(claim),
         }
