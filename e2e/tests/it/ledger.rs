@@ -15,6 +15,7 @@ mod growth;
 mod history;
 mod marks;
 mod model;
+mod order;
 mod own;
 mod peers;
 mod plans;

@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::join_all;
 use oncegate_e2e::{
     eventually,
     postgres::{Cluster, Database, Options},
@@ -23,7 +22,7 @@ use oncegate_sidecar::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Postgres, Transaction};
 
-use super::{claim, completion, extension, failure, key, stats::everything};
+use super::{claim, completion, failure, key, stats::everything};
 
 pub(super) async fn ledger() -> (PostgresLedger, Database) {
     let database = Database::create().await.unwrap();
@@ -647,25 +646,5 @@ async fn lists_that_take_long_keep_nobody_from_asking_whether_the_server_answers
         // Or it has waited for a connection for too long.
         assert!(matches!(answer, Ok(_) | Err(Error::Unavailable { .. })), "{answer:?}");
     }
-    ledger.close().await;
-}
-
-/// More than go into one batch, and a completion behind them, which comes after all of them (L3).
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_crowd_that_extends_one_lock_is_answered_in_order() {
-    let (ledger, _database) = ledger().await;
-    let key = key("evt_1");
-    let minute = Micros(60_000_000);
-    let Decision::Acquired(lock) =
-        ledger.claim(Claim { lock_duration: minute, ..claim(&key, "a") }).await.unwrap().decision
-    else {
-        panic!("it is new")
-    };
-    let extensions = join_all((0..1_000).map(|_| ledger.extend(extension(&key, &lock, Micros(60 * minute.0)))));
-    let (extended, completed) = tokio::join!(extensions, ledger.mark(completion(&key, &lock)));
-    for extended in extended {
-        assert!(extended.unwrap().remaining > minute);
-    }
-    assert!(!completed.unwrap().repeated);
     ledger.close().await;
 }

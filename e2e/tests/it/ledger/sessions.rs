@@ -111,6 +111,24 @@ async fn a_missing_standby_leaves_few_sessions_behind() {
     ledger.close().await;
 }
 
+/// What a sweep writes would wait as every other commit does, on one more session each second: only the writer knows whether the
+/// node may decide.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_swept_while_the_writer_is_away() {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
+    ledger.claim(Claim { lock_duration: Micros::ZERO, ..claim(&key("evt_1"), "a") }).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for sql in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    eventually("the writer is away", async || ledger.node().is_none().then_some(())).await;
+    // It would be refused.
+    ledger.maintain().await.unwrap();
+    ledger.close().await;
+}
+
 /// Duplicates are read, and would be answered by a node that may decide nothing (L6).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_becomes_read_only_is_noticed_though_only_duplicates_come() {
