@@ -137,6 +137,10 @@ async fn a_node_that_becomes_read_only_is_noticed_though_only_duplicates_come() 
     let ledger = PostgresLedger::connect(database.url(), &PostgresSettings::default()).await.unwrap();
     let held = key("evt_1");
     ledger.claim(claim(&held, "a")).await.unwrap();
+    // Until no new events are expected: a statement that could insert one would be refused.
+    for _ in 0..32 {
+        ledger.claim(claim(&held, "b")).await.unwrap();
+    }
     let mut admin = database.connect().await.unwrap();
     for sql in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
         sqlx::query(sql).execute(&mut admin).await.unwrap();
