@@ -67,6 +67,11 @@ impl Secrets {
     }
 
     fn add_password(&mut self, url: &str) {
+        let parameters = url.split_once('?').map_or("", |(_, query)| query).split('&');
+        for (_, value) in parameters.filter_map(|one| one.split_once('=')).filter(|(name, _)| name.contains("password"))
+        {
+            self.add(value);
+        }
         if let Some((_, rest)) = url.split_once("://")
             && let Some((credentials, _)) = rest.split('/').next().unwrap_or_default().rsplit_once('@')
             && let Some((_, password)) = credentials.split_once(':')
@@ -183,6 +188,10 @@ mod tests {
             ["whsec_number_one", "whsec_number_two"]
         );
         assert_eq!(told("DATABASE_URL", "postgres://me:a-pass-word@db.example/payments"), ["a-pass-word"]);
+        assert_eq!(
+            told("DATABASE_URL", "postgres://db/payments?user=some-body&password=a-pass-word&sslpassword=another-one"),
+            ["a-pass-word", "another-one"]
+        );
         assert_eq!(told("REDIS_PASSWORD", "a-pass-word"), ["a-pass-word"]);
         assert_eq!(told("SIDECAR_TOKEN", "a-to-ken"), ["a-to-ken"]);
         assert_eq!(

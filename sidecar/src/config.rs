@@ -166,7 +166,8 @@ pub struct Options {
 #[derive(clap::Args, Clone, Debug)]
 #[group(skip)]
 pub struct StoreOptions {
-    /// Postgres, as postgres://user:password@host:port/database. Unset, and not merely empty: the embedded store.
+    /// Postgres, as postgres://user:password@host:port/database. Unset, and not merely empty: the embedded store. Parameters
+    /// that are not known are refused.
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<SecretText>,
 
@@ -394,7 +395,7 @@ impl Options {
     }
 }
 
-/// Only the URL's scheme is reported: the URL may hold a password.
+/// Only the URL's scheme and the names of its parameters are reported: the URL may hold a password.
 fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
     const WANTED: &str =
         "has to be postgres://user:password@host:port/database; the embedded store's file is ONCEGATE_STORE";

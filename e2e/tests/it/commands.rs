@@ -403,6 +403,10 @@ async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret
         (&[("DATABASE_URL", "postgres://u:hunter2@h/db?sslmode=bogus")], "bogus"),
         (&[("DATABASE_URL", "mysql://u:hunter2@h/db")], "DATABASE_URL: begins with mysql://, has to be postgres://"),
         (&[("DATABASE_URL", "u:hunter2@h/db")], "DATABASE_URL: not a URL"),
+        (
+            &[("DATABASE_URL", "postgres://h/db?sslmode=require&pasword=hunter2")],
+            "DATABASE_URL: has parameters that are not known: pasword; known are sslmode,",
+        ),
         (&[("REDIS_PORT", "6380")], "REDIS_PORT: given, and no REDIS_HOST"),
         (&[("REDIS_PASSWORD", "hunter2")], "REDIS_PASSWORD: given, and neither REDIS_URL nor REDIS_HOST"),
         (&[("REDIS_CA_FILE", "/nonexistent")], "REDIS_CA_FILE: given, and neither REDIS_URL nor REDIS_HOST"),
@@ -423,6 +427,17 @@ async fn settings_that_cannot_be_used_are_exit_code_2_and_named_without_a_secret
         let finished = command.run().await?;
         assert_eq!(finished.code, Some(2), "{settings:?}: {finished}");
         assert!(finished.stderr.contains(wanted), "{wanted}: {finished}");
+        assert!(!finished.stderr.contains("hunter2"), "{finished}");
+    }
+    for name in ["check", "migrate"] {
+        let command =
+            Oncegate::new(directory.path(), [name])?.env("DATABASE_URL", "postgres://h/db?sslpassword=hunter2");
+        let finished = command.run().await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(
+            finished.stderr.contains("DATABASE_URL: has parameters that are not known: sslpassword;"),
+            "{finished}"
+        );
         assert!(!finished.stderr.contains("hunter2"), "{finished}");
     }
     Ok(())

@@ -141,8 +141,11 @@ async fn complaints_about_secrets_tell_none() -> Result<()> {
     let wrong_database = format!("{}_of_nobody", with_password(database.url()));
     let no_database = format!("postgres://me:{DATABASE_PASSWORD}@127.0.0.1:1/none");
     let unparsable = format!("postgres://me:{DATABASE_PASSWORD}@[::1/none");
-    let commands: [&[&str]; 4] = [&["all"], &["sidecar"], &["all", "--print-config"], &["migrate"]];
-    for url in [&wrong_database, &no_database, &unparsable] {
+    // sqlx knows neither.
+    let unknown = format!("{}?sslpassword={DATABASE_PASSWORD}", database.url());
+    let mistyped = format!("{}?pasword={DATABASE_PASSWORD}", database.url());
+    let commands: [&[&str]; 5] = [&["all"], &["sidecar"], &["all", "--print-config"], &["migrate"], &["check"]];
+    for url in [&wrong_database, &no_database, &unparsable, &unknown, &mistyped] {
         for arguments in commands {
             let ended = Oncegate::new(directory.path(), arguments.iter().copied())?
                 .env("ONCEGATE_LOG", LOG_EVERYTHING)
@@ -157,6 +160,7 @@ async fn complaints_about_secrets_tell_none() -> Result<()> {
                 // Too long for an id of PayPal's.
                 .env("PAYPAL_WEBHOOK_ID", "x".repeat(200))
                 .env("STANDARD_WEBHOOKS_SECRET", "whsec_not*base64*either")
+                .secret(DATABASE_PASSWORD)
                 .run()
                 .await?;
             assert!(arguments.contains(&"--print-config") || ended.code != Some(0), "{ended}");

@@ -20,12 +20,11 @@ mod replays;
 mod row;
 mod statement;
 mod stats;
+mod url;
 mod writer;
 
 use std::{
     net::IpAddr,
-    path::PathBuf,
-    str::FromStr as _,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -34,11 +33,13 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use check::check;
 pub use connect::{ConnectError, Node};
+pub use url::UrlError;
+pub(crate) use url::{CertificateFile, certificate_files, options};
 
 use self::{
     connect::Slots,
@@ -46,6 +47,7 @@ use self::{
     notify::Notifier,
     read::Reader,
     statement::Session,
+    url::is_verified,
     writer::Writer,
 };
 use super::{
@@ -90,7 +92,7 @@ impl Default for PostgresSettings {
 pub enum OpenError {
     /// The URL is not valid. The message leaves it out, because it may hold a password.
     #[error("DATABASE_URL is not a Postgres URL")]
-    Url(#[source] sqlx::Error),
+    Url(#[from] UrlError),
     /// The database cannot be reached or may not be used.
     #[error("the database cannot be used")]
     Connect(#[from] ConnectError),
@@ -172,47 +174,6 @@ impl PostgresLedger {
     pub fn node(&self) -> Option<Node> {
         self.node.borrow().clone()
     }
-}
-
-/// Parses a URL.
-pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
-    let options = PgConnectOptions::from_str(url).map_err(OpenError::Url)?;
-    // All results are binary: how floats are written out makes no difference, and poolers refuse a session that asks for it.
-    Ok(options.application_name("oncegate").extra_float_digits(None))
-}
-
-/// The certificate files that the URL names for TLS to the database. None where the server is not verified: then they are not
-/// read.
-pub(crate) fn certificate_files(url: &str) -> Vec<(CertificateFile, PathBuf)> {
-    if !options(url).is_ok_and(|options| is_verified(&options)) {
-        return Vec::new();
-    }
-    let query = url.split_once('?').map_or("", |(_, query)| query.split('#').next().unwrap_or_default());
-    let mut files: Vec<(CertificateFile, PathBuf)> = Vec::new();
-    for (name, path) in form_urlencoded::parse(query.as_bytes()) {
-        let file = match &*name {
-            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => CertificateFile::Authorities,
-            "sslcert" | "ssl-cert" => CertificateFile::Own,
-            _ => continue,
-        };
-        // The connection takes the last of two.
-        files.retain(|(known, _)| *known != file);
-        files.push((file, PathBuf::from(path.into_owned())));
-    }
-    files
-}
-
-/// What a file is to the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum CertificateFile {
-    /// What the server's certificate has to lead to.
-    Authorities,
-    /// The sidecar's own.
-    Own,
-}
-
-fn is_verified(options: &PgConnectOptions) -> bool {
-    matches!(options.get_ssl_mode(), PgSslMode::VerifyCa | PgSslMode::VerifyFull)
 }
 
 /// Warns where anybody could pose as the database: sqlx takes any certificate, or none, unless told to verify it.
@@ -343,32 +304,6 @@ impl Ledger for PostgresLedger {
         tokio::select! {
             () = self.queue.ended() => {}
             () = self.closes.closed() => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{
-        CertificateFile::{Authorities, Own},
-        certificate_files,
-    };
-
-    #[test]
-    fn certificates_are_read_where_the_server_is_verified() {
-        let both = "sslrootcert=/a/ca%20file&sslcert=/a/own&sslkey=/a/key";
-        let files = [(Authorities, "/a/ca file".into()), (Own, "/a/own".into())];
-        for mode in ["verify-full", "verify-ca"] {
-            let url = format!("postgres://db.example/x?sslrootcert=/overridden&sslmode={mode}&{both}#part");
-            assert_eq!(certificate_files(&url), files);
-        }
-        for url in [
-            format!("postgres://db.example/x?{both}"),
-            format!("postgres://db.example/x?sslmode=require&{both}"),
-            "postgres://db.example/x?sslmode=verify-full".to_owned(),
-            format!("no URL?sslmode=verify-full&{both}"),
-        ] {
-            assert_eq!(certificate_files(&url), [], "{url}");
         }
     }
 }
