@@ -3,12 +3,18 @@
 use std::collections::BTreeMap;
 
 use oncegate_sidecar::{
-    event::{FailureKind, Micros, Resolve, Resolved, State, Time},
-    ledger::{check::Report, filter::StatsFilter, timings::Timings},
+    event::{Decision, FailureKind, Micros, Resolve, Resolved, State, Time},
+    ledger::{
+        Ledger as _,
+        check::Report,
+        filter::StatsFilter,
+        sqlite::{self, SqliteLedger, SqliteSettings},
+        timings::Timings,
+    },
 };
 
 use super::{
-    Fixture, HOUR, claim, completion, conformance, key, resolution,
+    Fixture, HOUR, claim, cleanup, completion, conformance, key, resolution,
     stats::{everything, total},
 };
 
@@ -17,6 +23,8 @@ conformance!(
     times_of_days_are_those_of_their_hours,
     times_are_read_where_they_are_wanted_and_there_are_not_too_many_buckets,
     the_check_passes_and_finds_what_was_planted,
+    times_that_are_missing_or_too_many_are_found,
+    times_of_events_that_a_cleanup_took_are_not_too_many,
     a_stuck_event_that_nobody_noted_is_found,
 );
 
@@ -228,6 +236,160 @@ async fn the_check_passes_and_finds_what_was_planted(fixture: &Fixture) {
     let what: Vec<&str> = report.differences.iter().map(|difference| difference.what.as_str()).collect();
     assert_eq!(what, ["p50", "p95", "p99"]);
     assert!(report.differences.iter().all(|difference| difference.recounted >= hour && difference.hour.is_none()));
+}
+
+/// Does one thing to the rows of Postgres, or the same to those of SQLite.
+async fn tamper(fixture: &Fixture, postgres: &'static str, sqlite: &'static str) {
+    fixture
+        .tamper(match &fixture.store {
+            super::Store::Postgres { .. } => postgres,
+            super::Store::Sqlite { .. } => sqlite,
+        })
+        .await;
+}
+
+/// How many times are missing (less than none: too many), over all hours that are complained about.
+async fn missing(fixture: &Fixture) -> i64 {
+    let report = fixture.check().await;
+    let hours = report.differences.iter().filter(|difference| difference.what == "times");
+    hours.map(|difference| difference.recounted - difference.kept).sum()
+}
+
+/// Makes all that was completed have ended an hour ago in the same second, or each in a minute of its own before.
+async fn age(fixture: &Fixture, together: bool) {
+    tamper(
+        fixture,
+        if together {
+            "update payment_webhook_events set start_time = ended - (end_time - start_time), end_time = ended
+            from (select date_trunc('hour', now()) - interval '1 hour' as ended) t"
+        } else {
+            "update payment_webhook_events
+            set start_time = start_time - id * interval '1 minute', end_time = end_time - id * interval '1 minute'"
+        },
+        "",
+    )
+    .await;
+}
+
+async fn times_that_are_missing_or_too_many_are_found(fixture: &Fixture) {
+    for number in 0..12 {
+        fixture.completed(&key(&format!("evt_{number}"))).await;
+    }
+    checked(fixture).await;
+    age(fixture, false).await;
+    assert_eq!(fixture.check().await.differences, []);
+    let postgres = matches!(fixture.store, super::Store::Postgres { .. });
+    for (change, back, expected) in [
+        (
+            (
+                "update payment_webhook_timings set counts[1] = counts[1] + 100000",
+                "update payment_webhook_timings set count = count + 100000 where (hour, bucket) in
+                (select hour, min(bucket) from payment_webhook_timings group by hour)",
+            ),
+            (
+                "update payment_webhook_timings set counts[1] = counts[1] - 100000",
+                "update payment_webhook_timings set count = count - 100000 where count > 100000",
+            ),
+            -100_000,
+        ),
+        (
+            (
+                "update payment_webhook_timings set counts[1] = counts[1] - 1",
+                "update payment_webhook_timings set count = count - 1 where (hour, bucket) in
+                (select hour, min(bucket) from payment_webhook_timings group by hour)",
+            ),
+            (
+                "update payment_webhook_timings set counts[1] = counts[1] + 1",
+                "update payment_webhook_timings set count = count + 1 where (hour, bucket) in
+                (select hour, min(bucket) from payment_webhook_timings group by hour)",
+            ),
+            // On Postgres one of them may have been lost with a process. On SQLite none.
+            if postgres { 0 } else { 1 },
+        ),
+    ] {
+        tamper(fixture, change.0, change.1).await;
+        let found = missing(fixture).await;
+        // Once an hour, of which there may be two.
+        assert!([expected, 2 * expected].contains(&found), "{found}, not {expected}");
+        tamper(fixture, back.0, back.1).await;
+        assert_eq!(fixture.check().await.differences, []);
+    }
+    fixture.tamper("delete from payment_webhook_timings").await;
+    assert_eq!(missing(fixture).await, 12);
+    // A process that was killed may have had them all.
+    age(fixture, true).await;
+    assert_eq!(missing(fixture).await, if postgres { 0 } else { 12 });
+    // From before there were histograms.
+    age(fixture, false).await;
+    assert_eq!(missing(fixture).await, 12);
+    tamper(
+        fixture,
+        "update oncegate_migrations set installed_on = installed_on - interval '1 day' where version = 1",
+        "update oncegate_meta set value = (select max(end_time) + 1 from payment_webhook_events)
+        where key = 'times_since'",
+    )
+    .await;
+    assert_eq!(fixture.check().await.differences, []);
+}
+
+async fn times_of_events_that_a_cleanup_took_are_not_too_many(fixture: &Fixture) {
+    for number in 0..4 {
+        fixture.completed(&key(&format!("evt_{number}"))).await;
+    }
+    // What is completed by hand after its completion was taken back leaves one in the archive alone.
+    fixture.resolve(Resolve { force: true, ..resolution(&key("evt_3"), Resolved::Pending) }).await;
+    let scope = cleanup::scope(fixture, &[State::Completed]).await;
+    for number in 4..6 {
+        fixture.completed(&key(&format!("evt_{number}"))).await;
+    }
+    checked(fixture).await;
+    cleanup::run(fixture, &scope).await;
+    let report = fixture.check().await;
+    assert_eq!((report.differences.as_slice(), report.events, report.completions), (&[][..], 3, 3));
+    // The next one takes the rest, and the times of the hour with it, except for the event that is open.
+    let scope = cleanup::scope(fixture, &[State::Completed]).await;
+    cleanup::run(fixture, &scope).await;
+    let report = fixture.check().await;
+    assert_eq!((report.differences.as_slice(), report.events, report.completions), (&[][..], 1, 1));
+    let lock = fixture.acquire(claim(&key("evt_3"), "replay")).await;
+    fixture.mark(completion(&key("evt_3"), &lock)).await;
+    oncegate_e2e::eventually("the new time is written", async || {
+        let report = fixture.check().await;
+        assert_eq!(report.differences, []);
+        (report.completions == 2 && report.times > 0).then_some(())
+    })
+    .await;
+}
+
+/// A file of the version that had no histograms, with one completed event.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missing_of_what_was_completed_before_there_were_histograms() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("oncegate.db");
+    let conn = rusqlite::Connection::open(&path).unwrap();
+    conn.execute_batch(include_str!("../../../../migrations/sqlite/0001_events.sql")).unwrap();
+    conn.execute_batch(
+        "insert into payment_webhook_events
+            (id, tenant, provider, event_id, event_type, state, attempt_count, fencing_token, create_time, update_time, end_time,
+            claim_id, holder, start_time, lock_expire_time, outcome)
+        values (1, 'default', 'stripe', 'evt_old', 'a', 'completed', 1, 1, 3600000000, 3600000001, 3600000001, 'a', 'a',
+            3600000000, 3600000005, 'completed');
+        insert into payment_webhook_counts (tenant, provider, hour, completed) values ('default', 'stripe', 3600000000, 1);
+        pragma user_version = 1; pragma application_id = 828858740",
+    )
+    .unwrap();
+    let settings = SqliteSettings { migrate: true, ..SqliteSettings::default() };
+    let ledger = SqliteLedger::open(&path, &settings).unwrap();
+    let Decision::Acquired(lock) = ledger.claim(claim(&key("evt_new"), "a")).await.unwrap().decision else {
+        panic!("held");
+    };
+    ledger.mark(completion(&key("evt_new"), &lock)).await.unwrap();
+    let report = sqlite::check(&path).unwrap();
+    assert_eq!((report.differences.as_slice(), report.completions, report.times), (&[][..], 2, 1));
+    conn.execute_batch("delete from payment_webhook_timings").unwrap();
+    let report = sqlite::check(&path).unwrap();
+    assert!(report.differences.iter().any(|difference| difference.what == "times"), "{report:?}");
+    ledger.close().await;
 }
 
 /// Stats is right whatever the sweep and the cold path have noted, for the counts tell it what is missing.

@@ -22,7 +22,7 @@ conformance!(
     an_empty_ledger_is_done_at_once,
 );
 
-async fn scope(fixture: &Fixture, states: &[State]) -> CleanupScope {
+pub(super) async fn scope(fixture: &Fixture, states: &[State]) -> CleanupScope {
     CleanupScope {
         tenant: None,
         provider: None,
@@ -33,7 +33,7 @@ async fn scope(fixture: &Fixture, states: &[State]) -> CleanupScope {
     }
 }
 
-async fn run(fixture: &Fixture, scope: &CleanupScope) -> CleanupProgress {
+pub(super) async fn run(fixture: &Fixture, scope: &CleanupScope) -> CleanupProgress {
     let mut progress = CleanupProgress::default();
     while !progress.done {
         fixture.ledger.cleanup_step(scope, &mut progress).await.unwrap();

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use sqlx::{ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgRow};
 
-use super::{OpenError, connect::ConnectError, migrate, options};
+use super::{OpenError, cleanup::CLEANUP_SLOT, connect::ConnectError, migrate, options};
 use crate::{
     event::{Micros, State},
     ledger::{
-        check::{self, Provider, Report, SHARES, Snapshot},
+        check::{self, Completions, Provider, Report, SHARES, Snapshot},
         filter::Counts,
         place::Place,
         timings::Timings,
@@ -51,21 +51,36 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
         let (place, counts) = counted(&row)?;
         found.recounted.insert(place, counts);
     }
-    for row in sqlx::query("select tenant, provider, buckets, counts from payment_webhook_timings")
+    found.passed_until = sqlx::query_scalar("select max(hour) from payment_webhook_counts where slot = $1")
+        .bind(CLEANUP_SLOT)
+        .fetch_one(&mut *snapshot)
+        .await?;
+    sqlx::raw_sql(include_str!("check_completions.sql")).execute(&mut *snapshot).await?;
+    sqlx::raw_sql("create index on oncegate_check (tenant, provider, compared, rank)").execute(&mut *snapshot).await?;
+    for row in sqlx::query(
+        "select tenant, provider, hour, count(*) as all, count(*) filter (where latest) as latest
+        from oncegate_check group by 1, 2, 3",
+    )
+    .fetch_all(&mut *snapshot)
+    .await?
+    {
+        let completions = Completions { all: row.try_get("all")?, latest: row.try_get("latest")?, times: 0 };
+        found.completions.insert(place(&row)?, completions);
+    }
+    for row in sqlx::query("select tenant, provider, hour, buckets, counts from payment_webhook_timings")
         .fetch_all(&mut *snapshot)
         .await?
     {
-        let timings = found.timings.entry(provider(&row)?).or_default();
-        let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
-        for (bucket, count) in buckets.into_iter().zip(counts) {
-            timings.add(bucket, count);
-        }
+        let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get("buckets")?, row.try_get("counts")?);
+        found.add_times(place(&row)?, buckets.into_iter().zip(counts));
+    }
+    for row in sqlx::query(include_str!("check_missing_max.sql")).fetch_all(&mut *snapshot).await? {
+        found.missing_max.insert(provider(&row)?, row.try_get("missing_max")?);
     }
     let mut report = check::counts(&found);
-    sqlx::raw_sql(include_str!("check_completions.sql")).execute(&mut *snapshot).await?;
-    sqlx::raw_sql("create index on oncegate_check (tenant, provider, rank)").execute(&mut *snapshot).await?;
+    check::times(&mut report, &found);
     let mut completions: BTreeMap<Provider, i64> = found.timings.keys().map(|of| (of.clone(), 0)).collect();
-    for row in sqlx::query("select tenant, provider, count(*) from oncegate_check group by 1, 2")
+    for row in sqlx::query("select tenant, provider, count(*) from oncegate_check where compared group by 1, 2")
         .fetch_all(&mut *snapshot)
         .await?
     {
@@ -80,7 +95,7 @@ async fn run(connection: &mut PgConnection) -> Result<Report, sqlx::Error> {
             let (first, last) = check::ranks(share, completions, times);
             for (time, rank) in [(lowest, first), (highest, last)] {
                 let micros: Option<i64> = sqlx::query_scalar(
-                    "select micros from oncegate_check where tenant = $1 and provider = $2 and rank = $3",
+                    "select micros from oncegate_check where tenant = $1 and provider = $2 and compared and rank = $3",
                 )
                 .bind(&of.tenant)
                 .bind(&of.name)
@@ -109,13 +124,15 @@ fn provider(row: &PgRow) -> Result<Provider, sqlx::Error> {
     Ok(Provider { tenant: row.try_get(0)?, name: row.try_get(1)? })
 }
 
+fn place(row: &PgRow) -> Result<Place, sqlx::Error> {
+    Ok(Place { tenant: row.try_get("tenant")?, provider: row.try_get("provider")?, hour: row.try_get("hour")? })
+}
+
 fn counted(row: &PgRow) -> Result<(Place, Counts), sqlx::Error> {
     let mut counts =
         Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
     for state in State::ALL {
         counts[state] = row.try_get(state.as_str())?;
     }
-    let place =
-        Place { tenant: row.try_get("tenant")?, provider: row.try_get("provider")?, hour: row.try_get("hour")? };
-    Ok((place, counts))
+    Ok((place(row)?, counts))
 }

@@ -14,8 +14,8 @@ use crate::{
     },
 };
 
-/// The slot of the counts that Cleanup changes. Writers' slots begin at 1.
-const CLEANUP_SLOT: i32 = 0;
+/// The slot of the counts that Cleanup changes, by which the check knows how far one came. Writers' slots begin at 1.
+pub(super) const CLEANUP_SLOT: i32 = 0;
 
 impl Reader {
     pub(super) async fn cleanup_step(&self, scope: &CleanupScope, progress: &mut CleanupProgress) -> Result<(), Error> {

@@ -71,6 +71,9 @@ pub(super) fn ensure(conn: &mut Connection, path: &Path, migrate: bool) -> Resul
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(open)?;
         transaction.pragma_update(None, "user_version", needed).map_err(open)?;
     }
+    if migrate && found <= needed {
+        transaction.execute(include_str!("times_since.sql"), [found == 0]).map_err(open)?;
+    }
     transaction.commit().map_err(open)?;
     Ok(Migrated { from: found, to: found.max(needed) })
 }

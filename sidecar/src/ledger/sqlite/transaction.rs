@@ -35,8 +35,8 @@ pub(super) struct Transaction<'a> {
     /// Whether it was begun immediate, and may write.
     immediate: bool,
     written: bool,
-    /// Events were deleted: counts that count nothing any more go too.
-    deleted: bool,
+    /// Events were deleted, up to this hour: counts that count nothing any more go too.
+    deleted_until: Option<Time>,
     deltas: Deltas,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<Self, Fault> {
         let begin = if immediate { "begin immediate" } else { "begin" };
         conn.prepare_cached(begin)?.execute([])?;
-        Ok(Self { conn, clock, token, immediate, written: false, deleted: false, deltas: Deltas::default() })
+        Ok(Self { conn, clock, token, immediate, written: false, deleted_until: None, deltas: Deltas::default() })
     }
 
     /// Commits. Where nothing was written this costs no wait for the disk.
@@ -60,8 +60,9 @@ impl<'a> Transaction<'a> {
             if !self.deltas.is_empty() {
                 self.deltas.write(self.conn)?;
             }
-            if self.deleted {
+            if let Some(hour) = self.deleted_until {
                 self.deltas.prune(self.conn)?;
+                self.prepare(include_str!("times_passed.sql"))?.execute([hour])?;
             }
             self.prepare(include_str!("counter.sql"))?.execute(params![*self.token, self.clock.now()])?;
         }

@@ -119,7 +119,7 @@ impl Transaction<'_> {
 
     fn delete(&mut self, candidate: &Candidate) -> Result<(), Fault> {
         self.writes()?;
-        self.deleted = true;
+        self.deleted_until = self.deleted_until.max(Some(candidate.create_time.hour()));
         if candidate.more_rows {
             self.prepare(include_str!("../cleanup_attempts.sql"))?.execute(params![candidate.row])?;
             self.prepare(include_str!("../cleanup_resolutions.sql"))?.execute(params![candidate.row])?;
