@@ -486,15 +486,29 @@ pub enum Obstacle {
     Completed,
     /// Its lock is live, so that somebody may be at work.
     LockLive,
+    /// It was resolved to this very state before, and with something else. What stands is what was recorded then.
+    Resolved {
+        /// By somebody else.
+        actor: bool,
+        /// For another reason.
+        reason: bool,
+        /// With another result.
+        result: bool,
+    },
 }
 
 impl fmt::Display for Obstacle {
     /// The end of the sentence that tells of the refusal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Obstacle::NotForced => "; only with force",
-            Obstacle::Completed => "; a completed event can only be replayed, by pending with force",
-            Obstacle::LockLive => " while its lock is live",
-        })
+        match *self {
+            Obstacle::NotForced => f.write_str("; only with force"),
+            Obstacle::Completed => f.write_str("; a completed event can only be replayed, by pending with force"),
+            Obstacle::LockLive => f.write_str(" while its lock is live"),
+            Obstacle::Resolved { actor, reason, result } => {
+                let all = [(actor, "actor"), (reason, "reason"), (result, "result")];
+                let other: Vec<&str> = all.iter().filter(|(differs, _)| *differs).map(|(_, what)| *what).collect();
+                write!(f, ": it was before, with another {}, which stands; see its history", other.join(" and another "))
+            }
+        }
     }
 }

@@ -197,7 +197,7 @@ pub enum ResolveStep {
     /// Archive the latest attempt (as [`Outcome::LockExpired`] if it is still running), draw a token, record the
     /// decision, put the event into the state.
     Apply,
-    /// This very decision stands.
+    /// This very decision stands, by the same actor, for the same reason, with the same result.
     Repeated,
     /// Nothing changes; the call is refused.
     Refuse(Refusal),
@@ -206,6 +206,8 @@ pub enum ResolveStep {
 /// Resolve on `event`, whose latest resolution is `last`, at `now` of the database's clock.
 pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resolve, now: Time) -> ResolveStep {
     let Some(event) = event else { return ResolveStep::Refuse(Refusal::NotFound) };
+    let conflict =
+        |obstacle| ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), obstacle });
     // A decision stands as long as nothing drew a token after it.
     let standing = last.filter(|last| {
         last.fencing_token == event.fencing_token
@@ -215,13 +217,18 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
     if let Some(last) = standing
         && request.fencing_token.is_none_or(|token| token == last.from_fencing_token || token == last.fencing_token)
     {
-        return ResolveStep::Repeated;
+        let (actor, reason) = (last.actor != request.actor, last.reason != request.reason);
+        let result = event.result != request.result;
+        // Success would tell that it is on record, with what duplicates are to be answered.
+        return if actor || reason || result {
+            conflict(Obstacle::Resolved { actor, reason, result })
+        } else {
+            ResolveStep::Repeated
+        };
     }
     if request.fencing_token.is_some_and(|token| token != event.fencing_token) {
         return ResolveStep::Refuse(lock_lost(event));
     }
-    let conflict =
-        |obstacle| ResolveStep::Refuse(Refusal::StateConflict { from: event.state, to: request.to.state(), obstacle });
     match (event.state, request.to) {
         (State::Pending | State::Failed | State::Unknown | State::Dead, _) => ResolveStep::Apply,
         (State::Completed, Resolved::Pending) if request.force => ResolveStep::Apply,

@@ -224,7 +224,10 @@ impl Machine {
                 }
                 possible
             }
-            Reply::StateConflict => self.state == "processing" || self.state == "completed",
+            // Each call has a reason of its own, so that none is the one that stands, unless it is that one again.
+            Reply::StateConflict => {
+                self.state == "processing" || self.state == "completed" || self.resolved && self.state == to
+            }
             _ => false,
         }
     }
@@ -519,6 +522,17 @@ mod tests {
         };
         assert!(linearizable(&operations(20), &rows));
         assert!(!linearizable(&operations(10), &rows));
+        // To the state that it was resolved to: with another reason it is refused. To another one it is not.
+        let refused = |to| {
+            vec![
+                op((1, 2), claim("a"), acquired(10, 1)),
+                op((3, 4), mark(10, "a", Ending::Unknown), DONE),
+                op((5, 6), resolve(State::Dead), Reply::Resolved { token: 20 }),
+                op((7, 8), resolve(to), Reply::StateConflict),
+            ]
+        };
+        assert!(linearizable(&refused(State::Dead), &rows));
+        assert!(!linearizable(&refused(State::Pending), &rows));
     }
 
     #[test]

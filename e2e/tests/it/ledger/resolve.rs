@@ -157,16 +157,23 @@ async fn the_same_decision_again_is_success(fixture: &Fixture) {
         let lock = held(fixture, &key).await;
         let token = Some(lock.fencing_token);
         let first = Resolve { fencing_token: token, result: Some(result(1, b"first")), ..resolution(&key, to) };
-        let event = fixture.resolve(first).await;
+        let event = fixture.resolve(first.clone()).await;
         for token in [token, Some(event.fencing_token), None] {
-            let again = Resolve {
-                fencing_token: token,
-                reason: "again".into(),
-                result: Some(result(2, b"second")),
-                ..resolution(&key, to)
-            };
-            let repeated = fixture.resolve(again).await;
+            let again = Resolve { fencing_token: token, ..first.clone() };
+            let repeated = fixture.resolve(again.clone()).await;
             assert_eq!(super::comparable(&repeated), super::comparable(&event), "{to:?}, {token:?}");
+            // With anything else it is refused, and what stands is what it was.
+            for (other, told) in [
+                (Resolve { actor: "bea".into(), ..again.clone() }, "another actor,"),
+                (Resolve { reason: "again".into(), ..again.clone() }, "another reason,"),
+                (Resolve { result: Some(result(2, b"second")), ..again.clone() }, "another result,"),
+                (Resolve { result: None, reason: "again".into(), ..again }, "another reason and another result,"),
+            ] {
+                let refusal = refused(fixture.ledger.resolve(other).await);
+                assert!(matches!(refusal, Refusal::StateConflict { .. }), "{refusal:?}");
+                assert!(refusal.to_string().contains(told), "{refusal}");
+                assert_eq!(super::comparable(&fixture.event(&key).await), super::comparable(&event));
+            }
         }
         assert_eq!(fixture.history_of(&key).await.resolutions.len(), 1);
     }

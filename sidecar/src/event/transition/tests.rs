@@ -606,7 +606,7 @@ fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
     for (shape, made) in
         [(Pending, Resolved::Pending), (CompletedByHand, Resolved::Completed), (DeadByHand, Resolved::Dead)]
     {
-        let event = shape.event();
+        let event = Event { result: resolve_to(made, false, None).result, ..shape.event() };
         let last = resolution(EARLIER_TOKEN, TOKEN, made);
         for force in [false, true] {
             for to in TARGETS {
@@ -616,6 +616,7 @@ fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
                     let known = token != Some(EARLIEST_TOKEN);
                     if to == made && known {
                         assert_eq!(step, ResolveStep::Repeated, "{case}");
+                        refused_with_anything_else(&event, &last, &resolve_to(to, force, token));
                     } else {
                         // Another decision must name the token that stands now.
                         assert_ne!(step, ResolveStep::Repeated, "{case}");
@@ -626,6 +627,29 @@ fn a_decision_that_stands_is_repeated_whatever_token_of_it_the_caller_knows() {
                 }
             }
         }
+    }
+}
+
+/// What would be lost if it were a repetition.
+fn refused_with_anything_else(event: &Event, last: &Resolution, request: &Resolve) {
+    for differs in 1..8 {
+        let (actor, reason, result) = (differs & 1 > 0, differs & 2 > 0, differs & 4 > 0);
+        let mut request = request.clone();
+        if actor {
+            request.actor.push('x');
+        }
+        if reason {
+            request.reason.push('x');
+        }
+        if result {
+            request.result = None;
+        }
+        let refusal = Refusal::StateConflict {
+            from: event.state,
+            to: request.to.state(),
+            obstacle: Obstacle::Resolved { actor, reason, result },
+        };
+        assert_eq!(resolve(Some(event), Some(last), &request, NOW), ResolveStep::Refuse(refusal));
     }
 }
 
