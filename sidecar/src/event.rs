@@ -449,8 +449,10 @@ pub enum Refusal {
     #[error("the claim id belongs to an attempt that has ended")]
     ClaimEnded,
     /// The token or the claim id is not the event's any more (S3).
-    #[error("the lock was lost: the event is {state} with fencing token {fencing_token}")]
+    #[error("{loss}: the event is {state} with fencing token {fencing_token}")]
     LockLost {
+        /// In which way.
+        loss: Loss,
         /// The event's state.
         state: State,
         /// The event's token.
@@ -475,6 +477,33 @@ pub enum Refusal {
     /// No such event.
     #[error("no such event")]
     NotFound,
+}
+
+/// What became of the lock that a call means, or what is wrong with the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The event has drawn another token: somebody took it over, or an operator decided on it.
+    TakenOver,
+    /// The token is the event's, and its attempt is not running any more.
+    Ended,
+    /// The token is the event's, and its attempt has another claim id than the call gives.
+    OtherClaim,
+    /// Nobody's lock: an operator decided on an event that has changed since.
+    Changed,
+}
+
+impl fmt::Display for Loss {
+    /// The beginning of the sentence that tells of the refusal.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Loss::TakenOver => "the lock was lost",
+            Loss::Ended => {
+                "the attempt with this fencing token is not running any more, so its lock cannot be extended"
+            }
+            Loss::OtherClaim => "the claim id is not that of the attempt with this fencing token",
+            Loss::Changed => "the decision was made on another fencing token than the event has now",
+        })
+    }
 }
 
 /// What an event's state has against a resolution.
@@ -507,7 +536,11 @@ impl fmt::Display for Obstacle {
             Obstacle::Resolved { actor, reason, result } => {
                 let all = [(actor, "actor"), (reason, "reason"), (result, "result")];
                 let other: Vec<&str> = all.iter().filter(|(differs, _)| *differs).map(|(_, what)| *what).collect();
-                write!(f, ": it was before, with another {}, which stands; see its history", other.join(" and another "))
+                write!(
+                    f,
+                    ": it was before, with another {}, which stands; see its history",
+                    other.join(" and another ")
+                )
             }
         }
     }

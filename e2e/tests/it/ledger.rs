@@ -40,8 +40,8 @@ use oncegate_e2e::{
 };
 use oncegate_sidecar::{
     event::{
-        Attempt, Claim, Claimed, Decision, Ending, Event, Extend, FailureKind, Key, Latest, Lock, Mark, Marked, Micros,
-        Outcome, Refusal, Resolve, Resolved, State, StoredResult, Time,
+        Attempt, Claim, Claimed, Decision, Ending, Event, Extend, FailureKind, Key, Latest, Lock, Loss, Mark, Marked,
+        Micros, Outcome, Refusal, Resolve, Resolved, State, StoredResult, Time,
     },
     ledger::{
         Error, EventHistory, Ledger,
@@ -292,8 +292,19 @@ pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> Refusal {
     }
 }
 
+/// The refusal of a call with another token than the event's, which is that of `lock`.
 pub(crate) fn lost(state: State, lock: &Lock) -> Refusal {
-    Refusal::LockLost { state, fencing_token: lock.fencing_token }
+    lost_by(Loss::TakenOver, state, lock)
+}
+
+/// The refusal of a call with another token than the event's.
+pub(crate) fn taken_over(state: State, event: &Event) -> Refusal {
+    Refusal::LockLost { loss: Loss::TakenOver, state, fencing_token: event.fencing_token }
+}
+
+/// The refusal of a call on an event that has the token of `lock`.
+pub(crate) fn lost_by(loss: Loss, state: State, lock: &Lock) -> Refusal {
+    Refusal::LockLost { loss, state, fencing_token: lock.fencing_token }
 }
 
 // === requests ===

@@ -7,7 +7,7 @@
 use std::num::NonZeroU32;
 
 use super::{
-    Attempt, Claim, Decision, Ending, Event, Extend, FailureKind, Lock, Mark, Micros, Obstacle, Outcome, Refusal,
+    Attempt, Claim, Decision, Ending, Event, Extend, FailureKind, Lock, Loss, Mark, Micros, Obstacle, Outcome, Refusal,
     Resolution, Resolve, Resolved, State, Time,
 };
 
@@ -118,12 +118,13 @@ pub enum MarkStep {
 /// A Mark on `event`. `archived` is the attempt that the archive has for the request's token, if any.
 pub fn mark(event: Option<&Event>, archived: Option<&Attempt>, request: &Mark) -> MarkStep {
     let Some(event) = event else { return MarkStep::Refuse(Refusal::NotFound) };
-    let lost = MarkStep::Refuse(lock_lost(event));
+    let lost = MarkStep::Refuse(lock_lost(event, Loss::TakenOver));
+    let other_claim = MarkStep::Refuse(lock_lost(event, Loss::OtherClaim));
     let given = request.claim_id.as_deref();
     let outcome = request.ending.outcome();
     match event.latest.as_ref().filter(|_| event.fencing_token == request.fencing_token) {
         // S2: the claim id must match as well, where it is given.
-        Some(latest) if given.is_some_and(|given| given != latest.claim_id) => lost,
+        Some(latest) if given.is_some_and(|given| given != latest.claim_id) => other_claim,
         Some(latest) => match latest.outcome {
             // Expiry does not revoke: the token is current, so nobody else was let in (S3).
             Outcome::Running => MarkStep::Apply(ended_state(event, &request.ending, request.attempts_max)),
@@ -144,7 +145,10 @@ pub fn mark(event: Option<&Event>, archived: Option<&Attempt>, request: &Mark) -
             }
         },
         // The record of an attempt in the archive decides (S3): a repetition of what was accepted is success.
-        None => match archived.filter(|attempt| given.is_none_or(|given| given == attempt.claim_id)) {
+        None => match archived {
+            Some(attempt) if given.is_some_and(|given| given != attempt.claim_id) => {
+                if attempt.fencing_token == event.fencing_token { other_claim } else { lost }
+            }
             Some(attempt) if attempt.outcome == outcome => MarkStep::Repeated,
             // It failed, and the event was buried: nobody has drawn a token since.
             Some(Attempt { fencing_token, outcome: recorded, .. }) if *fencing_token == event.fencing_token => {
@@ -183,12 +187,17 @@ pub enum ExtendStep {
 /// ExtendLock on `event`. An expired lock that nobody has taken over is extended (S3).
 pub fn extend(event: Option<&Event>, request: &Extend) -> ExtendStep {
     let Some(event) = event else { return ExtendStep::Refuse(Refusal::NotFound) };
-    let held = event.fencing_token == request.fencing_token
-        && event.latest.as_ref().is_some_and(|latest| {
-            latest.outcome == Outcome::Running
-                && request.claim_id.as_ref().is_none_or(|given| *given == latest.claim_id)
-        });
-    if held { ExtendStep::Apply } else { ExtendStep::Refuse(lock_lost(event)) }
+    let lost = |loss| ExtendStep::Refuse(lock_lost(event, loss));
+    if event.fencing_token != request.fencing_token {
+        return lost(Loss::TakenOver);
+    }
+    match &event.latest {
+        Some(latest) if request.claim_id.as_ref().is_some_and(|given| *given != latest.claim_id) => {
+            lost(Loss::OtherClaim)
+        }
+        Some(latest) if latest.outcome == Outcome::Running => ExtendStep::Apply,
+        Some(_) | None => lost(Loss::Ended),
+    }
 }
 
 /// What Resolve comes to.
@@ -227,7 +236,7 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
         };
     }
     if request.fencing_token.is_some_and(|token| token != event.fencing_token) {
-        return ResolveStep::Refuse(lock_lost(event));
+        return ResolveStep::Refuse(lock_lost(event, Loss::Changed));
     }
     match (event.state, request.to) {
         (State::Pending | State::Failed | State::Unknown | State::Dead, _) => ResolveStep::Apply,
@@ -242,8 +251,8 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
     }
 }
 
-fn lock_lost(event: &Event) -> Refusal {
-    Refusal::LockLost { state: event.state, fencing_token: event.fencing_token }
+fn lock_lost(event: &Event, loss: Loss) -> Refusal {
+    Refusal::LockLost { loss, state: event.state, fencing_token: event.fencing_token }
 }
 
 /// The pause that MarkFailed asks for, as a time; None where the event does not wait for another attempt.

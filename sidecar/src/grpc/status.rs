@@ -63,7 +63,7 @@ impl From<Error> for Status {
     fn from(error: Error) -> Status {
         let ((code, reason), message) = (row(&error), error.to_string());
         match error {
-            Error::Refused(Refusal::LockLost { state, fencing_token }) => {
+            Error::Refused(Refusal::LockLost { state, fencing_token, .. }) => {
                 let metadata = HashMap::from([
                     ("state".to_owned(), super::convert::state(state).as_str_name().to_owned()),
                     ("fencing_token".to_owned(), fencing_token.to_string()),

@@ -190,7 +190,7 @@ fn claimed_as(claimed: &Claimed) -> Reply {
 fn refused_as(refusal: Refusal) -> Reply {
     match refusal {
         Refusal::ClaimEnded => Reply::ClaimEnded,
-        Refusal::LockLost { state, fencing_token } => {
+        Refusal::LockLost { state, fencing_token, .. } => {
             Reply::LockLost { token: fencing_token.0, state: state.as_str().to_owned() }
         }
         Refusal::OutcomeConflict { .. } => Reply::OutcomeConflict,

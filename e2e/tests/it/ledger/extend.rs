@@ -2,9 +2,11 @@
 
 use std::num::NonZeroU32;
 
-use oncegate_sidecar::event::{Claim, Decision, Extend, FailureKind, FencingToken, Micros, Refusal, State};
+use oncegate_sidecar::event::{Claim, Decision, Extend, FailureKind, FencingToken, Loss, Micros, Refusal, State};
 
-use super::{Fixture, HOUR, MINUTE, claim, completion, conformance, extension, failure, key, latest, lost, refused};
+use super::{
+    Fixture, HOUR, MINUTE, claim, completion, conformance, extension, failure, key, latest, lost, lost_by, refused,
+};
 
 conformance!(
     the_expiry_moves_and_the_token_stays,
@@ -48,7 +50,8 @@ async fn only_the_holder_extends(fixture: &Fixture) {
         assert_eq!(refused(fixture.ledger.extend(request).await), lost(State::Processing, &lock));
     }
     let request = Extend { claim_id: Some("other".into()), ..extension(&held, &lock, HOUR) };
-    assert_eq!(refused(fixture.ledger.extend(request).await), lost(State::Processing, &lock));
+    let refusal = refused(fixture.ledger.extend(request).await);
+    assert_eq!(refusal, lost_by(Loss::OtherClaim, State::Processing, &lock));
     let absent = extension(&key("evt_2"), &lock, HOUR);
     assert_eq!(refused(fixture.ledger.extend(absent).await), Refusal::NotFound);
     assert_eq!(latest(&fixture.event(&held).await).lock_expire_time, lock.expire_time);
@@ -74,15 +77,15 @@ async fn a_lock_that_was_taken_or_has_ended_is_lost(fixture: &Fixture) {
     let done = key("done");
     let lock = fixture.acquire(claim(&done, "claim")).await;
     fixture.mark(completion(&done, &lock)).await;
-    assert_eq!(extend(&done, &lock).await, lost(State::Completed, &lock));
+    assert_eq!(extend(&done, &lock).await, lost_by(Loss::Ended, State::Completed, &lock));
 
     let failed = key("failed");
     let lock = fixture.acquire(claim(&failed, "claim")).await;
     fixture.mark(failure(&failed, &lock, FailureKind::Retryable)).await;
-    assert_eq!(extend(&failed, &lock).await, lost(State::Failed, &lock));
+    assert_eq!(extend(&failed, &lock).await, lost_by(Loss::Ended, State::Failed, &lock));
 
     let buried = key("buried");
     let lock = fixture.expired(&buried, "first").await;
     fixture.claim(Claim { attempts_max: NonZeroU32::new(1), ..claim(&buried, "second") }).await;
-    assert_eq!(extend(&buried, &lock).await, lost(State::Dead, &lock));
+    assert_eq!(extend(&buried, &lock).await, lost_by(Loss::Ended, State::Dead, &lock));
 }

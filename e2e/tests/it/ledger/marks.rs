@@ -3,14 +3,14 @@
 use std::num::NonZeroU32;
 
 use oncegate_sidecar::event::{
-    Attempt, Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Mark, Outcome, Refusal, Resolve, Resolved,
-    State, StoredResult, metadata,
+    Attempt, Claim, Decision, Ending, Event, FailureKind, FencingToken, Key, Loss, Mark, Outcome, Refusal, Resolve,
+    Resolved, State, StoredResult, metadata,
 };
 use serde_json::{Value, json};
 
 use super::{
-    Fixture, HOUR, claim, comparable, completion, conformance, failure, key, latest, lost, mark, only, refused,
-    resolution, result,
+    Fixture, HOUR, claim, comparable, completion, conformance, failure, key, latest, lost, lost_by, mark, only,
+    refused, resolution, result, taken_over,
 };
 
 conformance!(
@@ -145,12 +145,14 @@ async fn a_mark_needs_the_token_and_the_claim_that_were_granted(fixture: &Fixtur
         assert_eq!(refused(fixture.ledger.mark(request).await), lost(State::Processing, &lock));
     }
     let request = Mark { claim_id: Some("other".into()), ..completion(&key, &lock) };
-    assert_eq!(refused(fixture.ledger.mark(request).await), lost(State::Processing, &lock));
+    let refusal = refused(fixture.ledger.mark(request).await);
+    assert_eq!(refusal, lost_by(Loss::OtherClaim, State::Processing, &lock));
     assert_eq!(fixture.event(&key).await.state, State::Processing);
     // Also of one that is recorded.
     fixture.mark(completion(&key, &lock)).await;
     let request = Mark { claim_id: Some("other".into()), ..completion(&key, &lock) };
-    assert_eq!(refused(fixture.ledger.mark(request).await), lost(State::Completed, &lock));
+    let refusal = refused(fixture.ledger.mark(request).await);
+    assert_eq!(refusal, lost_by(Loss::OtherClaim, State::Completed, &lock));
 }
 
 async fn a_mark_inserts_nothing(fixture: &Fixture) {
@@ -212,11 +214,11 @@ async fn an_earlier_attempt_is_judged_by_its_own_record(fixture: &Fixture) {
     let event = fixture.resolve(resolution(&key, Resolved::Completed)).await;
     assert!(fixture.mark(failure(&key, &second, FailureKind::Unknown)).await.repeated, "the operator came later");
     let refusal = refused(fixture.ledger.mark(completion(&key, &second)).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Completed, fencing_token: event.fencing_token });
+    assert_eq!(refusal, taken_over(State::Completed, &event));
     // A resolution's token was granted to nobody.
     let request = Mark { fencing_token: event.fencing_token, ..completion(&key, &second) };
     let refusal = refused(fixture.ledger.mark(request).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Completed, fencing_token: event.fencing_token });
+    assert_eq!(refusal, taken_over(State::Completed, &event));
 }
 
 async fn a_mark_of_a_buried_attempt_is_accepted(fixture: &Fixture) {
@@ -268,7 +270,7 @@ async fn a_mark_of_a_buried_failure_meets_its_record(fixture: &Fixture) {
         assert_eq!(comparable(&marked.event), comparable(&buried));
     }
     let refusal = refused(fixture.ledger.mark(Mark { claim_id: Some("second".into()), ..failed.clone() }).await);
-    assert_eq!(refusal, lost(State::Dead, &lock));
+    assert_eq!(refusal, lost_by(Loss::OtherClaim, State::Dead, &lock));
     // Its token is still the event's: another outcome is no lost lock.
     let terminal = failure(&key, &lock, FailureKind::Terminal);
     for request in [completion(&key, &lock), terminal, failure(&key, &lock, FailureKind::Unknown)] {
@@ -280,7 +282,7 @@ async fn a_mark_of_a_buried_failure_meets_its_record(fixture: &Fixture) {
     let resolved = fixture.resolve(resolution(&key, Resolved::Completed)).await;
     assert!(fixture.mark(failed).await.repeated);
     let refusal = refused(fixture.ledger.mark(completion(&key, &lock)).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Completed, fencing_token: resolved.fencing_token });
+    assert_eq!(refusal, taken_over(State::Completed, &resolved));
 }
 
 async fn completions_add_to_the_metadata(fixture: &Fixture) {

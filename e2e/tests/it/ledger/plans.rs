@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 
 use futures::future::join_all;
 use oncegate_sidecar::{
-    event::{Claim, Decision, Ending, FailureKind, FencingToken, Key, Mark, Micros, Refusal, Resolved, RowId, State},
+    event::{
+        Claim, Decision, Ending, FailureKind, FencingToken, Key, Loss, Mark, Micros, Refusal, Resolved, RowId, State,
+    },
     ledger::{
         Ledger,
         filter::{CleanupProgress, CleanupScope, Cursor},
@@ -173,7 +175,11 @@ async fn no_call_reads_all_attempts_of_an_event() {
                     result: None,
                     attempts_max: None,
                 };
-                let lost = Refusal::LockLost { state: State::Processing, fencing_token: FencingToken(20_001) };
+                let lost = Refusal::LockLost {
+                    loss: Loss::TakenOver,
+                    state: State::Processing,
+                    fencing_token: FencingToken(20_001),
+                };
                 assert_eq!(refused(ledger.mark(late).await), lost, "{token}");
             }
         })

@@ -12,7 +12,7 @@ use std::{
 use futures::future::join_all;
 use oncegate_e2e::{DEADLINE, eventually};
 use oncegate_sidecar::{
-    event::{Claim, Decision, Lock, Micros, Outcome, Refusal, State},
+    event::{Claim, Decision, Lock, Loss, Micros, Outcome, Refusal, State},
     ledger::{Error, Ledger},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -218,7 +218,7 @@ async fn a_mark_a_claim_and_an_extension_of_one_event_at_once(fixture: &Fixture)
         assert!(!marked.unwrap().repeated);
         match extended {
             Ok(extended) => assert_eq!(extended.fencing_token, lock.fencing_token),
-            Err(Error::Refused(refusal)) => assert_eq!(refusal, super::lost(State::Completed, &lock)),
+            Err(Error::Refused(refusal)) => assert_eq!(refusal, super::lost_by(Loss::Ended, State::Completed, &lock)),
             Err(other) => panic!("{other:?}"),
         }
         for claimed in [before.unwrap(), after.unwrap()] {

@@ -3,12 +3,13 @@
 use std::num::NonZeroU32;
 
 use oncegate_sidecar::event::{
-    Claim, Decision, FailureKind, FencingToken, Key, Lock, Mark, Outcome, Refusal, Resolution, Resolve, Resolved, State,
+    Claim, Decision, FailureKind, FencingToken, Key, Lock, Loss, Mark, Outcome, Refusal, Resolution, Resolve, Resolved,
+    State,
 };
 
 use super::{
-    Fixture, assert_attempts_in_order, claim, completion, conformance, extension, failure, key, latest, lost, refused,
-    resolution, result,
+    Fixture, assert_attempts_in_order, claim, completion, conformance, extension, failure, key, latest, lost_by,
+    refused, resolution, result, taken_over,
 };
 
 conformance!(
@@ -36,7 +37,7 @@ async fn an_unknown_event_is_tried_again(fixture: &Fixture) {
     assert_eq!((event.end_time, event.retry_time, &event.result), (None, None, &None));
     assert_eq!(event.last_error.as_deref(), Some("refused"));
     let refusal = refused(fixture.ledger.extend(extension(&key, &first, super::HOUR)).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Pending, fencing_token: event.fencing_token });
+    assert_eq!(refusal, taken_over(State::Pending, &event));
     let second = fixture.acquire(claim(&key, "second")).await;
     assert_eq!(second.attempt, 2);
     assert!(second.fencing_token > event.fencing_token);
@@ -145,7 +146,7 @@ async fn a_live_lock_is_not_resolved_and_an_expired_one_is(fixture: &Fixture) {
     let attempt = super::only(&fixture.history_of(&expired).await.attempts).clone();
     assert_eq!((attempt.outcome, attempt.end_time), (Outcome::LockExpired, Some(event.update_time)));
     let refusal = refused(fixture.ledger.mark(completion(&expired, &lock)).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Pending, fencing_token: event.fencing_token });
+    assert_eq!(refusal, taken_over(State::Pending, &event));
 
     let absent = resolution(&key("absent"), Resolved::Dead);
     assert_eq!(refused(fixture.ledger.resolve(absent).await), Refusal::NotFound);
@@ -192,12 +193,14 @@ async fn a_decision_on_another_token_is_lost(fixture: &Fixture) {
     fixture.mark(failure(&key, &second, FailureKind::Unknown)).await;
     let on = |token| Resolve { fencing_token: Some(token), ..resolution(&key, Resolved::Completed) };
     for token in [first.fencing_token, FencingToken(second.fencing_token.0 + 1)] {
-        assert_eq!(refused(fixture.ledger.resolve(on(token)).await), lost(State::Unknown, &second));
+        assert_eq!(refused(fixture.ledger.resolve(on(token)).await), lost_by(Loss::Changed, State::Unknown, &second));
     }
     let event = fixture.resolve(on(second.fencing_token)).await;
     assert_eq!(event.state, State::Completed);
     let refusal = refused(fixture.ledger.resolve(on(first.fencing_token)).await);
-    assert_eq!(refusal, Refusal::LockLost { state: State::Completed, fencing_token: event.fencing_token });
+    let changed =
+        Refusal::LockLost { loss: Loss::Changed, state: State::Completed, fencing_token: event.fencing_token };
+    assert_eq!(refusal, changed);
 }
 
 async fn every_decision_is_on_record(fixture: &Fixture) {

@@ -391,16 +391,17 @@ fn marks_with_the_current_token_follow_the_table() {
                         Open => MarkStep::Apply(state),
                         Recorded(recorded) if recorded == outcome => MarkStep::Repeated,
                         Recorded(recorded) => MarkStep::Refuse(Refusal::OutcomeConflict { recorded }),
-                        Lost => lost(shape),
+                        Lost => lost(shape, Loss::TakenOver),
                     };
                     for claim_id in [None, Some("own".to_owned())] {
                         let request =
                             Mark { claim_id, attempts_max: cap(attempts_max), ..mark_of(TOKEN, ending.clone()) };
                         assert_eq!(mark(Some(&event), None, &request), expected, "{shape:?}, {request:?}");
                     }
-                    let claim_id = Some("other".to_owned());
+                    let other = shape.event().latest.map_or(Loss::TakenOver, |_| Loss::OtherClaim);
+                    let (claim_id, other) = (Some("other".to_owned()), lost(shape, other));
                     let request = Mark { claim_id, attempts_max: cap(attempts_max), ..mark_of(TOKEN, ending) };
-                    assert_eq!(mark(Some(&event), None, &request), lost(shape), "{shape:?}, {request:?}");
+                    assert_eq!(mark(Some(&event), None, &request), other, "{shape:?}, {request:?}");
                 }
             }
         }
@@ -429,13 +430,14 @@ fn marks_with_an_earlier_token_are_judged_by_that_attempts_own_record() {
                 for (claim_id, matches) in [(None, true), (Some("earlier"), true), (Some("own"), false)] {
                     let request =
                         Mark { claim_id: claim_id.map(str::to_owned), ..mark_of(EARLIER_TOKEN, ending.clone()) };
-                    let expected = if repeated && matches { MarkStep::Repeated } else { lost(shape) };
+                    let expected = if repeated && matches { MarkStep::Repeated } else { lost(shape, Loss::TakenOver) };
                     assert_eq!(mark(Some(&event), Some(&archived), &request), expected, "{shape:?}, {request:?}");
                 }
             }
         }
         for ending in endings() {
-            assert_eq!(mark(Some(&event), None, &mark_of(LATER_TOKEN, ending)), lost(shape), "{shape:?}");
+            let step = mark(Some(&event), None, &mark_of(LATER_TOKEN, ending));
+            assert_eq!(step, lost(shape, Loss::TakenOver), "{shape:?}");
         }
     }
 }
@@ -464,7 +466,8 @@ fn marks_of_a_failure_that_was_buried_meet_its_record() {
             assert_eq!(mark(Some(&event), Some(&archived), &request), expected, "{request:?}");
         }
         let request = Mark { claim_id: Some("other".to_owned()), ..mark_of(TOKEN, ending) };
-        assert_eq!(mark(Some(&event), Some(&archived), &request), lost(DeadLowered), "{request:?}");
+        let step = mark(Some(&event), Some(&archived), &request);
+        assert_eq!(step, lost(DeadLowered, Loss::OtherClaim), "{request:?}");
     }
     let own = claim(Some(&event), true, &claim_by("own"), NOW);
     assert_eq!(own, ClaimStep::Refuse(Refusal::ClaimEnded), "its claim has ended, as the archive tells");
@@ -480,8 +483,8 @@ fn a_lock_that_expired_stays_on_the_row_when_the_event_is_buried() {
     assert!(!event.is_archived(TOKEN) && event.is_archived(EARLIER_TOKEN));
 }
 
-fn lost(shape: Shape) -> MarkStep {
-    MarkStep::Refuse(Refusal::LockLost { state: shape.state(), fencing_token: TOKEN })
+fn lost(shape: Shape, loss: Loss) -> MarkStep {
+    MarkStep::Refuse(Refusal::LockLost { loss, state: shape.state(), fencing_token: TOKEN })
 }
 
 #[test]
@@ -514,7 +517,12 @@ fn only_a_running_attempt_is_extended_by_its_own_token_and_claim() {
                 let expected = if held {
                     ExtendStep::Apply
                 } else {
-                    ExtendStep::Refuse(Refusal::LockLost { state: shape.state(), fencing_token: TOKEN })
+                    let loss = match claim_id {
+                        _ if token != TOKEN => Loss::TakenOver,
+                        Some("other") if event.latest.is_some() => Loss::OtherClaim,
+                        _ => Loss::Ended,
+                    };
+                    ExtendStep::Refuse(Refusal::LockLost { loss, state: shape.state(), fencing_token: TOKEN })
                 };
                 let case = format!("{shape:?}, {token}, {claim_id:?}");
                 assert_eq!(extend(Some(&event), &request(token, claim_id)), expected, "{case}");
@@ -594,7 +602,7 @@ fn resolutions_follow_the_table() {
                     }
                 }
                 let step = resolve(Some(&event), None, &resolve_to(to, force, Some(EARLIER_TOKEN)), NOW);
-                let lost = Refusal::LockLost { state: shape.state(), fencing_token: TOKEN };
+                let lost = Refusal::LockLost { loss: Loss::Changed, state: shape.state(), fencing_token: TOKEN };
                 assert_eq!(step, ResolveStep::Refuse(lost), "{shape:?}: made on another token");
             }
         }
