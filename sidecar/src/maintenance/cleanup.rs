@@ -55,7 +55,7 @@ where
     let mut told = Instant::now();
     let mut tries = 0;
     let load = coordinator.ledger().load();
-    let mut pace = Pace::default();
+    let mut pace = Pace::new(scope.dry_run);
     let mut seen = Seen::default();
     if let Some(load) = &load {
         // Measure from here on.

@@ -26,14 +26,21 @@ pub struct Pace {
     share: f64,
     /// How long a call takes without Cleanup, in seconds.
     baseline: Option<f64>,
+    /// The steps only read, which takes little from others who are merely there: from those whose calls are seen all the same.
+    reads_only: bool,
 }
 
 impl Pace {
+    /// For steps that delete, or only read.
+    pub fn new(reads_only: bool) -> Self {
+        Self { reads_only, ..Self::default() }
+    }
+
     /// The pause after a step that took this long, given what the writer did in the meantime.
     pub fn after(&mut self, step: Duration, window: Window) -> Duration {
         let pause_min = if window.takes_turns { PAUSE_MIN_IN_TURNS } else { PAUSE_MIN };
         let Some(all) = window.all else {
-            if window.is_busy || window.is_shared {
+            if window.is_busy || window.is_shared && !self.reads_only {
                 // A batch takes longer than some steps: this is when the database has the least to spare. And what batches
                 // other processes have is not known here.
                 self.share = self.share.max(pause_min);
@@ -96,6 +103,20 @@ mod tests {
             assert_eq!(pace.after(STEP, shared), STEP.mul_f64(PAUSE_MIN));
         }
         assert_eq!(pace.after(STEP, window(None, None)), Duration::ZERO, "they have gone");
+    }
+
+    #[test]
+    fn what_only_reads_waits_for_calls_and_not_for_others_that_are_merely_there() {
+        let mut pace = Pace::new(true);
+        let shared = Window { is_shared: true, ..window(None, None) };
+        assert_eq!(pace.after(STEP, shared), Duration::ZERO);
+        for called in [
+            Window { is_busy: true, ..shared },
+            Window { is_shared: true, ..window(None, Some(1_000)) },
+            Window { is_shared: true, ..window(Some(1_000), Some(1_000)) },
+        ] {
+            assert_eq!(pace.after(STEP, called), STEP.mul_f64(PAUSE_MIN));
+        }
     }
 
     #[test]
