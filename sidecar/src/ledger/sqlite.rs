@@ -16,8 +16,9 @@ mod transaction;
 mod writer;
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, ErrorKind},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     thread::{self, JoinHandle},
@@ -467,9 +468,9 @@ impl FileLock {
         let lock = PathBuf::from(name);
         let in_use = || OpenError::InUse { path: path.to_owned(), lock: lock.clone() };
         let cannot = |source| OpenError::Lock { lock: lock.clone(), source };
-        let file = File::options().create(true).truncate(false).write(true).open(&lock).map_err(cannot)?;
+        let file = options(true).open(&lock).map_err(cannot)?;
         take(&file, in_use, cannot)?;
-        let database = match File::options().create(create).truncate(false).write(true).open(path) {
+        let database = match options(create).open(path) {
             Ok(database) => {
                 take(&database, in_use, |source| OpenError::Lock { lock: path.to_owned(), source })?;
                 Some(database)
@@ -483,6 +484,14 @@ impl FileLock {
         };
         Ok(FileLock { _name: file, _database: database })
     }
+}
+
+/// How the files are opened. One that is made is its owner's alone: what applications answered is in it, and SQLite gives its log
+/// and the log's index the mode of the database. One that is there keeps the mode that somebody gave it.
+fn options(create: bool) -> OpenOptions {
+    let mut options = File::options();
+    options.create(create).truncate(false).write(true).mode(0o600);
+    options
 }
 
 fn take(

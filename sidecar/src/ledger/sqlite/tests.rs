@@ -2,7 +2,11 @@
 
 mod cleanup;
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+};
 
 use rusqlite::params;
 use tempfile::TempDir;
@@ -119,6 +123,26 @@ async fn a_second_opener_is_refused_by_any_name_of_the_file() {
     ledger.close().await;
     SqliteLedger::open(&path, &settings()).unwrap().close().await;
     SqliteLedger::open(&second, &settings()).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn files_that_are_made_are_their_owners_alone_and_others_keep_their_mode() {
+    let (directory, path) = file();
+    let modes = || {
+        let names = ["oncegate.db", "oncegate.db-wal", "oncegate.db-shm", "oncegate.db.lock"];
+        names.map(|name| fs::metadata(directory.path().join(name)).unwrap().permissions().mode() & 0o777)
+    };
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    acquire(&ledger, "evt_1").await;
+    assert_eq!(modes(), [0o600; 4]);
+    ledger.close().await;
+    for name in ["oncegate.db", "oncegate.db.lock"] {
+        fs::set_permissions(directory.path().join(name), Permissions::from_mode(0o640)).unwrap();
+    }
+    let ledger = SqliteLedger::open(&path, &settings()).unwrap();
+    acquire(&ledger, "evt_2").await;
+    assert_eq!(modes(), [0o640; 4]);
+    ledger.close().await;
 }
 
 #[tokio::test]
