@@ -43,7 +43,7 @@ impl Durability {
     pub(crate) fn of_postgres(says: &PostgresSays) -> Durability {
         let or_none = |text: &str| if text.is_empty() { "none".to_owned() } else { text.to_owned() };
         let standbys = match &says.standbys {
-            None => "unknown (the role may not see them: grant pg_monitor)".to_owned(),
+            None => "unknown (the role may not see them: grant pg_read_all_stats)".to_owned(),
             Some(standbys) => or_none(&standbys.join(", ")),
         };
         let commit = match says.is_raised() {
@@ -209,6 +209,19 @@ mod tests {
         assert!(Durability::of_embedded("wal", 2).survives_machine_crash);
         assert!(!Durability::of_embedded("wal", 1).survives_machine_crash);
         assert_eq!(Durability::of_embedded("wal", 1).warnings.len(), 1);
+    }
+
+    /// As the role has it that the operations manual makes, on a database without standbys.
+    #[test]
+    fn the_document_shows_what_the_documented_role_gets() {
+        let shown = Durability::of_postgres(&PostgresSays { standbys: None, ..says() }).to_string();
+        let document = include_str!("../../../docs/durability.md");
+        let shown: String = shown.lines().map(|line| format!("    {line}\n")).collect();
+        assert!(document.contains(&format!("    ready\n{shown}")), "{shown}");
+        assert!(
+            shown.contains("pg_read_all_stats")
+                && include_str!("../../../docs/operations.md").contains("pg_read_all_stats")
+        );
     }
 
     #[test]
