@@ -255,6 +255,7 @@ impl Bench {
         let report = Report::new(about, tally, measured);
         if self.json {
             output::json(&report);
+            report.complain();
         } else {
             report.show();
         }

@@ -1,9 +1,10 @@
 //! The closed loop: every caller asks, waits for the answer, and asks again.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    tally::{Operation, SharedTally, Tally},
+    tally::{Correctness, Operation, SharedTally, Tally},
     target::{Answer, Caller, Fault, Verdict},
 };
 
@@ -55,6 +56,8 @@ pub(super) struct Run {
     leave_locked: bool,
     /// Whether an earlier run has completed the events to send duplicates of.
     prepared: bool,
+    /// Of those, the ones that were not completed, and whether this run has been granted them.
+    unprepared: Mutex<HashMap<u64, bool>>,
     warm_up: Duration,
     duration: Duration,
     /// How many completions one caller remembers for the check.
@@ -126,6 +129,7 @@ impl Run {
             concurrency: limits.concurrency,
             keys: limits.keys,
             prepared: limits.prepared,
+            unprepared: Mutex::default(),
             leave_locked: limits.leave_locked,
             warm_up: limits.warm_up,
             duration: limits.duration,
@@ -146,6 +150,24 @@ impl Run {
 
     fn has_duplicates(&self) -> bool {
         matches!(self.workload, Workload::Duplicates | Workload::Mixed(_))
+    }
+
+    /// What it means that an event which duplicates are sent of is not completed, by whether it was granted. If an earlier run
+    /// was to complete it, that run may not have done so; a second grant is one too many all the same.
+    fn not_completed(&self, event: u64, granted: bool, correctness: &mut Correctness) {
+        if !self.prepared {
+            let wrong = if granted { &mut correctness.double_grants } else { &mut correctness.unexpected };
+            *wrong += 1;
+            return;
+        }
+        match self.unprepared.lock().unwrap_or_else(PoisonError::into_inner).entry(event) {
+            Entry::Vacant(entry) => {
+                entry.insert(granted);
+                correctness.unprepared += 1;
+            }
+            Entry::Occupied(entry) if *entry.get() => correctness.double_grants += u64::from(granted),
+            Entry::Occupied(mut entry) => *entry.get_mut() = granted,
+        }
     }
 
     fn is_stopped(&self) -> bool {
@@ -284,8 +306,11 @@ impl Worker {
                 self.count(window, &answer, |tally, answer| tally.record(Operation::Duplicate, answer.first));
                 match answer.map(|answer| answer.verdict) {
                     Ok(Verdict::Completed) => {}
-                    Ok(Verdict::Granted) => self.tally.lock().correctness.double_grants += 1,
-                    Ok(Verdict::InProgress | Verdict::Refused) => self.tally.lock().correctness.unexpected += 1,
+                    Ok(verdict @ (Verdict::Granted | Verdict::InProgress)) => {
+                        let granted = verdict == Verdict::Granted;
+                        self.run.not_completed(event, granted, &mut self.tally.lock().correctness);
+                    }
+                    Ok(Verdict::Refused) => self.tally.lock().correctness.unexpected += 1,
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }
             } else {

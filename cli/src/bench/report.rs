@@ -23,6 +23,9 @@ pub(super) struct Report {
     /// Failed calls by code, the warm-up included.
     errors: BTreeMap<String, u64>,
     correctness: Findings,
+    /// The same in words, for people.
+    #[serde(skip)]
+    judgement: &'static str,
 }
 
 /// The description of a run, for its report.
@@ -56,6 +59,7 @@ struct Findings {
     completions_not_checked: u64,
     lost: u64,
     double_grants: u64,
+    not_prepared: u64,
     unexpected_answers: u64,
     storms: u64,
     storms_without_winner: u64,
@@ -80,6 +84,7 @@ impl Report {
             seconds,
             operations,
             errors: tally.errors,
+            judgement: judgement(&tally.correctness),
             correctness: Findings::new(&tally.correctness),
         }
     }
@@ -124,12 +129,13 @@ impl Report {
             output::line(format_args!("error: {count} × {code}"));
         }
         let Findings {
-            ok,
+            ok: _,
             completions_acknowledged,
             completions_checked,
             completions_not_checked,
             lost,
             double_grants,
+            not_prepared: _,
             unexpected_answers,
             storms,
             storms_without_winner,
@@ -137,10 +143,22 @@ impl Report {
         output::line(format_args!(
             "{}: {completions_acknowledged} completions acknowledged, {completions_checked} asked for again, \
              {completions_not_checked} not to be asked for, {lost} lost, {double_grants} granted twice, {unexpected_answers} answered wrongly",
-            if *ok { "correct" } else { "NOT CORRECT" }
+            self.judgement
         ));
         if *storms > 0 {
             output::line(format_args!("{storms} storms, {storms_without_winner} without a winner"));
+        }
+        self.complain();
+    }
+
+    /// What keeps the result from being one.
+    pub(super) fn complain(&self) {
+        let not_prepared = self.correctness.not_prepared;
+        if not_prepared > 0 {
+            output::complain(format_args!(
+                "these events were not prepared: {not_prepared} of those that duplicates were to be sent of had not been \
+                 completed. --run has to name an earlier run with at least as many --keys, and without --prepared"
+            ));
         }
         if self.operations.is_empty() {
             output::complain("nothing was answered within the measured time");
@@ -175,10 +193,20 @@ impl Findings {
             completions_not_checked: correctness.unchecked,
             lost: correctness.lost,
             double_grants: correctness.double_grants,
+            not_prepared: correctness.unprepared,
             unexpected_answers: correctness.unexpected,
             storms: correctness.storms,
             storms_without_winner: correctness.storms_without_winner,
         }
+    }
+}
+
+fn judgement(correctness: &Correctness) -> &'static str {
+    match correctness {
+        correctness if correctness.is_wrong() => "NOT CORRECT",
+        Correctness { unprepared: 1.., .. } => "not what was to be measured",
+        Correctness { unchecked: 1.., .. } => "could not be checked",
+        _ => "correct",
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) struct Correctness {
     pub(super) lost: u64,
     /// Grants of an event that was granted to somebody else, or completed.
     pub(super) double_grants: u64,
+    /// Events that were said to be completed by an earlier run, and were not: nothing is wrong with the answers, but they
+    /// are not those that the run is about.
+    pub(super) unprepared: u64,
     /// Answers that the event's past rules out, such as a new event reported as completed.
     pub(super) unexpected: u64,
     /// Storms that were run.
@@ -63,8 +66,13 @@ pub(super) struct Correctness {
 impl Correctness {
     /// Whether nothing was wrong, and everything that was to be checked could be.
     pub(super) fn holds(&self) -> bool {
-        let wrong = [self.unchecked, self.lost, self.double_grants, self.unexpected, self.storms_without_winner];
-        wrong.iter().all(|count| *count == 0)
+        !self.is_wrong() && self.unprepared == 0 && self.unchecked == 0
+    }
+
+    /// Whether something was answered wrongly.
+    pub(super) fn is_wrong(&self) -> bool {
+        let wrong = [self.lost, self.double_grants, self.unexpected, self.storms_without_winner];
+        wrong.iter().any(|count| *count > 0)
     }
 
     fn add(&mut self, other: &Self) {
@@ -73,6 +81,7 @@ impl Correctness {
         self.unchecked += other.unchecked;
         self.lost += other.lost;
         self.double_grants += other.double_grants;
+        self.unprepared += other.unprepared;
         self.unexpected += other.unexpected;
         self.storms += other.storms;
         self.storms_without_winner += other.storms_without_winner;
@@ -157,6 +166,9 @@ mod tests {
         assert!(!all.correctness.holds() && Correctness::default().holds());
         // Completions that could not be checked do not count as found.
         assert!(!Correctness { acknowledged: 9, unchecked: 1, ..Correctness::default() }.holds());
+        // Nor is what a run presupposes and does not find an error of the service.
+        let unprepared = Correctness { unprepared: 1, ..Correctness::default() };
+        assert!(!unprepared.holds() && !unprepared.is_wrong());
     }
 
     #[test]

@@ -156,6 +156,32 @@ async fn an_event_that_is_granted_twice_is_found() -> Result<()> {
 }
 
 #[tokio::test]
+async fn events_that_were_not_prepared_are_no_double_grants() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let url = format!("http://{}", everything.sidecar);
+    for workload in ["duplicates", "mixed"] {
+        let finished = bench(&url, &["--workload", workload, "--run", workload, "--prepared"]).await?;
+        assert_eq!(finished.code, Some(1), "{workload}: {finished}");
+        let correctness = &report(&finished)?["correctness"];
+        assert_eq!((&correctness["double_grants"], &correctness["ok"]), (&0.into(), &false.into()), "{correctness}");
+        let not_prepared = correctness["not_prepared"].as_u64();
+        assert!((Some(1)..=Some(20)).contains(&not_prepared), "each counts once: {correctness}");
+        assert!(finished.stderr.contains("these events were not prepared"), "{workload}: {finished}");
+    }
+    let finished = bench(&url, &["--workload", "duplicates", "--run", "before"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let finished = bench(&url, &["--workload", "duplicates", "--run", "before", "--prepared"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    // A service that grants again what it has granted is found out all the same.
+    let careless = serve(Wrong::GrantsTwice).await?;
+    let finished = bench(&careless, &["--workload", "duplicates", "--run", "before", "--prepared"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    let correctness = &report(&finished)?["correctness"];
+    assert!(correctness["double_grants"].as_u64() > Some(0), "{correctness}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_completion_that_is_lost_is_found() -> Result<()> {
     let forgetful = serve(Wrong::ForgetsCompletions).await?;
     let finished = bench(&forgetful, &["--workload", "cycle"]).await?;
