@@ -131,7 +131,8 @@ impl Default for Http1 {
     }
 }
 
-/// Limits of an HTTP/2 connection. hyper's own limits against reset and continuation floods stay in force.
+/// Limits of an HTTP/2 connection. hyper's own limit against floods of continuations stays in force; those against floods of
+/// resets follow from `streams_max`.
 #[derive(Debug, Clone)]
 pub struct Http2 {
     /// Requests under way on one connection. Default 256, which is too few where requests wait for others of the same client.
@@ -143,6 +144,21 @@ pub struct Http2 {
     pub keep_alive_timeout: Duration,
     /// Headers of a request, in bytes as HTTP/2 counts them. Default 16 KiB.
     pub header_bytes_max: u32,
+}
+
+impl Http2 {
+    /// How many streams may be reset on one connection, both of those whose requests have not been looked at yet, at a time (the
+    /// peer cancels calls), and of those that are reset by this side, over the connection's life (the peer opens more than are
+    /// permitted). Beyond it the connection ends, for everybody on it.
+    ///
+    /// h2 permits 20 and 1,024, made for a browser. Here many callers share a connection, and may cancel all that they have
+    /// under way at once: when their process is told to end, or when what they all wait for fails. Four times as many as may be
+    /// under way lets them, and more than once. What it costs is what h2 keeps of that many heads until the next turn of the
+    /// connection, and a flood of resets still ends at it.
+    fn resets_max(&self) -> usize {
+        const TIMES: usize = 4;
+        usize::try_from(self.streams_max).unwrap_or(usize::MAX).saturating_mul(TIMES).max(1_024)
+    }
 }
 
 impl Default for Http2 {
@@ -436,6 +452,8 @@ impl<M> Worker<M> {
                     // gRPC's answers have none (its protocol over HTTP/2, "Responses"); other servers of it send none.
                     .auto_date_header(false)
                     .max_concurrent_streams(limits.streams_max)
+                    .max_pending_accept_reset_streams(limits.resets_max())
+                    .max_local_error_reset_streams(limits.resets_max())
                     .keep_alive_interval(limits.keep_alive_interval)
                     .keep_alive_timeout(limits.keep_alive_timeout)
                     .max_header_list_size(limits.header_bytes_max)

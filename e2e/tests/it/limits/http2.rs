@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use oncegate_api::v1::{
-    CheckAndLockRequest, EventKey, HistoryRequest, idempotency_service_client::IdempotencyServiceClient,
+    CheckAndLockRequest, Decision, EventKey, HistoryRequest, MarkCompletedRequest,
+    idempotency_service_client::IdempotencyServiceClient,
 };
 use oncegate_e2e::wire::{
     http2::{
@@ -19,7 +20,7 @@ use oncegate_e2e::wire::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream},
     task::JoinSet,
     time::timeout,
 };
@@ -76,30 +77,102 @@ const CALM: u32 = 0xb;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rapid_resets_end_the_connection() -> Result<()> {
-    let everything = Everything::start(Ledger::Sqlite).await?;
+    // 256 streams, and four times as many resets.
+    let limits = [("SIDECAR_CALLS_MAX", "64"), ("SIDECAR_WAITING_MAX", "64")];
+    let everything = Everything::start_with(Ledger::Sqlite, &limits).await?;
     let address = everything.sidecar;
     let hostile = async {
         for _ in 0..20 {
-            let headers = call("CheckAndLock");
-            // Fifty at a time: more than a connection may reset before anybody has looked at them.
-            let pieces = (0..400_u32).map(move |piece| {
+            // POST, http and / as the static table has them (RFC 7541, appendix A). Twenty thousand short ones at a time: more
+            // arrive at once than a connection may reset before anybody has looked at them.
+            let headers = [0x83, 0x86, 0x84];
+            let pieces = (0..3_u32).map(move |piece| {
                 let one = |number: u32| {
                     let stream = number * 2 + 1;
                     let reset = frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
                     [frame(HEADERS, END_HEADERS, stream, &headers), reset].concat()
                 };
-                (piece * 50..(piece + 1) * 50).flat_map(one).collect()
+                (piece * 20_000..(piece + 1) * 20_000).flat_map(one).collect()
             });
             let Flooded { answer, cut } = flood(address, pieces).await?;
             // Told so; or cut off, and the word was lost with what was still under way.
             match goaway(&answer) {
                 Some(why) => ensure!(why == CALM, "{why}"),
-                None => ensure!(cut, "20,000 streams that were reset at once were taken"),
+                None => ensure!(cut, "60,000 streams that were reset at once were taken"),
             }
         }
         Ok(())
     };
     meanwhile(&everything, hostile).await
+}
+
+/// Callers that share a connection and give up at once, all before the service has looked at one of their calls.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiting_call_survives_five_hundred_cancelled_ones_on_its_connection() -> Result<()> {
+    const CALLS: usize = 500;
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let claim = |event_id: String, claim_id: &str, wait: i64| CheckAndLockRequest {
+        key: Some(EventKey { provider: "stripe".into(), event_id, ..EventKey::default() }),
+        event_type: "payment_intent.succeeded".into(),
+        claim_id: claim_id.into(),
+        wait_duration: Some(prost_types::Duration { seconds: wait, nanos: 0 }),
+        ..CheckAndLockRequest::default()
+    };
+    let mut holder = everything.client().await?;
+    let granted = holder.check_and_lock(claim("evt_held".into(), "holder", 0)).await?.into_inner();
+    let lock = granted.lock.context("the event is new")?;
+
+    // The test stands between the client and the service, so that it knows what is under way.
+    let between = TcpListener::bind("127.0.0.1:0").await?;
+    let address = between.local_addr()?;
+    let (client, accepted) =
+        tokio::join!(IdempotencyServiceClient::connect(format!("http://{address}")), between.accept());
+    let (client, near) = (client?, accepted?.0);
+    let far = TcpStream::connect(everything.sidecar).await?;
+    let ((mut said_by_client, mut to_client), (mut said_by_service, mut to_service)) =
+        (near.into_split(), far.into_split());
+    tokio::spawn(async move { tokio::io::copy(&mut said_by_service, &mut to_client).await });
+
+    let mut patient = client.clone();
+    let waiting = tokio::spawn(async move { patient.check_and_lock(claim("evt_held".into(), "patient", 20)).await });
+    let mut said = Vec::new();
+    let count = |said: &[u8], kind: u8| {
+        frames(said.get(PREFACE.len()..).unwrap_or_default()).iter().filter(|frame| frame.0 == kind).count()
+    };
+    while count(&said, DATA) < 1 {
+        ensure!(said_by_client.read_buf(&mut said).await? > 0, "the client has hung up");
+    }
+    to_service.write_all(&said).await?;
+    let passed_on = said.len();
+
+    let mut cancelled = JoinSet::new();
+    for number in 0..CALLS {
+        let mut client = client.clone();
+        cancelled.spawn(async move { client.check_and_lock(claim(format!("evt_{number}"), "impatient", 0)).await });
+    }
+    while count(&said, HEADERS) < 1 + CALLS {
+        ensure!(said_by_client.read_buf(&mut said).await? > 0, "the client has hung up");
+    }
+    cancelled.shutdown().await;
+    while count(&said, RST_STREAM) < CALLS {
+        ensure!(said_by_client.read_buf(&mut said).await? > 0, "the client has hung up");
+    }
+    to_service.write_all(&said[passed_on..]).await?;
+    tokio::spawn(async move { tokio::io::copy(&mut said_by_client, &mut to_service).await });
+
+    // Answered after all of that, on the same connection.
+    let mut client = client;
+    client.check_and_lock(claim("evt_after".into(), "after", 0)).await.context("the connection has ended")?;
+    let done = MarkCompletedRequest {
+        key: Some(EventKey { provider: "stripe".into(), event_id: "evt_held".into(), ..EventKey::default() }),
+        fencing_token: lock.fencing_token,
+        claim_id: "holder".into(),
+        ..MarkCompletedRequest::default()
+    };
+    holder.mark_completed(done).await?;
+    let answer = waiting.await?.context("the waiting call was ended with the others")?.into_inner();
+    assert_eq!(answer.decision(), Decision::AlreadyCompleted);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
