@@ -10,8 +10,9 @@ mod tally;
 mod target;
 
 use std::{
+    io::IsTerminal as _,
     path::PathBuf,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -59,7 +60,9 @@ const CONNECTIONS_MAX: u32 = 16;
 /// at a gateway whose application may get them. They are of the gateway's tenant (GATEWAY_TENANT, "default") and the provider
 /// "stripe", as genuine ones are, and a cleanup tells them from these by nothing: use a database of its own that is dropped.
 ///
-/// Exits with 0 if nothing was answered wrongly. Calls that failed are counted by their code, and are not wrong.
+/// Exits with 0 if nothing was answered wrongly. Calls that failed are counted by their code, and are not wrong. The first
+/// SIGINT or SIGTERM ends the measurement; what was measured until then is checked and reported, and the exit code is the
+/// signal's.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -116,7 +119,8 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 1_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     keys: u64,
 
-    /// The name of the run, which is part of every event id: up to 16 letters and digits [default: made up]
+    /// The name of the run, which is part of every event id: up to 16 letters and digits, and not used before [default: made
+    /// up]
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
 
@@ -140,7 +144,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "bench", value_name = "NAME")]
     provider: String,
 
-    /// How large a webhook's body is, over HTTP
+    /// How large a webhook's body is, over HTTP; a gateway takes up to 256KiB unless GATEWAY_BODY_BYTES_MAX says otherwise
     #[arg(long, default_value = "2KiB", value_name = "SIZE", value_parser = byte_size)]
     body_size: u64,
 
@@ -155,6 +159,10 @@ pub(crate) struct Bench {
     // Of a gateway with TLS, only the authorities are asked for.
     #[command(flatten)]
     credentials: Credentials,
+
+    /// How often to say how far it is, where standard error is no terminal
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    progress: Duration,
 
     /// Show the result as JSON
     #[arg(long)]
@@ -238,7 +246,13 @@ impl Bench {
             }));
         }
         let shown = self.show_progress(&run, &progress);
-        let signal = shutdown::on_signals().context("cannot listen for signals")?;
+        // Set by the first signal, to the code that it would end another command with.
+        let signalled = Arc::new(OnceLock::new());
+        let told = Arc::clone(&signalled);
+        let tell = move |code| {
+            let _ = told.set(code);
+        };
+        let signal = shutdown::on_signals_telling(tell).context("cannot listen for signals")?;
         let watch = tokio::spawn(stop_on_signal(Arc::clone(&run), signal));
         let ended = join(tasks).await;
         watch.abort();
@@ -252,14 +266,20 @@ impl Bench {
             connections,
             threads,
         };
-        let report = Report::new(about, tally, measured);
+        // One that comes while the answers are checked cuts nothing short.
+        let interrupted = signalled.get().filter(|_| measured < self.duration);
+        let report = Report::new(about, tally, measured, interrupted.is_some());
         if self.json {
             output::json(&report);
             report.complain();
         } else {
             report.show();
         }
-        if report.is_good() { Ok(()) } else { Err(Failure::NotAsItShouldBe) }
+        match interrupted {
+            Some(code) if !report.is_wrong() => Err(Failure::Interrupted(*code)),
+            _ if report.is_good() => Ok(()),
+            _ => Err(Failure::NotAsItShouldBe),
+        }
     }
 
     fn validate(&self) -> Result<(), Failure> {
@@ -287,6 +307,11 @@ impl Bench {
             "--timeout",
             ShownDuration(self.timeout),
             ShownDuration(Duration::from_millis(1))..=ShownDuration(Duration::from_secs(3_600)),
+        );
+        checks.within(
+            "--progress",
+            ShownDuration(self.progress),
+            ShownDuration(Duration::from_millis(10))..=ShownDuration(Duration::from_secs(86_400)),
         );
         checks.within("--body-size", self.body_size, 0..=1024 * 1024);
         Ok(checks.finish()?)
@@ -325,14 +350,16 @@ impl Bench {
         Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }
 
-    /// A line on standard error, if that is a terminal.
+    /// How far it is, on standard error: a line that changes, if that is a terminal, and otherwise one now and then.
     fn show_progress(&self, run: &Arc<Run>, progress: &[Arc<Progress>]) -> tokio::task::JoinHandle<()> {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::no_length() };
         let bar = bar.with_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is sound"));
+        let lines = !std::io::stderr().is_terminal();
+        let every = if lines { self.progress } else { Duration::from_millis(250) };
         let (run, progress) = (Arc::clone(run), progress.to_vec());
         tokio::spawn(async move {
             let bar = ClearedAtTheEnd(bar);
-            let mut ticks = tokio::time::interval(Duration::from_millis(250));
+            let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
             let mut before = (0, std::time::Instant::now());
             loop {
                 ticks.tick().await;
@@ -353,11 +380,18 @@ impl Bench {
                     Some(window) if now < window.until && !run.stop.load(Ordering::Relaxed) => {
                         format!("{:.0} s left", window.until.duration_since(now).as_secs_f64())
                     }
-                    Some(_) if run.workload == Workload::Claims => format!("completing what was locked: {checked}"),
+                    Some(_) if run.workload == Workload::Claims => {
+                        format!("completing what was locked, and checking: {checked}")
+                    }
                     Some(_) => format!("checking: {checked}"),
                 };
-                bar.0.set_message(format!("{rate:.0} a second, {done} done, {failed} failed, {phase}"));
-                bar.0.tick();
+                let message = format!("{rate:.0} a second, {done} done, {failed} failed, {phase}");
+                if lines {
+                    output::notice(message);
+                } else {
+                    bar.0.set_message(message);
+                    bar.0.tick();
+                }
             }
         })
     }

@@ -23,6 +23,8 @@ Exit codes:
 pub(crate) enum Failure {
     /// It ran and showed that something is wrong: there is nothing to add.
     NotAsItShouldBe,
+    /// A signal cut it short, with this code; what it had to say, it has said.
+    Interrupted(u8),
     /// It could not be done.
     Failed(anyhow::Error),
     /// It was not tried: the configuration cannot be used.
@@ -35,7 +37,7 @@ impl Failure {
     /// Tells the user and gives the code to exit with.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
-            Self::NotAsItShouldBe => {}
+            Self::NotAsItShouldBe | Self::Interrupted(_) => {}
             Self::Failed(error) | Self::Unreachable(error) => output::complain(format_args!("{error:#}")),
             Self::Configuration(problems) => output::complain(problems),
         }
@@ -51,7 +53,7 @@ impl Failure {
         }
         let exit_code = self.code();
         match self {
-            Self::NotAsItShouldBe => {}
+            Self::NotAsItShouldBe | Self::Interrupted(_) => {}
             Self::Failed(error) | Self::Unreachable(error) => {
                 tracing::error!(error = &**error as &dyn StdError, exit_code, "the service has failed");
             }
@@ -65,6 +67,7 @@ impl Failure {
 
     fn code(&self) -> u8 {
         match self {
+            Self::Interrupted(code) => *code,
             Self::NotAsItShouldBe | Self::Failed(_) => 1,
             Self::Configuration(_) => 2,
             Self::Unreachable(_) => 3,

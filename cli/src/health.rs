@@ -69,7 +69,9 @@ impl Part {
     fn without_answer(part: &'static str, url: String, failure: Failure) -> Self {
         let answer = match failure {
             Failure::Unreachable(_) => "no answer",
-            Failure::NotAsItShouldBe | Failure::Failed(_) | Failure::Configuration(_) => "refused",
+            Failure::NotAsItShouldBe | Failure::Interrupted(_) | Failure::Failed(_) | Failure::Configuration(_) => {
+                "refused"
+            }
         };
         Self { part, url, healthy: false, answer: answer.to_owned(), failure: Some(failure) }
     }

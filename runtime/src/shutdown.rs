@@ -18,16 +18,26 @@ pub const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
 ///
 /// The signal handlers cannot be installed.
 pub fn on_signals() -> io::Result<CancellationToken> {
+    on_signals_telling(|_| {})
+}
+
+/// The same, and tells with which status a process ends that the first signal has cut short; before the token is cancelled.
+///
+/// # Errors
+///
+/// The signal handlers cannot be installed.
+pub fn on_signals_telling(tell: impl FnOnce(u8) + Send + 'static) -> io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut signals = Signals::install()?;
     let cancelled = token.clone();
     tokio::spawn(async move {
         let first = signals.next().await;
         tracing::info!(signal = first.name, "shutting down, a second signal ends the process at once");
+        tell(first.exit_code);
         cancelled.cancel();
         let second = signals.next().await;
         tracing::warn!(signal = second.name, "second signal, ending at once");
-        std::process::exit(second.exit_code);
+        std::process::exit(second.exit_code.into());
     });
     Ok(token)
 }
@@ -50,14 +60,14 @@ pub fn end_at_once_as_first_process() -> io::Result<()> {
         let _within = runtime.enter();
         Signals::install()?
     };
-    let wait = move || std::process::exit(runtime.block_on(signals.next()).exit_code);
+    let wait = move || std::process::exit(runtime.block_on(signals.next()).exit_code.into());
     thread::Builder::new().name("signals".into()).spawn(wait)?;
     Ok(())
 }
 
 struct Signal {
     name: &'static str,
-    exit_code: i32,
+    exit_code: u8,
 }
 
 const INTERRUPT: Signal = Signal { name: "SIGINT", exit_code: 130 };

@@ -24,12 +24,27 @@ pub(super) const KEYS_FROM: u64 = 900_000_000_000;
 /// Claims of duplicates and of the final check use other claim ids than the claims that completed the events.
 const DUPLICATE: u32 = 20_000;
 const CHECK: u32 = 40_000;
-/// The most callers, so that the three kinds of claims stay distinct.
+/// The first call's claim ids are its own too, and differ from run to run.
+const FIRST: std::ops::Range<u32> = 60_000..100_000;
+/// The most callers, so that the kinds of claims stay distinct.
 pub(super) const CALLERS_MAX: u32 = 20_000;
 /// The pause after a failed call: a server in trouble is asked no more often than this.
 const PAUSE: Duration = Duration::from_millis(10);
 /// How often a step that has to succeed before or after the load is tried.
 const TRIES: u32 = 10;
+
+/// How long the first call is repeated when it fails.
+const FIRST_MAX: Duration = Duration::from_secs(1);
+
+/// The events of the first call, far from all others: whether there is one says whether a run of that name has been before.
+mod first {
+    /// Of a run with new events.
+    pub(super) const NEW: u64 = 990_000_000_000;
+    /// Of a run that completes the events to send duplicates of.
+    pub(super) const PREPARES: u64 = NEW + 1;
+    /// Of a run that finds them completed; it may be there.
+    pub(super) const PREPARED: u64 = NEW + 2;
+}
 
 /// What the callers do.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -202,6 +217,7 @@ pub(super) async fn run(
             locked: Vec::new(),
         })
         .collect();
+    workers = each(workers, Step::Begin).await?;
     if run.has_duplicates() && !run.prepared {
         workers = each(workers, Step::Prepare).await.context("cannot complete the events to send again")?;
     }
@@ -232,6 +248,7 @@ async fn each(workers: Vec<Worker>, step: Step) -> Result<Vec<Worker>> {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
+    Begin,
     Prepare,
     Load(Window),
     Complete,
@@ -257,6 +274,9 @@ struct Worker {
 impl Worker {
     async fn take(mut self, step: Step) -> Result<Self> {
         match step {
+            // Once for all.
+            Step::Begin if self.number == 0 => self.begin().await?,
+            Step::Begin => {}
             Step::Prepare => self.prepare().await?,
             Step::Load(window) if self.run.workload == Workload::Storm => self.storms(window).await,
             Step::Load(window) => self.load(window).await,
@@ -266,10 +286,52 @@ impl Worker {
         Ok(self)
     }
 
+    /// Finds out with the first calls whether the load can be made at all: the wrong protocol, port, secret or token, or a
+    /// name that was used before, would otherwise be found at the end, as nothing but failed calls.
+    async fn begin(&mut self) -> Result<()> {
+        let prepares = self.run.has_duplicates() && !self.run.prepared;
+        if self.run.workload != Workload::Duplicates {
+            self.begin_with(first::NEW).await?;
+        }
+        if prepares {
+            self.begin_with(first::PREPARES).await?;
+        }
+        if self.run.workload == Workload::Duplicates && !prepares {
+            self.begin_with(first::PREPARED).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin_with(&mut self, event: u64) -> Result<()> {
+        let began = Instant::now();
+        let caller = rand::random_range(FIRST);
+        let mut tries = 0;
+        let verdict = loop {
+            match self.caller.process(event, caller).await {
+                Ok(answer) => break answer.verdict,
+                Err(fault) if began.elapsed() >= FIRST_MAX || self.run.is_stopped() => {
+                    anyhow::bail!("the first call failed, and nothing was measured: {}", fault.code)
+                }
+                Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
+            }
+            tries += 1;
+        };
+        match verdict {
+            Verdict::Granted => self.acknowledge(event),
+            // Or completed by an earlier try, whose answer was lost.
+            Verdict::Completed if event == first::PREPARED || tries > 0 => {}
+            Verdict::Completed | Verdict::InProgress => anyhow::bail!(
+                "--run: a run of this name has been before, and its events are there. Choose another name, or none"
+            ),
+            Verdict::Refused => anyhow::bail!("a new event was answered {verdict:?}, and nothing was measured"),
+        }
+        Ok(())
+    }
+
     /// Completes its share of the events to send duplicates of.
     async fn prepare(&mut self) -> Result<()> {
         let mut key = u64::from(self.number);
-        while key < self.run.keys && !self.run.is_stopped() {
+        while key < self.run.keys && !self.run.is_stopped() && !self.run.failed.is_cancelled() {
             let mut tries = 0;
             let answer = loop {
                 match self.caller.process(KEYS_FROM + key, self.number).await {
@@ -372,8 +434,9 @@ impl Worker {
                     tries += 1;
                 }
             }
-            if let Some(code) = &given_up {
-                self.tally.lock().error(code);
+            match &given_up {
+                Some(code) => self.tally.lock().error(code),
+                None => self.acknowledge(event),
             }
             self.progress.checked.fetch_add(1, Ordering::Relaxed);
         }

@@ -19,10 +19,14 @@ pub(super) struct Report {
     pub(super) threads: u32,
     /// The measured time.
     seconds: f64,
+    /// Whether a signal ended the measurement before its time.
+    interrupted: bool,
     operations: Vec<Line>,
     /// Failed calls by code, the warm-up included.
     errors: BTreeMap<String, u64>,
     correctness: Findings,
+    #[serde(skip)]
+    is_wrong: bool,
     /// The same in words, for people.
     #[serde(skip)]
     judgement: &'static str,
@@ -66,7 +70,7 @@ struct Findings {
 }
 
 impl Report {
-    pub(super) fn new(about: About, tally: Tally, measured: Duration) -> Self {
+    pub(super) fn new(about: About, tally: Tally, measured: Duration, interrupted: bool) -> Self {
         let seconds = measured.as_secs_f64();
         let operations = tally
             .latencies
@@ -82,11 +86,18 @@ impl Report {
             connections,
             threads,
             seconds,
+            interrupted,
             operations,
             errors: tally.errors,
+            is_wrong: tally.correctness.is_wrong(),
             judgement: judgement(&tally.correctness),
             correctness: Findings::new(&tally.correctness),
         }
+    }
+
+    /// Whether something was answered wrongly.
+    pub(super) fn is_wrong(&self) -> bool {
+        self.is_wrong
     }
 
     /// Whether the run counts: something was answered, and nothing was answered wrongly.
@@ -159,6 +170,9 @@ impl Report {
                 "these events were not prepared: {not_prepared} of those that duplicates were to be sent of had not been \
                  completed. --run has to name an earlier run with at least as many --keys, and without --prepared"
             ));
+        }
+        if self.interrupted {
+            output::complain("a signal cut the measurement short: the result is of what there was until then");
         }
         if self.operations.is_empty() {
             output::complain("nothing was answered within the measured time");
