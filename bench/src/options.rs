@@ -83,3 +83,24 @@ impl Options {
         (self.seconds_ms() / 4).clamp(250, 1_000)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_script_names_every_option_with_its_default() {
+        let script = include_str!("../../scripts/bench");
+        for option in Options::command().get_arguments() {
+            let name = format!("#   --{} ", option.get_long().expect("all of them are long"));
+            let line =
+                script.lines().find(|line| line.starts_with(&name)).unwrap_or_else(|| panic!("{name}is missing"));
+            for default in option.get_default_values().iter().filter(|_| option.get_action().takes_values()) {
+                let default = format!("[default: {}]", default.to_str().unwrap());
+                assert!(line.ends_with(&default), "{line}: {default}");
+            }
+        }
+    }
+}

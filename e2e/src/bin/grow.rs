@@ -4,7 +4,12 @@
 #![allow(clippy::print_stdout, reason = "it is a program, and these are its results")]
 
 use std::{
+    fmt::Display,
     fs,
+    io::Write as _,
+    ops::RangeInclusive,
+    process::ExitCode,
+    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,7 +17,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use oncegate_api::v1::{
     CheckAndLockRequest, CleanupRequest, EventKey, HistoryRequest, MarkCompletedRequest, State, StatsRequest,
     idempotency_service_client::IdempotencyServiceClient,
@@ -31,20 +36,54 @@ type Client = IdempotencyServiceClient<Channel>;
 /// Callers at once.
 const CALLERS: u64 = 64;
 
-fn main() -> Result<()> {
-    let (mut sizes, mut seconds, mut check) = (vec![1_000, 1_000_000], 4, true);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().with_context(|| format!("{argument} needs a value"));
-        match argument.as_str() {
-            "--rows" => {
-                sizes = value()?.split(',').map(|rows| rows.replace('_', "").parse()).collect::<Result<_, _>>()?;
+const USAGE: &str = "usage: grow [--rows 1000,1000000,10000000] [--seconds 4] [--no-check]";
+const ROWS: RangeInclusive<i64> = 1..=1_000_000_000;
+const SECONDS: RangeInclusive<u64> = 1..=600;
+
+/// What is asked for on the command line.
+#[derive(Debug, PartialEq)]
+struct Asked {
+    sizes: Vec<i64>,
+    seconds: u64,
+    check: bool,
+}
+
+impl Asked {
+    /// What the arguments ask for; or what is wrong with them, in words.
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
+        let mut asked = Self { sizes: vec![1_000, 1_000_000], seconds: 4, check: true };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or_else(|| format!("{argument}: no value given"));
+            match argument.as_str() {
+                "--rows" => {
+                    asked.sizes =
+                        value()?.split(',').map(|rows| number("--rows", rows, &ROWS)).collect::<Result<_, _>>()?
+                }
+                "--seconds" => asked.seconds = number("--seconds", &value()?, &SECONDS)?,
+                "--no-check" => asked.check = false,
+                _ => return Err(format!("{argument}: there is no such option; {USAGE}")),
             }
-            "--seconds" => seconds = value()?.parse()?,
-            "--no-check" => check = false,
-            _ => bail!("usage: grow [--rows 1000,1000000,10000000] [--seconds 4] [--no-check]"),
         }
+        Ok(asked)
     }
+}
+
+/// A number within its limits. Underscores may part its digits.
+fn number<N: FromStr + PartialOrd + Display>(flag: &str, given: &str, limits: &RangeInclusive<N>) -> Result<N, String> {
+    let number = given.replace('_', "").parse().ok().filter(|number| limits.contains(number));
+    number.ok_or_else(|| {
+        format!("{flag}: {given:?} given, has to be a whole number from {} to {}", limits.start(), limits.end())
+    })
+}
+
+fn main() -> Result<ExitCode> {
+    let Asked { sizes, seconds, check } = match Asked::parse(std::env::args().skip(1)) {
+        Ok(asked) => asked,
+        Err(problem) => {
+            let _ = writeln!(std::io::stderr(), "grow: {problem}");
+            return Ok(ExitCode::from(2));
+        }
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let settings = [("shared_buffers", "1GB"), ("max_wal_size", "4GB"), ("work_mem", "64MB")];
@@ -64,7 +103,7 @@ fn main() -> Result<()> {
         let found: Map<String, Value> =
             found.into_iter().map(|(rows, figures)| (rows.to_string(), Value::Object(figures))).collect();
         println!("{}", serde_json::to_string_pretty(&found)?);
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     })
 }
 
@@ -313,4 +352,28 @@ async fn delete(mut client: Client, days: i64, stop: Option<Arc<AtomicBool>>) ->
         }
     }
     Ok(deleted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Asked, String> {
+        Asked::parse(arguments.iter().map(|argument| (*argument).to_owned()))
+    }
+
+    #[test]
+    fn what_cannot_be_asked_for_is_named_with_what_can() {
+        let asked = parse(&["--rows", "1_000,5", "--seconds", "1", "--no-check"]);
+        assert_eq!(asked, Ok(Asked { sizes: vec![1_000, 5], seconds: 1, check: false }));
+        for (arguments, said) in [
+            (&["--rows", "0,abc"][..], r#"--rows: "0" given, has to be a whole number from 1 to 1000000000"#),
+            (&["--rows", "1,abc"], r#"--rows: "abc" given, has to be a whole number from 1 to 1000000000"#),
+            (&["--seconds", "601"], r#"--seconds: "601" given, has to be a whole number from 1 to 600"#),
+            (&["--rows"], "--rows: no value given"),
+        ] {
+            assert_eq!(parse(arguments), Err(said.to_owned()));
+        }
+        assert!(parse(&["--row"]).unwrap_err().starts_with("--row: there is no such option; usage: "));
+    }
 }

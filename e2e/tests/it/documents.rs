@@ -6,6 +6,7 @@ mod roles;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -106,6 +107,26 @@ async fn the_recipes_for_the_applications_transaction_refuse_a_second_effect() -
     );
     let late = update.replace("1764000000000042", "1764000000000041");
     assert_eq!(second.execute(AssertSqlSafe(late)).await?.rows_affected(), 0);
+    Ok(())
+}
+
+/// What takes minutes to build is not built to say how it is used.
+#[test]
+fn the_scripts_that_measure_print_their_help_without_building() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let cargo = directory.path().join("cargo");
+    fs::write(&cargo, "#!/bin/sh\necho cargo was started >&2\nexit 1\n")?;
+    fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755))?;
+    let path = format!("{}:{}", directory.path().display(), std::env::var("PATH")?);
+    for (script, option) in [("bench", "--cleanup-rows"), ("grow", "--no-check")] {
+        for help in ["--help", "-h"] {
+            let script = root().join("scripts").join(script);
+            let output = std::process::Command::new(&script).arg(help).env("PATH", &path).output()?;
+            let (stdout, stderr) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+            assert!(output.status.success() && stderr.is_empty(), "{}: {stderr}", script.display());
+            assert!(stdout.contains(option), "{stdout}");
+        }
+    }
     Ok(())
 }
 
