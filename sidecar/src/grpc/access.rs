@@ -50,7 +50,8 @@ impl Guard {
         if called == Called::Health {
             return Ok(());
         }
-        let path = request.uri().path();
+        // As the other lines of the audit name it; what is no method of the API has nothing but its path.
+        let method = if let Called::Api(method) = called { method.name() } else { request.uri().path() };
         let mut authorizations = request.headers().get_all(http::header::AUTHORIZATION).iter();
         let authorization = authorizations.next().map(http::HeaderValue::as_bytes);
         // If there are two, picking either could be wrong, so neither is used (W7).
@@ -58,17 +59,17 @@ impl Guard {
         let directory = self.door.directory.current();
         let identity = match directory.identify(authorization, self.peer.certificate.as_ref(), Timestamp::now()) {
             Ok(identity) => identity,
-            Err(unknown) => return Err(self.stranger(path, &unknown)),
+            Err(unknown) => return Err(self.stranger(method, &unknown)),
         };
         let caller = Caller { identity, peer: self.peer.clone(), metrics: self.door.metrics.clone() };
         if !caller.identity.role.permits(called) {
             let why = format!("the role {} does not permit it", caller.identity.role);
-            return Err(caller.denied(path, None, &why));
+            return Err(caller.denied(method, None, &why));
         }
         if matches!(called, Called::Api(Method::Resolve | Method::Cleanup)) {
             // Manual decisions and deletions are logged when they begin, in case this process does not live to log how they end
             // (W20).
-            tracing::info!(caller = caller.identity.name, method = path, peer = %self.peer, "an operator calls");
+            tracing::info!(caller = caller.identity.name, method, peer = %self.peer, "an operator calls");
         }
         request.extensions_mut().insert(caller);
         Ok(())
@@ -86,7 +87,7 @@ impl Guard {
             Unknown::Expired(identity) => (identity.name.clone(), "the credentials have expired"),
         };
         if let Some(unreported) = self.door.strangers.pass() {
-            // The path is the caller's own text: printed as a value, never as a format.
+            // A path is the caller's own text: printed as a value, never as a format.
             tracing::warn!(
                 target: audit::TARGET,
                 caller = who,

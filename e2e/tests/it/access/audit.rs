@@ -154,22 +154,10 @@ async fn every_denial_leaves_one_audit_line() -> Result<()> {
     let guarded = Guarded::start_with(quiet).await?;
     let mut seen = 0;
     for (credentials, method, wanted) in [
-        (None, "Stats", "method=/oncegate.v1.IdempotencyService/Stats outcome=UNAUTHENTICATED"),
-        (
-            Some("expired"),
-            "Resolve",
-            "caller=expired method=/oncegate.v1.IdempotencyService/Resolve outcome=UNAUTHENTICATED",
-        ),
-        (
-            Some("caller"),
-            "Resolve",
-            "caller=caller method=/oncegate.v1.IdempotencyService/Resolve outcome=PERMISSION_DENIED",
-        ),
-        (
-            Some("cleanup"),
-            "Resolve",
-            "caller=cleanup method=/oncegate.v1.IdempotencyService/Resolve outcome=PERMISSION_DENIED",
-        ),
+        (None, "Stats", "method=Stats outcome=UNAUTHENTICATED"),
+        (Some("expired"), "Resolve", "caller=expired method=Resolve outcome=UNAUTHENTICATED"),
+        (Some("caller"), "Resolve", "caller=caller method=Resolve outcome=PERMISSION_DENIED"),
+        (Some("cleanup"), "Resolve", "caller=cleanup method=Resolve outcome=PERMISSION_DENIED"),
         // The tenant of the request is another one than the caller's.
         (Some("other"), "CheckAndLock", "caller=other tenant=default method=CheckAndLock outcome=PERMISSION_DENIED"),
         (Some("other"), "Stats", "caller=other tenant=default method=Stats outcome=PERMISSION_DENIED"),
