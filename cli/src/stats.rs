@@ -35,8 +35,8 @@ Examples:
   oncegate stats --watch 5s
   oncegate stats --json | jq '.total.stuck'
 
-With --json the names are those of the API; processing times are in seconds, and success_rate is between 0 and 1. With
---watch as well, there is one document a line.")]
+With --json the names are those of the API; processing times are in seconds, and success_rate is between 0 and 1.
+With --watch as well, there is one document a line.")]
 pub(crate) struct Stats {
     /// Only this tenant's events
     #[arg(long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
