@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use oncegate_api::v1::State;
-use oncegate_runtime::config;
+use oncegate_runtime::config::{self, Problem};
 
 /// A bound on the time at which events were created: a moment, or an age counted back from now.
 pub(crate) fn bound(text: &str) -> Result<Timestamp, String> {
@@ -13,6 +13,23 @@ pub(crate) fn bound(text: &str) -> Result<Timestamp, String> {
         .map_err(|_| "neither a time like 2026-11-24T15:00:00Z nor an age like 24h or 7d".to_owned())
         .and_then(|age| SignedDuration::try_from(age).map_err(|error| error.to_string()))?;
     Timestamp::now().checked_sub(before).map_err(|_| "before all time".to_owned())
+}
+
+/// The fields of requests that the bounds become, with the options that they were given as.
+pub(crate) const OPTIONS: [(&str, &str); 2] = [("start_time", "--since"), ("end_time", "--until")];
+
+/// Whether the bounds leave anything in between.
+///
+/// # Errors
+///
+/// What to change.
+pub(crate) fn in_order(since: Option<Timestamp>, until: Option<Timestamp>) -> Result<(), Problem> {
+    match (since, until) {
+        (Some(since), Some(until)) if since > until => {
+            Err(Problem::new("--until", format!("{until} given, must not be before --since, which is {since}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A time as the API represents it.

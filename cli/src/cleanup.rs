@@ -99,14 +99,28 @@ impl Cleanup {
             bar.set_message("deleting");
         }
         let dry_run = self.dry_run;
+        let mut so_far = None;
         let totals = self
             .follow(&mut client, dry_run, |totals| {
                 bar.set_position(count_of(if dry_run { totals.matched_count } else { totals.deleted_count }));
+                so_far = Some(totals.clone());
             })
             .await;
         bar.finish_and_clear();
-        self.show(&totals?);
-        Ok(())
+        match totals {
+            Ok(totals) => {
+                self.show(&totals);
+                Ok(())
+            }
+            Err(failure) => {
+                // What it deleted stays deleted, whatever ended it.
+                if let Some(totals) = so_far {
+                    self.show(&totals);
+                    output::notice("the totals so far: the cleanup has not come to its end, run it again");
+                }
+                Err(failure)
+            }
+        }
     }
 
     /// Asks for a cleanup and returns the last of its messages.
@@ -124,7 +138,7 @@ impl Cleanup {
             dry_run,
             batch_size: self.batch_size,
         };
-        let failure = |status: tonic::Status| self.sidecar.failure(&status);
+        let failure = |status: tonic::Status| self.sidecar.failure_of(&status, &[("older_than", "--days")]);
         let mut stream = client.cleanup(request).await.map_err(failure)?.into_inner();
         let mut last = None;
         while let Some(totals) = stream.message().await.map_err(failure)? {
@@ -186,6 +200,8 @@ impl Cleanup {
 #[derive(Debug, Serialize)]
 struct Report {
     dry_run: bool,
+    /// Whether these are all: false if the cleanup was cut short.
+    done: bool,
     matched: i64,
     deleted: i64,
     providers: Vec<Provider>,
@@ -214,7 +230,7 @@ impl Report {
                 }),
             })
             .collect();
-        Self { dry_run, matched: totals.matched_count, deleted: totals.deleted_count, providers }
+        Self { dry_run, done: totals.done, matched: totals.matched_count, deleted: totals.deleted_count, providers }
     }
 }
 

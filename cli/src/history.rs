@@ -12,7 +12,7 @@ use oncegate_gateway::sidecar::Pool;
 use oncegate_runtime::config::Problem;
 
 use crate::{
-    bounds::{StateName, bound, timestamp},
+    bounds::{OPTIONS, StateName, bound, in_order, timestamp},
     failure::Failure,
     message,
     output::{self, Column},
@@ -109,6 +109,7 @@ pub(crate) async fn find(
 
 impl History {
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        in_order(self.since, self.until)?;
         let mut client = client(self.sidecar.connect().await?);
         let (Some(provider), Some(event_id)) = (&self.of, &self.id) else {
             return self.list(&mut client).await;
@@ -132,7 +133,8 @@ impl History {
         let mut listed = Vec::new();
         loop {
             let request = self.page(left.min(PAGE_SIZE), page_token)?;
-            let page = client.history(request).await.map_err(|status| self.sidecar.failure(&status))?.into_inner();
+            let page = client.history(request).await;
+            let page = page.map_err(|status| self.sidecar.failure_of(&status, &OPTIONS))?.into_inner();
             for history in page.events.iter().take(left) {
                 if !self.json {
                     listed.extend(history.event.as_ref().map(row));
@@ -193,7 +195,11 @@ fn why(event: &Event) -> String {
     match event.state() {
         State::Completed => String::new(),
         State::Processing => {
-            format!("held by {} until {}", event.holder, message::second(event.lock_expire_time.as_ref()))
+            format!(
+                "held by {} until {}",
+                message::or_dash(&event.holder),
+                message::second(event.lock_expire_time.as_ref())
+            )
         }
         State::Unspecified | State::Pending | State::Failed | State::Unknown | State::Dead => {
             excerpt(&event.last_error)
@@ -270,7 +276,7 @@ fn about(event: &Event, history: &EventHistory) -> String {
         rows.push(("ended", message::time(event.end_time.as_ref())));
     }
     if event.state() == State::Processing {
-        rows.push(("holder", event.holder.clone()));
+        rows.push(("holder", message::or_dash(&event.holder).to_owned()));
         rows.push(("lock until", message::time(event.lock_expire_time.as_ref())));
     }
     if event.retry_time.is_some() {
@@ -323,7 +329,7 @@ fn attempts(history: &EventHistory) -> String {
             message::time(attempt.start_time.as_ref()),
             took,
             message::outcome(attempt.outcome()),
-            attempt.holder.clone(),
+            message::or_dash(&attempt.holder).to_owned(),
             attempt.claim_id.clone(),
             digest,
             match &attempt.result {
@@ -416,6 +422,18 @@ mod tests {
         for expected in ["evt_1", "failed_retryable", "abababababab", "mismatches", "500 a\\nb", "Decisions"] {
             assert!(text.contains(expected), "{expected}:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_holder_without_a_name_is_a_dash() {
+        let event = Event { state: State::Processing.into(), ..Default::default() };
+        assert!(why(&event).starts_with("held by - until"), "{}", why(&event));
+        let attempt = Attempt { claim_id: "claim".into(), ..Default::default() };
+        let history = EventHistory { event: Some(event), attempts: vec![attempt], ..Default::default() };
+        let text = whole(&history);
+        let fields: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert!(fields.contains(&vec!["holder", "-"]), "{text}");
+        assert!(fields.iter().any(|line| line.windows(2).any(|pair| pair == ["-", "claim"])), "{text}");
     }
 
     #[test]

@@ -348,6 +348,11 @@ fn number(value: f64) -> serde_json::Value {
     }
 }
 
+/// A text that may be missing, as people read it.
+pub(crate) fn or_dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -87,13 +87,18 @@ impl Sidecar {
 
     /// What an error of a call means for the command.
     pub(crate) fn failure(&self, status: &Status) -> Failure {
+        self.failure_of(status, &[])
+    }
+
+    /// The same, where fields of the request were given as options: each field with the option's name.
+    pub(crate) fn failure_of(&self, status: &Status, options: &[(&str, &str)]) -> Failure {
         // The sidecar's own refusals carry a reason; without one, the connection failed. A server that speaks
         // another protocol, or refuses our certificate, breaks off.
         let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal);
         if broken && status.get_details_error_info().is_none() {
             return self.unreachable(anyhow::anyhow!("{}", status.message()));
         }
-        Failure::Failed(anyhow::anyhow!("{}", explain(status)))
+        Failure::Failed(anyhow::anyhow!("{}", explain(status, options)))
     }
 
     fn unreachable(&self, error: anyhow::Error) -> Failure {
@@ -102,7 +107,7 @@ impl Sidecar {
 }
 
 /// An error for people: what it is, why, which fields, and when to try again.
-fn explain(status: &Status) -> String {
+fn explain(status: &Status, options: &[(&str, &str)]) -> String {
     let details = status.get_error_details();
     let mut text = match details.bad_request() {
         // The message only sums up what is listed below.
@@ -121,7 +126,8 @@ fn explain(status: &Status) -> String {
     }
     if let Some(request) = details.bad_request() {
         for violation in &request.field_violations {
-            let _ = write!(text, "\n  {}: {}", violation.field, violation.description);
+            let option = options.iter().find(|(field, _)| *field == violation.field).map(|(_, option)| *option);
+            let _ = write!(text, "\n  {}: {}", option.unwrap_or(&violation.field), violation.description);
         }
     }
     if let Some(delay) = details.retry_info().and_then(|retry| retry.retry_delay) {
@@ -146,9 +152,9 @@ mod tests {
             .set_retry_info(Some(Duration::from_millis(1500)));
         let status = Status::with_error_details(Code::InvalidArgument, "bad request", details);
         assert_eq!(
-            explain(&status),
+            explain(&status, &[("older_than", "--days")]),
             "the sidecar refuses the request\n  code: InvalidArgument\n  reason: INVALID_FIELD\n  limit: 6d\n  \
-             older_than: at least 6 days\n  batch_size: at most 10000\n  try again in 1.5s"
+             --days: at least 6 days\n  batch_size: at most 10000\n  try again in 1.5s"
         );
     }
 

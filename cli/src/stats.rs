@@ -12,7 +12,7 @@ use oncegate_gateway::sidecar::Pool;
 use oncegate_runtime::shutdown;
 
 use crate::{
-    bounds::{bound, timestamp},
+    bounds::{OPTIONS, bound, in_order, timestamp},
     failure::Failure,
     message,
     output::{self, Column},
@@ -88,6 +88,7 @@ impl Stats {
     }
 
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        in_order(self.since, self.until)?;
         let mut client = IdempotencyServiceClient::new(self.sidecar.connect().await?)
             // A thousand buckets of many providers are more than a client takes by default.
             .max_decoding_message_size(usize::MAX);
@@ -159,7 +160,9 @@ impl Stats {
             }),
             without_percentiles: false,
         };
-        Ok(client.stats(request).await.map_err(|status| self.sidecar.failure(&status))?.into_inner())
+        let [since, until] = OPTIONS;
+        let options = [since, until, ("bucket_duration", "--bucket")];
+        Ok(client.stats(request).await.map_err(|status| self.sidecar.failure_of(&status, &options))?.into_inner())
     }
 }
 

@@ -296,12 +296,12 @@ async fn what_cannot_be_measured_has_exit_codes_of_its_own() -> Result<()> {
 
 /// What a service does wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Wrong {
+pub(crate) enum Wrong {
     /// It grants every event to everybody.
     GrantsTwice,
     /// It grants each event once, and says of completed ones that they are being processed.
     ForgetsCompletions,
-    /// It does all that it is asked to, until it is asked for what it has done.
+    /// It does all that it is asked to, until it is asked for what it has done; and it never comes to the end of a cleanup.
     GoesAway,
 }
 
@@ -312,7 +312,7 @@ struct Service {
     token: AtomicI64,
 }
 
-async fn serve(wrong: Wrong) -> Result<String> {
+pub(crate) async fn serve(wrong: Wrong) -> Result<String> {
     let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
     let address = listener.local_addr()?;
     let service = Service { wrong, granted: Arc::default(), token: AtomicI64::new(1) };
@@ -330,7 +330,7 @@ fn no_such<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl IdempotencyService for Service {
-    type CleanupStream = futures::stream::Empty<Result<v1::CleanupResponse, Status>>;
+    type CleanupStream = futures::stream::Iter<std::vec::IntoIter<Result<v1::CleanupResponse, Status>>>;
 
     async fn check_and_lock(
         &self,
@@ -379,6 +379,7 @@ impl IdempotencyService for Service {
     }
 
     async fn cleanup(&self, _: Request<v1::CleanupRequest>) -> Result<Response<Self::CleanupStream>, Status> {
-        no_such()
+        let so_far = v1::CleanupResponse { deleted_count: 1_234, ..v1::CleanupResponse::default() };
+        Ok(Response::new(futures::stream::iter(vec![Ok(so_far), Err(Status::unavailable("gone"))])))
     }
 }

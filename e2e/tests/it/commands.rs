@@ -11,7 +11,11 @@ use sqlx::Connection as _;
 
 use crate::setup::{Everything, Ledger, on_each_ledger, word};
 
-on_each_ledger!(health_tells_what_answers, cleanup_counts_and_is_refused_below_the_minimum);
+on_each_ledger!(
+    health_tells_what_answers,
+    cleanup_counts_and_is_refused_below_the_minimum,
+    bounds_are_refused_by_the_names_of_their_options,
+);
 
 async fn run(everything: &Everything, arguments: &[&str]) -> Result<Finished> {
     Oncegate::new(everything.directory.path(), arguments.iter().copied())?
@@ -62,10 +66,39 @@ async fn cleanup_counts_and_is_refused_below_the_minimum(ledger: Ledger) -> Resu
 
     let finished = run(&everything, &["cleanup", "--days", "1"]).await?;
     assert_eq!(finished.code, Some(1), "{finished}");
-    for expected in ["INVALID_FIELD", "older_than"] {
+    for expected in ["INVALID_FIELD", "--days: "] {
         assert!(finished.stderr.contains(expected), "{expected}: {finished}");
     }
     assert_eq!(everything.events().await?, 1, "nothing was deleted");
+    Ok(())
+}
+
+async fn bounds_are_refused_by_the_names_of_their_options(ledger: Ledger) -> Result<()> {
+    let everything = Everything::start(ledger).await?;
+    for command in ["history", "stats"] {
+        for option in ["--since", "--until"] {
+            let finished = run(&everything, &[command, option, "1960-01-01T00:00:00Z"]).await?;
+            assert_eq!(finished.code, Some(1), "{finished}");
+            assert!(finished.stderr.contains(&format!("{option}: is no valid time")), "{finished}");
+        }
+        let finished = run(&everything, &[command, "--since", "1h", "--until", "2h"]).await?;
+        assert_eq!(finished.code, Some(2), "{finished}");
+        assert!(finished.stderr.contains("--until: ") && finished.stderr.contains("before --since"), "{finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_cleanup_that_is_cut_short_tells_what_it_did() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let url = crate::bench::serve(crate::bench::Wrong::GoesAway).await?;
+    for (json, told) in [(&[][..], "1234"), (&["--json"], "\"done\": false")] {
+        let arguments = [&["cleanup", "--sidecar", &url], json].concat();
+        let finished = Oncegate::new(directory.path(), arguments)?.run().await?;
+        assert_eq!(finished.code, Some(3), "{finished}");
+        assert!(finished.stdout.contains("1234") && finished.stdout.contains(told), "{finished}");
+        assert!(finished.stderr.contains("the totals so far"), "{finished}");
+    }
     Ok(())
 }
 

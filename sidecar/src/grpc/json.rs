@@ -16,6 +16,28 @@ pub(super) enum NotJson {
     Empty,
 }
 
+/// What keeps a structure from being a JSON object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Misfit {
+    pub(super) why: NotJson,
+    /// The innermost key that it stands under, and no more of it than people read.
+    pub(super) key: Option<String>,
+}
+
+impl Misfit {
+    fn under(mut self, key: &str) -> Self {
+        const CHARACTERS_MAX: usize = 64;
+        self.key.get_or_insert_with(|| key.chars().take(CHARACTERS_MAX).collect());
+        self
+    }
+}
+
+impl From<NotJson> for Misfit {
+    fn from(why: NotJson) -> Self {
+        Self { why, key: None }
+    }
+}
+
 /// A JSON object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Object {
@@ -25,7 +47,7 @@ pub(super) struct Object {
 }
 
 /// The JSON object of an API structure, its keys in their order; None: it has none. Whole numbers are written without a fraction.
-pub(super) fn object(structure: &Struct) -> Result<Option<Object>, NotJson> {
+pub(super) fn object(structure: &Struct) -> Result<Option<Object>, Misfit> {
     let mut json = Json::default();
     json.object(structure)?;
     Ok((!structure.fields.is_empty()).then(|| json.finish()))
@@ -67,7 +89,7 @@ impl Json {
         Object { text: String::from_utf8(self.text).expect("JSON is written from strings"), bytes }
     }
 
-    fn object(&mut self, structure: &Struct) -> Result<(), NotJson> {
+    fn object(&mut self, structure: &Struct) -> Result<(), Misfit> {
         self.text.push(b'{');
         for (key, value) in &structure.fields {
             self.field(key, value)?;
@@ -77,16 +99,16 @@ impl Json {
     }
 
     /// A key with its value, after a comma where others stand before it.
-    fn field(&mut self, key: &str, value: &Value) -> Result<(), NotJson> {
+    fn field(&mut self, key: &str, value: &Value) -> Result<(), Misfit> {
         if self.text.last() != Some(&b'{') {
             self.text.push(b',');
         }
-        self.string(key)?;
+        self.string(key).map_err(|why| Misfit::from(why).under(key))?;
         self.text.push(b':');
-        self.value(value)
+        self.value(value).map_err(|misfit| misfit.under(key))
     }
 
-    fn value(&mut self, value: &Value) -> Result<(), NotJson> {
+    fn value(&mut self, value: &Value) -> Result<(), Misfit> {
         // Beyond 2^53 a double no longer holds every whole number; those stay in the notation of doubles.
         const EXACT: f64 = 9_007_199_254_740_992.0;
         match value.kind.as_ref().ok_or(NotJson::Empty)? {
@@ -104,7 +126,7 @@ impl Json {
                 self.doubles.written += self.text.len() - before;
                 self.doubles.in_decimals += decimal_bytes(*value);
             }
-            Kind::NumberValue(_) => return Err(NotJson::Number),
+            Kind::NumberValue(_) => return Err(NotJson::Number.into()),
             Kind::StringValue(value) => self.string(value)?,
             Kind::ListValue(list) => {
                 self.text.push(b'[');
@@ -245,9 +267,9 @@ mod tests {
             (Value { kind: None }, NotJson::Empty),
         ] {
             let list = value(Kind::ListValue(ListValue { values: vec![number(1.0), bad.clone()] }));
-            for bad in [bad.clone(), within(bad), list] {
+            for (bad, key) in [(bad.clone(), "b"), (within(bad), "bad"), (list, "b")] {
                 let given = structure([("a", text("kept")), ("b", bad.clone()), ("c", number(2.0))]);
-                assert_eq!(object(&given), Err(why), "{bad:?}");
+                assert_eq!(object(&given), Err(Misfit::from(why).under(key)), "{bad:?}");
                 let kept = r#"{"a":"kept","c":2}"#.to_owned();
                 assert_eq!(text_of_what_fits(&given), (Some(kept), 1), "{bad:?}");
                 assert_eq!(
@@ -257,7 +279,7 @@ mod tests {
                 assert_eq!(object_of_what_fits(&structure([("only", bad)])), (None, 1));
             }
         }
-        assert_eq!(object(&structure([("a\tb", number(1.0))])), Err(NotJson::Control));
+        assert_eq!(object(&structure([("a\tb", number(1.0))])), Err(Misfit::from(NotJson::Control).under("a\tb")));
         assert_eq!(object_of_what_fits(&structure([("a\tb", number(1.0))])), (None, 1));
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         metadata::{self, METADATA_BYTES_MAX},
     },
     grpc::{
-        json::{self, NotJson, Object},
+        json::{self, Misfit, NotJson, Object},
         status::invalid,
     },
 };
@@ -57,6 +57,9 @@ impl Charset {
 /// The most violations that one answer lists. A request can contain hundreds of thousands of them (a byte each, in a list
 /// of states), and reporting one takes a hundred times the space of the bad value itself.
 const VIOLATIONS_MAX: usize = 32;
+
+/// The nanoseconds of a second, which protobuf's durations and times stay below.
+const NANOS: u32 = 1_000_000_000;
 
 /// The violations found so far.
 #[derive(Default)]
@@ -122,20 +125,23 @@ impl Fields {
         range: RangeInclusive<Duration>,
     ) -> Option<Duration> {
         let given = given?;
-        // protobuf: seconds and nanoseconds have the same sign, and nanoseconds stay below a second.
-        let seconds = u64::try_from(given.seconds);
-        let nanos = u32::try_from(given.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
-        let span = match (seconds, nanos) {
-            (Ok(seconds), Some(nanos)) => Duration::new(seconds, nanos),
-            _ if given.seconds < 0 || given.nanos < 0 => {
-                self.violation(field, "must not be negative");
-                return None;
-            }
-            _ => {
-                self.violation(field, "is no valid duration: nanos must be below 1,000,000,000");
-                return None;
-            }
-        };
+        let prost_types::Duration { seconds, nanos } = given;
+        let (positive, negative) = (seconds > 0 || nanos > 0, seconds < 0 || nanos < 0);
+        if nanos.unsigned_abs() >= NANOS || (positive && negative) {
+            self.violation(
+                field,
+                format!(
+                    "is no valid duration: seconds and nanos must have the same sign, and nanos stay below 1,000,000,000, \
+                     not {seconds} and {nanos}"
+                ),
+            );
+            return None;
+        }
+        let span = Duration::new(seconds.unsigned_abs(), nanos.unsigned_abs());
+        if negative {
+            self.violation(field, format!("must not be negative, not -{}", ShownDuration(span)));
+            return None;
+        }
         if range.contains(&span) {
             return Some(span);
         }
@@ -155,7 +161,14 @@ impl Fields {
     pub(super) fn time(&mut self, field: &str, given: Option<prost_types::Timestamp>) -> Option<Time> {
         const SECONDS_MAX: i64 = 253_402_300_799;
         let given = given?;
-        if !(0..=SECONDS_MAX).contains(&given.seconds) || !(0..1_000_000_000).contains(&given.nanos) {
+        if !u32::try_from(given.nanos).is_ok_and(|nanos| nanos < NANOS) {
+            self.violation(
+                field,
+                format!("is no valid time: nanos must be from 0 to 999,999,999, not {}", given.nanos),
+            );
+            return None;
+        }
+        if !(0..=SECONDS_MAX).contains(&given.seconds) {
             self.violation(field, "is no valid time: it must lie between the years 1970 and 9999");
             return None;
         }
@@ -166,13 +179,14 @@ impl Fields {
     pub(super) fn metadata(&mut self, field: &str, given: Option<prost_types::Struct>) -> Option<String> {
         let Object { text, bytes } = match json::object(&given?) {
             Ok(object) => object?,
-            Err(error) => {
+            Err(Misfit { why, key }) => {
+                let key = key.as_deref().unwrap_or_default();
                 self.violation(
                     field,
-                    match error {
-                        NotJson::Number => "holds NaN or an infinity, which JSON does not have",
-                        NotJson::Control => "holds a control character in a string or key",
-                        NotJson::Empty => "holds a value without a kind",
+                    match why {
+                        NotJson::Number => format!("holds NaN or an infinity as {key:?}, which JSON does not have"),
+                        NotJson::Control => format!("holds a control character in the string or key {key:?}"),
+                        NotJson::Empty => format!("holds a value without a kind as {key:?}"),
                     },
                 );
                 return None;

@@ -29,6 +29,14 @@ fn complaints<T>(result: Result<T, Status>) -> Vec<String> {
     details.bad_request().expect("violations").field_violations.iter().map(|v| v.field.clone()).collect()
 }
 
+/// What a status says of the one field that it complains about.
+fn described<T>(result: Result<T, Status>) -> String {
+    let details = result.err().expect("refused").get_error_details();
+    let violations = &details.bad_request().expect("violations").field_violations;
+    assert_eq!(violations.len(), 1, "{violations:?}");
+    violations[0].description.clone()
+}
+
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
@@ -129,6 +137,44 @@ fn every_limit_of_a_claim_is_checked_at_its_edge() {
         beyond(&mut request);
         assert_eq!(complaints(check_and_lock(request, &policy())), [*field], "case {place}");
     }
+}
+
+#[test]
+fn what_was_given_is_told() {
+    let told = |change: &dyn Fn(&mut v1::CheckAndLockRequest)| {
+        let mut request = good_claim();
+        change(&mut request);
+        described(check_and_lock(request, &policy()))
+    };
+    let lasting = |seconds, nanos| {
+        move |r: &mut v1::CheckAndLockRequest| r.lock_duration = Some(prost_types::Duration { seconds, nanos })
+    };
+    assert_eq!(told(&lasting(-90, 0)), "must not be negative, not -1m 30s");
+    assert_eq!(told(&lasting(0, -500_000_000)), "must not be negative, not -500ms");
+    for (seconds, nanos) in [(5, 1_000_000_000), (5, -1), (-5, 1), (0, i32::MIN)] {
+        let told = told(&lasting(seconds, nanos));
+        assert!(
+            told.starts_with("is no valid duration: ") && told.ends_with(&format!("{seconds} and {nanos}")),
+            "{told}"
+        );
+    }
+    assert!(told(&lasting(i64::MIN, -999_999_999)).starts_with("must not be negative, not -"));
+    let inner = Value { kind: Some(Kind::StructValue(numbers("rate", f64::NAN, 2))) };
+    let metadata = Struct { fields: [("outer".to_owned(), inner)].into() };
+    let told_of_metadata = told(&|r| r.metadata = Some(metadata.clone()));
+    assert_eq!(told_of_metadata, r#"holds NaN or an infinity as "rate", which JSON does not have"#);
+    assert_eq!(told(&|r| r.metadata = string("a\0")), r#"holds a control character in the string or key "s""#);
+    // No more of a key than people read.
+    let metadata = numbers(&"k".repeat(1_000), f64::INFINITY, 1);
+    assert!(told(&|r| r.metadata = Some(metadata.clone())).len() < 150);
+
+    let told = |seconds, nanos| {
+        let start_time = Some(prost_types::Timestamp { seconds, nanos });
+        described(stats(v1::StatsRequest { start_time, ..Default::default() }))
+    };
+    assert_eq!(told(5, 1_000_000_000), "is no valid time: nanos must be from 0 to 999,999,999, not 1000000000");
+    assert_eq!(told(5, -1), "is no valid time: nanos must be from 0 to 999,999,999, not -1");
+    assert_eq!(told(-5, 1), "is no valid time: it must lie between the years 1970 and 9999");
 }
 
 #[test]
