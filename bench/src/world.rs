@@ -215,7 +215,12 @@ impl World {
         self.load(server, workload, concurrency, more).map(|loaded| loaded.main.per_second)
     }
 
-    /// A webhook load on a gateway, or on a stand-in for one.
+    /// The rate of duplicates on a server with nothing behind it, which calls every event completed: none is completed first.
+    pub(crate) fn bare_rate(&self, server: &Server, concurrency: u32, target: &str) -> Result<f64> {
+        self.rate(server, "duplicates", concurrency, &["--target", target, "--run", "bare", "--prepared"])
+    }
+
+    /// A webhook load on a gateway.
     pub(crate) fn load_http(&self, server: &Server, workload: &str, concurrency: u32) -> Result<Loaded> {
         self.load(server, workload, concurrency, &["--target", "http"])
     }

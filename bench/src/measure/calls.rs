@@ -56,7 +56,7 @@ impl Bench<'_> {
         let duplicates = |server| world.rate(server, "duplicates", 64, &[]);
         let values = self.alternate(&mut [
             ("own cache c=64", Box::new(|| duplicates(&cached))),
-            ("bare tonic c=64", Box::new(|| duplicates(&bare))),
+            ("bare tonic c=64", Box::new(|| world.bare_rate(&bare, 64, "grpc"))),
             ("redis GET c=64", Box::new(|| world.redis_get(64))),
             ("from Redis c=64", Box::new(|| duplicates(&redis))),
             ("Redis down c=64", Box::new(|| duplicates(&alone))),

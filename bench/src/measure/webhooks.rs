@@ -12,10 +12,9 @@ impl Bench<'_> {
         world.postgres.create("webhooks")?;
         let bare = world.bare("bare-hyper")?;
         let all = world.all("webhooks", &[])?;
-        let duplicates = |server| Ok(world.load_http(server, "duplicates", 64)?.main.per_second);
         let values = self.alternate(&mut [
-            ("duplicates c=64", Box::new(|| duplicates(&all))),
-            ("bare hyper c=64", Box::new(|| duplicates(&bare))),
+            ("duplicates c=64", Box::new(|| Ok(world.load_http(&all, "duplicates", 64)?.main.per_second))),
+            ("bare hyper c=64", Box::new(|| world.bare_rate(&bare, 64, "http"))),
         ])?;
         self.ratio("P8", values[0], values[1], "/s");
         Ok(())
