@@ -128,7 +128,8 @@ pub async fn fill(connection: &mut PgConnection, growth: Growth) -> Result<()> {
         from (
             select e.tenant, e.provider, date_trunc('hour', e.create_time, 'UTC') as hour, b.bucket, count(*) as count
             from payment_webhook_events e
-            join unnest($1::bigint[], $2::smallint[]) b (micros, bucket)
+            -- Distinct, for two of the times are the same, and would count each of theirs twice.
+            join (select distinct * from unnest($1::bigint[], $2::smallint[])) b (micros, bucket)
                 on b.micros = (extract(epoch from e.end_time - e.start_time) * 1000000)::bigint
             where e.state = 'completed'
             group by 1, 2, 3, 4
