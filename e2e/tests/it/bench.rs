@@ -235,7 +235,7 @@ async fn what_cannot_work_is_found_by_the_first_call() -> Result<()> {
         (&gateway, &["--target", "http", "--secret", "whsec_wrong"], "the first call failed"),
         (&sidecar, &["--provider", "No Such", "--workload", "duplicates"], "InvalidArgument INVALID_FIELD"),
     ] {
-        let arguments = [&long, &[url.as_str()], more].concat();
+        let arguments = [&long[..], &[url.as_str()], more].concat();
         let command = Oncegate::new(directory.path(), arguments)?.env("STRIPE_WEBHOOK_SECRET", SECRET);
         let finished = command.run().await?;
         assert_eq!(finished.code, Some(1), "{more:?}: {finished}");

@@ -157,7 +157,10 @@ async fn a_waiting_call_survives_five_hundred_cancelled_ones_on_its_connection()
     while count(&said, RST_STREAM) < CALLS {
         ensure!(said_by_client.read_buf(&mut said).await? > 0, "the client has hung up");
     }
+    // All of it is there before the service looks at any of it.
+    everything.program.freeze()?;
     to_service.write_all(&said[passed_on..]).await?;
+    everything.program.thaw()?;
     tokio::spawn(async move { tokio::io::copy(&mut said_by_client, &mut to_service).await });
 
     // Answered after all of that, on the same connection.
