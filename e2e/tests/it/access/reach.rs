@@ -81,9 +81,10 @@ async fn bench_measures_a_guarded_sidecar() -> Result<()> {
         assert_eq!((&report["correctness"]["ok"], &report["errors"]), (&true.into(), &serde_json::json!({})));
         assert!(report["correctness"]["completions_checked"].as_u64() > Some(0), "{finished}");
     }
-    // Whoever is not known is told so, call by call.
+    // Whoever is not known is told so by the first call.
     let stranger = run(&guarded.url, &["--ca-file", &ca]).await?;
-    assert!(stranger.stdout.contains("Unauthenticated UNAUTHENTICATED"), "{stranger}");
+    assert_eq!(stranger.code, Some(1), "{stranger}");
+    assert!(stranger.stderr.contains("Unauthenticated UNAUTHENTICATED"), "{stranger}");
     // Without trust there is no connection.
     let other = guarded.directory.path().join("other-ca.pem");
     std::fs::write(&other, Authority::new()?.pem())?;
