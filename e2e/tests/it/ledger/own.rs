@@ -12,12 +12,12 @@ use super::{HOUR, claim, comparable, completion, connected, extension, key, mark
 struct Two {
     first: PostgresLedger,
     second: PostgresLedger,
-    _database: Database,
+    database: Database,
 }
 
 async fn two() -> Two {
     let database = Database::create().await.unwrap();
-    Two { first: connected(&database).await, second: connected(&database).await, _database: database }
+    Two { first: connected(&database).await, second: connected(&database).await, database }
 }
 
 impl Two {
@@ -36,6 +36,25 @@ async fn acquire(ledger: &PostgresLedger, claim: Claim) -> Lock {
 
 async fn kept(ledger: &PostgresLedger, event_id: &str) -> Event {
     ledger.history_of(key(event_id)).await.unwrap().expect("it was granted").event
+}
+
+/// A completion of an own grant finds its row by ranges of time and number: rows of one moment would all be passed over for each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_are_granted_together_are_created_one_after_another() {
+    let two = two().await;
+    let grant = async |ids: std::ops::Range<u32>| {
+        join_all(ids.map(async |number| two.first.claim(claim(&key(&format!("evt_{number:03}")), "a")).await.unwrap()))
+            .await
+    };
+    // New events alone, as is expected of the first ones; then both, in equal parts, for as long as it takes to expect that.
+    grant(0..100).await;
+    for round in 1..=20 {
+        grant(round * 50..(round + 2) * 50).await;
+    }
+    let moments =
+        two.database.query("select count(*) || ' ' || count(distinct create_time) from payment_webhook_events");
+    assert_eq!(moments.await.unwrap(), "1100 1100");
+    two.close().await;
 }
 
 // I2

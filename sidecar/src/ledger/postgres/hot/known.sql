@@ -1,6 +1,6 @@
 -- Reads the events of claims that are expected to be known, and nothing else: it is 'claims' without the parts for new events,
 -- and takes one look-up per event instead of two. It returns nothing for a claim whose event does not exist. LIMIT keeps the
--- planner from turning the lateral into a join over the whole table (a plan trap, measured).
+-- planner from turning the lateral into a join over the whole table (a plan trap, measured). Arrays are as in new.sql.
 select
     q.place, clock_timestamp() as now,
     -- As in 'seen'.
@@ -11,8 +11,11 @@ select
         limit 1
     ), false) else false end as claim_ended,
     e.*
-from unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::integer[])
-    as q (tenant, provider, event_id, claim_id, place)
+from (
+    select
+        unnest($1::text[]) as tenant, unnest($2::text[]) as provider, unnest($3::text[]) as event_id,
+        unnest($4::text[]) as claim_id, unnest($5::integer[]) as place
+) q
 cross join lateral (
     select
         v.id, v.tenant, v.provider, v.event_id, v.event_type, v.state, v.attempt_count, v.attempts_forgiven,

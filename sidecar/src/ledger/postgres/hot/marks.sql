@@ -6,7 +6,8 @@
 -- dead when its holder reports how it ended. The inputs of the new state (attempts, forgiven ones) change only together
 -- with the token.
 -- OFFSET keeps the planner from turning the look-up into a join over the whole table (a plan trap, measured), and from
--- evaluating again what the look-up decides; a separate CTE for that took a tenth of the statement's plan.
+-- evaluating again what the look-up decides; a separate CTE for that took a tenth of the statement's plan. Arrays are as in
+-- new.sql.
 marked as (
     update payment_webhook_events e set
         state = h.to_state,
@@ -32,13 +33,14 @@ marked as (
                     case when m.attempts_max > 0 and e.attempt_count - e.attempts_forgiven >= m.attempts_max
                         then 'dead' else 'failed' end
             end as to_state
-        from unnest(
-            $13::text[], $14::text[], $15::text[], $16::bigint[], $17::text[], $18::text[], $19::integer[],
-            $20::text[], $21::bigint[], $22::integer[], $23::bytea[], $24::text[], $25::text[], $26::integer[]
-        ) as m (
-            tenant, provider, event_id, fencing_token, claim_id, outcome, attempts_max,
-            error, retry_micros, result_code, result_body, result_content_type, metadata, place
-        )
+        from (
+            select
+                unnest($13::text[]) as tenant, unnest($14::text[]) as provider, unnest($15::text[]) as event_id,
+                unnest($16::bigint[]) as fencing_token, unnest($17::text[]) as claim_id, unnest($18::text[]) as outcome,
+                unnest($19::integer[]) as attempts_max, unnest($20::text[]) as error, unnest($21::bigint[]) as retry_micros,
+                unnest($22::integer[]) as result_code, unnest($23::bytea[]) as result_body,
+                unnest($24::text[]) as result_content_type, unnest($25::text[]) as metadata, unnest($26::integer[]) as place
+        ) m
         cross join lateral (
             select v.id, v.create_time, v.fencing_token, v.state, v.outcome, v.attempt_count, v.attempts_forgiven
             from payment_webhook_events v
