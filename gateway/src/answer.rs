@@ -23,6 +23,9 @@ pub(crate) struct RetryAfter(Duration);
 /// application's wish as well, which is passed on (G5) within this limit.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 
+/// A delivery that outlived the answer's deadline has had 20 s by default; most that take longer are done after as much again.
+const CONTINUES_PAUSE: Duration = Duration::from_secs(30);
+
 impl RetryAfter {
     /// One second: for what is over by then, or is still the same at the next try.
     pub(crate) const SOON: Self = Self(Duration::from_secs(1));
@@ -185,7 +188,7 @@ impl Answer {
             | Self::Paused(after)
             | Self::TooManyFailures(after)
             | Self::Unavailable(after) => Some(after.value()),
-            Self::Continues => Some(RetryAfter::after(Duration::from_secs(30)).value()),
+            Self::Continues => Some(RetryAfter::after(CONTINUES_PAUSE).value()),
             Self::Overloaded => Some(RetryAfter::SOON.value()),
             Self::Processed
             | Self::AlreadyProcessed

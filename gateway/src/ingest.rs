@@ -18,7 +18,7 @@ use crate::{
     delivery::Event,
     failures::{FailureLimits, Failures, Origin},
     metrics::Metrics,
-    providers::Refusal,
+    providers::{Refusal, paypal},
     route::Route,
 };
 use oncegate_runtime::throttle::Throttle;
@@ -166,7 +166,7 @@ impl Ingest {
         }
         let answer = match refusal {
             // The one refusal that waiting mends (G6).
-            Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::after(Duration::from_secs(5))),
+            Refusal::CertUnavailable(_) => Answer::Unavailable(RetryAfter::after(paypal::store::FAILURE_KEPT)),
             Refusal::MissingHeader
             | Refusal::MalformedHeader
             | Refusal::MalformedBody

@@ -332,8 +332,8 @@ impl Cache {
 
     /// An operator has decided on the event: this process answers nothing from before any more. Others hear of it, or read it
     /// within [`BEHIND_MAX`]; until then a tombstone in Redis keeps them from believing what stands there. Waits for that, for
-    /// a bounded time; where it fails it is tried until nobody needs it any more.
-    pub async fn bury(self: &Arc<Self>, event: &Event) {
+    /// 200 ms at most; where it fails it is tried in the background until nobody needs it any more.
+    pub async fn resolved(self: &Arc<Self>, event: &Event) {
         let digest = KeyDigest::of(&event.key);
         self.void(digest, event.fencing_token);
         let (Some(redis), Some(epoch)) = (&self.redis, self.epoch()) else { return };

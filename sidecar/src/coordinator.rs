@@ -158,7 +158,7 @@ impl Coordinator {
 
     fn overloaded(&self) -> Error {
         self.refused.add();
-        Error::Overloaded { retry_after: Duration::from_millis(250) }
+        Error::overloaded()
     }
 
     /// How many calls are under way, and how many may be.
@@ -332,7 +332,7 @@ impl Coordinator {
             let key = resolve.key.clone();
             let answer = ledger.resolve(resolve).await;
             if let Ok(event) = &answer {
-                cache.bury(event).await;
+                cache.resolved(event).await;
                 ledger.announce(Announcement {
                     digest: KeyDigest::of(&key),
                     fencing_token: event.fencing_token,

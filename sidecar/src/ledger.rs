@@ -289,21 +289,24 @@ impl Attempts {
 /// A delivery id that was given with a payload digest: what DELIVERY_MISMATCH is decided on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Delivery {
+    pub(crate) name: DeliveryName,
+    pub(crate) payload_digest: Digest,
+}
+
+/// What tells deliveries apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct DeliveryName {
     pub(crate) tenant: String,
     pub(crate) provider: String,
     pub(crate) delivery_id: String,
-    pub(crate) payload_digest: Digest,
 }
 
 impl Delivery {
     /// The delivery that a claim names, if it can be compared at all.
     pub(crate) fn of(claim: &Claim) -> Option<Delivery> {
-        Some(Delivery {
-            tenant: claim.key.tenant.clone(),
-            provider: claim.key.provider.clone(),
-            delivery_id: claim.delivery_id.clone()?,
-            payload_digest: claim.payload_digest?,
-        })
+        let (delivery_id, payload_digest) = (claim.delivery_id.clone()?, claim.payload_digest?);
+        let (tenant, provider) = (claim.key.tenant.clone(), claim.key.provider.clone());
+        Some(Delivery { name: DeliveryName { tenant, provider, delivery_id }, payload_digest })
     }
 }
 

@@ -29,10 +29,11 @@ pub(super) enum Dial {
 }
 
 impl Dial {
-    fn order(&self) -> (Option<SocketAddr>, &str, bool, Option<&PathBuf>) {
+    /// All that two may differ in.
+    fn order(&self) -> (Option<SocketAddr>, &str, Option<&str>, Option<&PathBuf>) {
         match self {
-            Self::Tcp { address, authority, tls } => (Some(*address), authority.as_str(), tls.is_some(), None),
-            Self::Unix(path) => (None, "", false, Some(path)),
+            Self::Tcp { address, authority, tls } => (Some(*address), authority.as_str(), tls.as_deref(), None),
+            Self::Unix(path) => (None, "", None, Some(path)),
         }
     }
 }

@@ -68,6 +68,9 @@ const ASIDE_MAX: Duration = Duration::from_secs(5);
 /// A failure is a reason to resolve at once, but not more often than this.
 const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long one name may take to resolve. The others wait meanwhile: they are resolved in turn.
+const RESOLVE_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// Sidecars as a tower service. Cloning is cheap; clones share everything. The background task ends with the last clone.
 #[derive(Clone)]
 pub struct Pool {
@@ -309,7 +312,7 @@ impl Shared {
         let mut failed = false;
         for (target, dials) in self.reach.targets.iter().zip(&mut *known) {
             let host = target.host();
-            match tokio::time::timeout(Duration::from_secs(5), target.dials(&*self.resolver)).await {
+            match tokio::time::timeout(RESOLVE_TIME_MAX, target.dials(&*self.resolver)).await {
                 Ok(Ok(found)) if found.is_empty() => failed = true,
                 Ok(Ok(found)) => *dials = found,
                 Ok(Err(error)) => {

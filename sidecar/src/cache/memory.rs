@@ -45,20 +45,21 @@ struct Held {
     stamp: Stamp,
 }
 
-/// When an entry was put, in seconds since the layer was made, and three flags above them.
+/// When an entry was put, in seconds since the layer was made, and three flags above them: [`Entry::is_answerable`], and whether
+/// there is a digest of the payload, or a mark of it.
 #[derive(Clone, Copy)]
 struct Stamp(u32);
 
 impl Stamp {
-    const ATTEMPTS_SHOWN: u32 = 1 << 31;
+    const IS_ANSWERABLE: u32 = 1 << 31;
     const HAS_DIGEST: u32 = 1 << 30;
     const HAS_MARK: u32 = 1 << 29;
     /// 17 years; beyond them everything is old.
     const SINCE: u32 = Self::HAS_MARK - 1;
 
-    fn new(since: u32, attempts_shown: bool, has_digest: bool) -> Stamp {
+    fn new(since: u32, is_answerable: bool, has_digest: bool) -> Stamp {
         let flag = |set: bool, flag: u32| if set { flag } else { 0 };
-        Stamp(since.min(Self::SINCE) | flag(attempts_shown, Self::ATTEMPTS_SHOWN) | flag(has_digest, Self::HAS_DIGEST))
+        Stamp(since.min(Self::SINCE) | flag(is_answerable, Self::IS_ANSWERABLE) | flag(has_digest, Self::HAS_DIGEST))
     }
 
     /// The same, with a mark of the payload in its digest's place.
@@ -70,8 +71,8 @@ impl Stamp {
         self.0 & Self::SINCE
     }
 
-    fn attempts_shown(self) -> bool {
-        self.0 & Self::ATTEMPTS_SHOWN != 0
+    fn is_answerable(self) -> bool {
+        self.0 & Self::IS_ANSWERABLE != 0
     }
 
     /// Whether the first bytes of the payload's digest are kept.
@@ -170,7 +171,7 @@ impl Held {
             end_time: entry.end_time.0,
             rest: Rest::of(entry).map(|rest| common.share(rest)),
             payload: entry.payload_digest.as_ref().map_or(0, beginning),
-            claim: mark(&entry.claim_id),
+            claim: claim_mark(&entry.claim_id),
             stamp: Stamp::new(since, entry.is_answerable(), entry.payload_digest.is_some()),
         }
     }
@@ -178,13 +179,13 @@ impl Held {
     /// As [`Entry::answer`]; not for a claim with a digest, where only the payload's mark is left.
     fn answer(&self, claim: &Claim) -> Option<Completion> {
         let known = Known {
-            is_answerable: self.stamp.attempts_shown(),
+            is_answerable: self.stamp.is_answerable(),
             fingerprint: self.rest.as_ref().and_then(|rest| rest.fingerprint.as_ref()),
             payload: self.stamp.has_digest().then_some(self.payload),
             claim: self.claim,
         };
         let payload = claim.payload_digest.as_ref().map(beginning);
-        known.has_duplicate(claim, payload, mark(&claim.claim_id)).then(|| Completion {
+        known.has_duplicate(claim, payload, claim_mark(&claim.claim_id)).then(|| Completion {
             fencing_token: self.fencing_token,
             attempt_count: 1,
             end_time: Time(self.end_time),
@@ -199,7 +200,7 @@ fn beginning(digest: &Digest) -> u16 {
 }
 
 /// 16 bits of a claim id (FNV-1a, folded).
-fn mark(claim_id: &str) -> u16 {
+fn claim_mark(claim_id: &str) -> u16 {
     let hash = claim_id.bytes().fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let [a, b, c, d] = hash.to_be_bytes();
     u16::from_be_bytes([a ^ c, b ^ d])
@@ -239,23 +240,23 @@ impl Memory {
     /// that was done before.
     pub(super) fn duplicated(&self, digest: KeyDigest, payload: Payload<'_>, now: Instant) -> Option<FencingToken> {
         let held = self.get(digest, now)?;
-        if !held.stamp.attempts_shown() {
+        if !held.stamp.is_answerable() {
             return None;
         }
         if held.stamp.has_mark() {
-            return (self.mark(payload) == held.payload).then_some(held.fencing_token);
+            return (self.payload_mark(payload) == held.payload).then_some(held.fencing_token);
         }
         if held.stamp.has_digest() {
             if beginning(&(payload.digest)()) != held.payload {
                 return None;
             }
-            self.put_mark(digest, &held, self.mark(payload));
+            self.put_mark(digest, &held, self.payload_mark(payload));
         }
         Some(held.fencing_token)
     }
 
     /// What a payload is known by within this process, at a tenth of the cost of its digest.
-    fn mark(&self, payload: Payload<'_>) -> u16 {
+    fn payload_mark(&self, payload: Payload<'_>) -> u16 {
         let [a, b, ..] = self.common.hasher.hash_one(payload.bytes).to_ne_bytes();
         u16::from_ne_bytes([a, b])
     }

@@ -457,7 +457,7 @@ async fn do_puts(
             }
         }
         if breaker.is_open() {
-            batch.drain(..).for_each(|_| stats.redis_writes_lost.add());
+            stats.redis_writes_lost.add_many(batch.drain(..).len() as u64);
             continue;
         }
         // Two entries of one name in one batch: the later one is the same, or newer. Where callers went on in another order it
@@ -478,7 +478,7 @@ async fn do_puts(
         for (entries, written) in written {
             let Err(error) = written else { continue };
             tracing::debug!(error = &error as &dyn std::error::Error, "entries could not be written to redis");
-            (0..entries).for_each(|_| stats.redis_writes_lost.add());
+            stats.redis_writes_lost.add_many(entries as u64);
             // One that answers, and has no room for more, still has what it has: look-ups decide whether it is well.
             if !refusals.tell(&error) && !is_redirection(&error) {
                 failed = Some(error);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A length of time in microseconds, at least zero.
+/// A length of time in microseconds. What comes of arithmetic may be less than zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Micros(pub i64);
 
@@ -14,7 +14,7 @@ impl Micros {
     /// 24 hours.
     pub const DAY: Micros = Micros(86_400_000_000);
 
-    /// As the standard library has it.
+    /// As the standard library has it; less than zero is zero.
     pub fn to_std(self) -> Duration {
         Duration::from_micros(self.0.max(0).unsigned_abs())
     }

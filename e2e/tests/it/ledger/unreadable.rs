@@ -11,8 +11,9 @@ use super::{Fixture, HOUR, Store, claim, completion, conformance, extension, fai
 
 conformance!(only_the_callers_of_an_event_that_cannot_be_read_are_told);
 
-/// What the newer version knows as a state, and as the outcome of an attempt. The schema would be migrated before it does.
-const NEWER: [&str; 2] = ["archived", "failed_elsewhere"];
+/// What the newer version knows as a state, and as the outcome of an attempt. The schema would be migrated before it does. And
+/// a digest of another length: passed over, nothing would be compared with it any more (S8).
+const NEWER: [&str; 3] = ["archived", "failed_elsewhere", "a digest of 31 bytes"];
 
 /// Writes one of the words into the row of `evt_newer`.
 async fn write(fixture: &Fixture, word: &str) {
@@ -22,17 +23,26 @@ async fn write(fixture: &Fixture, word: &str) {
                 "pragma ignore_check_constraints = on;
                 update payment_webhook_events set state = 'archived' where event_id = 'evt_newer'"
             }
-            (Store::Sqlite { .. }, _) => {
+            (Store::Sqlite { .. }, "failed_elsewhere") => {
                 "pragma ignore_check_constraints = on;
                 update payment_webhook_events set state = 'failed', outcome = 'failed_elsewhere'
+                where event_id = 'evt_newer'"
+            }
+            (Store::Sqlite { .. }, _) => {
+                "update payment_webhook_events set outcome = 'failed_retryable', fingerprint = zeroblob(31)
                 where event_id = 'evt_newer'"
             }
             (Store::Postgres { .. }, "archived") => {
                 "alter table payment_webhook_events drop constraint if exists payment_webhook_events_state_known;
                 update payment_webhook_events set state = 'archived' where event_id = 'evt_newer'"
             }
-            (Store::Postgres { .. }, _) => {
+            (Store::Postgres { .. }, "failed_elsewhere") => {
                 "update payment_webhook_events set state = 'failed', outcome = 'failed_elsewhere'
+                where event_id = 'evt_newer'"
+            }
+            (Store::Postgres { .. }, _) => {
+                "update payment_webhook_events
+                set outcome = 'failed_retryable', fingerprint = decode(repeat('00', 31), 'hex')
                 where event_id = 'evt_newer'"
             }
         })

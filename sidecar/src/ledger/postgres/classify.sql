@@ -1,4 +1,5 @@
--- Reads the events of marks that were not applied, extensions and resolutions: what the pure rules decide on.
+-- Reads the events of marks and extensions that were not applied, of resolutions, and of claims that were refused for their
+-- delivery id: what the pure rules decide on.
 --
 -- In:  keys and the token that each request names, as arrays. Writes and locks nothing.
 -- Out: per key that exists, the event as it stands; the archived attempt with that token, if there is one; the latest

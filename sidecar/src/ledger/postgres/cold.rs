@@ -10,7 +10,7 @@ use sqlx::{
 use super::{bind::Bind as _, hot::Pending, row, statement::Statement};
 use crate::{
     event::{Attempt, Claim, Claimed, Digest, Event, Extend, FencingToken, Key, Lock, Mark, Resolution, Resolve, Time},
-    ledger::Delivery,
+    ledger::{Delivery, DeliveryName},
 };
 
 /// A claim on an event that may be granted again or must be buried, as it was read.
@@ -263,12 +263,12 @@ impl Statement for ApplyResolutions {
     }
 }
 
-/// Records delivery ids and tells the digest that stands. Items sorted by tenant, provider and delivery id.
+/// Records delivery ids and tells the digest that stands. Items sorted by name.
 pub(super) struct RecordDeliveries;
 
 impl Statement for RecordDeliveries {
     type Item = Delivery;
-    type Output = HashMap<(String, String, String), Digest>;
+    type Output = HashMap<DeliveryName, Digest>;
 
     async fn run(
         &self,
@@ -277,18 +277,17 @@ impl Statement for RecordDeliveries {
         items: &[Delivery],
     ) -> Result<Self::Output, sqlx::Error> {
         let rows = sqlx::query(include_str!("deliveries.sql"))
-            .bind(items.iter().map(|delivery| delivery.tenant.as_str()).bind_iter())
-            .bind(items.iter().map(|delivery| delivery.provider.as_str()).bind_iter())
-            .bind(items.iter().map(|delivery| delivery.delivery_id.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.name.tenant.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.name.provider.as_str()).bind_iter())
+            .bind(items.iter().map(|delivery| delivery.name.delivery_id.as_str()).bind_iter())
             .bind(items.iter().map(|delivery| delivery.payload_digest.as_slice()).bind_iter())
             .fetch_all(connection)
             .await?;
         let mut digests = HashMap::with_capacity(rows.len());
         for row in &rows {
-            let digest: &[u8] = row.try_get(3)?;
-            if let Ok(digest) = digest.try_into() {
-                digests.insert((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), digest);
-            }
+            let name =
+                DeliveryName { tenant: row.try_get(0)?, provider: row.try_get(1)?, delivery_id: row.try_get(2)? };
+            digests.insert(name, row::standing_digest("payload_digest", row.try_get(3)?)?);
         }
         Ok(digests)
     }

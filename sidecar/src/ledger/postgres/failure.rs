@@ -5,10 +5,10 @@ use crate::ledger::metrics::LedgerFailure;
 /// What to do about a statement that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// The connection died or the statement was given up with the answer outstanding: it may have taken effect. Connect
-    /// anew and run it again; every statement of the ledger is safe to repeat.
+    /// The connection died, with the server or without it, or the statement was given up with the answer outstanding: it may
+    /// have taken effect. Connect anew and run it again if it may be repeated; otherwise nobody knows.
     Broken,
-    /// The server refuses to write, or to serve: wrong node after a failover, shutting down, out of resources. The
+    /// The server refuses to write, or to serve: wrong node after a failover, out of resources. The
     /// statement did not take effect. Discard the connection and tell the caller to come back.
     Refusing,
     /// The server cancelled the statement for taking too long. It did not take effect; the connection is good.

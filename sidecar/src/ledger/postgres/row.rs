@@ -89,8 +89,23 @@ struct UnknownWord {
     column: &'static str,
 }
 
-fn digest(bytes: Option<&[u8]>) -> Option<Digest> {
-    bytes.and_then(|bytes| bytes.try_into().ok())
+/// Bytes that are no digest, where there has to be one: passed over, they would switch off what is compared with it (S8).
+#[derive(Debug, thiserror::Error)]
+#[error("column {column} has {bytes} bytes, where a digest has 32")]
+struct NotADigest {
+    column: &'static str,
+    bytes: usize,
+}
+
+/// The digest in a column, if there is one.
+fn digest(column: &'static str, bytes: Option<&[u8]>) -> Result<Option<Digest>, sqlx::Error> {
+    bytes.map(|bytes| standing_digest(column, bytes)).transpose()
+}
+
+/// The digest in a column that always has one.
+pub(super) fn standing_digest(column: &'static str, bytes: &[u8]) -> Result<Digest, sqlx::Error> {
+    let not_a_digest = |_| sqlx::Error::Decode(Box::new(NotADigest { column, bytes: bytes.len() }));
+    bytes.try_into().map_err(not_a_digest)
 }
 
 /// What a word of a column was read as, if it is known.
@@ -152,7 +167,7 @@ pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
                 start_time: row.try_get(at(25))?,
                 lock_expire_time: row.try_get(at(26))?,
                 outcome: word("outcome", Outcome::parse(outcome))?,
-                payload_digest: digest(row.try_get(at(28))?),
+                payload_digest: digest("payload_digest", row.try_get(at(28))?)?,
             })
         }
     };
@@ -171,7 +186,7 @@ pub(super) fn event(row: &PgRow, first: usize) -> Result<Event, sqlx::Error> {
         update_time: row.try_get(at(13))?,
         end_time: row.try_get(at(14))?,
         retry_time: row.try_get(at(15))?,
-        fingerprint: digest(row.try_get(at(16))?),
+        fingerprint: digest("fingerprint", row.try_get(at(16))?)?,
         metadata: row.try_get(at(17))?,
         completion_metadata: row.try_get(at(18))?,
         result: result(row.try_get(at(19))?, row.try_get(at(20))?, row.try_get(at(21))?),
@@ -229,7 +244,7 @@ impl MarkedColumns {
                 Ending::Completed { .. } => None,
                 Ending::Failed { retry_after, .. } => transition::retry_time(state, *retry_after, now),
             },
-            fingerprint: digest(row.try_get(at(9))?),
+            fingerprint: digest("fingerprint", row.try_get(at(9))?)?,
             metadata: row.try_get(at(10))?,
             completion_metadata: row.try_get(at(11))?,
             result: mark.result.clone(),
@@ -240,7 +255,7 @@ impl MarkedColumns {
                 start_time: row.try_get(at(15))?,
                 lock_expire_time: row.try_get(at(16))?,
                 outcome: mark.ending.outcome(),
-                payload_digest: digest(row.try_get(at(17))?),
+                payload_digest: digest("payload_digest", row.try_get(at(17))?)?,
             }),
         })
     }
@@ -309,7 +324,7 @@ pub(super) fn archived(row: &PgRow) -> Result<Option<Attempt>, sqlx::Error> {
         end_time: row.try_get("archived_end_time")?,
         outcome: word("outcome", Outcome::parse(outcome))?,
         error: row.try_get("archived_error")?,
-        payload_digest: digest(row.try_get("archived_payload_digest")?),
+        payload_digest: digest("payload_digest", row.try_get("archived_payload_digest")?)?,
         result: result(
             row.try_get("archived_result_code")?,
             row.try_get("archived_result_body")?,

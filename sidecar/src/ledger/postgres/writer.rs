@@ -26,11 +26,11 @@ use super::{
 };
 use crate::{
     event::{
-        Claim, Claimed, Decision, Event, Extend, Lock, Mark, Marked, Refusal, Resolve, RowId, Time,
+        Claim, Claimed, Decision, Digest, Event, Extend, Lock, Mark, Marked, Refusal, Resolve, RowId, Time,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
     ledger::{
-        Delivery, Error,
+        Delivery, DeliveryName, Error,
         load::Load,
         queue::{Op, batch_span},
         tally::Location,
@@ -204,7 +204,7 @@ impl Writer {
         let mut resolves = Vec::new();
         for Queued { op, past } in leaders {
             if past.tries >= TRIES_MAX {
-                op.refuse(past.told(Error::Unavailable { retry_after: Duration::from_millis(100) }));
+                op.refuse(past.told(Error::changed()));
                 continue;
             }
             match *op {
@@ -238,31 +238,17 @@ impl Writer {
 
     /// Refuses claims whose delivery id was seen before with another payload, for whatever event.
     async fn admit_deliveries(&mut self, items: Vec<HotItem>) -> Vec<HotItem> {
-        let mut deliveries: Vec<Delivery> = items
+        let named: Vec<Delivery> = items
             .iter()
             .filter_map(|item| match item {
                 HotItem::Claim(claim) => Delivery::of(&claim.request),
                 HotItem::Mark(..) => None,
             })
             .collect();
-        if deliveries.is_empty() {
+        if named.is_empty() {
             return items;
         }
-        deliveries.sort_unstable_by(|a, b| {
-            (&a.tenant, &a.provider, &a.delivery_id).cmp(&(&b.tenant, &b.provider, &b.delivery_id))
-        });
-        let mut standing = HashMap::new();
-        let mut failed: HashMap<(String, String, String), Error> = HashMap::new();
-        for (deliveries, result) in self.session.run(&RecordDeliveries, deliveries).await {
-            match result {
-                Ok(digests) => standing.extend(digests),
-                Err(error) => failed.extend(
-                    deliveries
-                        .into_iter()
-                        .map(|delivery| ((delivery.tenant, delivery.provider, delivery.delivery_id), error.clone())),
-                ),
-            }
-        }
+        let recorded = self.record_deliveries(named).await;
         let mut admitted = Vec::with_capacity(items.len());
         let mut forged = Vec::new();
         for item in items {
@@ -277,13 +263,12 @@ impl Writer {
                 admitted.push(HotItem::Claim(claim));
                 continue;
             };
-            let name = (delivery.tenant, delivery.provider, delivery.delivery_id);
-            match (standing.get(&name), failed.remove(&name)) {
-                (Some(known), _) if *known == delivery.payload_digest => admitted.push(HotItem::Claim(claim)),
-                (Some(_), _) => forged.push(claim),
-                (None, Some(error)) => send(claim, Err(error)),
+            match recorded.get(&delivery.name) {
+                Some(Ok(known)) if *known == delivery.payload_digest => admitted.push(HotItem::Claim(claim)),
+                Some(Ok(_)) => forged.push(claim),
+                Some(Err(error)) => send(claim, Err(error.clone())),
                 // It met an insert that the snapshot cannot see.
-                (None, None) => self.again(claim, Op::Claim),
+                None => self.again(claim, Op::Claim),
             }
         }
         // Counted on the event that the claim names, if there is one.
@@ -294,6 +279,24 @@ impl Writer {
             }
         }
         admitted
+    }
+
+    /// Records deliveries. Returns for each the digest that it first came with, or why that is not known.
+    async fn record_deliveries(
+        &mut self,
+        mut deliveries: Vec<Delivery>,
+    ) -> HashMap<DeliveryName, Result<Digest, Error>> {
+        deliveries.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut recorded = HashMap::with_capacity(deliveries.len());
+        for (deliveries, result) in self.session.run(&RecordDeliveries, deliveries).await {
+            match result {
+                Ok(digests) => recorded.extend(digests.into_iter().map(|(name, digest)| (name, Ok(digest)))),
+                Err(error) => {
+                    recorded.extend(deliveries.into_iter().map(|delivery| (delivery.name, Err(error.clone()))));
+                }
+            }
+        }
+        recorded
     }
 
     async fn hot(&mut self, items: Vec<HotItem>, dealt: &mut Dealt) {

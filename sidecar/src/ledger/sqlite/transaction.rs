@@ -12,7 +12,7 @@ use crate::{
         Resolution, Resolve, RowId, Time, apply,
         transition::{self, ClaimStep, ExtendStep, MarkStep, ResolveStep, Tallied},
     },
-    ledger::Delivery,
+    ledger::{Delivery, DeliveryName},
 };
 
 /// What the rules say to a call, or why the transaction must be given up.
@@ -257,7 +257,7 @@ impl<'a> Transaction<'a> {
 
     /// Whether a delivery id is new, and recorded now, or came with this very digest before.
     fn admits(&mut self, delivery: &Delivery, now: Time) -> Result<bool, Fault> {
-        let Delivery { tenant, provider, delivery_id, payload_digest } = delivery;
+        let Delivery { name: DeliveryName { tenant, provider, delivery_id }, payload_digest } = delivery;
         let known: Option<Digest> = self
             .prepare(include_str!("delivery.sql"))?
             .query_row(params![tenant, provider, delivery_id], |row| row.get(0))

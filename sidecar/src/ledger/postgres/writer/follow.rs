@@ -1,10 +1,7 @@
 //! Further callers of a key in the batch are judged by what the first one left, without a statement of their own as long as
 //! they change nothing.
 
-use std::{
-    collections::{BTreeMap, HashSet, btree_map::Entry},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashSet, btree_map::Entry};
 
 use super::{Queued, Writer, dealt::Dealt, send};
 use crate::{
@@ -98,7 +95,7 @@ impl Writer {
             self.deferred.push_back(Queued { op: Box::new(op), past });
         } else {
             self.session.metrics.refused.add();
-            op.refuse(past.told(Error::Overloaded { retry_after: Duration::from_millis(250) }));
+            op.refuse(past.told(Error::overloaded()));
         }
     }
 }
