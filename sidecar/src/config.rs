@@ -61,7 +61,7 @@ pub struct Options {
     #[arg(long, env = "SIDECAR_TOKENS_FILE", value_name = "FILE", value_parser = file)]
     pub sidecar_tokens_file: Option<PathBuf>,
 
-    /// How often the files with certificates and identities are looked at for changes.
+    /// How often the files with certificates, identities and the database's URL are looked at for changes.
     #[arg(long, env = "SIDECAR_ACCESS_RELOAD", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub sidecar_access_reload: Duration,
 
@@ -171,7 +171,8 @@ pub struct StoreOptions {
     #[arg(long, env = "DATABASE_URL", value_name = "URL", hide_env_values = true)]
     pub database_url: Option<SecretText>,
 
-    /// A file that holds the URL of the database.
+    /// A file that holds the URL of the database. It is read again: another user, password or TLS parameter goes for new
+    /// connections, another host, port or database takes a restart.
     #[arg(long, env = "DATABASE_URL_FILE", value_name = "FILE", value_parser = file)]
     pub database_url_file: Option<PathBuf>,
 

@@ -24,7 +24,7 @@ use std::{error::Error, io, path::PathBuf, sync::Arc};
 use oncegate_runtime::{
     admin,
     metrics::certificates::{CertificateFile, Certificates},
-    reload::Files,
+    reload::{Files, FilesError},
     secret::ReadError,
     server::{self, Address, Http2, Listener, Peer, Protocol, TowerToHyperService},
     tls::{ClientTls, Lent, ServerTls},
@@ -40,7 +40,7 @@ use crate::{
     grpc::access::Door,
     ledger::{
         Ledger,
-        postgres::{self, PostgresLedger, PostgresSettings},
+        postgres::{self, PostgresLedger, PostgresSettings, Target},
         sqlite::{self, SqliteLedger, SqliteSettings},
     },
     maintenance::{count, sweep, watch},
@@ -62,6 +62,9 @@ pub enum StartError {
     /// The file with the database's URL cannot be read.
     #[error("the database's URL cannot be read (DATABASE_URL_FILE)")]
     DatabaseUrl(#[source] ReadError),
+    /// The same, while it was changed.
+    #[error("the database's URL cannot be used (DATABASE_URL_FILE)")]
+    DatabaseFile(#[source] FilesError),
     /// The database cannot be used.
     #[error("the Postgres ledger cannot be opened (DATABASE_URL)")]
     Postgres(#[source] postgres::OpenError),
@@ -94,6 +97,8 @@ pub struct Sidecar {
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     listener: Option<(Listener, Address)>,
+    /// The database, unless it is the embedded store.
+    target: Option<Target>,
     /// The certificates that the database's connections read for themselves, by their names in the metric.
     lent: Vec<(&'static str, Lent)>,
     settings: Settings,
@@ -103,7 +108,8 @@ impl Sidecar {
     /// Opens the ledger and binds the listener; serves nothing yet.
     ///
     /// # Errors
-    /// When the ledger cannot be opened, its schema does not fit, or the address is taken.
+    /// When the address is taken, the ledger cannot be opened (a file with its URL not read among other reasons), its schema does
+    /// not fit, or the URL of Redis cannot be used. That Redis cannot be reached is no error.
     pub async fn start(settings: Settings) -> Result<Sidecar, StartError> {
         // The address first: a second process on the same address should fail before it touches the store.
         let listener = match &settings.listen {
@@ -116,13 +122,13 @@ impl Sidecar {
             None => None,
         };
         let metrics = Arc::new(Metrics::default());
-        let ledger = open(&settings, &metrics).await?;
+        let (ledger, target) = open(&settings, &metrics).await?;
         let cache = Cache::new(&settings.cache, ledger.standing()).map_err(StartError::Redis)?;
         let coordinator = Coordinator::new(ledger, cache, settings.limits);
         let (service, health) =
             grpc::Service::new(coordinator.clone(), Arc::new(settings.policy.clone()), metrics.clone());
         let lent = lent(&settings.store);
-        Ok(Sidecar { service, health, coordinator, metrics, listener, lent, settings })
+        Ok(Sidecar { service, health, coordinator, metrics, listener, target, lent, settings })
     }
 
     /// Where the gRPC service listens, if it does.
@@ -144,6 +150,7 @@ impl Sidecar {
     pub fn metrics(&self) -> admin::Metrics {
         let (metrics, coordinator) = (self.metrics.clone(), self.coordinator.clone());
         let (cache, access) = (coordinator.cache_stats(), self.settings.access.clone());
+        let target = self.target.clone();
         Arc::new(move || {
             let certificates = access.tls.as_ref().map(ServerTls::counts);
             let identities = access.directory.as_ref().map(|files| files.counts());
@@ -157,6 +164,7 @@ impl Sidecar {
                     .map_or(0, |durability| durability.warnings.len()),
                 certificates,
                 identities,
+                database: target.as_ref().and_then(Target::counts),
             };
             metrics.render(&cache, &gauges)
         })
@@ -214,6 +222,9 @@ impl Sidecar {
         let access = self.settings.access;
         // End with this function.
         let mut watches = JoinSet::new();
+        if let Some(target) = self.target {
+            watches.spawn(target.watch(access.reload));
+        }
         for (_, file) in self.lent {
             watches.spawn(file.watch(access.reload));
         }
@@ -280,25 +291,30 @@ fn lent(store: &Store) -> Vec<(&'static str, Lent)> {
     lent.collect()
 }
 
-async fn open(settings: &Settings, metrics: &Metrics) -> Result<Arc<dyn Ledger>, StartError> {
+/// A ledger, and the database that it is in unless it is the embedded store.
+type Opened = (Arc<dyn Ledger>, Option<Target>);
+
+async fn open(settings: &Settings, metrics: &Metrics) -> Result<Opened, StartError> {
     match &settings.store {
         Store::Postgres(source) => {
             let url = source.read_one().map_err(StartError::DatabaseUrl)?;
             if settings.migrate {
                 postgres::migrate::run(url.expose()).await.map_err(StartError::Postgres)?;
             }
-            let ledger = {
-                let settings = PostgresSettings { metrics: metrics.ledger.clone(), ..PostgresSettings::default() };
-                PostgresLedger::connect(url.expose(), &settings).await
+            let target = match source.path() {
+                None => Target::given(url.expose()).map_err(StartError::Postgres)?,
+                Some(path) => Target::in_file(path).map_err(StartError::DatabaseFile)?,
             };
-            Ok(Arc::new(ledger.map_err(StartError::Postgres)?))
+            let settings = PostgresSettings { metrics: metrics.ledger.clone(), ..PostgresSettings::default() };
+            let ledger = PostgresLedger::open(&target, &settings).await.map_err(StartError::Postgres)?;
+            Ok((Arc::new(ledger), Some(target)))
         }
         Store::Embedded(path) => {
             let metrics = metrics.ledger.clone();
             let ledger =
                 SqliteLedger::open(path, &SqliteSettings { migrate: true, metrics, ..SqliteSettings::default() })
                     .map_err(|source| StartError::Embedded { path: path.clone(), source })?;
-            Ok(Arc::new(ledger))
+            Ok((Arc::new(ledger), None))
         }
     }
 }

@@ -108,12 +108,12 @@ const OVER_QUOTA: Family =
 const RELOADS: Family = Family::counter(
     "oncegate_sidecar_reloads_total",
     &["files", "result"],
-    "Files (certificates, identities) that changed: replaced, or failed and the old content kept.",
+    "Files (certificates, identities, the database's URL) that changed: replaced, or failed and the old content kept.",
 );
 const RELOAD_FAILING: Family = Family::gauge(
     "oncegate_sidecar_reload_failing",
     &["files"],
-    "1 while files (certificates, identities) cannot be read again, and the old content is kept.",
+    "1 while files (certificates, identities, the database's URL) cannot be read again, and the old content is kept.",
 );
 const CACHE: Family =
     Family::counter("oncegate_cache_lookups_total", &["layer", "result"], "Look-ups of completed events.");
@@ -394,6 +394,7 @@ pub(crate) struct Gauges {
     /// None: there are no such files.
     pub(crate) certificates: Option<Counts>,
     pub(crate) identities: Option<Counts>,
+    pub(crate) database: Option<Counts>,
 }
 
 impl Metrics {
@@ -492,7 +493,8 @@ impl Metrics {
         page.single(&UNAUTHENTICATED, &self.unauthenticated);
         page.single(&DENIED, &self.permission_denied);
         page.single(&OVER_QUOTA, &self.quota_exceeded);
-        let files = [("certificates", gauges.certificates), ("identities", gauges.identities)];
+        let files =
+            [("certificates", gauges.certificates), ("identities", gauges.identities), ("database", gauges.database)];
         let files = files.into_iter().filter_map(|(files, counts)| Some((files, counts?)));
         let mut reloads = page.family(&RELOADS);
         for (files, counts) in files.clone() {

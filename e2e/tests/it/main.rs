@@ -25,6 +25,7 @@ mod pair;
 mod providers;
 mod python_client;
 mod redis_many;
+mod rotation;
 mod secrets;
 mod setup;
 mod shutdown;

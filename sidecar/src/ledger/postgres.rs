@@ -20,6 +20,7 @@ mod replays;
 mod row;
 mod statement;
 mod stats;
+mod target;
 mod url;
 mod writer;
 
@@ -38,6 +39,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 pub use check::check;
 pub use connect::{ConnectError, Node};
+pub use target::Target;
 pub use url::UrlError;
 pub(crate) use url::{CertificateFile, certificate_files, options};
 
@@ -128,12 +130,19 @@ impl PostgresLedger {
     /// # Errors
     /// When the URL is not valid, the database cannot be reached, is read-only, or its schema does not fit.
     pub async fn connect(url: &str, settings: &PostgresSettings) -> Result<PostgresLedger, OpenError> {
-        let options = options(url)?;
+        PostgresLedger::open(&Target::given(url)?, settings).await
+    }
+
+    /// The same, with a target that may tell other credentials later.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, is read-only, or its schema does not fit.
+    pub async fn open(target: &Target, settings: &PostgresSettings) -> Result<PostgresLedger, OpenError> {
+        let options = target.options();
         warn_if_unverified(&options);
         // Before anything of the schema is used.
         migrate::check(&options).await?;
-        let writes = options.clone().application_name("oncegate-writer");
-        let (connection, node, slot) = connect::writing(&writes, Slots::WRITERS).await?;
+        let (connection, node, slot) = connect::writing(&options, Session::WRITER, Slots::WRITERS).await?;
         tracing::info!(
             identity = node.identity,
             survives = %node.durability.survives(),
@@ -143,15 +152,16 @@ impl PostgresLedger {
         let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
         let (counts, load) = (PendingCounts::default(), Arc::<Load>::default());
         let opened = (connection, node, slot);
-        let (session, node, standing) = Session::new(writes, opened, settings.metrics.clone());
+        let (session, node, standing) = Session::new(target.clone(), opened, settings.metrics.clone());
         tokio::spawn(Writer::new(session, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
-        let session = Session::counts(options.clone().application_name("oncegate-counts"), settings.metrics.clone());
+        let session = Session::counts(target.clone(), settings.metrics.clone());
         let (closes, closing) = mpsc::channel(1);
         tokio::spawn(Flusher::new(session, counts.clone(), closing).run());
-        let replays = Reader::new(options.clone(), 1);
-        let signals = Reader::new(options.clone(), SIGNALS_CONNECTIONS_MAX);
-        let lists = Reader::new(options.clone(), LISTS_CONNECTIONS_MAX);
-        let notifier = Notifier::start(signals.clone(), options, Arc::clone(&load));
+        let reader = |connections_max| Reader::new(target, connections_max, settings.metrics.clone());
+        let replays = reader(1);
+        let signals = reader(SIGNALS_CONNECTIONS_MAX);
+        let lists = reader(LISTS_CONNECTIONS_MAX);
+        let notifier = Notifier::start(signals.clone(), Arc::clone(&load));
         let forgotten = AtomicI64::new(i64::MIN);
         let misses_standby = AtomicBool::new(false);
         Ok(PostgresLedger {

@@ -55,6 +55,9 @@ pub(super) const READING_SESSION: &str = "
     set timezone = 'UTC';
 ";
 
+/// Whether the node refuses writes: a standby, or told to.
+pub(super) const READ_ONLY: &str = "select current_setting('transaction_read_only')::boolean";
+
 /// How long a statement of a session that writes waits for a row, as [`SESSION`] sets it.
 pub(super) const LOCK_TIMEOUT: &str = "500ms";
 
@@ -98,14 +101,15 @@ impl std::fmt::Debug for CacheKey {
     }
 }
 
-/// Opens a connection that writes, with a slot of its kind. Not cancel-safe in what it leaves on the server, so it runs in the
+/// Opens a connection that writes, under a name that the server shows, with a slot of its kind. Not cancel-safe in what it leaves on the server, so it runs in the
 /// task that writes.
 pub(super) async fn writing(
     options: &PgConnectOptions,
+    name: &str,
     slots: Slots,
 ) -> Result<(PgConnection, Node, i32), ConnectError> {
     tokio::time::timeout(CONNECT_TIME_MAX, async {
-        let mut connection = PgConnection::connect_with(options).await?;
+        let mut connection = PgConnection::connect_with(&options.clone().application_name(name)).await?;
         connection.execute(SESSION).await?;
         let row = sqlx::query(include_str!("node.sql")).fetch_one(&mut connection).await?;
         if row.try_get::<bool, _>("read_only")? {

@@ -1,6 +1,6 @@
 //! Tells the sidecars of one database what has changed, so that waiters in another process wake at once and what they cache is
-//! dropped (L9). What gathers is sent in one go, after the commit and over another connection; nothing is sent while no other
-//! sidecar is there to hear it. Losing a notification costs one interval of the waiters' net.
+//! dropped (L9). What gathers is sent in one go, after the commit and over another connection; while no other sidecar is there
+//! to hear it, nothing is sent but what an operator decided. Losing a notification costs one interval of the waiters' net.
 
 use std::{
     collections::HashMap,
@@ -11,11 +11,15 @@ use std::{
     time::Duration,
 };
 
-use sqlx::postgres::{PgConnectOptions, PgListener};
+use sqlx::postgres::PgListener;
 use tokio::sync::{broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{connect::Slots, failure, read::Reader};
+use super::{
+    connect::{READ_ONLY, Slots},
+    failure,
+    read::Reader,
+};
 use crate::{
     event::{FencingToken, KeyDigest},
     ledger::{Announcement, Heard, load::Load},
@@ -46,9 +50,9 @@ pub(super) struct Notifier {
 }
 
 impl Notifier {
-    /// Sends and asks over the reader's connections, and listens on one of its own to the database of `options`. Whether
-    /// other sidecars are there it also tells the `load`.
-    pub(super) fn start(reader: Reader, options: PgConnectOptions, load: Arc<Load>) -> Notifier {
+    /// Sends and asks over the reader's connections, and listens on one of its own to the same database. Whether other sidecars
+    /// are there it also tells the `load`.
+    pub(super) fn start(reader: Reader, load: Arc<Load>) -> Notifier {
         let (announcements, queue) = mpsc::channel(QUEUE_MAX);
         let (heard, _) = broadcast::channel(HEARD_MAX);
         let peers = Arc::new(AtomicBool::new(false));
@@ -56,9 +60,9 @@ impl Notifier {
         // Names this process among the senders: what it announced itself it need not hear.
         let sender = uuid::Uuid::new_v4().simple().to_string();
         tokio::spawn(closing.clone().run_until_cancelled_owned(send(reader.clone(), queue, sender.clone())));
-        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader, peers.clone(), load)));
+        tokio::spawn(closing.clone().run_until_cancelled_owned(count_peers(reader.clone(), peers.clone(), load)));
         let listening = TaskTracker::new();
-        listening.spawn(listen(options, heard.clone(), sender, closing.clone()));
+        listening.spawn(listen(reader, heard.clone(), sender, closing.clone()));
         listening.close();
         Notifier { announcements, heard, peers, closing, listening }
     }
@@ -155,14 +159,9 @@ async fn count_peers(reader: Reader, peers: Arc<AtomicBool>, load: Arc<Load>) {
 /// server to stop notifying and then pings it, both without a time-out. When the server has vanished without a word that is for
 /// as long as TCP still hopes, a quarter of an hour or more: meanwhile whoever shares the pool, the next listener too, would
 /// lack its place.
-async fn listen(
-    options: PgConnectOptions,
-    heard: broadcast::Sender<Heard>,
-    sender: String,
-    closing: CancellationToken,
-) {
+async fn listen(reader: Reader, heard: broadcast::Sender<Heard>, sender: String, closing: CancellationToken) {
     while !closing.is_cancelled() {
-        let own = Reader::new(options.clone(), 1);
+        let own = reader.another();
         if let Some(Err(error)) = closing.run_until_cancelled(hear(&own, &heard, &sender)).await {
             tracing::debug!(error = &error as &dyn std::error::Error, "notifications are not heard");
         }
@@ -191,8 +190,7 @@ async fn hear(own: &Reader, heard: &broadcast::Sender<Heard>, sender: &str) -> R
             Ok(Err(error)) => return Err(error),
             Err(_quiet) => {
                 // A server that vanished says nothing either, nor does one that another has taken over from.
-                let read_only = sqlx::query_scalar("select current_setting('default_transaction_read_only')::boolean")
-                    .fetch_one(&mut listener);
+                let read_only = sqlx::query_scalar(READ_ONLY).fetch_one(&mut listener);
                 let read_only: bool =
                     tokio::time::timeout(ANSWER_MAX, read_only).await.map_err(|_late| failure::timed_out())??;
                 if read_only {

@@ -1,7 +1,10 @@
 //! The connections that read: small pools apart from the writer's connection, so that a long list never stands in the way of a
 //! decision, nor of what the service itself has to know.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::future::BoxFuture;
 use oncegate_runtime::throttle::Throttle;
@@ -15,10 +18,11 @@ use super::{
     bind::Bind as _,
     connect::READING_SESSION,
     failure::{self, Failure},
+    target::Target,
 };
 use crate::{
     event::{FencingToken, Key, State, Time},
-    ledger::Error,
+    ledger::{Error, metrics::LedgerMetrics},
 };
 
 /// How long a call waits for one of them, connecting included. Longer than the 300 ms of L6, which are for decisions: these
@@ -57,12 +61,17 @@ impl ReadError {
 #[derive(Clone)]
 pub(super) struct Reader {
     pool: PgPool,
+    target: Target,
+    /// What the pool makes connections with.
+    known: Arc<Mutex<Arc<PgConnectOptions>>>,
+    metrics: Arc<LedgerMetrics>,
     failures: Arc<Throttle>,
 }
 
 impl Reader {
     /// A pool of so many connections, made when they are needed.
-    pub(super) fn new(options: PgConnectOptions, connections_max: u32) -> Reader {
+    pub(super) fn new(target: &Target, connections_max: u32, metrics: Arc<LedgerMetrics>) -> Reader {
+        let options = target.options();
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIME_MAX)
@@ -75,8 +84,24 @@ impl Reader {
                     Ok(())
                 })
             })
-            .connect_lazy_with(options);
-        Reader { pool, failures: Arc::default() }
+            .connect_lazy_with((*options).clone());
+        let known = Arc::new(Mutex::new(options));
+        Reader { pool, target: target.clone(), known, metrics, failures: Arc::default() }
+    }
+
+    /// A pool of one connection more, to the same database.
+    pub(super) fn another(&self) -> Reader {
+        Reader::new(&self.target, 1, self.metrics.clone())
+    }
+
+    /// Has new connections made with what the target tells by now.
+    fn follow_target(&self) {
+        let options = self.target.options();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&known, &options) {
+            self.pool.set_connect_options((*options).clone());
+            *known = options;
+        }
     }
 
     /// The pool, for the one who listens.
@@ -91,6 +116,7 @@ impl Reader {
         T: Send + 'static,
         F: for<'c> FnOnce(&'c mut PgConnection) -> BoxFuture<'c, Result<T, ReadError>> + Send + 'static,
     {
+        self.follow_target();
         let reader = self.clone();
         let task = tokio::spawn(async move {
             let mut connection = reader.pool.acquire().await.map_err(|error| reader.failed(error))?;
@@ -103,7 +129,7 @@ impl Reader {
                 Ok(Err(error)) => error,
                 Err(_elapsed) => failure::timed_out().into(),
             };
-            if matches!(error.failure(), Failure::Broken | Failure::Refusing | Failure::Defect) {
+            if error.failure().ends_connection() {
                 connection.close_on_drop();
             } else {
                 give_back(connection);
@@ -117,7 +143,9 @@ impl Reader {
     /// applied, and the next run finds what it left.
     pub(super) fn failed(&self, error: impl Into<ReadError>) -> Error {
         let error = error.into();
-        match error.failure() {
+        let failure = error.failure();
+        self.metrics.failed(failure.into());
+        match failure {
             Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended => {
                 // What the service itself has to know is asked for ten times a second.
                 if let Some(unreported) = self.failures.pass() {
@@ -211,7 +239,6 @@ fn give_back(mut connection: PoolConnection<Postgres>) {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use sqlx::postgres::PgSslMode;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::{TcpListener, TcpStream},
@@ -241,17 +268,14 @@ mod tests {
     #[tokio::test]
     async fn a_connection_whose_server_vanishes_while_it_is_given_back_keeps_no_one_from_reading() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let options = PgConnectOptions::new_without_pgpass()
-            .host("127.0.0.1")
-            .port(listener.local_addr().unwrap().port())
-            .username("oncegate")
-            .ssl_mode(PgSslMode::Disable);
+        let port = listener.local_addr().unwrap().port();
+        let url = format!("postgres://oncegate:any@127.0.0.1:{port}/oncegate?sslmode=disable");
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 tokio::spawn(answer_queries_alone(stream));
             }
         });
-        let reader = Reader::new(options, 1);
+        let reader = Reader::new(&Target::given(&url).unwrap(), 1, Arc::default());
         for _ in 0..2 {
             reader
                 .run(|connection| {

@@ -8,13 +8,14 @@ use std::{
 };
 
 use oncegate_runtime::throttle::Throttle;
-use sqlx::{PgConnection, postgres::PgConnectOptions};
+use sqlx::PgConnection;
 use tokio::sync::watch;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    connect::{self, LOCK_TIMEOUT, Node, STATEMENT_TIME_MAX, Slots},
+    connect::{self, LOCK_TIMEOUT, Node, READ_ONLY, STATEMENT_TIME_MAX, Slots},
     failure::{self, Failure},
+    target::Target,
 };
 use crate::{
     ledger::metrics::LedgerMetrics,
@@ -79,8 +80,10 @@ enum Next {
     Again,
     /// Each half is run by itself.
     Halved,
-    /// Their callers are told to come back after this long.
-    Unavailable(Duration),
+    /// Their callers are told to come back when the ledger may be well again.
+    Unavailable,
+    /// Their callers are told to come back when whoever holds a row may have let go of it.
+    Contended,
     /// Their callers are told that nobody knows whether it happened.
     Unknown,
     /// Their callers are told that their event has a value that this version does not know.
@@ -98,15 +101,13 @@ impl Attempt {
             Failure::Broken if S::REPEATABLE && may_try_again => Next::Again,
             Failure::Broken => Next::Unknown,
             Failure::Unreadable if !S::REPEATABLE => Next::Unknown,
-            Failure::Refusing => Next::Unavailable(Duration::from_secs(1)),
-            Failure::TooSlow | Failure::Contended if spent >= HALVING_TIME_MAX => {
-                Next::Unavailable(Duration::from_secs(1))
-            }
-            Failure::Contended if !S::PARTS => Next::Unavailable(Duration::from_millis(500)),
+            Failure::Refusing => Next::Unavailable,
+            Failure::TooSlow | Failure::Contended if spent >= HALVING_TIME_MAX => Next::Unavailable,
+            Failure::Contended if !S::PARTS => Next::Contended,
             Failure::Contended | Failure::BadItem | Failure::Unreadable | Failure::TooSlow if items > 1 => Next::Halved,
             Failure::Contended if may_try_again => Next::Again,
-            Failure::Contended => Next::Unavailable(Duration::from_millis(500)),
-            Failure::TooSlow => Next::Unavailable(Duration::from_secs(1)),
+            Failure::Contended => Next::Contended,
+            Failure::TooSlow => Next::Unavailable,
             Failure::Unreadable => Next::Unreadable,
             Failure::BadItem | Failure::Defect => Next::Defect,
         }
@@ -125,7 +126,9 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(200);
 
 /// A connection that writes: open, or still to be made again.
 pub(super) struct Session {
-    options: PgConnectOptions,
+    target: Target,
+    /// The session's name in `pg_stat_activity`.
+    name: &'static str,
     slots: Slots,
     open: Option<Open>,
     failed_at: Option<Instant>,
@@ -161,29 +164,33 @@ impl Drop for Told {
 }
 
 impl Session {
+    /// The name of the writer's session in `pg_stat_activity`.
+    pub(super) const WRITER: &str = "oncegate-writer";
+
     /// The session of the writer, over a connection that was just made, plus the channel that tells others its standing; None
     /// while it is down.
     pub(super) fn new(
-        options: PgConnectOptions,
+        target: Target,
         (connection, node, slot): (PgConnection, Node, i32),
         metrics: Arc<LedgerMetrics>,
     ) -> (Session, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
         let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
-        let mut session = Session { told: Some(told), ..Session::closed_yet(options, Slots::WRITERS, metrics) };
+        let mut session =
+            Session { told: Some(told), ..Session::closed_yet(target, Session::WRITER, Slots::WRITERS, metrics) };
         session.opened(connection, node, slot);
         (session, node_receiver, standing_receiver)
     }
 
     /// The session of the flusher: it connects when there is something to write, and informs nobody.
-    pub(super) fn counts(options: PgConnectOptions, metrics: Arc<LedgerMetrics>) -> Session {
-        Session::closed_yet(options, Slots::COUNTS, metrics)
+    pub(super) fn counts(target: Target, metrics: Arc<LedgerMetrics>) -> Session {
+        Session::closed_yet(target, "oncegate-counts", Slots::COUNTS, metrics)
     }
 
-    fn closed_yet(options: PgConnectOptions, slots: Slots, metrics: Arc<LedgerMetrics>) -> Session {
+    fn closed_yet(target: Target, name: &'static str, slots: Slots, metrics: Arc<LedgerMetrics>) -> Session {
         let (failures, given_up) = (Throttle::default(), Throttle::default());
-        Session { options, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
+        Session { target, name, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -221,8 +228,8 @@ impl Session {
             let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
-                Err(retry_after) => {
-                    parts.push((items, Err(failed(Error::Unavailable { retry_after }))));
+                Err(error) => {
+                    parts.push((items, Err(failed(error))));
                     continue;
                 }
             };
@@ -262,9 +269,8 @@ impl Session {
                     waiting.push(Waiting { items: second, tries, uncertain });
                     waiting.push(Waiting { items, tries, uncertain });
                 }
-                Next::Unavailable(retry_after) => {
-                    parts.push((items, Err(failed(Error::Unavailable { retry_after }))));
-                }
+                Next::Unavailable => parts.push((items, Err(failed(Error::unavailable())))),
+                Next::Contended => parts.push((items, Err(failed(Error::contended())))),
                 Next::Unknown => parts.push((items, Err(Error::OutcomeUnknown))),
                 // The reason itself is worth more than that it may have happened: the call may be repeated either way, and is
                 // answered like this until a version that knows the value runs.
@@ -286,7 +292,7 @@ impl Session {
             sqlstate = code.as_deref(),
             error = error as &dyn std::error::Error,
             items,
-            session = self.name(),
+            session = self.name,
             unreported,
             "a statement of the ledger failed"
         );
@@ -307,11 +313,11 @@ impl Session {
     /// calls, or only duplicates, which are only read. Does not connect.
     pub(super) async fn ask(&mut self) {
         let Some(open) = &mut self.open else { return };
-        let ask = sqlx::query_scalar("select current_setting('transaction_read_only')::boolean");
+        let ask = sqlx::query_scalar(READ_ONLY);
         match tokio::time::timeout(STATEMENT_TIME_MAX, ask.fetch_one(&mut open.connection)).await {
             Ok(Ok(false)) => {}
             Ok(Ok(true)) => {
-                tracing::warn!(session = self.name(), "the database refuses writes by now");
+                tracing::warn!(session = self.name, "the database refuses writes by now");
                 self.discard();
             }
             Ok(Err(_)) | Err(_) => self.discard(),
@@ -319,31 +325,31 @@ impl Session {
     }
 
     /// The connection; connects if there is none, no more often than the pause permits.
-    pub(super) async fn connection(&mut self) -> Result<(&mut PgConnection, i32), Duration> {
+    pub(super) async fn connection(&mut self) -> Result<(&mut PgConnection, i32), Error> {
         if self.open.is_none() {
             if self.failed_at.is_some_and(|failed_at| failed_at.elapsed() < CONNECT_PAUSE) {
-                return Err(Duration::from_secs(1));
+                return Err(Error::unavailable());
             }
-            match connect::writing(&self.options, self.slots).await {
+            match connect::writing(&self.target.options(), self.name, self.slots).await {
                 Ok((connection, node, slot)) => {
-                    let session = self.name();
+                    let session = self.name;
                     tracing::info!(identity = node.identity, session, slot, "the ledger is connected");
                     self.opened(connection, node, slot);
                 }
                 Err(error) => {
-                    let session = self.name();
+                    let session = self.name;
                     tracing::warn!(error = &error as &dyn std::error::Error, session, "the ledger cannot be reached");
                     if self.told.is_some() {
                         self.metrics.not_connected();
                     }
                     self.failed_at = Some(Instant::now());
-                    return Err(Duration::from_secs(1));
+                    return Err(Error::unavailable());
                 }
             }
         }
         match &mut self.open {
             Some(open) => Ok((&mut open.connection, open.slot)),
-            None => Err(Duration::from_secs(1)),
+            None => Err(Error::unavailable()),
         }
     }
 
@@ -352,7 +358,7 @@ impl Session {
     fn discard(&mut self) {
         if self.open.take().is_some() {
             if let Some(unreported) = self.given_up.pass() {
-                tracing::warn!(session = self.name(), unreported, "the ledger's connection is given up");
+                tracing::warn!(session = self.name, unreported, "the ledger's connection is given up");
             }
             self.closed();
         }
@@ -372,11 +378,6 @@ impl Session {
             told.standing.send_replace(None);
             told.node.send_replace(None);
         }
-    }
-
-    /// The session's name in `pg_stat_activity`.
-    fn name(&self) -> &str {
-        self.options.get_application_name().unwrap_or_default()
     }
 }
 
@@ -430,22 +431,21 @@ mod tests {
     fn what_becomes_of_items_depends_on_the_failure_their_number_and_what_went_before() {
         type Common = Of<true, true>;
         const AT_ONCE: Duration = Duration::ZERO;
-        let unavailable = |millis| Next::Unavailable(Duration::from_millis(millis));
         let failed = |items, tries, spent, failure| Attempt { items, tries, spent }.failed::<Common>(failure);
         for (items, tries, spent, failure, next) in [
             (64, 0, AT_ONCE, Failure::Broken, Next::Again),
             (64, 1, AT_ONCE, Failure::Broken, Next::Again),
             (64, 2, AT_ONCE, Failure::Broken, Next::Unknown),
-            (64, 0, AT_ONCE, Failure::Refusing, unavailable(1_000)),
+            (64, 0, AT_ONCE, Failure::Refusing, Next::Unavailable),
             (64, 2, AT_ONCE, Failure::Contended, Next::Halved),
             (1, 0, AT_ONCE, Failure::Contended, Next::Again),
-            (1, 2, AT_ONCE, Failure::Contended, unavailable(500)),
+            (1, 2, AT_ONCE, Failure::Contended, Next::Contended),
             (64, 0, AT_ONCE, Failure::BadItem, Next::Halved),
             (1, 0, AT_ONCE, Failure::BadItem, Next::Defect),
             (2, 0, AT_ONCE, Failure::TooSlow, Next::Halved),
-            (1, 0, AT_ONCE, Failure::TooSlow, unavailable(1_000)),
-            (64, 0, HALVING_TIME_MAX, Failure::TooSlow, unavailable(1_000)),
-            (64, 0, HALVING_TIME_MAX, Failure::Contended, unavailable(1_000)),
+            (1, 0, AT_ONCE, Failure::TooSlow, Next::Unavailable),
+            (64, 0, HALVING_TIME_MAX, Failure::TooSlow, Next::Unavailable),
+            (64, 0, HALVING_TIME_MAX, Failure::Contended, Next::Unavailable),
             (64, 0, HALVING_TIME_MAX, Failure::BadItem, Next::Halved),
             (64, 0, AT_ONCE, Failure::Unreadable, Next::Halved),
             (64, 2, HALVING_TIME_MAX, Failure::Unreadable, Next::Halved),
@@ -474,9 +474,6 @@ mod tests {
     #[test]
     fn what_waits_as_one_is_not_tried_in_parts() {
         let attempt = Attempt { items: 64, tries: 0, spent: Duration::ZERO };
-        assert_eq!(
-            attempt.failed::<Of<true, false>>(Failure::Contended),
-            Next::Unavailable(Duration::from_millis(500))
-        );
+        assert_eq!(attempt.failed::<Of<true, false>>(Failure::Contended), Next::Contended);
     }
 }
