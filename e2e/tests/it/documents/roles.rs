@@ -23,6 +23,7 @@ use crate::{
 
 struct Blocks {
     roles: String,
+    schema: String,
     before: String,
     afterwards: String,
 }
@@ -30,10 +31,11 @@ struct Blocks {
 fn blocks() -> Result<Blocks> {
     let text = std::fs::read_to_string(root().join("docs/operations.md"))?;
     // In a list, so that it is indented.
-    let [roles, before, afterwards] = code_blocks(&text, "sql")[..] else {
+    let [roles, schema, before, afterwards] = code_blocks(&text, "sql")[..] else {
         anyhow::bail!("docs/operations.md has other blocks than this test knows");
     };
-    Ok(Blocks { roles: roles.to_owned(), before: before.to_owned(), afterwards: afterwards.to_owned() })
+    let [roles, schema, before, afterwards] = [roles, schema, before, afterwards].map(str::to_owned);
+    Ok(Blocks { roles, schema, before, afterwards })
 }
 
 async fn run(url: &str, sql: &str) -> Result<()> {
@@ -68,6 +70,22 @@ async fn what_takes_payments_needs_no_more_than_it_is_granted_before_the_tables_
     let blocks = blocks()?;
     let world = World { cluster: Cluster::start(Options::default()).await?, directory: tempfile::tempdir()? };
     run(&world.cluster.url("postgres"), &blocks.roles).await?;
+    run(&world.url("oncegate_owner"), &blocks.before).await?;
+    world.oncegate("oncegate_owner", &["migrate"]).await?;
+    the_role_is_enough(&world).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_takes_payments_needs_no_more_than_it_is_granted_in_the_applications_database() -> Result<()> {
+    let blocks = blocks()?;
+    let world = World { cluster: Cluster::start(Options::default()).await?, directory: tempfile::tempdir()? };
+    let (roles, database) = blocks.roles.rsplit_once("create database").context("a database is made last")?;
+    assert_eq!(database.trim(), "payments owner oncegate_owner;");
+    run(&world.cluster.url("postgres"), roles).await?;
+    run(&world.cluster.url("postgres"), "create role shop login; create database payments owner shop").await?;
+    // As where nobody else is let in.
+    run(&world.url("shop"), "revoke all on schema public from public").await?;
+    run(&world.url("shop"), &blocks.schema).await?;
     run(&world.url("oncegate_owner"), &blocks.before).await?;
     world.oncegate("oncegate_owner", &["migrate"]).await?;
     the_role_is_enough(&world).await
