@@ -12,7 +12,7 @@ use super::{SERVING, Workload, arguments, containers, read, settings, workloads}
 const IN_HAND: Duration = Duration::from_secs(5);
 
 /// What the program makes of a container's settings, defaults included.
-async fn in_force(command: &str, settings: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
+pub(super) async fn in_force(command: &str, settings: &BTreeMap<String, String>) -> Result<BTreeMap<String, String>> {
     let directory = tempfile::tempdir()?;
     let mut program = Oncegate::new(directory.path(), [command, "--print-config"])?;
     for (name, value) in settings {

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context as _, Result};
+use oncegate_runtime::config::byte_size;
 use serde_json::Value;
 
 use super::{
-    RENDERED, SERVING, Workload, containers, is_ours, list, named, network::selects, of_kind, port_of, read, settings,
-    text, workloads,
+    RENDERED, SERVING, Workload, containers, end::in_force, is_ours, list, named, network::selects, of_kind, port_of,
+    read, settings, text, workloads,
 };
 
 fn ports(container: &Value) -> BTreeMap<&str, u64> {
@@ -111,6 +112,29 @@ fn the_ingress_leads_to_the_routes_and_nowhere_else() -> Result<()> {
         let more = (name == "example").then_some("billing");
         let routes = providers.into_iter().chain(more).map(|route| format!("/webhooks/payments/{route}"));
         assert_eq!(paths, routes.collect(), "{name}");
+    }
+    Ok(())
+}
+
+/// What the proxy refuses by itself, the gateway does not count; and a webhook that it sent twice would wait for itself.
+#[tokio::test]
+async fn the_ingress_leaves_large_bodies_to_the_gateway_and_repeats_only_what_was_not_sent() -> Result<()> {
+    for name in ["single", "production", "example"] {
+        let documents = read(name)?;
+        let ingress = of_kind(&documents, "Ingress").next().context("an Ingress")?;
+        let annotation = |key: &str| {
+            let value = &ingress["metadata"]["annotations"][format!("nginx.ingress.kubernetes.io/{key}")];
+            value.as_str().with_context(|| format!("{name}: {key}"))
+        };
+        let workloads = workloads(&documents);
+        let gateway = workloads.iter().find(|workload| workload.name == "Deployment oncegate-gateway");
+        let settings = settings(&documents, gateway.context("a gateway")?.ours()?)?;
+        let in_force = in_force("gateway", &settings).await?;
+        let taken = byte_size(in_force.get("GATEWAY_BODY_BYTES_MAX").context("it is printed")?)?;
+        // nginx writes MiB as `m`.
+        let passed = annotation("proxy-body-size")?.strip_suffix('m').context("a size")?.parse::<u64>()? * 1024 * 1024;
+        assert!(passed > taken, "{name}: {passed} and {taken}");
+        assert_eq!(annotation("proxy-next-upstream")?, "error timeout", "{name}");
     }
     Ok(())
 }
