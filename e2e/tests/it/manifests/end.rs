@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use oncegate_e2e::program::Oncegate;
 use oncegate_runtime::{admin, config::duration, shutdown, telemetry};
 
-use super::{SERVING, Workload, arguments, containers, read, settings, workloads};
+use super::{SERVING, Workload, arguments, containers, named, read, settings, workloads};
 
 /// For what nobody has thought of, and the ledger's last words.
 const IN_HAND: Duration = Duration::from_secs(5);
@@ -56,6 +56,30 @@ async fn the_grace_period_is_longer_than_everything_that_has_to_happen_in_it() -
             let needed = pause + drain + end + IN_HAND;
             assert!(needed <= grace, "{name}: {owner}: {pause:?} + {drain:?} + {end:?} + {IN_HAND:?} into {grace:?}");
         }
+    }
+    Ok(())
+}
+
+/// For how long the DNS of a cluster may give an answer that was right once: the `ttl` of Kubernetes' own configuration.
+const DNS_TTL: Duration = Duration::from_secs(30);
+
+/// What a gateway waits for between two look-ups, even if it wants one.
+const RESOLVE_PAUSE: Duration = Duration::from_secs(1);
+
+#[tokio::test]
+async fn gateways_know_a_new_sidecar_before_the_one_that_it_replaces_ends() -> Result<()> {
+    for name in ["single", "production", "example"] {
+        let documents = read(name)?;
+        let workloads = workloads(&documents);
+        let gateway = workloads.iter().find(|workload| workload.name == "Deployment oncegate-gateway");
+        let settings = settings(&documents, gateway.context("a gateway")?.ours()?)?;
+        let in_force = in_force("gateway", &settings).await?;
+        let interval = duration(in_force.get("SIDECAR_RESOLVE_INTERVAL").context("it is printed")?)?;
+        let sidecar = &named(&documents, "Deployment", "oncegate-sidecar").context("a sidecar")?["spec"];
+        // No pod ends before a new one counts as available.
+        assert_eq!(sidecar["strategy"]["rollingUpdate"]["maxUnavailable"], 0, "{name}");
+        let ready = Duration::from_secs(sidecar["minReadySeconds"].as_u64().context("minReadySeconds")?);
+        assert!(interval + RESOLVE_PAUSE + DNS_TTL < ready, "{name}: {interval:?} in {ready:?}");
     }
     Ok(())
 }
