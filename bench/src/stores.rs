@@ -1,6 +1,7 @@
 //! Postgres and Redis, started for the measurement: durable, on loopback, in a directory that is deleted.
 
 use std::{
+    cmp::Reverse,
     env, fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
@@ -121,14 +122,21 @@ fn programs() -> Result<PathBuf> {
             .map(|entry| entry.path().join(end))
             .filter(|path| path.to_string_lossy().contains("pgsql") || path.to_string_lossy().contains("postgresql"))
             .collect();
-        versions.sort();
-        places.extend(versions.into_iter().rev());
+        versions.sort_by_cached_key(|path| Reverse(version(path)));
+        places.extend(versions);
     }
     places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     places
         .into_iter()
         .find(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
         .context("PostgreSQL's programs initdb and postgres were not found: `scripts/test` installs them")
+}
+
+/// The numbers in the name of a version's directory, whose programs are in `path`: as text, 9.6 would be above 15. Empty, and so
+/// below all others, where it names no version.
+fn version(path: &Path) -> Vec<u32> {
+    let name = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+    name.split(|letter: char| !letter.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
 /// The user to run Postgres as, since it refuses to run as root. Hands the directory over to that user.
@@ -163,4 +171,22 @@ pub(crate) fn start_redis(directory: &Path) -> Result<Server> {
     let port = address.port().to_string();
     command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"]);
     Server::start("redis", command, address, directory, "TERM")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_comes_first_by_number_and_not_as_text() {
+        for (older, newer) in [
+            ("/usr/lib/postgresql/9.6/bin", "/usr/lib/postgresql/15/bin"),
+            ("/usr/lib/postgresql/9.5/bin", "/usr/lib/postgresql/9.6/bin"),
+            ("/usr/pgsql-9.6/bin", "/usr/pgsql-17/bin"),
+            ("/opt/homebrew/opt/postgresql@9.6/bin", "/opt/homebrew/opt/postgresql@16/bin"),
+            ("/opt/homebrew/opt/postgresql/bin", "/opt/homebrew/opt/postgresql@9.6/bin"),
+        ] {
+            assert!(version(Path::new(older)) < version(Path::new(newer)), "{older} {newer}");
+        }
+    }
 }
