@@ -1,6 +1,6 @@
 //! docs/performance.md: the table between its marks, and the chart beside it. The rest of the file is written by people.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
@@ -25,11 +25,25 @@ pub(crate) fn write(path: &Path, figures: &Figures, machine: &str) -> Result<()>
     Ok(())
 }
 
-/// How often and how long each side ran at the least.
+/// How often and how long each side of a comparison ran at the least, and how often everything else was measured.
 fn effort(figures: &Figures) -> String {
-    let runs = figures.0.values().map(|figure| figure.runs).min().unwrap_or_default();
-    let seconds = figures.0.values().map(|figure| figure.seconds).fold(f64::INFINITY, f64::min);
-    if runs == 0 { String::new() } else { format!("{runs} runs of {seconds} s each, or more.") }
+    let compared = || figures.0.values().filter(|figure| figure.sides.is_some());
+    let mut text = Vec::new();
+    if let Some(runs) = compared().map(|figure| figure.runs).min() {
+        let seconds = compared().map(|figure| figure.seconds).fold(f64::INFINITY, f64::min);
+        text.push(format!("Each side of a comparison: {runs} runs of {seconds} s each, or more."));
+    }
+    let mut others: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+    for id in ALL.iter().map(|asked| asked.id) {
+        if let Some(figure) = figures.0.get(id).filter(|figure| figure.sides.is_none()) {
+            others.entry(figure.runs).or_default().push(id);
+        }
+    }
+    for (runs, ids) in others {
+        let times = if runs == 1 { "once".to_owned() } else { format!("{runs} times") };
+        text.push(format!("{}: measured {times}.", ids.join(", ")));
+    }
+    text.join(" ")
 }
 
 /// The document, with `new` between its marks.
@@ -88,6 +102,26 @@ mod tests {
         let text = format!("before\n{BEGIN}\nold\n{END}\nafter\n");
         assert_eq!(between_marks(&text, "new").unwrap(), format!("before\n{BEGIN}\nnew\n{END}\nafter\n"));
         assert!(between_marks("no marks", "new").is_none());
+    }
+
+    #[test]
+    fn what_is_said_of_the_runs_is_true_of_each_row() {
+        let figure = |sides, runs, seconds| Figure { value: 1.0, sides, side_unit: String::new(), runs, seconds };
+        let two = Some((1.0, 1.0));
+        let figures = [
+            ("P1", figure(two, 15, 4.0)),
+            ("P10a", figure(None, 3, 2.0)),
+            ("P11a", figure(two, 5, 4.0)),
+            ("P12a", figure(None, 3, 4.0)),
+            ("P12b", figure(two, 6, 6.0)),
+            ("P13a", figure(None, 1, 4.0)),
+        ];
+        let figures = Figures(figures.map(|(id, figure)| (id.to_owned(), figure)).into());
+        assert_eq!(
+            effort(&figures),
+            "Each side of a comparison: 5 runs of 4 s each, or more. P13a: measured once. P10a, P12a: measured 3 times."
+        );
+        assert_eq!(effort(&Figures::default()), "");
     }
 
     #[test]

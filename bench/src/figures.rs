@@ -14,9 +14,9 @@ pub(crate) struct Figure {
     pub(crate) sides: Option<(f64, f64)>,
     /// The unit of the sides.
     pub(crate) side_unit: String,
-    /// How often each side ran.
+    /// How often each side ran; or, where there are no sides, how often it was measured.
     pub(crate) runs: u32,
-    /// For how long, each time.
+    /// For how long each side ran each time. Without sides, that is not all that a measurement takes.
     pub(crate) seconds: f64,
 }
 

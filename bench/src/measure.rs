@@ -67,21 +67,30 @@ impl Bench<'_> {
         Ok(values.iter().map(|values| median(values)).collect())
     }
 
-    /// Keeps a ratio.
+    /// Keeps a ratio of what [`alternate`](Self::alternate) found.
     fn ratio(&mut self, id: &str, ours: f64, other: f64, unit: &str) {
-        self.keep(id, ours / other, Some((ours, other)), unit);
+        self.keep(id, ours / other, Some((ours, other)), unit, self.world.options.runs);
     }
 
-    /// Keeps a figure.
-    fn keep(&mut self, id: &str, value: f64, sides: Option<(f64, f64)>, unit: &str) {
+    /// Keeps a figure that has no other side: the median of these.
+    fn keep_median(&mut self, id: &str, values: &[f64]) {
+        self.keep(id, median(values), None, "", count(values));
+    }
+
+    /// Keeps a figure, from so many runs of each side: not all parts make as many as were asked for.
+    fn keep(&mut self, id: &str, value: f64, sides: Option<(f64, f64)>, unit: &str, runs: u32) {
         if let Some(asked) = asked::find(id) {
             let met = if asked.bound.is_met(value) { "met" } else { "MISSED" };
             note(&format!("  {id} {}: {} ({met})", asked.what, asked.unit.show(value)));
         }
-        let options = &self.world.options;
-        let figure = Figure { value, sides, side_unit: unit.to_owned(), runs: options.runs, seconds: options.seconds };
+        let seconds = self.world.options.seconds;
+        let figure = Figure { value, sides, side_unit: unit.to_owned(), runs, seconds };
         self.figures.0.insert(id.to_owned(), figure);
     }
+}
+
+fn count(values: &[f64]) -> u32 {
+    u32::try_from(values.len()).unwrap_or(u32::MAX)
 }
 
 fn short(value: f64) -> String {

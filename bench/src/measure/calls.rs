@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::Bench;
-use crate::{figures::median, world::Loaded};
+use super::{Bench, count};
+use crate::world::Loaded;
 
 /// Settings under which no duplicate is answered from the process itself.
 const NO_OWN_CACHE: (&str, &str) = ("CACHE_SIZE", "0B");
@@ -77,8 +77,8 @@ impl Bench<'_> {
             .collect::<Result<_>>()?;
         let wrong: u64 = runs.iter().map(|run| run.storms.1).sum();
         let p99: Vec<f64> = runs.iter().map(|run| run.main.p99_ms).collect();
-        self.keep("P13a", wrong as f64, None, "");
-        self.keep("P13b", median(&p99), None, "");
+        self.keep("P13a", wrong as f64, None, "", count(&p99));
+        self.keep_median("P13b", &p99);
         Ok(())
     }
 

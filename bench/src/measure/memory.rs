@@ -3,7 +3,6 @@
 use anyhow::Result;
 
 use super::Bench;
-use crate::figures::median;
 
 /// Enough that the cost of each is measured, rather than what a process needs anyway.
 const KEYS: u64 = 300_000;
@@ -32,9 +31,9 @@ impl Bench<'_> {
             let (with, without) = (resident("80MiB")?, resident("0B")?);
             per_key.push((with - without) / KEYS as f64);
         }
-        self.keep("P10a", median(&idle), None, "");
-        self.keep("P10b", median(&loaded), None, "");
-        self.keep("P10c", median(&per_key), None, "");
+        self.keep_median("P10a", &idle);
+        self.keep_median("P10b", &loaded);
+        self.keep_median("P10c", &per_key);
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::Bench;
+use super::{Bench, count};
 use crate::{
     figures::median,
     process::{note, run},
@@ -115,7 +115,7 @@ impl Bench<'_> {
             )?;
             ensure!(left == "0", "cleanup left {left} rows");
         }
-        self.keep("P12a", median(&idle), None, "");
+        self.keep_median("P12a", &idle);
 
         let rate = || world.rate(&sidecar, "cycle", 64, &[]);
         let rate_beside = || {
@@ -149,8 +149,9 @@ impl Bench<'_> {
             // The rest that the killed one left.
             run(&mut command())?;
         }
+        let runs = count(&alone);
         let (alone, beside) = (median(&alone), median(&beside));
-        self.keep("P12b", (1.0 - beside / alone) * 100.0, Some((beside, alone)), "/s");
+        self.keep("P12b", (1.0 - beside / alone) * 100.0, Some((beside, alone)), "/s", runs);
         Ok(())
     }
 }
