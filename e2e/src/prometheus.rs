@@ -14,7 +14,7 @@ use tokio::{io::AsyncWriteExt as _, process::Command, time::Instant};
 
 use crate::{
     eventually::DEADLINE,
-    http_client,
+    http_client::{self, Answer},
     postgres::free_port,
     supervised::{Directory, Supervised},
 };
@@ -64,9 +64,9 @@ impl Prometheus {
 
     /// The result of an instant query: `data.result` of the answer.
     pub async fn query(&self, query: &str) -> Result<Value> {
-        let query: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        let answer = http_client::get(self.address, &format!("/api/v1/query?query={query}")).await?;
-        Ok(answer.json()["data"]["result"].clone())
+        let encoded: String = query.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let answer = http_client::get(self.address, &format!("/api/v1/query?query={encoded}")).await?;
+        Ok(data(query, &answer)?["result"].clone())
     }
 
     /// The value of the first series of a query, if there is one.
@@ -77,8 +77,20 @@ impl Prometheus {
 
     /// The result of a path of the server's API: `data` of the answer.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        Ok(http_client::get(self.address, path).await?.json()["data"].clone())
+        data(path, &http_client::get(self.address, path).await?)
     }
+}
+
+/// `data` of an answer. One that is refused has none, which must not look as if nothing had been found.
+fn data(asked: &str, answer: &Answer) -> Result<Value> {
+    let json = answer.json();
+    ensure!(
+        answer.status == 200 && json["status"] == "success",
+        "Prometheus was asked {asked} and answered {}: {}",
+        answer.status,
+        String::from_utf8_lossy(&answer.body)
+    );
+    Ok(json["data"].clone())
 }
 
 async fn start(program: &Path, config: &Path, directory: &Directory, address: SocketAddr) -> Result<Supervised> {
@@ -127,4 +139,30 @@ fn find_program(name: &str) -> Result<PathBuf> {
     directories.extend(["/opt/homebrew/bin", "/usr/local/bin"].map(PathBuf::from));
     let found = directories.iter().map(|directory| directory.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("{name} {HOW_TO_INSTALL}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_says_success_has_data() {
+        let answer = |status, body: &'static str| {
+            let status = StatusCode::from_u16(status).unwrap();
+            data("sum(up", &Answer { status, headers: HeaderMap::new(), body: body.into() })
+        };
+        let found = answer(200, r#"{"status":"success","data":{"result":[]}}"#).unwrap();
+        assert_eq!(found, json!({ "result": [] }));
+        for (status, body) in [
+            (400, r#"{"status":"error","errorType":"bad_data","error":"parse error: unclosed left parenthesis"}"#),
+            (503, "Service Unavailable"),
+            (503, r#"{"status":"success","data":{"result":[]}}"#),
+            (200, r#"{"status":"error","error":"of another kind"}"#),
+        ] {
+            let error = answer(status, body).unwrap_err().to_string();
+            assert!(error.contains("sum(up") && error.contains(body), "{error}");
+        }
+    }
 }

@@ -79,6 +79,9 @@ async fn i11_what_came_in_is_what_was_decided_and_prometheus_sees_it() -> Result
         &rules,
     )
     .await?;
+    // Nothing that is asked below is found missing only because it was asked wrongly.
+    let refused = prometheus.query("sum(up").await.expect_err("no query").to_string();
+    assert!(refused.contains("sum(up and answered 400") && refused.contains("parse error"), "{refused}");
     eventually("both are scraped", async || (prometheus.value("sum(up)").await.ok()? == Some(2.0)).then_some(())).await;
 
     // Completed, completed before, failed, retried, refused by signature, in progress.
