@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt as _, Full};
@@ -66,6 +66,9 @@ pub async fn send(
 }
 
 /// Sends any request over an existing connection, and closes it.
+///
+/// # Panics
+/// If the answer contains a secret that any program of this process was given.
 pub async fn send_over(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     address: SocketAddr,
@@ -90,10 +93,39 @@ pub async fn send_over(
     let answer: Answer = timeout(DEADLINE, exchange)
         .await
         .with_context(|| format!("no answer from {address} within {DEADLINE:?}"))??;
-    // No answer to anybody may contain a secret.
+    // No answer to anybody may contain a secret. An error would not do: to most callers under faults an error is one more
+    // request that was not answered, and they go on.
     let text = format!("{:?}\n{}", answer.headers, String::from_utf8_lossy(&answer.body));
     if let Some(told) = told_by_anybody(&text) {
-        bail!("{address} has told a secret: {told}");
+        panic!("{address} has told a secret: {told}");
     }
     Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        secrets::Secrets,
+        upstream::{Answer, Upstream},
+    };
+
+    const SECRET: &str = "whsec_in_an_answer";
+
+    /// What a caller that takes every error for an unanswered request makes of such an answer.
+    async fn takes_errors_lightly(answer: Answer) -> bool {
+        let upstream = Upstream::start().await.unwrap();
+        upstream.answer_next([answer]);
+        let worker = tokio::spawn(async move { get(upstream.address(), "/").await.is_ok() });
+        worker.await.is_err_and(|error| error.is_panic())
+    }
+
+    #[tokio::test]
+    async fn nobody_can_overlook_a_secret_in_an_answer() {
+        Secrets::default().add(SECRET);
+        assert!(takes_errors_lightly(Answer::ok().body(format!("before {SECRET} after"))).await);
+        assert!(takes_errors_lightly(Answer::status(503).header("x-told", SECRET)).await);
+        assert!(!takes_errors_lightly(Answer::ok().body("nothing to see")).await);
+        assert!(!takes_errors_lightly(Answer::reset()).await);
+    }
 }

@@ -352,3 +352,21 @@ fn conclude(
     );
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_caller_that_panics_fails_the_run() {
+        let worker = |told: bool| {
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                assert!(!told, "somebody has told a secret");
+                Ok(Vec::new())
+            }))
+        };
+        assert!(finish(vec![worker(false)]).await.is_ok());
+        let error = format!("{:#}", finish(vec![worker(false), worker(true)]).await.unwrap_err());
+        assert!(error.contains("somebody has told a secret"), "{error}");
+    }
+}
