@@ -1,20 +1,22 @@
 //! The built `oncegate`, run as a user runs it: arguments, environment, signals, exit codes, output.
 
 use std::{
-    env, fmt, fs,
+    env, fmt,
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::{Arc, OnceLock},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncRead, BufReader},
     process::{Child, Command},
     sync::watch,
-    task::JoinHandle,
     time::timeout,
 };
 
@@ -30,7 +32,8 @@ const TRACE: &str = "ONCEGATE_TEST_TRACE";
 pub const LOG_EVERYTHING: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,rustls=trace,sqlx=trace,tonic=trace,\
                                   tower=trace,fred=trace";
 
-/// A command that has not been started yet. Its output is always searched for the secrets that it was given.
+/// A command that has not been started yet. All that it writes until its end is searched for the secrets that it was given,
+/// when its [`Running`] is dropped; except in a test that has failed already.
 #[derive(Debug)]
 pub struct Oncegate {
     command: Command,
@@ -111,14 +114,12 @@ impl Oncegate {
         let directory = self.command.as_std().get_current_dir().unwrap_or(Path::new(".")).to_owned();
         self.secrets.read_files(&directory);
         let mut child = self.command.spawn().context("cannot start oncegate")?;
-        let stdout = child.stdout.take().context("standard output was not piped")?;
-        let stderr = child.stderr.take().context("standard error was not piped")?;
+        let stdout = child.stdout.take().context("standard output was not piped")?.into_owned_fd()?;
+        let stderr = child.stderr.take().context("standard error was not piped")?.into_owned_fd()?;
         let output = Arc::new(Output::default());
-        let readers = [
-            tokio::spawn(read(stdout, Arc::clone(&output), Stream::Out)),
-            tokio::spawn(read(stderr, Arc::clone(&output), Stream::Err)),
-        ];
-        Ok(Running { child, output, readers, secrets: self.secrets, directory })
+        output.read(stdout, Stream::Out)?;
+        output.read(stderr, Stream::Err)?;
+        Ok(Running { child, output, secrets: self.secrets, directory })
     }
 
     /// Runs it to its end, which may take this many seconds.
@@ -159,17 +160,21 @@ impl fmt::Display for Finished {
 pub struct Running {
     child: Child,
     output: Arc<Output>,
-    readers: [JoinHandle<()>; 2],
     secrets: Secrets,
     directory: PathBuf,
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if thread::panicking() {
+            return;
+        }
+        // Its last words count as well. It may have ended already.
+        let _ = self.child.start_kill();
+        assert!(self.output.ends_within(DEADLINE), "{STILL_OPEN}");
         // No output may contain a secret, whatever the test is about; files may have got new ones meanwhile.
         self.secrets.read_files(&self.directory);
-        let told = self.secrets.told_in(&self.output.to_string());
-        if let Some(told) = told.filter(|_| !std::thread::panicking()) {
+        if let Some(told) = self.secrets.told_in(&self.output.to_string()) {
             panic!("oncegate has told a secret: {told}");
         }
     }
@@ -198,7 +203,7 @@ impl Running {
                     changed = changes.changed() => changed.context("the output has ended")?,
                     status = self.child.wait() => {
                         // Its last lines may still be on their way.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        output.ended().await?;
                         if let Some(line) = output.find(&wanted) {
                             return Ok(line);
                         }
@@ -244,9 +249,10 @@ impl Running {
         self.finish(DEADLINE).await
     }
 
-    /// Kills it, as a crash does.
+    /// Kills it, as a crash does, and waits until all that it had written is known.
     pub async fn kill(&mut self) -> Result<()> {
-        self.child.kill().await.context("cannot kill oncegate")
+        self.child.kill().await.context("cannot kill oncegate")?;
+        self.output.ended().await
     }
 
     /// Waits for its end.
@@ -255,10 +261,7 @@ impl Running {
             bail!("oncegate did not end within {deadline:?}\n{}", self.output);
         };
         let status: ExitStatus = status.context("cannot wait for oncegate")?;
-        for reader in &mut self.readers {
-            // Ends with the pipes, which are closed now.
-            let _ = reader.await;
-        }
+        self.output.ended().await?;
         let lines = self.output.lines.borrow();
         Ok(Finished { code: status.code(), stdout: joined(&lines, Stream::Out), stderr: joined(&lines, Stream::Err) })
     }
@@ -270,18 +273,57 @@ enum Stream {
     Err,
 }
 
-#[derive(Debug)]
+const STILL_OPEN: &str = "oncegate has ended, and somebody still holds its output open";
+
+#[derive(Debug, Default)]
 struct Output {
     lines: watch::Sender<Vec<(Stream, String)>>,
-}
-
-impl Default for Output {
-    fn default() -> Self {
-        Self { lines: watch::Sender::new(Vec::new()) }
-    }
+    /// How many of its streams are still open.
+    open: watch::Sender<usize>,
 }
 
 impl Output {
+    /// Reads a stream to its end: on a thread, so that [`Running`] can wait for that where it is dropped, on whatever runtime.
+    fn read(self: &Arc<Self>, stream: OwnedFd, which: Stream) -> Result<()> {
+        let output = Arc::clone(self);
+        self.open.send_modify(|open| *open += 1);
+        let read = move || {
+            let mut stream = BufReader::new(File::from(stream));
+            let mut line = Vec::new();
+            // As bytes: what is no UTF-8 must not end it. It may contain a secret, and so may what follows.
+            while stream.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.strip_suffix('\n').unwrap_or(&text);
+                let text = text.strip_suffix('\r').unwrap_or(text).to_owned();
+                output.lines.send_modify(|lines| lines.push((which, text)));
+                line.clear();
+            }
+            output.open.send_modify(|open| *open -= 1);
+        };
+        thread::Builder::new().name("output".to_owned()).spawn(read).context("cannot start a thread")?;
+        Ok(())
+    }
+
+    /// Waits until the program has closed its streams, which its end does, and all that it wrote is in `lines`.
+    async fn ended(&self) -> Result<()> {
+        let mut open = self.open.subscribe();
+        let ended = timeout(DEADLINE, open.wait_for(|open| *open == 0)).await;
+        ensure!(ended.is_ok(), "{STILL_OPEN}\n{self}");
+        Ok(())
+    }
+
+    /// The same where nothing can be awaited; `false` if it has not happened within `deadline`.
+    fn ends_within(&self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        while *self.open.borrow() > 0 {
+            if Instant::now() >= end {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
     fn find(&self, wanted: impl Fn(&str) -> bool) -> Option<String> {
         self.lines.borrow().iter().map(|(_, line)| line).find(|line| wanted(line)).cloned()
     }
@@ -306,13 +348,6 @@ fn joined(lines: &[(Stream, String)], wanted: Stream) -> String {
         text.push('\n');
     }
     text
-}
-
-async fn read(stream: impl AsyncRead + Unpin, output: Arc<Output>, which: Stream) {
-    let mut lines = BufReader::new(stream).lines();
-    while let Ok(Some(line)) = lines.next_line().await {
-        output.lines.send_modify(|lines| lines.push((which, line)));
-    }
 }
 
 /// The program next to the tests: `target/<profile>/oncegate`, where the tests are in `target/<profile>/deps`.
@@ -362,4 +397,71 @@ fn sources_of(program: &Path) -> Vec<PathBuf> {
 /// The source files of the program.
 pub fn sources() -> Result<Vec<PathBuf>> {
     Ok(sources_of(&find_program()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::eventually;
+
+    const SECRET: &str = "whsec_of the last line";
+
+    fn shell(directory: &Path, script: &str) -> Running {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", script])
+            .current_dir(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        Oncegate { command, secrets: Secrets::default() }.secret(SECRET).start().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_no_text_is_read_like_any_other_and_so_is_what_follows() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = r"printf 'one\n\377two\377\nthree\r\nfour'; printf '\376\nsix\n' >&2";
+        let finished = shell(directory.path(), script).finish(DEADLINE).await.unwrap();
+        assert_eq!(finished.code, Some(0), "{finished}");
+        assert_eq!(finished.stdout, "one\n\u{fffd}two\u{fffd}\nthree\nfour\n");
+        assert_eq!(finished.stderr, "\u{fffd}\nsix\n");
+    }
+
+    #[tokio::test]
+    async fn a_secret_after_what_is_no_text_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut running = shell(directory.path(), &format!(r"printf '\377\n\377{SECRET}\377\n'"));
+        running.finish(DEADLINE).await.unwrap();
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(running))).is_err());
+    }
+
+    /// As much as a pipe takes on every system, so that it is written whether or not anybody reads.
+    const MUCH: &str = "i=0; while [ $i -lt 400 ]; do echo \"line $i\"; i=$((i + 1)); done; ";
+
+    #[tokio::test]
+    async fn whoever_kills_it_knows_all_that_it_wrote() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut running = shell(directory.path(), &format!("{MUCH} echo last; : >written; exec sleep 600"));
+        let written = directory.path().join("written");
+        eventually("it has written everything", async || written.exists().then_some(())).await;
+        running.kill().await.unwrap();
+        assert!(running.output().contains("line 399\nlast\n"), "{}", running.output());
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_one_that_is_dropped_are_searched() {
+        let directory = tempfile::tempdir().unwrap();
+        let script = format!("{MUCH} echo '{SECRET}' >&2; : >written; exec sleep 600");
+        let running = shell(directory.path(), &script);
+        // Nothing is awaited, so no task of this runtime could have read it.
+        let end = Instant::now() + DEADLINE;
+        while !directory.path().join("written").exists() {
+            assert!(Instant::now() < end, "it has not written everything");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(running))).is_err());
+    }
 }
