@@ -25,6 +25,8 @@ use crate::{eventually::DEADLINE, secrets::Secrets, supervised::send_signal};
 /// How long a command that should end by itself may take.
 const RUN_DEADLINE: Duration = Duration::from_secs(60);
 
+const HOW_TO_BUILD: &str = "run `cargo build --workspace` first, or scripts/test, which does";
+
 /// If set to anything, every program of the tests logs everything, for every library.
 const TRACE: &str = "ONCEGATE_TEST_TRACE";
 
@@ -369,34 +371,55 @@ fn locate_program() -> Result<PathBuf> {
         .context("the test's program is in no directory")?;
     let program = directory.join(format!("oncegate{}", env::consts::EXE_SUFFIX));
     if !program.is_file() {
-        bail!(
-            "{} has not been built: run `cargo build --workspace` first, or scripts/test, which does",
-            program.display()
-        );
+        bail!("{} has not been built: {HOW_TO_BUILD}", program.display());
     }
     // `cargo test` builds the tests of this package but not the binary of another, so the binary might be out of
     // date. Cargo leaves the list of a program's source files beside it.
     let built = fs::metadata(&program)?.modified()?;
-    for source in sources_of(&program) {
-        if fs::metadata(&source).and_then(|source| source.modified()).is_ok_and(|changed| changed > built) {
-            bail!(
-                "{} is older than {}: run `cargo build --workspace` first, or scripts/test, which does",
-                program.display(),
-                source.display()
-            );
+    for source in sources_of(&program)? {
+        // One that is gone has changed too.
+        let changed = fs::metadata(&source).and_then(|source| source.modified());
+        if changed.is_err() || changed.is_ok_and(|changed| changed > built) {
+            bail!("{} is older than {}: {HOW_TO_BUILD}", program.display(), source.display());
         }
     }
     Ok(program)
 }
 
-fn sources_of(program: &Path) -> Vec<PathBuf> {
-    let list = fs::read_to_string(program.with_extension("d")).unwrap_or_default();
-    list.split_whitespace().skip(1).map(PathBuf::from).collect()
+/// Cargo's list of a program's source files.
+fn sources_of(program: &Path) -> Result<Vec<PathBuf>> {
+    let path = program.with_extension("d");
+    let list = fs::read_to_string(&path);
+    let list = list.with_context(|| format!("cannot tell whether {} is up to date: {HOW_TO_BUILD}", path.display()))?;
+    let sources = listed(&list);
+    // No program is made of nothing: without this it would be up to date for ever.
+    ensure!(!sources.is_empty(), "{} names no source files: {HOW_TO_BUILD}", path.display());
+    Ok(sources)
+}
+
+/// The files that a list in make's form names after its targets, a line for each target. A space within a name stands after a
+/// backslash.
+fn listed(list: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for line in list.lines() {
+        let mut words = vec![String::new()];
+        let mut letters = line.chars().peekable();
+        while let Some(letter) = letters.next() {
+            match (letter, words.last_mut()) {
+                ('\\', Some(word)) => word.push(letters.next_if_eq(&' ').unwrap_or('\\')),
+                (' ', _) => words.push(String::new()),
+                (letter, Some(word)) => word.push(letter),
+                (_, None) => {}
+            }
+        }
+        files.extend(words.into_iter().skip(1).filter(|word| !word.is_empty()).map(PathBuf::from));
+    }
+    files
 }
 
 /// The source files of the program.
 pub fn sources() -> Result<Vec<PathBuf>> {
-    Ok(sources_of(&find_program()?))
+    sources_of(&find_program()?)
 }
 
 #[cfg(test)]
@@ -463,5 +486,25 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         assert!(catch_unwind(AssertUnwindSafe(|| drop(running))).is_err());
+    }
+
+    #[test]
+    fn sources_are_listed_as_cargo_writes_them() {
+        let list = "/a dir/oncegate: /x/main.rs /with\\ a\\ space/lib.rs /back\\slash.rs\n/other: /y.rs\n";
+        let list = list.replacen("a dir", "a\\ dir", 1);
+        let files = ["/x/main.rs", "/with a space/lib.rs", "/back\\slash.rs", "/y.rs"].map(PathBuf::from);
+        assert_eq!(listed(&list), files);
+    }
+
+    #[test]
+    fn without_a_list_of_its_sources_no_program_is_up_to_date() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("oncegate");
+        let refused = || format!("{:#}", sources_of(&program).unwrap_err());
+        assert!(refused().contains(HOW_TO_BUILD), "{}", refused());
+        for list in ["", "/target/debug/oncegate:\n"] {
+            fs::write(program.with_extension("d"), list).unwrap();
+            assert!(refused().contains(HOW_TO_BUILD), "{}", refused());
+        }
     }
 }
