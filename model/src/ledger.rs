@@ -210,13 +210,13 @@ impl Protocol {
         entry.answer(&self.request(event, claim)).filter(|_| entry.holds(replayed, world.now, life))
     }
 
-    pub(crate) fn resolve(&self, world: &mut World, event: EventIndex, to: Resolved) {
-        let force = to == Resolved::Pending;
+    pub(crate) fn resolve(&self, world: &mut World, event: EventIndex, to: Resolved, force: bool) {
         let request = Resolve {
             key: key(event),
             fencing_token: None,
             to,
-            force,
+            // Only the judge is made to believe it: the history knows what the operator said.
+            force: force || self.broken == Some(Broken::ReplayWithoutForce),
             reason: String::new(),
             actor: String::new(),
             result: None,
@@ -225,7 +225,6 @@ impl Protocol {
         let row = &mut world.rows[event];
         let step = transition::resolve(row.event.as_ref(), row.resolution.as_ref(), &request, now);
         let Some(before) = row.event.clone() else { return };
-        let insisted = force && self.broken != Some(Broken::ReplayWithoutForce);
         match step {
             ResolveStep::Apply => {
                 let token = if self.broken == Some(Broken::ResolutionKeepsToken) {
@@ -235,7 +234,7 @@ impl Protocol {
                 };
                 self.archive(world, event, &before);
                 let after = apply::resolved(&before, &request, token, now);
-                world.history[event].resolved(before.state, &after, insisted);
+                world.history[event].resolved(before.state, &after, force);
                 world.rows[event].resolution = Some(apply::resolution(&before, &request, token, now));
                 if before.state == State::Completed {
                     world.rows[event].replayed = token;

@@ -90,8 +90,14 @@ impl Model for Protocol {
         actions.extend((0..world.fills.len()).map(Action::Fill));
         for event in 0..self.events {
             if world.spent.resolutions < self.resolutions && world.rows[event].event.is_some() {
-                let to = [Resolved::Pending, Resolved::Completed, Resolved::Dead];
-                actions.extend(to.map(|to| Action::Resolve(event, to)));
+                // To the other two, force makes no difference.
+                let decisions = [
+                    (Resolved::Pending, false),
+                    (Resolved::Pending, true),
+                    (Resolved::Completed, false),
+                    (Resolved::Dead, false),
+                ];
+                actions.extend(decisions.map(|(to, force)| Action::Resolve { event, to, force }));
             }
             if world.unburied[event].is_some() {
                 actions.push(Action::Bury(event));
@@ -152,9 +158,9 @@ impl Model for Protocol {
                 let fill = world.fills.remove(index);
                 self.take(&mut world, fill);
             }
-            Action::Resolve(event, to) => {
+            Action::Resolve { event, to, force } => {
                 world.spent.resolutions += 1;
-                self.resolve(&mut world, event, to);
+                self.resolve(&mut world, event, to, force);
             }
             Action::Bury(event) => self.bury(&mut world, event),
             Action::Clean(event) => {

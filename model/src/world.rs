@@ -142,7 +142,14 @@ pub enum Action {
     /// One of the fills reaches Redis.
     Fill(usize),
     /// An operator decides.
-    Resolve(EventIndex, Resolved),
+    Resolve {
+        /// About what.
+        event: EventIndex,
+        /// What becomes of it.
+        to: Resolved,
+        /// Whether the operator insists.
+        force: bool,
+    },
     /// The tombstone of a resolution reaches Redis, and the operator gets the answer.
     Bury(EventIndex),
     /// Cleanup takes an event.
