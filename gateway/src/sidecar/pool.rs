@@ -5,7 +5,8 @@
 //!
 //! A call is repeated here, byte for byte and therefore with its `claim_id`, when its connection could not be made, broke,
 //! or led to an overloaded sidecar: at most twice, and within a budget of a tenth of all calls, so that retries do not make
-//! an outage worse. Any other answer of the sidecar is for the caller to judge (`docs/errors.md`).
+//! an outage worse. A sidecar without its store is a reason to ask another, once: that one may reach it. Any other answer of
+//! the sidecar is for the caller to judge (`docs/errors.md`).
 
 use std::{
     error::Error as StdError,
@@ -212,6 +213,8 @@ impl Shared {
         let mut asked: Option<Arc<Member>> = None;
         // The first try that may have had an effect: an error, or an answer that was not the sidecar's.
         let mut unknown: Option<Result<http::Response<Body>, BoxError>> = None;
+        // Who said that its store is away.
+        let mut storeless: Option<Arc<Member>> = None;
         let mut tries = 0;
         loop {
             let Some(member) = pick(&members, asked.as_ref(), Instant::now()) else {
@@ -223,15 +226,27 @@ impl Shared {
                 Err(error) if never_sent(error.as_ref()) => Verdict::NotDone,
                 Err(_) => Verdict::Unknown,
             };
-            if verdict == Verdict::Done {
-                member.worked();
-            } else if verdict != Verdict::Refused {
-                member.failed(Instant::now());
-                self.wanting.notify_one();
+            match verdict {
+                Verdict::Done => {
+                    member.worked();
+                    // The store is there: who does not reach it is cut off, and refuses faster than others work. Without
+                    // this proof nobody is set aside for the store: when it comes back, it is back for all at once.
+                    if let Some(cut_off) = storeless.take().filter(|storeless| !Arc::ptr_eq(storeless, &member)) {
+                        self.set_aside(&cut_off);
+                    }
+                }
+                Verdict::NotDone | Verdict::Unknown => self.set_aside(&member),
+                Verdict::Storeless | Verdict::Refused => {}
             }
             // A try without effect says nothing about an earlier one that may have had an effect.
             let settles = matches!(verdict, Verdict::Done) || unknown.is_none();
-            let again = matches!(verdict, Verdict::NotDone | Verdict::Unknown) && tries < RETRIES_MAX;
+            let again = tries < RETRIES_MAX
+                && match verdict {
+                    Verdict::NotDone | Verdict::Unknown => true,
+                    // If a second one says so, a third would as well.
+                    Verdict::Storeless => storeless.is_none() && members.len() > 1,
+                    Verdict::Done | Verdict::Refused => false,
+                };
             if !again || !self.budget.withdraw() {
                 if again {
                     self.retries_refused.add();
@@ -244,12 +259,20 @@ impl Shared {
             if verdict == Verdict::Unknown {
                 unknown.get_or_insert(tried);
             }
+            if verdict == Verdict::Storeless {
+                storeless = Some(member.clone());
+            }
             self.retries.add();
             tokio::time::sleep(PAUSE_MAX.mul_f64(rand::random::<f64>() * f64::from(1 << tries))).await;
             asked = Some(member);
             members = self.members_or_wait().await;
             tries += 1;
         }
+    }
+
+    fn set_aside(&self, member: &Member) {
+        member.failed(Instant::now());
+        self.wanting.notify_one();
     }
 
     async fn try_member(
@@ -370,6 +393,8 @@ enum Verdict {
     Done,
     /// It cannot or will not do it at the moment, and neither would another.
     Refused,
+    /// It did nothing, because it has no store at the moment. Another might have one.
+    Storeless,
     /// It did nothing, and another might do it.
     NotDone,
     /// Nobody knows.
@@ -398,7 +423,8 @@ fn verdict(response: &http::Response<Body>) -> Verdict {
     }
     match status.get_details_error_info() {
         Some(info) if info.domain == reason::DOMAIN && info.reason == reason::OVERLOADED => Verdict::NotDone,
-        // The store is the same for every sidecar.
+        Some(info) if info.domain == reason::DOMAIN && info.reason == reason::STORE_UNAVAILABLE => Verdict::Storeless,
+        // Whatever it is, it is not known that nothing happened.
         Some(_) => Verdict::Refused,
         // A proxy's, or a connection's that broke after the headers.
         None => Verdict::Unknown,
@@ -469,14 +495,17 @@ impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.member.in_flight.fetch_sub(1, Relaxed);
         if !self.answered {
-            self.member.failed(Instant::now());
-            self.pool.wanting.notify_one();
+            self.pool.set_aside(self.member);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
     use super::*;
 
     #[test]
@@ -498,5 +527,22 @@ mod tests {
         }
         // An answer with a gRPC status is judged by that.
         assert_eq!(answered(503, Some("7")), Verdict::Refused);
+    }
+
+    #[test]
+    fn another_is_asked_only_for_what_says_that_nothing_happened() {
+        let refused = |domain: &str, name: &str| {
+            let details = ErrorDetails::with_error_info(name, domain, HashMap::new());
+            verdict(&Status::with_error_details(Code::Unavailable, "some text", details).into_http::<Body>())
+        };
+        for name in reason::ALL {
+            let wanted = match *name {
+                reason::STORE_UNAVAILABLE => Verdict::Storeless,
+                reason::OVERLOADED => Verdict::NotDone,
+                _ => Verdict::Refused,
+            };
+            assert_eq!(refused(reason::DOMAIN, name), wanted, "{name}");
+            assert_eq!(refused("example.com", name), Verdict::Refused, "somebody else's {name}");
+        }
     }
 }

@@ -41,7 +41,7 @@ use crate::{
     application::Application,
     client::{PATIENCE, deliver},
     harness::options,
-    sidecar::{Call, Scripted, Sidecar, error},
+    sidecar::{Call, Scripted, Sidecar, error, unknown},
 };
 
 /// What the name resolves to at the moment: addresses, or nothing when it cannot be resolved.
@@ -284,14 +284,112 @@ async fn an_overloaded_sidecar_is_not_asked_again_but_another_is_with_the_same_c
     assert_eq!(claims.len(), 3);
     assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id));
     assert!(first.claims() >= 1 && second.claims() >= 1);
+}
 
-    // The store is the same for every sidecar: no other one is asked.
+/// What a sidecar says that does not reach its store.
+fn store_away() -> Status {
+    error(Code::Unavailable, reason::STORE_UNAVAILABLE, &[], Some(Duration::from_secs(7)))
+}
+
+#[tokio::test]
+async fn a_sidecar_that_is_cut_off_from_the_store_costs_no_webhook_and_is_used_again_when_it_is_back() {
+    let (cut_off, healthy) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    let names = Names::default();
+    names.set(Some(&[&cut_off, &healthy]));
+    let balanced = Balanced::start(&names).await;
+    cut_off.sidecar.outage(Some(store_away()));
+    balanced.deliver(100, "cut_off").await;
+    // Claims and marks. A coin toss for each would send it a hundred. Left alone for 200 ms, and twice as long each time, it is
+    // asked six times in the first ten seconds, and then once in five.
+    let asked = cut_off.sidecar.calls().len();
+    assert!((1..=12).contains(&asked), "{asked} of 200");
+    // Whatever was asked of both was one and the same claim.
+    let mut claims: Vec<_> = healthy.sidecar.claims().into_iter().map(|claim| claim.claim_id).collect();
+    assert!(cut_off.sidecar.claims().iter().all(|claim| claims.contains(&claim.claim_id)));
+    claims.sort();
+    claims.dedup();
+    assert_eq!((claims.len(), balanced.application.deliveries().len()), (100, 100), "each event once");
+
+    cut_off.sidecar.outage(None);
+    let used = async {
+        while cut_off.sidecar.calls().len() == asked {
+            balanced.deliver(1, "back").await;
+        }
+    };
+    timeout(PATIENCE, used).await.unwrap();
+    let before = cut_off.claims();
+    balanced.deliver(40, "shared").await;
+    assert!(cut_off.claims() - before >= 4, "{} of 40", cut_off.claims() - before);
+}
+
+#[tokio::test]
+async fn a_mark_that_one_sidecar_cannot_store_is_stored_by_another_at_once() {
+    let sidecar = Sidecar::default();
+    let first = Served::playing(sidecar.clone(), [127, 0, 0, 1]).await;
+    let second = Served::playing(sidecar.clone(), [127, 0, 0, 2]).await;
+    let names = Names::default();
+    names.set(Some(&[&first, &second]));
+    let balanced = Balanced::start(&names).await;
+    sidecar.mark(Scripted::Error(store_away()));
+    balanced.deliver(1, "marked").await;
+    assert_eq!(balanced.metric("oncegate_gateway_sidecar_retries_total"), 1);
+    assert_eq!(sidecar.completions().len(), 2);
+
+    // Nobody knows what became of this one: the gateway repeats it, with its own pauses.
+    sidecar.mark(unknown());
+    balanced.deliver(1, "unknown").await;
+    timeout(
+        PATIENCE,
+        sidecar.until(|calls| calls.iter().filter(|call| matches!(call, Call::Completed(_))).count() == 4),
+    )
+    .await
+    .unwrap();
+    assert_eq!(balanced.metric("oncegate_gateway_sidecar_retries_total"), 1);
+}
+
+#[tokio::test]
+async fn an_outage_of_the_store_is_passed_on_within_the_budget_and_sets_nobody_aside() {
+    let (first, second) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
+    let names = Names::default();
+    names.set(Some(&[&first, &second]));
+    let balanced = Balanced::start(&names).await;
     for served in [&first, &second] {
-        let down = error(Code::Unavailable, reason::STORE_UNAVAILABLE, &[], Some(Duration::from_secs(1)));
-        served.sidecar.claim(Scripted::Error(down));
+        served.sidecar.outage(Some(store_away()));
     }
-    assert_eq!(deliver(balanced.address, "evt_down").await.status, 503);
-    assert_eq!(first.claims() + second.claims(), 4);
+    let one = deliver(balanced.address, "evt_down").await;
+    assert_eq!((one.status, one.header("retry-after")), (503, Some("7")), "{one:?}");
+    assert_eq!((first.claims(), second.claims()), (1, 1), "one other was asked");
+
+    let answers = futures_of((0..200).map(|number| deliver(balanced.address, &format!("evt_down_{number}")))).await;
+    for answer in &answers {
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("7")), "{answer:?}");
+    }
+    let retries = balanced.metric("oncegate_gateway_sidecar_retries_total");
+    // Five a second are always permitted, which makes fifty in ten seconds, and a tenth of the calls.
+    assert!((2..=75).contains(&retries), "{retries}");
+    assert_eq!(first.claims() + second.claims(), 201 + usize::try_from(retries).unwrap());
+    assert!(balanced.metric("oncegate_gateway_sidecar_retries_refused_total") > 0);
+
+    for served in [&first, &second] {
+        served.sidecar.outage(None);
+    }
+    let before = [first.claims(), second.claims()];
+    balanced.deliver(40, "back").await;
+    let [one, other] = [first.claims() - before[0], second.claims() - before[1]];
+    assert!(one >= 4 && other >= 4, "{one} {other}");
+}
+
+#[tokio::test]
+async fn the_only_sidecar_is_not_asked_again_about_a_store_that_is_away() {
+    let served = Served::start([127, 0, 0, 1]).await;
+    let names = Names::default();
+    names.set(Some(&[&served]));
+    let balanced = Balanced::start(&names).await;
+    served.sidecar.claim(Scripted::Error(store_away()));
+    let answer = deliver(balanced.address, "evt_down").await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, Some("7")), "{answer:?}");
+    assert_eq!(served.claims(), 1);
+    balanced.deliver(1, "back").await;
 }
 
 #[tokio::test]
@@ -303,8 +401,8 @@ async fn g9_a_try_that_may_have_locked_is_not_forgotten_for_a_later_one_that_did
     names.set(Some(&[&first, &second]));
     let balanced = Balanced::start(&names).await;
     for (code, reason, tries) in [
-        (Code::Unavailable, reason::STORE_UNAVAILABLE, 1),
-        // Asked twice: another sidecar might not be overloaded.
+        // Asked twice: another sidecar might reach the store, or might not be overloaded.
+        (Code::Unavailable, reason::STORE_UNAVAILABLE, 2),
         (Code::Unavailable, reason::OVERLOADED, 2),
         (Code::ResourceExhausted, reason::QUOTA_EXCEEDED, 1),
         (Code::Unauthenticated, reason::UNAUTHENTICATED, 1),

@@ -53,6 +53,8 @@ struct Shared {
     /// For both kinds of marks.
     marks: Mutex<VecDeque<Scripted<()>>>,
     stats: Mutex<VecDeque<Scripted<v1::StatsResponse>>>,
+    /// What every call gets that has no script.
+    outage: Mutex<Option<Status>>,
 }
 
 impl Sidecar {
@@ -70,6 +72,11 @@ impl Sidecar {
 
     pub(crate) fn stats(&self, scripted: Scripted<v1::StatsResponse>) {
         self.shared.stats.lock().unwrap().push_back(scripted);
+    }
+
+    /// From now on, calls without a script fail with this, or are answered again.
+    pub(crate) fn outage(&self, outage: Option<Status>) {
+        *self.shared.outage.lock().unwrap() = outage;
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -121,7 +128,10 @@ impl Sidecar {
         self.shared.calls.lock().unwrap().push(call);
         self.shared.called.notify_waiters();
         match scripted {
-            None => Ok(Response::new(usual())),
+            None => match self.shared.outage.lock().unwrap().clone() {
+                Some(outage) => Err(outage),
+                None => Ok(Response::new(usual())),
+            },
             Some(Scripted::Answer(answer)) => Ok(Response::new(answer)),
             Some(Scripted::Late(latency, answer)) => {
                 tokio::time::sleep(latency).await;
