@@ -1,7 +1,10 @@
 //! Postgres away: the service refuses, the gateway tells the provider to come back, nothing is delivered without a lock,
-//! and everything goes on by itself when Postgres returns (L6).
+//! and everything goes on by itself when Postgres returns (L6). Away for one of two sidecars only: the other does the work.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use oncegate_api::{
@@ -9,16 +12,18 @@ use oncegate_api::{
     v1::{CheckAndLockRequest, EventKey},
 };
 use oncegate_e2e::{
-    eventually,
+    eventually, http_client,
     postgres::{Cluster, Options},
-    proxy::Proxy,
+    program::{Oncegate, Running},
+    proxy::{Link, Proxy},
     stripe,
+    upstream::Upstream,
 };
 use sqlx::{Connection as _, PgConnection};
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::setup::{Everything, Ledger, word};
+use crate::setup::{Everything, Ledger, SECRET, send_signed, word};
 
 // T23
 #[tokio::test]
@@ -137,6 +142,81 @@ async fn a_read_only_database_is_unavailable_until_it_can_be_written() -> Result
     sqlx::raw_sql(statement(writable)).execute(&mut admin).await?;
     a_new_event_is_processed(&everything).await;
     it_is_delivered_once(&everything, &body).await;
+    Ok(())
+}
+
+/// How many calls a sidecar has answered with this code.
+async fn answered(admin: SocketAddr, code: &str) -> Result<u64> {
+    let page = http_client::get(admin, "/metrics").await?;
+    let code = format!("code=\"{code}\"}} ");
+    let mut calls = 0;
+    for line in
+        String::from_utf8_lossy(&page.body).lines().filter(|line| line.starts_with("oncegate_rpc_requests_total{"))
+    {
+        if let Some((_, count)) = line.split_once(&code) {
+            calls += count.parse::<u64>()?;
+        }
+    }
+    Ok(calls)
+}
+
+// T45
+#[tokio::test]
+async fn of_two_sidecars_one_that_is_cut_off_from_postgres_costs_no_webhook() -> Result<()> {
+    let cluster = Cluster::start(Options::default()).await?;
+    let database = cluster.database().await?;
+    // The network of the first one's node.
+    let network = Proxy::start(cluster.address()).await?;
+    let over_it = format!("postgres://postgres@{}/{}", network.address(), database.name());
+    let directory = tempfile::tempdir()?;
+    let start = async |url: &str| -> Result<(Running, SocketAddr, SocketAddr)> {
+        let mut program = Oncegate::new(directory.path(), ["sidecar"])?
+            .env("SIDECAR_LISTEN", "127.0.0.1:0")
+            .env("ADMIN_LISTEN", "127.0.0.1:0")
+            .env("DATABASE_URL", url)
+            .start()?;
+        let (address, admin) = (program.address("sidecar").await?, program.address("admin").await?);
+        Ok((program, address, admin))
+    };
+    let (_cut_off, first, admin) = start(&over_it).await?;
+    let (_healthy, second, _) = start(database.url()).await?;
+    let upstream = Upstream::start().await?;
+    let mut gateway = Oncegate::new(directory.path(), ["gateway"])?
+        .env("GATEWAY_LISTEN", "127.0.0.1:0")
+        .env("ADMIN_LISTEN", "127.0.0.1:0")
+        .env("SIDECAR_URL", format!("http://{first},http://{second}"))
+        .env("UPSTREAM_URL", upstream.url())
+        .env("STRIPE_WEBHOOK_SECRET", SECRET)
+        .start()?;
+    let address = gateway.address("gateway").await?;
+    let deliver = async || {
+        let event = stripe::event(&stripe::event_id(), "charge.succeeded");
+        send_signed(address, &stripe::sign(SECRET, &event), &event).await
+    };
+    eventually("the first one has its share", async || {
+        deliver().await.ok()?;
+        (answered(admin, "OK").await.ok()? > 0).then_some(())
+    })
+    .await;
+
+    let before = upstream.requests().len();
+    network.set(Link::Refuse);
+    network.reset();
+    for _ in 0..100 {
+        assert_eq!(word(&deliver().await?), "200 processed");
+    }
+    assert_eq!(upstream.requests().len(), before + 100, "each event once");
+    // Claims and marks. By a coin toss for each it would be a hundred; it is left alone for longer each time.
+    let refused = answered(admin, "UNAVAILABLE").await?;
+    assert!((1..=20).contains(&refused), "{refused} of 200");
+
+    let served = answered(admin, "OK").await?;
+    network.set(Link::Up);
+    eventually("it is used again", async || {
+        assert_eq!(word(&deliver().await.ok()?), "200 processed");
+        (answered(admin, "OK").await.ok()? > served).then_some(())
+    })
+    .await;
     Ok(())
 }
 
