@@ -207,7 +207,13 @@ impl Courier {
             self.metrics.claims_repeated.add();
             tokio::select! {
                 () = sleep(backoff.next()) => {}
-                () = self.stop.cancelled() => return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON))),
+                () = self.stop.cancelled() => {
+                    if claim.phase == Phase::Stopping {
+                        return Err(NoLock::Answer(Answer::Unavailable(RetryAfter::SOON)));
+                    }
+                    // Once more, and at once: a lock that one of the calls was granted would stay with nobody.
+                    claim.phase = Phase::Stopping;
+                }
             }
         }
     }

@@ -21,7 +21,7 @@ use crate::{
     application::{Application, Reply},
     client::{PATIENCE, deliver},
     harness::{Harness, options},
-    sidecar::{Call, Scripted, Sidecar},
+    sidecar::{Call, Scripted, Sidecar, unknown},
 };
 
 #[tokio::test]
@@ -96,6 +96,26 @@ async fn g9_a_claim_that_waits_past_the_drain_is_asked_again_and_leaves_no_lock_
     let calls = sidecar.calls();
     let [Call::Claim(first, _), Call::Claim(second, _), Call::Failed(mark)] = &calls[..] else { panic!("{calls:?}") };
     assert_eq!((&second.claim_id, second.wait_duration), (&first.claim_id, None));
+    assert_eq!((mark.kind(), mark.retry_after), (FailureKind::Retryable, None), "nothing was sent");
+    assert!(application.deliveries().is_empty());
+}
+
+#[tokio::test]
+async fn g9_a_claim_that_pauses_at_the_end_of_the_drain_is_asked_again_and_leaves_no_lock_behind() {
+    // Far shorter than the pause before the second try.
+    let shortest = |given| Options { gateway_drain: Some(Duration::from_millis(5)), ..with_short_drain(given) };
+    let harness = Harness::with(shortest).await;
+    // As when the lock was granted and the answer lost.
+    harness.sidecar.claim(unknown());
+    let pending = tokio::spawn(deliver(harness.address, "evt_1"));
+    harness.sidecar.until(|calls| calls.len() == 1).await;
+    harness.shutdown.cancel();
+    let (sidecar, application) = (harness.sidecar.clone(), harness.application.clone());
+    assert_eq!(harness.ended().await, Ok(()));
+    pending.abort();
+    let calls = sidecar.calls();
+    let [Call::Claim(first, _), Call::Claim(second, _), Call::Failed(mark)] = &calls[..] else { panic!("{calls:?}") };
+    assert_eq!(second.claim_id, first.claim_id);
     assert_eq!((mark.kind(), mark.retry_after), (FailureKind::Retryable, None), "nothing was sent");
     assert!(application.deliveries().is_empty());
 }
