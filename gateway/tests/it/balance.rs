@@ -93,6 +93,12 @@ impl Served {
         Self { sidecar, address, stop }
     }
 
+    /// Two that share a script.
+    async fn two_playing(sidecar: &Sidecar) -> (Self, Self) {
+        let playing = |ip| Self::playing(sidecar.clone(), ip);
+        (playing([127, 0, 0, 1]).await, playing([127, 0, 0, 2]).await)
+    }
+
     fn claims(&self) -> usize {
         self.sidecar.claims().len()
     }
@@ -108,6 +114,13 @@ struct Balanced {
 impl Balanced {
     async fn start(names: &Names) -> Self {
         Self::at(SIDECARS, names).await
+    }
+
+    /// Before sidecars that stay the same.
+    async fn among(sidecars: &[&Served]) -> Self {
+        let names = Names::default();
+        names.set(Some(sidecars));
+        Self::start(&names).await
     }
 
     async fn at(sidecars: &str, names: &Names) -> Self {
@@ -180,9 +193,7 @@ async fn calls_are_shared_and_a_new_sidecar_gets_its_part() {
 #[tokio::test]
 async fn a_sidecar_that_dies_costs_no_webhook() {
     let (dying, living) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
-    let names = Names::default();
-    names.set(Some(&[&dying, &living]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&dying, &living]).await;
     balanced.deliver(20, "before").await;
     // The name still resolves to both, as in the seconds after a crash. Its listener goes away first; its connections break
     // while claims are under way that it never answers.
@@ -274,9 +285,7 @@ async fn an_overloaded_sidecar_is_not_asked_again_but_another_is_with_the_same_c
         let overloaded = error(Code::Unavailable, reason::OVERLOADED, &[], Some(Duration::from_millis(100)));
         served.sidecar.claim(Scripted::Error(overloaded));
     }
-    let names = Names::default();
-    names.set(Some(&[&first, &second]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&first, &second]).await;
     // Both are overloaded once; the third try finds one that is not.
     balanced.deliver(1, "busy").await;
     let mut claims = first.sidecar.claims();
@@ -294,9 +303,7 @@ fn store_away() -> Status {
 #[tokio::test]
 async fn a_sidecar_that_is_cut_off_from_the_store_costs_no_webhook_and_is_used_again_when_it_is_back() {
     let (cut_off, healthy) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
-    let names = Names::default();
-    names.set(Some(&[&cut_off, &healthy]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&cut_off, &healthy]).await;
     cut_off.sidecar.outage(Some(store_away()));
     balanced.deliver(100, "cut_off").await;
     // Claims and marks. A coin toss for each would send it a hundred. Left alone for 200 ms, and twice as long each time, it is
@@ -325,11 +332,8 @@ async fn a_sidecar_that_is_cut_off_from_the_store_costs_no_webhook_and_is_used_a
 #[tokio::test]
 async fn a_mark_that_one_sidecar_cannot_store_is_stored_by_another_at_once() {
     let sidecar = Sidecar::default();
-    let first = Served::playing(sidecar.clone(), [127, 0, 0, 1]).await;
-    let second = Served::playing(sidecar.clone(), [127, 0, 0, 2]).await;
-    let names = Names::default();
-    names.set(Some(&[&first, &second]));
-    let balanced = Balanced::start(&names).await;
+    let (first, second) = Served::two_playing(&sidecar).await;
+    let balanced = Balanced::among(&[&first, &second]).await;
     sidecar.mark(Scripted::Error(store_away()));
     balanced.deliver(1, "marked").await;
     assert_eq!(balanced.metric("oncegate_gateway_sidecar_retries_total"), 1);
@@ -350,9 +354,7 @@ async fn a_mark_that_one_sidecar_cannot_store_is_stored_by_another_at_once() {
 #[tokio::test]
 async fn an_outage_of_the_store_is_passed_on_within_the_budget_and_sets_nobody_aside() {
     let (first, second) = (Served::start([127, 0, 0, 1]).await, Served::start([127, 0, 0, 2]).await);
-    let names = Names::default();
-    names.set(Some(&[&first, &second]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&first, &second]).await;
     for served in [&first, &second] {
         served.sidecar.outage(Some(store_away()));
     }
@@ -382,9 +384,7 @@ async fn an_outage_of_the_store_is_passed_on_within_the_budget_and_sets_nobody_a
 #[tokio::test]
 async fn the_only_sidecar_is_not_asked_again_about_a_store_that_is_away() {
     let served = Served::start([127, 0, 0, 1]).await;
-    let names = Names::default();
-    names.set(Some(&[&served]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&served]).await;
     served.sidecar.claim(Scripted::Error(store_away()));
     let answer = deliver(balanced.address, "evt_down").await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, Some("7")), "{answer:?}");
@@ -395,11 +395,8 @@ async fn the_only_sidecar_is_not_asked_again_about_a_store_that_is_away() {
 #[tokio::test]
 async fn g9_a_try_that_may_have_locked_is_not_forgotten_for_a_later_one_that_did_nothing() {
     let sidecar = Sidecar::default();
-    let first = Served::playing(sidecar.clone(), [127, 0, 0, 1]).await;
-    let second = Served::playing(sidecar.clone(), [127, 0, 0, 2]).await;
-    let names = Names::default();
-    names.set(Some(&[&first, &second]));
-    let balanced = Balanced::start(&names).await;
+    let (first, second) = Served::two_playing(&sidecar).await;
+    let balanced = Balanced::among(&[&first, &second]).await;
     for (code, reason, tries) in [
         // Asked twice: another sidecar might reach the store, or might not be overloaded.
         (Code::Unavailable, reason::STORE_UNAVAILABLE, 2),
@@ -425,9 +422,7 @@ async fn g9_a_try_that_may_have_locked_is_not_forgotten_for_a_later_one_that_did
 #[tokio::test]
 async fn retries_stay_within_their_budget_when_everything_fails() {
     let served = Served::start([127, 0, 0, 1]).await;
-    let names = Names::default();
-    names.set(Some(&[&served]));
-    let balanced = Balanced::start(&names).await;
+    let balanced = Balanced::among(&[&served]).await;
     served.stop.cancel();
     let answers = futures_of((0..200).map(|number| deliver(balanced.address, &format!("evt_{number}")))).await;
     assert!(answers.iter().all(|answer| answer.status == 503), "{answers:?}");
