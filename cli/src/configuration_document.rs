@@ -11,7 +11,7 @@ Made from the program: do not edit it by hand (`UPDATE_DOCUMENTS=1 cargo test -p
 
 Every setting is an environment variable and an option of the command (`UPSTREAM_URL`, `--upstream-url`); the option goes before
 the variable. Secrets can also be given by a file (`NAME_FILE`); files with secrets are read again when they change, but for those of
-`DATABASE_URL`, `REDIS_URL` and `REDIS_PASSWORD`, which need a restart. Durations and sizes have units: `250ms`, `5m`, `64MiB`. All
+`REDIS_URL` and `REDIS_PASSWORD`, which need a restart. Durations and sizes have units: `250ms`, `5m`, `64MiB`. All
 problems are reported at once. What is in force, and where each value comes from: `oncegate all --print-config`. The keys of the file
 that `ONCEGATE_CONFIG` names: [`providers.md`](providers.md#more-routes).
 ";
