@@ -401,7 +401,7 @@ fn database_url(setting: &'static str, url: &str) -> Result<(), Problem> {
     const WANTED: &str =
         "has to be postgres://user:password@host:port/database; the embedded store's file is ONCEGATE_STORE";
     match scheme(url.trim()) {
-        Some(known) if ["postgres", "postgresql"].iter().any(|wanted| wanted.eq_ignore_ascii_case(known)) => {}
+        Some(known) if postgres::is_scheme(known) => {}
         Some(other) => return Err(Problem::new(setting, format!("begins with {other}://, {WANTED}"))),
         None => return Err(Problem::new(setting, format!("not a URL: {WANTED}"))),
     }

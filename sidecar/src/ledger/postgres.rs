@@ -41,7 +41,7 @@ pub use check::check;
 pub use connect::{ConnectError, Node};
 pub use target::Target;
 pub use url::UrlError;
-pub(crate) use url::{CertificateFile, certificate_files, options};
+pub(crate) use url::{CertificateFile, certificate_files, is_scheme, options};
 
 use self::{
     connect::Slots,

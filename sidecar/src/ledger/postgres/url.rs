@@ -3,6 +3,7 @@
 use std::{fmt, path::PathBuf, str::FromStr as _};
 
 use form_urlencoded::Parse;
+use oncegate_runtime::config::scheme;
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::OpenError;
@@ -28,6 +29,9 @@ const PARAMETERS: [&[&str]; 14] = [
 /// Why a URL is not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum UrlError {
+    /// It is of something else, which sqlx does not ask about.
+    #[error("it does not begin with postgres://")]
+    Scheme,
     /// It cannot be parsed.
     #[error(transparent)]
     Invalid(sqlx::Error),
@@ -83,8 +87,16 @@ impl fmt::Display for UnknownParameters {
 
 impl std::error::Error for UnknownParameters {}
 
+/// Whether it is the scheme of a Postgres database's URL.
+pub(crate) fn is_scheme(scheme: &str) -> bool {
+    ["postgres", "postgresql"].iter().any(|wanted| wanted.eq_ignore_ascii_case(scheme))
+}
+
 /// Parses a URL.
 pub(crate) fn options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    if !scheme(url.trim()).is_some_and(is_scheme) {
+        return Err(UrlError::Scheme.into());
+    }
     // Before sqlx sees them: it would go on without those that it does not know, and log each with what it is set to.
     known_only(url).map_err(UrlError::Parameters)?;
     let options = PgConnectOptions::from_str(url).map_err(UrlError::Invalid)?;
