@@ -24,6 +24,7 @@ use oncegate_runtime::{
     secret::{SecretText, file},
     shutdown::{self, CancellationToken},
 };
+use tokio::task::JoinHandle;
 
 use self::{
     connection::Connection,
@@ -191,6 +192,36 @@ enum WorkloadName {
     Mixed,
 }
 
+impl TargetName {
+    /// Its name in reports.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// What the callers are shared out over.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    threads: u32,
+    /// Of all threads together.
+    connections: u32,
+}
+
+/// What came of a load.
+struct Measured {
+    tally: Tally,
+    /// How long was measured.
+    time: Duration,
+    /// The code of the first signal that came, if one did.
+    signal: Option<u8>,
+}
+
+/// What one thread has counted, and for how long it measured.
+type Loaded = Result<(Tally, Duration)>;
+
 /// How callers reach their target.
 #[derive(Clone)]
 enum Route {
@@ -201,13 +232,46 @@ enum Route {
 impl Bench {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         self.validate()?;
-        let (workload, name) = match self.workload {
-            WorkloadName::Cycle => (Workload::Cycle, "cycle"),
-            WorkloadName::Claims => (Workload::Claims, "claims"),
-            WorkloadName::Duplicates => (Workload::Duplicates, "duplicates"),
-            WorkloadName::Storm => (Workload::Storm, "storm"),
-            WorkloadName::Mixed => (Workload::Mixed(self.duplicate_share), "mixed"),
+        let shares = self.shares();
+        let (route, url) = self.route()?;
+        route.try_to_connect(&url).await?;
+        let run = Arc::new(Run::new(self.workload(), self.limits(shares)));
+        let Measured { tally, time, signal } = self.measure(&run, &route, shares).await?;
+        let about = About {
+            target: self.target.name(),
+            url,
+            workload: run.workload.name(),
+            concurrency: self.concurrency,
+            connections: shares.connections,
+            threads: shares.threads,
         };
+        // One that comes while the answers are checked cuts nothing short.
+        let interrupted = signal.filter(|_| time < self.duration);
+        let report = Report::new(about, tally, time, interrupted.is_some());
+        if self.json {
+            output::json(&report);
+            report.complain();
+        } else {
+            report.show();
+        }
+        match interrupted {
+            Some(code) if !report.is_wrong() => Err(Failure::Interrupted(code)),
+            _ if report.is_good() => Ok(()),
+            _ => Err(Failure::NotAsItShouldBe),
+        }
+    }
+
+    fn workload(&self) -> Workload {
+        match self.workload {
+            WorkloadName::Cycle => Workload::Cycle,
+            WorkloadName::Claims => Workload::Claims,
+            WorkloadName::Duplicates => Workload::Duplicates,
+            WorkloadName::Storm => Workload::Storm,
+            WorkloadName::Mixed => Workload::Mixed(self.duplicate_share),
+        }
+    }
+
+    fn shares(&self) -> Shares {
         let threads = self.threads.min(self.concurrency);
         let connections = match self.target {
             TargetName::Http => self.concurrency,
@@ -217,35 +281,26 @@ impl Bench {
                 .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX))
                 .max(threads),
         };
-        let (route, url) = self.route()?;
-        route.try_to_connect(&url).await?;
-        let run = Arc::new(Run::new(
-            workload,
-            Limits {
-                concurrency: self.concurrency,
-                threads,
-                keys: self.keys,
-                prepared: self.prepared,
-                warm_up: self.warm_up,
-                duration: self.duration,
-                leave_locked: self.leave_locked,
-                check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
-            },
-        ));
-        let progress: Vec<Arc<Progress>> = (0..threads).map(|_| Arc::default()).collect();
-        let mut tasks = Vec::new();
-        for (thread, progress) in (0..threads).zip(&progress) {
-            let (run, route, progress) = (Arc::clone(&run), route.clone(), Arc::clone(progress));
-            // A runtime of its own, so that callers do not move between threads.
-            tasks.push(tokio::task::spawn_blocking(move || {
-                let loaded = load_thread(&run, &route, thread, threads, connections, &progress);
-                if loaded.is_err() {
-                    run.failed.cancel();
-                }
-                loaded
-            }));
+        Shares { threads, connections }
+    }
+
+    fn limits(&self, shares: Shares) -> Limits {
+        Limits {
+            concurrency: self.concurrency,
+            threads: shares.threads,
+            keys: self.keys,
+            prepared: self.prepared,
+            warm_up: self.warm_up,
+            duration: self.duration,
+            leave_locked: self.leave_locked,
+            check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
         }
-        let shown = self.show_progress(&run, &progress);
+    }
+
+    /// Makes the load, says how far it is, and stops it early when a signal asks for that.
+    async fn measure(&self, run: &Arc<Run>, route: &Route, shares: Shares) -> Result<Measured, Failure> {
+        let (tasks, progress) = start_threads(run, route, shares);
+        let shown = self.show_progress(run, progress);
         // Set by the first signal, to the code that it would end another command with.
         let signalled = Arc::new(OnceLock::new());
         let told = Arc::clone(&signalled);
@@ -253,33 +308,12 @@ impl Bench {
             let _ = told.set(code);
         };
         let signal = shutdown::on_signals_telling(tell).context("cannot listen for signals")?;
-        let watch = tokio::spawn(stop_on_signal(Arc::clone(&run), signal));
+        let watch = tokio::spawn(stop_on_signal(Arc::clone(run), signal));
         let ended = join(tasks).await;
         watch.abort();
         shown.abort();
-        let (tally, measured) = ended?;
-        let about = About {
-            target: if self.target == TargetName::Grpc { "grpc" } else { "http" },
-            url,
-            workload: name,
-            concurrency: self.concurrency,
-            connections,
-            threads,
-        };
-        // One that comes while the answers are checked cuts nothing short.
-        let interrupted = signalled.get().filter(|_| measured < self.duration);
-        let report = Report::new(about, tally, measured, interrupted.is_some());
-        if self.json {
-            output::json(&report);
-            report.complain();
-        } else {
-            report.show();
-        }
-        match interrupted {
-            Some(code) if !report.is_wrong() => Err(Failure::Interrupted(*code)),
-            _ if report.is_good() => Ok(()),
-            _ => Err(Failure::NotAsItShouldBe),
-        }
+        let (tally, time) = ended?;
+        Ok(Measured { tally, time, signal: signalled.get().copied() })
     }
 
     fn validate(&self) -> Result<(), Failure> {
@@ -351,12 +385,12 @@ impl Bench {
     }
 
     /// How far it is, on standard error: a line that changes, if that is a terminal, and otherwise one now and then.
-    fn show_progress(&self, run: &Arc<Run>, progress: &[Arc<Progress>]) -> tokio::task::JoinHandle<()> {
+    fn show_progress(&self, run: &Arc<Run>, progress: Vec<Arc<Progress>>) -> JoinHandle<()> {
         let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::no_length() };
         let bar = bar.with_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is sound"));
         let lines = !std::io::stderr().is_terminal();
         let every = if lines { self.progress } else { Duration::from_millis(250) };
-        let (run, progress) = (Arc::clone(run), progress.to_vec());
+        let run = Arc::clone(run);
         tokio::spawn(async move {
             let bar = ClearedAtTheEnd(bar);
             let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
@@ -435,15 +469,28 @@ impl Route {
     }
 }
 
+/// Starts the threads that make the load, each with what it says of its progress.
+fn start_threads(run: &Arc<Run>, route: &Route, shares: Shares) -> (Vec<JoinHandle<Loaded>>, Vec<Arc<Progress>>) {
+    (0..shares.threads)
+        .map(|thread| {
+            let progress: Arc<Progress> = Arc::default();
+            let (run, route, told) = (Arc::clone(run), route.clone(), Arc::clone(&progress));
+            // A runtime of its own, so that callers do not move between threads.
+            let task = tokio::task::spawn_blocking(move || {
+                let loaded = load_thread(&run, &route, thread, shares, &told);
+                if loaded.is_err() {
+                    run.failed.cancel();
+                }
+                loaded
+            });
+            (task, progress)
+        })
+        .unzip()
+}
+
 /// One thread's share of the load.
-fn load_thread(
-    run: &Arc<Run>,
-    route: &Route,
-    thread: u32,
-    threads: u32,
-    connections: u32,
-    progress: &Arc<Progress>,
-) -> Result<(Tally, Duration)> {
+fn load_thread(run: &Arc<Run>, route: &Route, thread: u32, shares: Shares, progress: &Arc<Progress>) -> Loaded {
+    let Shares { threads, connections } = shares;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")?;
     runtime.block_on(async {
@@ -480,7 +527,7 @@ async fn stop_on_signal(run: Arc<Run>, signal: CancellationToken) {
 }
 
 /// What all threads counted, and for how long they measured.
-async fn join(tasks: Vec<tokio::task::JoinHandle<Result<(Tally, Duration)>>>) -> Result<(Tally, Duration)> {
+async fn join(tasks: Vec<JoinHandle<Loaded>>) -> Loaded {
     let mut all = (Tally::default(), Duration::ZERO);
     let mut failed: Option<anyhow::Error> = None;
     for task in tasks {

@@ -61,6 +61,19 @@ pub(super) enum Workload {
     Mixed(f64),
 }
 
+impl Workload {
+    /// Its name in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cycle => "cycle",
+            Self::Claims => "claims",
+            Self::Duplicates => "duplicates",
+            Self::Storm => "storm",
+            Self::Mixed(_) => "mixed",
+        }
+    }
+}
+
 /// What all threads of a run have in common.
 #[derive(Debug)]
 pub(super) struct Run {
