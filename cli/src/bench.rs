@@ -30,7 +30,7 @@ use self::{
     connection::Connection,
     grpc::Sidecar,
     http::{Gateway, Shared},
-    load::{AnotherFailed, CALLERS_MAX, KEYS_FROM, Limits, Progress, Run, Workload},
+    load::{CALLERS_MAX, KEYS_FROM, Limits, NotMeasured, Progress, Run, Workload},
     message::Messages,
     report::{About, Report},
     tally::Tally,
@@ -220,7 +220,7 @@ struct Measured {
 }
 
 /// What one thread has counted, and for how long it measured.
-type Loaded = Result<(Tally, Duration)>;
+type Loaded = Result<(Tally, Duration), NotMeasured>;
 
 /// How callers reach their target.
 #[derive(Clone)]
@@ -500,7 +500,8 @@ fn load_thread(run: &Arc<Run>, route: &Route, thread: u32, shares: Shares, progr
             Route::Grpc { reach, messages, timeout } => {
                 let mut opened = Vec::new();
                 for _ in 0..connections / threads + u32::from(thread < connections % threads) {
-                    opened.push(Connection::open(reach).await.context("cannot connect")?);
+                    let connection = Connection::open(reach).await;
+                    opened.push(connection.map_err(|error| NotMeasured::Unreachable(error.context("cannot connect")))?);
                 }
                 for (number, connection) in numbers.zip(opened.iter().cycle()) {
                     let sidecar = Sidecar::new(connection.calls().await, Arc::clone(messages), *timeout);
@@ -510,7 +511,8 @@ fn load_thread(run: &Arc<Run>, route: &Route, thread: u32, shares: Shares, progr
             Route::Http(shared) => {
                 for number in numbers {
                     let mut gateway = Gateway::new(Arc::clone(shared), KEYS_FROM);
-                    gateway.connect().await.map_err(|fault| anyhow::anyhow!("{}", fault.code))?;
+                    let connected = gateway.connect().await;
+                    connected.map_err(|fault| NotMeasured::Unreachable(anyhow::anyhow!("{}", fault.code)))?;
                     callers.push((number, Caller::Http(Box::new(gateway))));
                 }
             }
@@ -527,11 +529,12 @@ async fn stop_on_signal(run: Arc<Run>, signal: CancellationToken) {
 }
 
 /// What all threads counted, and for how long they measured.
-async fn join(tasks: Vec<JoinHandle<Loaded>>) -> Loaded {
+async fn join(tasks: Vec<JoinHandle<Loaded>>) -> Result<(Tally, Duration), Failure> {
     let mut all = (Tally::default(), Duration::ZERO);
-    let mut failed: Option<anyhow::Error> = None;
+    let mut failed: Option<NotMeasured> = None;
     for task in tasks {
-        match task.await.context("a thread of the load panicked").and_then(|loaded| loaded) {
+        let loaded = task.await.context("a thread of the load panicked").map_err(NotMeasured::Failed);
+        match loaded.and_then(|loaded| loaded) {
             Ok((tally, measured)) => {
                 all.0.add(tally);
                 all.1 = all.1.max(measured);
@@ -539,14 +542,14 @@ async fn join(tasks: Vec<JoinHandle<Loaded>>) -> Loaded {
             // Threads that waited for the failed one may come before or after it: the cause is what has to be reported.
             Err(error) => {
                 failed = Some(match failed {
-                    Some(known) if !known.is::<AnotherFailed>() => known,
+                    Some(known) if !matches!(known, NotMeasured::AnotherFailed) => known,
                     Some(_) | None => error,
                 });
             }
         }
     }
     match failed {
-        Some(error) => Err(error),
+        Some(error) => Err(error.into()),
         None => Ok(all),
     }
 }

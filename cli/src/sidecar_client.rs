@@ -92,10 +92,7 @@ impl Sidecar {
 
     /// The same, where fields of the request were given as options: each field with the option's name.
     pub(crate) fn failure_of(&self, status: &Status, options: &[(&str, &str)]) -> Failure {
-        // The sidecar's own refusals carry a reason; without one, the connection failed. A server that speaks
-        // another protocol, or refuses our certificate, breaks off.
-        let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal);
-        if broken && status.get_details_error_info().is_none() {
+        if is_broken_off(status) {
             return self.unreachable(anyhow::anyhow!("{}", status.message()));
         }
         Failure::Failed(anyhow::anyhow!("{}", explain(status, options)))
@@ -104,6 +101,13 @@ impl Sidecar {
     fn unreachable(&self, error: anyhow::Error) -> Failure {
         Failure::Unreachable(error.context(format!("cannot reach the sidecar at {}", self.url)))
     }
+}
+
+/// Whether the connection failed, so that nothing is known of a sidecar there. A sidecar's own refusals carry a reason; a
+/// server that speaks another protocol, or refuses our certificate, breaks off.
+pub(crate) fn is_broken_off(status: &Status) -> bool {
+    let broken = matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal);
+    broken && status.get_details_error_info().is_none()
 }
 
 /// An error for people: what it is, why, which fields, and when to try again.

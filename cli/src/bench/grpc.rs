@@ -13,6 +13,7 @@ use super::{
     message::{Acknowledged, ClaimAnswer, Messages},
     target::{Fault, Verdict},
 };
+use crate::sidecar_client::is_broken_off;
 
 const CHECK_AND_LOCK: &str = "/oncegate.v1.IdempotencyService/CheckAndLock";
 const MARK_COMPLETED: &str = "/oncegate.v1.IdempotencyService/MarkCompleted";
@@ -55,7 +56,7 @@ impl Sidecar {
                 answer.map_err(|status| fault(&status))
             }
             Ok(Err(status)) => Err(fault(&status)),
-            Err(_) => Err(Fault { code: "no answer in time".to_owned() }),
+            Err(_) => Err(Fault::timed_out()),
         }
     }
 }
@@ -68,5 +69,6 @@ fn fault(status: &Status) -> Fault {
             // It comes from the connection, or from another service.
             None => format!("{code:?}, no reason given"),
         },
+        answered: !is_broken_off(status),
     }
 }

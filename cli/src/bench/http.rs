@@ -81,7 +81,7 @@ impl Gateway {
             Err(_) => {
                 // A late answer would be taken for that of the next request.
                 self.connection = None;
-                Err(Fault { code: "no answer in time".to_owned() })
+                Err(Fault::timed_out())
             }
         }
     }
@@ -174,7 +174,7 @@ fn verdict(status: StatusCode, body: &[u8]) -> Result<Verdict, Fault> {
         // 200 where GATEWAY_IN_PROGRESS_STATUS says so.
         (200 | 409, "in_progress") => Ok(Verdict::InProgress),
         (200, "held") | (422, _) => Ok(Verdict::Refused),
-        (status, word) => Err(Fault { code: format!("{status} {word}") }),
+        (status, word) => Err(Fault { code: format!("{status} {word}"), answered: true }),
     }
 }
 
@@ -185,7 +185,7 @@ fn lost(what: &str, error: &(dyn std::error::Error + 'static)) -> Fault {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    Fault { code: format!("{what}: {cause}") }
+    Fault { code: format!("{what}: {cause}"), answered: false }
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fmt,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
@@ -18,6 +17,7 @@ use super::{
     tally::{Correctness, Operation, SharedTally, Tally},
     target::{Answer, Caller, Fault, Verdict},
 };
+use crate::failure::Failure;
 
 /// The number of the first event that is sent repeatedly: far from the new ones.
 pub(super) const KEYS_FROM: u64 = 900_000_000_000;
@@ -126,17 +126,40 @@ pub(super) struct Progress {
     pub(super) checked: AtomicU64,
 }
 
-/// Another thread could not begin, and reports why.
+/// Why a thread has measured nothing.
 #[derive(Debug)]
-pub(super) struct AnotherFailed;
+pub(super) enum NotMeasured {
+    /// Another thread could not begin, and reports why.
+    AnotherFailed,
+    /// Nobody answers at the target, or nobody who speaks its protocol.
+    Unreachable(anyhow::Error),
+    /// The target refuses, or something is wrong here.
+    Failed(anyhow::Error),
+}
 
-impl fmt::Display for AnotherFailed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("another thread of the load could not begin")
+impl NotMeasured {
+    /// A call failed that has to succeed before there is anything to measure.
+    fn by(fault: Fault, what: &'static str) -> Self {
+        let error = anyhow::anyhow!("{}", fault.code).context(what);
+        if fault.answered { Self::Failed(error) } else { Self::Unreachable(error) }
     }
 }
 
-impl std::error::Error for AnotherFailed {}
+impl From<anyhow::Error> for NotMeasured {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<NotMeasured> for Failure {
+    fn from(error: NotMeasured) -> Self {
+        match error {
+            NotMeasured::AnotherFailed => Self::Failed(anyhow::anyhow!("another thread of the load could not begin")),
+            NotMeasured::Unreachable(error) => Self::Unreachable(error),
+            NotMeasured::Failed(error) => Self::Failed(error),
+        }
+    }
+}
 
 /// The limits of a run.
 pub(super) struct Limits {
@@ -210,12 +233,12 @@ impl Run {
 /// Runs the callers of one thread, in that thread's own runtime, and checks at the end what they were told.
 ///
 /// # Errors
-/// When the events to send duplicates of cannot be completed first.
+/// When the first call fails, or the events to send duplicates of cannot be completed first.
 pub(super) async fn run(
     run: &Arc<Run>,
     callers: Vec<(u32, Caller)>,
     progress: &Arc<Progress>,
-) -> Result<(Tally, Duration)> {
+) -> Result<(Tally, Duration), NotMeasured> {
     let tally = Arc::new(SharedTally::default());
     let mut workers: Vec<Worker> = callers
         .into_iter()
@@ -232,11 +255,11 @@ pub(super) async fn run(
         .collect();
     workers = each(workers, Step::Begin).await?;
     if run.has_duplicates() && !run.prepared {
-        workers = each(workers, Step::Prepare).await.context("cannot complete the events to send again")?;
+        workers = each(workers, Step::Prepare).await?;
     }
     tokio::select! {
         _ = run.start.wait() => {}
-        () = run.failed.cancelled() => return Err(AnotherFailed.into()),
+        () = run.failed.cancelled() => return Err(NotMeasured::AnotherFailed),
     }
     let window = *run.window.get_or_init(|| {
         let from = Instant::now() + run.warm_up;
@@ -250,7 +273,7 @@ pub(super) async fn run(
 }
 
 /// One part of a run, for every worker at once.
-async fn each(workers: Vec<Worker>, step: Step) -> Result<Vec<Worker>> {
+async fn each(workers: Vec<Worker>, step: Step) -> Result<Vec<Worker>, NotMeasured> {
     let tasks: Vec<_> = workers.into_iter().map(|worker| tokio::spawn(worker.take(step))).collect();
     let mut workers = Vec::with_capacity(tasks.len());
     for task in tasks {
@@ -285,7 +308,7 @@ struct Worker {
 }
 
 impl Worker {
-    async fn take(mut self, step: Step) -> Result<Self> {
+    async fn take(mut self, step: Step) -> Result<Self, NotMeasured> {
         match step {
             // Once for all.
             Step::Begin if self.number == 0 => self.begin().await?,
@@ -301,7 +324,7 @@ impl Worker {
 
     /// Finds out with the first calls whether the load can be made at all: the wrong protocol, port, secret or token, or a
     /// name that was used before, would otherwise be found at the end, as nothing but failed calls.
-    async fn begin(&mut self) -> Result<()> {
+    async fn begin(&mut self) -> Result<(), NotMeasured> {
         let prepares = self.run.has_duplicates() && !self.run.prepared;
         if self.run.workload != Workload::Duplicates {
             self.begin_with(first::NEW).await?;
@@ -315,7 +338,7 @@ impl Worker {
         Ok(())
     }
 
-    async fn begin_with(&mut self, event: u64) -> Result<()> {
+    async fn begin_with(&mut self, event: u64) -> Result<(), NotMeasured> {
         let began = Instant::now();
         let caller = rand::random_range(FIRST);
         let mut tries = 0;
@@ -323,7 +346,7 @@ impl Worker {
             match self.caller.process(event, caller).await {
                 Ok(answer) => break answer.verdict,
                 Err(fault) if began.elapsed() >= FIRST_MAX || self.run.is_stopped() => {
-                    anyhow::bail!("the first call failed, and nothing was measured: {}", fault.code)
+                    return Err(NotMeasured::by(fault, "the first call failed, and nothing was measured"));
                 }
                 Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
             }
@@ -333,23 +356,31 @@ impl Worker {
             Verdict::Granted => self.acknowledge(event),
             // Or completed by an earlier try, whose answer was lost.
             Verdict::Completed if event == first::PREPARED || tries > 0 => {}
-            Verdict::Completed | Verdict::InProgress => anyhow::bail!(
-                "--run: a run of this name has been before, and its events are there. Choose another name, or none"
-            ),
-            Verdict::Refused => anyhow::bail!("a new event was answered {verdict:?}, and nothing was measured"),
+            Verdict::Completed | Verdict::InProgress => {
+                return Err(NotMeasured::Failed(anyhow::anyhow!(
+                    "--run: a run of this name has been before, and its events are there. Choose another name, or none"
+                )));
+            }
+            Verdict::Refused => {
+                let error = anyhow::anyhow!("a new event was answered {verdict:?}, and nothing was measured");
+                return Err(NotMeasured::Failed(error));
+            }
         }
         Ok(())
     }
 
     /// Completes its share of the events to send duplicates of.
-    async fn prepare(&mut self) -> Result<()> {
+    async fn prepare(&mut self) -> Result<(), NotMeasured> {
+        const FAILED: &str = "cannot complete the events to send again";
         let mut key = u64::from(self.number);
         while key < self.run.keys && !self.run.is_stopped() && !self.run.failed.is_cancelled() {
             let mut tries = 0;
             let answer = loop {
                 match self.caller.process(KEYS_FROM + key, self.number).await {
                     Ok(answer) => break answer,
-                    Err(fault) if tries == TRIES || self.run.is_stopped() => anyhow::bail!("{}", fault.code),
+                    Err(fault) if tries == TRIES || self.run.is_stopped() => {
+                        return Err(NotMeasured::by(fault, FAILED));
+                    }
                     Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
                 }
                 tries += 1;
@@ -359,7 +390,8 @@ impl Worker {
                 // Completed by an earlier try whose answer was lost.
                 Verdict::Completed => {}
                 Verdict::InProgress | Verdict::Refused => {
-                    anyhow::bail!("a new event was answered {:?}", answer.verdict)
+                    let error = anyhow::anyhow!("a new event was answered {:?}", answer.verdict);
+                    return Err(NotMeasured::Failed(error.context(FAILED)));
                 }
             }
             key += u64::from(self.run.concurrency);

@@ -32,6 +32,15 @@ pub(super) struct Answer {
 pub(super) struct Fault {
     /// The code, and the reason if one was given.
     pub(super) code: String,
+    /// Whether the target said so. Otherwise there was no answer, or none of a sidecar or a gateway.
+    pub(super) answered: bool,
+}
+
+impl Fault {
+    /// Nobody answered within the time-out.
+    pub(super) fn timed_out() -> Self {
+        Self { code: "no answer in time".to_owned(), answered: false }
+    }
 }
 
 /// One caller of many: it asks for one thing at a time.

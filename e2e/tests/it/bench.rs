@@ -226,19 +226,26 @@ async fn what_cannot_be_asked_for_again_is_not_called_correct() -> Result<()> {
 async fn what_cannot_work_is_found_by_the_first_call() -> Result<()> {
     let everything = Everything::start(Ledger::Sqlite).await?;
     let [sidecar, gateway] = [everything.sidecar, everything.gateway].map(|address| format!("http://{address}"));
+    // It accepts connections, and says nothing.
+    let accepts_only = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+    let silent = format!("http://{}", accepts_only.local_addr()?);
     let directory = tempfile::tempdir()?;
     // A minute is all that a command may take here.
     let long = ["bench", "--duration", "1h", "--url"];
-    for (url, more, said) in [
-        (&gateway, &["--workload", "cycle"][..], "the first call failed"),
-        (&sidecar, &["--target", "http"], "the first call failed"),
-        (&gateway, &["--target", "http", "--secret", "whsec_wrong"], "the first call failed"),
-        (&sidecar, &["--provider", "No Such", "--workload", "duplicates"], "InvalidArgument INVALID_FIELD"),
+    for (url, more, code, said) in [
+        // Nobody is there, or somebody who speaks another protocol.
+        (&silent, &["--timeout", "50ms"][..], 3, "the first call failed, and nothing was measured: no answer in time"),
+        (&silent, &["--timeout", "50ms", "--target", "http"], 3, "no answer in time"),
+        (&gateway, &["--workload", "cycle"], 3, "the first call failed"),
+        (&sidecar, &["--target", "http"], 3, "the first call failed"),
+        // They are there, and refuse.
+        (&gateway, &["--target", "http", "--secret", "whsec_wrong"], 1, "the first call failed"),
+        (&sidecar, &["--provider", "No Such", "--workload", "duplicates"], 1, "InvalidArgument INVALID_FIELD"),
     ] {
         let arguments = [&long[..], &[url.as_str()], more].concat();
         let command = Oncegate::new(directory.path(), arguments)?.env("STRIPE_WEBHOOK_SECRET", SECRET);
         let finished = command.run().await?;
-        assert_eq!(finished.code, Some(1), "{more:?}: {finished}");
+        assert_eq!(finished.code, Some(code), "{more:?}: {finished}");
         assert!(finished.stderr.contains(said), "{more:?}: {finished}");
     }
     Ok(())
