@@ -43,7 +43,7 @@ use crate::{
     key::Identity,
     metrics::{ClaimLabel, Metrics},
     route::Route,
-    sidecar::{Attempt, CallErrorKind, Grant, Sidecar},
+    sidecar::{Attempt, CallError, CallErrorKind, Grant, Sidecar},
     upstream::{Hold, Outcome, Parcel, Reply, Upstream},
 };
 
@@ -320,59 +320,69 @@ impl Courier {
     /// less left than it was granted with. One half of the margin is for the calls until here, the other is kept for the
     /// mark. Says how long the application has.
     async fn cover(&self, event: &Event, lock: &mut Lock) -> Result<Duration, NotCovered> {
-        let Event { route, identity, .. } = event;
-        let timeout = route.application.timeout;
+        let timeout = event.route.application.timeout;
         let kept = self.lock_margin / 2;
-        let mut backoff = Backoff::claims();
-        while lock.remaining() < timeout + kept {
-            let asked = Instant::now();
-            match self.sidecar.extend(lock.attempt(route, identity)).await {
-                Ok(grant) => {
-                    lock.ends = asked + grant.remaining;
-                    let needed = timeout + self.lock_margin;
-                    if grant.remaining < needed {
-                        tracing::error!(
-                            event = digest(route, identity),
-                            remaining = ?grant.remaining,
-                            needed = ?needed,
-                            "extended lock is still too short"
-                        );
-                        return Err(NotCovered::unsure());
-                    }
-                    // The time that the answer was on its way is no reason to give up: the next attempt would find the
-                    // sidecar just as slow, and so would every other until the event is dead. The application gets less
-                    // time instead.
-                    break;
-                }
-                Err(error) => match error.kind {
-                    CallErrorKind::Unknown | CallErrorKind::Unavailable { .. } if !lock.remaining().is_zero() => {
-                        tokio::select! {
-                            () = sleep(backoff.next()) => {}
-                            () = self.stop.cancelled() => return Err(NotCovered::unsure()),
-                        }
-                    }
-                    CallErrorKind::LockLost { completed } => {
-                        self.metrics.locks_lost.add();
-                        return Err(NotCovered::Lost(lock_lost(completed)));
-                    }
-                    CallErrorKind::Unknown
-                    | CallErrorKind::Unavailable { .. }
-                    | CallErrorKind::ClaimEnded
-                    | CallErrorKind::Mismatch
-                    | CallErrorKind::OutcomeConflict
-                    | CallErrorKind::NotFound
-                    | CallErrorKind::Rejected => {
-                        let status = &error.status as &dyn StdError;
-                        tracing::warn!(event = digest(route, identity), status, "lock cannot be extended");
-                        return Err(NotCovered::unsure());
-                    }
-                },
-            }
+        if lock.remaining() < timeout + kept {
+            self.extend(event, lock, timeout + self.lock_margin).await?;
         }
         // Never into the part that is kept, or a second attempt could begin while this one is still at work.
         let left = timeout.min(lock.remaining().saturating_sub(kept));
         // With less, a connection that was never made could not be told from an answer that never came.
         if left <= self.upstream_connect_timeout { Err(NotCovered::unsure()) } else { Ok(left) }
+    }
+
+    /// Extends the lock, asking as often as it takes while there is something left of it. `needed` is what an extended one has
+    /// to have.
+    async fn extend(&self, event: &Event, lock: &mut Lock, needed: Duration) -> Result<(), NotCovered> {
+        let mut backoff = Backoff::claims();
+        loop {
+            let asked = Instant::now();
+            match self.sidecar.extend(lock.attempt(&event.route, &event.identity)).await {
+                Ok(grant) => {
+                    lock.ends = asked + grant.remaining;
+                    // The time that the answer was on its way is no reason to give up: the next attempt would find the
+                    // sidecar just as slow, and so would every other until the event is dead. The application gets less
+                    // time instead.
+                    if grant.remaining >= needed {
+                        return Ok(());
+                    }
+                    tracing::error!(
+                        event = digest(&event.route, &event.identity),
+                        remaining = ?grant.remaining,
+                        needed = ?needed,
+                        "extended lock is still too short"
+                    );
+                    return Err(NotCovered::unsure());
+                }
+                Err(error) => self.not_extended(event, lock, &error)?,
+            }
+            tokio::select! {
+                () = sleep(backoff.next()) => {}
+                () = self.stop.cancelled() => return Err(NotCovered::unsure()),
+            }
+        }
+    }
+
+    /// What a failed extension means. Ok: nothing is decided, ask again.
+    fn not_extended(&self, event: &Event, lock: &Lock, error: &CallError) -> Result<(), NotCovered> {
+        match error.kind {
+            CallErrorKind::Unknown | CallErrorKind::Unavailable { .. } if !lock.remaining().is_zero() => Ok(()),
+            CallErrorKind::LockLost { completed } => {
+                self.metrics.locks_lost.add();
+                Err(NotCovered::Lost(lock_lost(completed)))
+            }
+            CallErrorKind::Unknown
+            | CallErrorKind::Unavailable { .. }
+            | CallErrorKind::ClaimEnded
+            | CallErrorKind::Mismatch
+            | CallErrorKind::OutcomeConflict
+            | CallErrorKind::NotFound
+            | CallErrorKind::Rejected => {
+                let status = &error.status as &dyn StdError;
+                tracing::warn!(event = digest(&event.route, &event.identity), status, "lock cannot be extended");
+                Err(NotCovered::unsure())
+            }
+        }
     }
 
     async fn send(&self, event: &Event, lock: Option<&Lock>, timeout: Duration) -> Reply {
