@@ -30,8 +30,8 @@ fn applied(rows: &[PgRow], count: usize) -> Result<Vec<Applied>, sqlx::Error> {
     let mut found: Vec<Applied> = (0..count).map(|_| None).collect();
     for row in rows {
         let place: i32 = row.try_get(0)?;
-        if let Some(slot) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
-            *slot = Some((row::event(row, EVENT_COLUMN)?, row.try_get(1)?));
+        if let Some(at_place) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
+            *at_place = Some((row::event(row, EVENT_COLUMN)?, row.try_get(1)?));
         }
     }
     Ok(found)
@@ -181,8 +181,8 @@ impl<R: Tokened, A: Send> Statement for Classify<R, A> {
         let mut found: Vec<Option<Classified>> = items.iter().map(|_| None).collect();
         for row in &rows {
             let place: i32 = row.try_get(0)?;
-            if let Some(slot) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
-                *slot = Some(Classified {
+            if let Some(at_place) = usize::try_from(place).ok().and_then(|place| found.get_mut(place)) {
+                *at_place = Some(Classified {
                     event: row::event(row, EVENT_COLUMN)?,
                     archived: row::archived(row)?,
                     resolution: row::resolution(row)?,

@@ -189,8 +189,8 @@ impl Statement for Hot {
                 }
                 Form::NewAndOwnCompletions => row_of_part(items, row, EVENT_COLUMN_BESIDE_OWN)?,
             };
-            if let Some(slot) = place.and_then(|place| found.get_mut(place)) {
-                *slot = answer;
+            if let Some(at_place) = place.and_then(|place| found.get_mut(place)) {
+                *at_place = answer;
             }
         }
         Ok(found)
