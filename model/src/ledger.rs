@@ -239,17 +239,17 @@ impl Protocol {
                 if before.state == State::Completed {
                     world.rows[event].replayed = token;
                 }
-                world.unburied[event] = Some(Entry::tombstone(token, now));
+                world.tombstones[event] = Some(Entry::tombstone(token, now));
                 world.rows[event].event = Some(after);
             }
             // The operator asks again after getting no answer.
-            ResolveStep::Repeated => world.unburied[event] = Some(Entry::tombstone(before.fencing_token, now)),
+            ResolveStep::Repeated => world.tombstones[event] = Some(Entry::tombstone(before.fencing_token, now)),
             ResolveStep::Refuse(_) => {}
         }
     }
 
-    pub(crate) fn bury(&self, world: &mut World, event: EventIndex) {
-        let Some(tombstone) = world.unburied[event].take() else { return };
+    pub(crate) fn write_tombstone(&self, world: &mut World, event: EventIndex) {
+        let Some(tombstone) = world.tombstones[event].take() else { return };
         let token = token_of(&tombstone);
         if self.broken == Some(Broken::DeleteInsteadOfTombstone) {
             world.redis[event] = None;

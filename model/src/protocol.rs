@@ -49,7 +49,7 @@ impl Model for Protocol {
             earlier: vec![None; self.events],
             lost: vec![false; self.events],
             fills: Vec::new(),
-            unburied: vec![None; self.events],
+            tombstones: vec![None; self.events],
             spent: Spent::default(),
             history: vec![History::default(); self.events],
         }]
@@ -99,8 +99,8 @@ impl Model for Protocol {
                 ];
                 actions.extend(decisions.map(|(to, force)| Action::Resolve { event, to, force }));
             }
-            if world.unburied[event].is_some() {
-                actions.push(Action::Bury(event));
+            if world.tombstones[event].is_some() {
+                actions.push(Action::Tombstone(event));
             }
             if world.spent.cleanups < self.cleanups && self.cleans(world, event) {
                 actions.push(Action::Clean(event));
@@ -162,7 +162,7 @@ impl Model for Protocol {
                 world.spent.resolutions += 1;
                 self.resolve(&mut world, event, to, force);
             }
-            Action::Bury(event) => self.bury(&mut world, event),
+            Action::Tombstone(event) => self.write_tombstone(&mut world, event),
             Action::Clean(event) => {
                 world.spent.cleanups += 1;
                 self.clean(&mut world, event);
@@ -182,7 +182,7 @@ impl Model for Protocol {
             Action::CrashSidecar => {
                 world.spent.crashes += 1;
                 world.fills.clear();
-                world.unburied.fill(None);
+                world.tombstones.fill(None);
             }
             Action::FlushRedis => {
                 world.spent.crashes += 1;

@@ -36,7 +36,7 @@ pub struct World {
     /// Entries that the sidecar is writing to Redis.
     pub fills: Vec<Fill>,
     /// Resolutions that the sidecar has committed but not answered: their tombstone is still to be written.
-    pub unburied: Vec<Option<Entry>>,
+    pub tombstones: Vec<Option<Entry>>,
     /// How much of each bounded action has happened.
     pub spent: Spent,
     /// What has happened, for the properties.
@@ -151,7 +151,7 @@ pub enum Action {
         force: bool,
     },
     /// The tombstone of a resolution reaches Redis, and the operator gets the answer.
-    Bury(EventIndex),
+    Tombstone(EventIndex),
     /// Cleanup takes an event.
     Clean(EventIndex),
     /// The database's clock moves.
