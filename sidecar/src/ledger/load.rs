@@ -61,12 +61,30 @@ pub struct Load {
     takes_turns: bool,
 }
 
-/// A batch that has begun.
+/// A batch that is under way, until it is dropped: it counts even if what it does panics.
 #[derive(Debug)]
-pub struct Batch {
+#[must_use = "the batch ends when this is dropped"]
+pub struct Batch<'l> {
+    load: &'l Load,
     begun: Instant,
     calls: u64,
+    /// No Cleanup step was under way when it began.
     quiet: bool,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        let load = self.load;
+        load.batches.fetch_sub(1, Ordering::Relaxed);
+        let time = self.begun.elapsed();
+        let quiet = self.quiet && load.steps.load(Ordering::Relaxed) == 0;
+        // Numbers are added under it; nothing there can panic half-way.
+        let mut sums = load.sums.lock().unwrap_or_else(PoisonError::into_inner);
+        sums.all.add(time, self.calls);
+        if quiet {
+            sums.quiet.add(time, self.calls);
+        }
+    }
 }
 
 /// A Cleanup step that is under way, until it is dropped.
@@ -86,24 +104,10 @@ impl Load {
     }
 
     /// A batch of so many calls begins.
-    pub fn begin(&self, calls: usize) -> Batch {
+    pub fn batch(&self, calls: usize) -> Batch<'_> {
         self.batches.fetch_add(1, Ordering::Relaxed);
         let calls = u64::try_from(calls).unwrap_or(u64::MAX);
-        Batch { begun: Instant::now(), calls, quiet: self.steps.load(Ordering::Relaxed) == 0 }
-    }
-
-    /// It has ended.
-    pub fn end(&self, batch: Batch) {
-        self.batches.fetch_sub(1, Ordering::Relaxed);
-        let Batch { begun, calls, quiet } = batch;
-        let time = begun.elapsed();
-        let quiet = quiet && self.steps.load(Ordering::Relaxed) == 0;
-        // Numbers are added under it; nothing there can panic half-way.
-        let mut sums = self.sums.lock().unwrap_or_else(PoisonError::into_inner);
-        sums.all.add(time, calls);
-        if quiet {
-            sums.quiet.add(time, calls);
-        }
+        Batch { load: self, begun: Instant::now(), calls, quiet: self.steps.load(Ordering::Relaxed) == 0 }
     }
 
     /// A Cleanup step begins.
@@ -140,28 +144,28 @@ mod tests {
         let load = Load::default();
         let (mut one, mut other) = (Seen::default(), Seen::default());
         assert_eq!(load.look(&mut one), Window::default());
-        load.end(load.begin(3));
+        drop(load.batch(3));
         let window = load.look(&mut one);
         assert!(window.quiet.is_some() && window.quiet == window.all, "{window:?}");
         let step = load.step();
-        load.end(load.begin(1));
+        drop(load.batch(1));
         let window = load.look(&mut one);
         assert!(window.quiet.is_none() && window.all.is_some(), "{window:?}");
         // Begun before the step or after it: it was beside it for a while.
-        let batch = load.begin(1);
+        let batch = load.batch(1);
         drop(step);
-        load.end(batch);
-        let batch = load.begin(1);
+        drop(batch);
+        let batch = load.batch(1);
         let step = load.step();
-        load.end(batch);
+        drop(batch);
         assert_eq!(load.look(&mut one).quiet, None);
         drop(step);
         assert_eq!(load.look(&mut one), Window::default());
         assert!(load.look(&mut other).all.is_some(), "the other has not looked yet");
         // A batch that goes on for longer than the time between two looks.
-        let batch = load.begin(1);
+        let batch = load.batch(1);
         assert_eq!(load.look(&mut other), Window { is_busy: true, ..Window::default() });
-        load.end(batch);
+        drop(batch);
         assert!(!load.look(&mut other).is_busy);
     }
 }

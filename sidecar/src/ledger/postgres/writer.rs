@@ -119,12 +119,12 @@ impl Writer {
             }
             let batch = self.gather(&mut closing);
             if !batch.is_empty() {
-                let begun = self.load.begin(batch.len());
+                let load = Arc::clone(&self.load);
+                let _timed = load.batch(batch.len());
                 let span = batch_span(batch.iter().map(|queued| &*queued.op));
                 let metrics = self.session.metrics.clone();
                 let _counted = metrics.batch(batch.len());
                 self.process(batch).instrument(span).await;
-                self.load.end(begun);
             }
             self.counts.keep_up().await;
             if !closing.is_empty() {

@@ -164,10 +164,10 @@ impl Writer {
         let span = batch_span(calls.iter());
         let metrics = self.metrics.clone();
         let counted = metrics.batch(calls.len());
-        let begun = self.load.begin(calls.len());
+        let load = Arc::clone(&self.load);
+        let timed = load.batch(calls.len());
         let done = span.in_scope(|| self.transact(&calls));
-        self.load.end(begun);
-        drop((span, counted));
+        drop((timed, span, counted));
         match done {
             Ok(outcomes) => {
                 for (call, outcome) in calls.into_iter().zip(outcomes) {
