@@ -208,10 +208,7 @@ impl Courier {
             {
                 return self.observe(event, slot, no_lock).await;
             }
-            Err(NoLock::Answer(answer)) => {
-                self.metrics.claimed(&event.route.provider, ClaimLabel::of(&answer));
-                return answer;
-            }
+            Err(NoLock::Answer(answer)) => return answer,
             Err(NoLock::Unsettled(unsettled)) => {
                 // The provider need not wait for a sidecar in trouble: its next try learns what became of this claim.
                 self.settle_later(event, slot, answer_by, unsettled);
@@ -257,13 +254,7 @@ impl Courier {
         unsettled: Unsettled,
     ) {
         let claim = OpenClaim::resume(&event.route, unsettled);
-        let mut lock = match self.claim(&event, answer_by, claim).await {
-            Ok(lock) => lock,
-            Err(no_lock) => {
-                self.metrics.claimed(&event.route.provider, ClaimLabel::of(&no_lock.into_answer()));
-                return;
-            }
-        };
+        let Ok(mut lock) = self.claim(&event, answer_by, claim).await else { return };
         if let Ok(outcome) = self.attempt(&event, &mut lock, Enforcement::Enforce).await {
             let (route, identity) = event.into_name();
             self.record(&route, &identity, &lock, outcome, slot).await;

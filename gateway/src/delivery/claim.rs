@@ -156,8 +156,22 @@ fn new_claim_id() -> String {
 }
 
 impl Courier {
-    /// CheckAndLock until its outcome is known (G9), or it has stayed unknown for too long and is handed back unsettled.
-    pub(super) async fn claim(&self, event: &Event, answer_by: Instant, mut claim: OpenClaim) -> Result<Lock, NoLock> {
+    /// CheckAndLock until its outcome is known (G9), or it has stayed unknown for too long and is handed back unsettled. Counts
+    /// what it comes to, once for each event (I11): one that is handed back to be taken up again is counted then.
+    pub(super) async fn claim(&self, event: &Event, answer_by: Instant, claim: OpenClaim) -> Result<Lock, NoLock> {
+        let is_taken_up_again = matches!(claim.mode, Mode::Enforce { .. });
+        let claimed = self.ask(event, answer_by, claim).await;
+        let label = match &claimed {
+            Ok(_) => ClaimLabel::Acquired,
+            Err(NoLock::Answer(answer)) => ClaimLabel::of(answer),
+            Err(NoLock::Unsettled(_)) if is_taken_up_again => return claimed,
+            Err(NoLock::Unsettled(_)) => ClaimLabel::Failed,
+        };
+        self.metrics.claimed(&event.route.provider, label);
+        claimed
+    }
+
+    async fn ask(&self, event: &Event, answer_by: Instant, mut claim: OpenClaim) -> Result<Lock, NoLock> {
         let Event { route, identity, .. } = event;
         let mut backoff = Backoff::claims();
         loop {
@@ -179,11 +193,7 @@ impl Courier {
                 }
             };
             let error = match claimed {
-                Ok(answer) => {
-                    let lock = decided(answer, claim.claim_id, asked, route).map_err(NoLock::Answer)?;
-                    self.metrics.claimed(&route.provider, ClaimLabel::Acquired);
-                    return Ok(lock);
-                }
+                Ok(answer) => return decided(answer, claim.claim_id, asked, route).map_err(NoLock::Answer),
                 Err(error) => error,
             };
             let next = claim.judge(error.kind, Instant::now());

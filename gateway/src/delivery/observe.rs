@@ -2,13 +2,12 @@
 //! and the answer that enforcing would have given is counted and logged. A mismatch never gets here: it is always refused.
 
 use super::{Courier, Event, NoLock, OwnedSemaphorePermit, digest};
-use crate::{answer::Answer, metrics::ClaimLabel, upstream::Outcome};
+use crate::{answer::Answer, upstream::Outcome};
 
 impl Courier {
     /// Delivers without a lock, and answers by what the application answers. Without a lock there is no attempt to mark.
     pub(super) async fn observe(&self, event: Event, slot: OwnedSemaphorePermit, no_lock: NoLock) -> Answer {
         let refusal = no_lock.into_answer();
-        self.metrics.claimed(&event.route.provider, ClaimLabel::of(&refusal));
         if self.stop.is_cancelled() {
             return refusal;
         }

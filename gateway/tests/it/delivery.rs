@@ -82,6 +82,13 @@ async fn a_route_that_observes_delivers_no_event_under_the_delivery_id_of_anothe
     assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
     assert_eq!(harness.application.deliveries().len(), 1);
     assert_eq!(harness.metric("oncegate_gateway_observed_total"), 1);
+    // One that nobody decides about is delivered too, and not asked for again later.
+    harness.sidecar.claim(unknown());
+    harness.sidecar.claim(unknown());
+    assert_said(&harness.deliver("evt_3").await, 200, "processed", None);
+    let counted = |decision| harness.metric(&format!("oncegate_gateway_claims_total{{decision=\"{decision}\"}}"));
+    assert_eq!(["rejected", "failed"].map(counted), [2, 1]);
+    assert_eq!(harness.metric("oncegate_gateway_claims_total"), 3, "each webhook once (I11)");
 }
 
 #[tokio::test]
@@ -293,6 +300,8 @@ async fn g9_the_provider_of_a_claim_that_stays_unknown_is_sent_away_and_the_even
     assert_eq!(claims.len(), 11);
     assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id));
     assert_eq!(harness.application.deliveries().len(), 1);
+    assert_eq!(harness.metric("oncegate_gateway_claims_total{decision=\"acquired\"}"), 1);
+    assert_eq!(harness.metric("oncegate_gateway_claims_total"), 1, "not when it was handed back (I11)");
 }
 
 #[tokio::test]
