@@ -78,7 +78,10 @@ enum AfterFailure {
     HandBack,
     /// The error is the answer.
     Refuse,
-    /// A lock granted to the first call has ended by now, and blocks nobody: its outcome no longer matters.
+    /// A lock that the first call got at once has ended by now. Asked again, the sidecar would not give that lock back but grant a
+    /// new attempt (S4), and another after each lock's time for as long as answers are lost: they would use up the event's
+    /// attempts (S7) with nothing sent. So this is timed from the first call. A later one may have been granted a lock that
+    /// ends later; that keeps the event from others for one more lock's time at most.
     GiveUp,
 }
 
@@ -318,6 +321,22 @@ mod tests {
                 assert_eq!(judged(mode, phase, decided), [Refuse; 3], "{mode:?} {phase:?} {decided:?}");
             }
         }
+    }
+
+    #[test]
+    fn g9_however_late_the_last_call_was_a_claim_is_given_up_when_its_first_lock_has_ended() {
+        let mut claim = claim(Mode::Resume, Phase::Unknown);
+        let first_asked = claim.first_asked;
+        for (elapsed, next) in [
+            (LOCK_DURATION / 2, AfterFailure::Repeat),
+            (LOCK_DURATION - Duration::from_millis(1), AfterFailure::Repeat),
+            (LOCK_DURATION, AfterFailure::GiveUp),
+        ] {
+            assert_eq!(claim.judge(CallErrorKind::Unknown, first_asked + elapsed), next, "{elapsed:?}");
+        }
+        // Handed back and taken up again, it is as old as before.
+        let Unsettled { first_asked: kept, .. } = claim.into_unsettled();
+        assert_eq!(kept, first_asked);
     }
 
     #[test]
