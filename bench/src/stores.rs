@@ -1,14 +1,14 @@
 //! Postgres and Redis, started for the measurement: durable, on loopback, in a directory that is deleted.
 
 use std::{
-    cmp::Reverse,
-    env, fs,
+    fs,
     os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::Command,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use oncegate_installed::User;
 
 use crate::process::{Server, free_address, run};
 
@@ -32,14 +32,15 @@ const SETTINGS: &[&str] = &[
 
 impl Postgres {
     pub(crate) fn start(directory: &Path) -> Result<Self> {
-        let programs = programs()?;
+        let programs = oncegate_installed::postgres_programs()
+            .context("PostgreSQL's programs initdb and postgres were not found: `scripts/test` installs them")?;
         let data = directory.join("postgres");
         fs::create_dir(&data)?;
         let user = user(&data)?;
         let command = |program: &str| {
             let mut command = Command::new(programs.join(program));
             command.current_dir(&data);
-            if let Some((uid, gid)) = user {
+            if let Some(User { uid, gid }) = user {
                 command.uid(uid).gid(gid);
             }
             command
@@ -108,56 +109,19 @@ impl Postgres {
     }
 }
 
-/// The directory of initdb and postgres, which distributions keep out of the PATH.
-fn programs() -> Result<PathBuf> {
-    let mut places = Vec::new();
-    if let Ok(output) = run(Command::new("pg_config").arg("--bindir")) {
-        places.push(PathBuf::from(output.trim()));
-    }
-    for (directory, end) in [("/usr/lib/postgresql", "bin"), ("/usr", "bin"), ("/opt/homebrew/opt", "bin")] {
-        let mut versions: Vec<PathBuf> = fs::read_dir(directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path().join(end))
-            .filter(|path| path.to_string_lossy().contains("pgsql") || path.to_string_lossy().contains("postgresql"))
-            .collect();
-        versions.sort_by_cached_key(|path| Reverse(version(path)));
-        places.extend(versions);
-    }
-    places.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
-    places
-        .into_iter()
-        .find(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
-        .context("PostgreSQL's programs initdb and postgres were not found: `scripts/test` installs them")
-}
-
-/// The numbers in the name of a version's directory, whose programs are in `path`: as text, 9.6 would be above 15. Empty, and so
-/// below all others, where it names no version.
-fn version(path: &Path) -> Vec<u32> {
-    let name = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-    name.split(|letter: char| !letter.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
-}
-
 /// The user to run Postgres as, since it refuses to run as root. Hands the directory over to that user.
-fn user(data: &Path) -> Result<Option<(u32, u32)>> {
+fn user(data: &Path) -> Result<Option<User>> {
     let me = run(Command::new("id").arg("-u"))?;
     if me.trim() != "0" {
         return Ok(None);
     }
-    let passwd = fs::read_to_string("/etc/passwd")?;
-    for name in ["postgres", "nobody"] {
-        let fields = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name);
-        if let Some(fields) = fields {
-            let (uid, gid) = (fields[2].parse()?, fields[3].parse()?);
-            std::os::unix::fs::chown(data, Some(uid), Some(gid))?;
-            if let Some(parent) = data.parent() {
-                fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?;
-            }
-            return Ok(Some((uid, gid)));
-        }
+    let user = oncegate_installed::postgres_user()
+        .context("Postgres does not run as root, and there is neither a user postgres nor nobody")?;
+    std::os::unix::fs::chown(data, Some(user.uid), Some(user.gid))?;
+    if let Some(parent) = data.parent() {
+        fs::set_permissions(parent, fs::Permissions::from_mode(0o755))?;
     }
-    bail!("Postgres does not run as root, and there is neither a user postgres nor nobody")
+    Ok(Some(user))
 }
 
 /// Starts Redis without persistence.
@@ -171,22 +135,4 @@ pub(crate) fn start_redis(directory: &Path) -> Result<Server> {
     let port = address.port().to_string();
     command.args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"]);
     Server::start("redis", command, address, directory, "TERM")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_version_comes_first_by_number_and_not_as_text() {
-        for (older, newer) in [
-            ("/usr/lib/postgresql/9.6/bin", "/usr/lib/postgresql/15/bin"),
-            ("/usr/lib/postgresql/9.5/bin", "/usr/lib/postgresql/9.6/bin"),
-            ("/usr/pgsql-9.6/bin", "/usr/pgsql-17/bin"),
-            ("/opt/homebrew/opt/postgresql@9.6/bin", "/opt/homebrew/opt/postgresql@16/bin"),
-            ("/opt/homebrew/opt/postgresql/bin", "/opt/homebrew/opt/postgresql@9.6/bin"),
-        ] {
-            assert!(version(Path::new(older)) < version(Path::new(newer)), "{older} {newer}");
-        }
-    }
 }

@@ -20,13 +20,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use oncegate_installed::User;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{runtime, sync::OnceCell, time::Instant};
 
 use crate::{
     certificates::{Files, Issued},
     eventually::DEADLINE,
-    supervised::{Directory, Supervised, User, send_signal},
+    supervised::{Directory, Supervised, send_signal},
 };
 
 /// The variable that names a server to use instead of starting one.
@@ -67,10 +68,16 @@ pub struct Cluster {
 impl Cluster {
     /// Makes a cluster and starts it.
     pub async fn start(options: Options) -> Result<Self> {
-        let programs = find_programs()?;
+        let programs = oncegate_installed::postgres_programs().context(HOW_TO_INSTALL)?;
         let directory = Directory::new("oncegate-postgres-")?;
         // The owner of the directory just made is the user running this.
-        let user = if fs::metadata(directory.path())?.uid() == 0 { Some(unprivileged_user()?) } else { None };
+        let user = if fs::metadata(directory.path())?.uid() == 0 {
+            Some(oncegate_installed::postgres_user().context(
+                "Postgres does not run as root, and there is neither a user postgres nor nobody to run it as",
+            )?)
+        } else {
+            None
+        };
         if let Some(User { uid, gid }) = user {
             chown(directory.path(), Some(uid), Some(gid))?;
         }
@@ -456,60 +463,6 @@ fn with_database(url: &str, database: &str) -> Result<String> {
     let (scheme, rest) = rest.split_once("://").with_context(|| format!("{GIVEN_SERVER} is not a URL"))?;
     let authority = rest.split_once('/').map_or(rest, |(authority, _)| authority);
     Ok(format!("{scheme}://{authority}/{database}{query}"))
-}
-
-/// The directory with the server's programs, the newest if there are several.
-fn find_programs() -> Result<PathBuf> {
-    let mut candidates = Vec::new();
-    if let Ok(output) = Command::new("pg_config").arg("--bindir").output()
-        && output.status.success()
-    {
-        candidates.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
-    }
-    candidates.extend(versions("/usr/lib/postgresql", ""));
-    candidates.extend(versions("/usr", "pgsql-"));
-    for homebrew in ["/opt/homebrew/opt", "/usr/local/opt"] {
-        candidates.push(Path::new(homebrew).join("postgresql/bin"));
-        candidates.extend(versions(homebrew, "postgresql@"));
-    }
-    if let Some(path) = env::var_os("PATH") {
-        candidates.extend(env::split_paths(&path));
-    }
-    // pg_config also comes with the client library, so its directory alone does not mean that the server is there.
-    candidates
-        .into_iter()
-        .find(|directory| ["initdb", "postgres"].iter().all(|program| directory.join(program).is_file()))
-        .context(HOW_TO_INSTALL)
-}
-
-/// `directory/{prefix}{number}/bin`, highest number first.
-fn versions(directory: &str, prefix: &str) -> Vec<PathBuf> {
-    let mut found: Vec<(u32, PathBuf)> = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.file_name();
-            let version = name.to_str()?.strip_prefix(prefix)?.parse().ok()?;
-            Some((version, entry.path().join("bin")))
-        })
-        .collect();
-    found.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
-    found.into_iter().map(|(_, path)| path).collect()
-}
-
-/// The user to run Postgres as, since it refuses to run as root.
-fn unprivileged_user() -> Result<User> {
-    for name in ["postgres", "nobody"] {
-        let number = |flag| {
-            let output = Command::new("id").args([flag, name]).output().ok()?;
-            String::from_utf8(output.stdout).ok()?.trim().parse().ok()
-        };
-        if let (Some(uid), Some(gid)) = (number("-u"), number("-g")) {
-            return Ok(User { uid, gid });
-        }
-    }
-    bail!("Postgres does not run as root, and there is neither a user postgres nor nobody to run it as")
 }
 
 /// The processes with this working directory, where the system tells (Linux).

@@ -18,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use oncegate_installed::User;
 
 use crate::eventually::DEADLINE;
 
@@ -90,15 +91,6 @@ fn shell(script: &str) -> Command {
         // A group of its own: Ctrl-C at the terminal is meant for the tests, which still need the server.
         .process_group(0);
     shell
-}
-
-/// The user that a server runs as, if it must not be the one that runs the tests.
-#[derive(Clone, Copy, Debug)]
-pub struct User {
-    /// Its number.
-    pub uid: u32,
-    /// The number of its group.
-    pub gid: u32,
 }
 
 /// A running server and the shell that watches over it.
