@@ -12,6 +12,8 @@ pub(crate) mod page_token;
 mod quota;
 mod service;
 mod status;
+#[cfg(test)]
+mod tests;
 pub mod validate;
 
 use std::{
