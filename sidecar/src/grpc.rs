@@ -39,7 +39,7 @@ use self::{
 pub use self::{local::Local, observe::Observed};
 use crate::{config::Policy, coordinator::Coordinator, method::Called, metrics::Metrics};
 
-/// The largest message that is accepted.
+/// The largest message that is accepted, by whichever service.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// All of the sidecar's gRPC services as one tower service. It is cloned for each call; clones share everything.
@@ -93,7 +93,7 @@ impl Service {
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let mut others = Routes::new(health);
+        let mut others = Routes::new(health.max_decoding_message_size(MESSAGE_BYTES_MAX));
         // Building reflection only fails on descriptors that do not parse, and these come from our own build.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -101,10 +101,10 @@ impl Service {
                 .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         };
         if let Ok(v1) = reflection().build_v1() {
-            others = others.add_service(v1);
+            others = others.add_service(v1.max_decoding_message_size(MESSAGE_BYTES_MAX));
         }
         if let Ok(v1alpha) = reflection().build_v1alpha() {
-            others = others.add_service(v1alpha);
+            others = others.add_service(v1alpha.max_decoding_message_size(MESSAGE_BYTES_MAX));
         }
         let services = Services { api, others: others.prepare() };
         (Service(Arc::new(Parts { services, guard: None, local, metrics })), reporter)

@@ -173,3 +173,37 @@ async fn a_message_of_a_mebibyte_is_read_and_one_with_a_byte_more_is_refused() {
     assert!(fields.is_empty(), "it was read: {fields:?}");
     assert!(message.starts_with("the message may have at most 1048576 bytes"), "{message}");
 }
+
+#[tokio::test]
+async fn the_services_beside_the_api_read_no_larger_messages() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    use tonic_reflection::pb::{
+        v1::{
+            self, server_reflection_client::ServerReflectionClient,
+            server_reflection_request::MessageRequest::ListServices,
+        },
+        v1alpha::{
+            self, server_reflection_client::ServerReflectionClient as OlderClient,
+            server_reflection_request::MessageRequest::ListServices as OlderListServices,
+        },
+    };
+    const MAX: usize = 1 << 20;
+    let served = Served::with(&[]).await;
+    let check = HealthCheckRequest { service: "s".repeat(MAX) };
+    let status = HealthClient::new(served.sidecar.service()).check(check).await.expect_err("too large");
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().starts_with("the message may have at most 1048576 bytes"), "{status:?}");
+    // These say nothing about what they do not read, and the streams end. What is in the text makes no difference to them.
+    for (bytes, is_read) in [(1, true), (MAX, false)] {
+        let message_request = Some(ListServices("s".repeat(bytes)));
+        let ask = v1::ServerReflectionRequest { message_request, ..Default::default() };
+        let mut client = ServerReflectionClient::new(served.sidecar.service());
+        let mut answers = client.server_reflection_info(futures::stream::iter([ask])).await.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap().is_some(), is_read, "{bytes}");
+        let message_request = Some(OlderListServices("s".repeat(bytes)));
+        let ask = v1alpha::ServerReflectionRequest { message_request, ..Default::default() };
+        let mut client = OlderClient::new(served.sidecar.service());
+        let mut answers = client.server_reflection_info(futures::stream::iter([ask])).await.unwrap().into_inner();
+        assert_eq!(answers.message().await.unwrap().is_some(), is_read, "{bytes}");
+    }
+}
