@@ -434,3 +434,54 @@ async fn heed(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::CacheSettings,
+        event::{Ending, Micros, fixture},
+        ledger::sqlite::{SqliteLedger, SqliteSettings},
+    };
+
+    /// Long, because only a failure ever uses it up.
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    // L9
+    #[tokio::test]
+    async fn a_waiter_hears_of_an_outcome_that_nobody_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = SqliteSettings { migrate: true, ..SqliteSettings::default() };
+        let ledger = Arc::new(SqliteLedger::open(&directory.path().join("oncegate.db"), &settings).unwrap());
+        let cache = Cache::new(&CacheSettings::default(), ledger.standing()).unwrap();
+        let coordinator = Coordinator::new(ledger.clone(), cache, Limits::default());
+        // Twice: the net is cast once at the beginning, and has to be cast again.
+        for event_id in ["evt_1", "evt_2"] {
+            let claim = |claim_id| Claim { lock_duration: Micros::DAY, ..fixture::claim(event_id, claim_id) };
+            let Decision::Acquired(lock) = ledger.claim(claim("holder")).await.unwrap().decision else {
+                panic!("held")
+            };
+            let waiting = coordinator.claim(claim("waiter"), 60 * DEADLINE);
+            let outcome = async {
+                while coordinator.waiters.keys().is_empty() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                // As another process would, and its notification is lost.
+                let mark = Mark {
+                    key: claim("holder").key,
+                    fencing_token: lock.fencing_token,
+                    claim_id: None,
+                    ending: Ending::Completed { metadata: None },
+                    result: None,
+                    attempts_max: None,
+                };
+                ledger.mark(mark).await.unwrap();
+            };
+            let both = async { tokio::join!(waiting, outcome) };
+            let (answer, ()) = tokio::time::timeout(DEADLINE, both).await.expect("it is woken");
+            let Answer::Decided(claimed) = answer.unwrap() else { panic!("the cache has not heard of it") };
+            assert_eq!(claimed.decision, Decision::AlreadyCompleted);
+        }
+        coordinator.close().await;
+    }
+}
