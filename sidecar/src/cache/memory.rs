@@ -313,7 +313,7 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::{cell::Cell, time::Duration};
 
     use super::*;
     use crate::event::{Key, fixture};
@@ -441,6 +441,29 @@ mod tests {
         assert_eq!(memory.answer(digest, &claim(), Instant::now()), duplicate(&entry(9)));
         memory.forget(digest);
         assert_eq!(memory.answer(digest, &claim(), Instant::now()), Found::Nothing);
+    }
+
+    /// C6
+    #[test]
+    fn an_entry_lives_for_a_minute_at_most() {
+        let memory = Memory::new(1 << 20);
+        let digest = KeyDigest::of(&claim().key);
+        let bare = Entry { fingerprint: None, payload_digest: None, ..entry(7) };
+        let duplicated =
+            |now| memory.duplicated(digest, Payload { bytes: b"{}", digest: &|| unreachable!("it has none") }, now);
+        let put = || {
+            let before = Instant::now();
+            memory.put(digest, &bare);
+            (before, Instant::now())
+        };
+        let (before, after) = put();
+        let (young, old) = (before + Duration::from_secs(58), after + Duration::from_secs(60));
+        assert_eq!(memory.answer(digest, &claim(), young), duplicate(&bare));
+        assert_eq!(duplicated(young), Some(FencingToken(7)));
+        assert_eq!(memory.answer(digest, &claim(), old), Found::Nothing);
+        assert_eq!(memory.answer(digest, &claim(), young), Found::Nothing, "it takes no more room");
+        let (_, after) = put();
+        assert_eq!(duplicated(after + Duration::from_secs(60)), None);
     }
 
     #[test]
