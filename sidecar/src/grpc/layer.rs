@@ -231,6 +231,21 @@ mod tests {
         assert_eq!((code, reason.as_str()), (Code::NotFound, ""));
     }
 
+    // L6
+    #[tokio::test(start_paused = true)]
+    async fn an_elapsed_deadline_says_when_to_ask_again() {
+        let path = "/oncegate.v1.IdempotencyService/CheckAndLock";
+        let request = http::Request::post(path).header("grpc-timeout", "100m").body(Body::empty()).expect("a request");
+        let answer = answer(Called::of(path), None, request, |_| Box::pin(std::future::pending()));
+        let response = answer.await.expect("an answer");
+        let status = Status::from_header_map(response.headers()).expect("an error");
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.as_str());
+        assert_eq!((status.code(), reason), (Code::DeadlineExceeded, Some(reason::DEADLINE_EXCEEDED)));
+        let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
+        assert_eq!(retry_delay, Some(Duration::from_secs(1)));
+    }
+
     #[test]
     fn timeouts_are_read_as_the_protocol_has_them() {
         let parsed = |text: &str| parse_timeout(&http::HeaderValue::from_str(text).expect("a header"));
