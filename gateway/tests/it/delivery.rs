@@ -347,6 +347,23 @@ async fn g9_a_lock_that_would_not_cover_the_delivery_is_extended_first() {
     assert!(remaining.to_str().unwrap().parse::<u64>().unwrap() > 290_000);
 }
 
+// S5: reaching the application takes time too, and it measures what is left from when it is reached.
+#[tokio::test]
+async fn g7_the_application_is_told_of_a_lock_without_the_time_that_reaching_it_may_take() {
+    let harness = Harness::with(|options| Options {
+        upstream_timeout: SECONDS(25),
+        upstream_connect_timeout: SECONDS(20),
+        ..options
+    })
+    .await;
+    harness.sidecar.claim(Scripted::Answer(acquired(7, SECONDS(60))));
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    assert!(matches!(&harness.sidecar.calls()[..], [Call::Claim(..), Call::Completed(_)]), "it was not extended");
+    let remaining = &harness.application.deliveries()[0].headers["oncegate-lock-remaining-ms"];
+    let remaining: u64 = remaining.to_str().unwrap().parse().unwrap();
+    assert!((12_500..=40_000).contains(&remaining), "{remaining}");
+}
+
 #[tokio::test]
 async fn g8_half_of_the_margin_covers_the_calls_before_the_delivery() {
     // The lock is one second longer than it has to be. The claim took seven.
