@@ -402,6 +402,25 @@ mod tests {
         assert!(budget.unverified.unwrap().kib().is_empty());
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_wants_is_read_up_to_its_bound_in_bytes_and_in_time() {
+        static PIECE: [u8; KIB] = [7; KIB];
+        let limit = Duration::from_secs(5);
+        // One piece more, which shows that there is more than is allowed.
+        let (_more, mut body) = pieces(&[&PIECE[..]; 20]);
+        discard(&mut body, 4 * KIB, limit).await;
+        assert_eq!(body.0.len(), 20 - 5);
+        let begun = Instant::now();
+        let (_stalled, mut body) = pieces(&[b"x"]);
+        discard(&mut body, 4 * KIB, limit).await;
+        assert_eq!((begun.elapsed(), body.0.len()), (limit, 0));
+        // To the end, so that the connection can be used again.
+        let (ended, mut body) = pieces(&[&PIECE[..]; 4]);
+        drop(ended);
+        discard(&mut body, 4 * KIB, limit).await;
+        assert!(body.0.is_empty() && body.0.is_closed());
+    }
+
     // T35
     #[tokio::test(start_paused = true)]
     async fn slow_bodies_are_given_up() {

@@ -17,8 +17,8 @@ use oncegate_runtime::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
-    sync::Notify,
+    net::{TcpListener, TcpStream},
+    sync::{Notify, oneshot},
     time::timeout,
 };
 
@@ -135,6 +135,44 @@ pub(crate) async fn that_resets() -> String {
         }
     });
     url
+}
+
+/// Waits for the end of the one event that is sent, and answers with the head of a body of so many bytes.
+async fn begin(listener: TcpListener, length: usize) -> TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut request = Vec::new();
+    // Every event in these tests ends like this, and nothing before the end does.
+    while !request.ends_with(b"}}}") {
+        assert_ne!(stream.read_buf(&mut request).await.unwrap(), 0, "closed early");
+    }
+    stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n").as_bytes()).await.unwrap();
+    stream
+}
+
+/// An application that answers an event with a body of so many bytes, and tells whether all of them were taken.
+pub(crate) async fn that_floods(length: usize) -> (String, oneshot::Receiver<std::io::Result<()>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let (ended, written) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut stream = begin(listener, length).await;
+        let _ = ended.send(stream.write_all(&vec![b'x'; length]).await);
+    });
+    (url, written)
+}
+
+/// An application that answers an event with a part of a body, and tells when the connection is closed.
+pub(crate) async fn that_stalls_in_its_body() -> (String, oneshot::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let (ended, closed) = oneshot::channel();
+    tokio::spawn(async move {
+        let mut stream = begin(listener, 100).await;
+        stream.write_all(b"half").await.unwrap();
+        let _ = stream.read(&mut [0]).await;
+        let _ = ended.send(());
+    });
+    (url, closed)
 }
 
 /// An application that answers each event with exactly these bytes, and closes.

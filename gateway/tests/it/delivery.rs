@@ -7,12 +7,12 @@ use oncegate_api::{
     v1::{self, Decision, FailureKind, State},
 };
 use oncegate_gateway::config::{Enforcement, HeldStatus, InProgressStatus, OnRefusal, OnUnclear, Options};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
 use tonic::{Code, Status};
 
 use crate::{
     application::{self, Reply},
-    client::{Answer, event, webhook},
+    client::{Answer, PATIENCE, event, webhook},
     harness::Harness,
     sidecar::{Call, Scripted, acquired, decided, error, lock, lock_lost, unavailable, unknown},
 };
@@ -211,6 +211,31 @@ async fn a_connection_that_went_stale_in_the_pool_costs_no_attempt() {
         assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
     }
     assert!(harness.sidecar.failures().is_empty());
+}
+
+#[tokio::test]
+async fn g5_of_a_body_no_more_is_read_than_is_allowed() {
+    // More than all the buffers between the two hold.
+    let (url, written) = application::that_floods(64 << 20).await;
+    let harness =
+        Harness::with(|options| Options { upstream_url: Some(url), upstream_body_timeout: SECONDS(600), ..options })
+            .await;
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    let written = timeout(PATIENCE, written).await.expect("it ends in time").unwrap();
+    assert!(written.is_err(), "all of it was taken");
+}
+
+#[tokio::test]
+async fn g5_a_body_that_does_not_end_is_not_waited_for_for_long() {
+    let (url, closed) = application::that_stalls_in_its_body().await;
+    let harness = Harness::with(|options| Options {
+        upstream_url: Some(url),
+        upstream_body_timeout: Duration::from_millis(100),
+        ..options
+    })
+    .await;
+    assert_said(&harness.deliver("evt_1").await, 200, "processed", None);
+    timeout(PATIENCE, closed).await.expect("the connection is closed in time").unwrap();
 }
 
 fn with_short_timeout(options: Options) -> Options {
