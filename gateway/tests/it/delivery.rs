@@ -7,16 +7,21 @@ use oncegate_api::{
     v1::{self, Decision, FailureKind, State},
 };
 use oncegate_gateway::config::{Enforcement, HeldStatus, InProgressStatus, OnRefusal, OnUnclear, Options};
-use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{Code, Status};
 
 use crate::{
     application::{self, Reply},
-    client::{Answer, PATIENCE, event, webhook},
+    client::{self, Answer, PATIENCE, SECRET, STRIPE, event, webhook},
     harness::Harness,
     sidecar::{Call, Scripted, acquired, decided, error, lock, lock_lost, unavailable, unknown},
 };
 
+const SECOND: Duration = Duration::from_secs(1);
 const SECONDS: fn(u64) -> Duration = Duration::from_secs;
 
 fn said(word: &str) -> String {
@@ -484,7 +489,7 @@ async fn a_body_gives_its_share_of_the_budget_back_before_the_mark() {
     let left = || harness.metric("oncegate_gateway_body_budget_left_bytes");
     let whole = left();
     harness.application.reply(Reply::Held);
-    let provider = tokio::spawn(crate::client::deliver(harness.address, "evt_1"));
+    let provider = tokio::spawn(client::deliver(harness.address, "evt_1"));
     harness.application.arrived(1).await;
     assert_eq!(left(), whole - 1_024);
     harness.sidecar.mark(Scripted::Hang);
@@ -569,4 +574,35 @@ async fn g8_after_the_answer_deadline_the_provider_is_sent_away_and_the_delivery
     assert_eq!(harness.metric("oncegate_gateway_deliveries_under_way"), 1);
     harness.application.release();
     harness.sidecar.until(|calls| matches!(calls, [Call::Claim(..), Call::Completed(_)])).await;
+}
+
+// S5: a body that comes slowly has used up some of the time in which the provider wants its answer.
+#[tokio::test]
+async fn g6_no_wait_for_another_attempt_outlasts_the_provider() {
+    const LATE: Duration = SECOND;
+    let (wait, call, answer) = (SECONDS(17), Duration::from_millis(2_500), SECONDS(20));
+    let harness = Harness::with(|options| Options {
+        gateway_wait_duration: wait,
+        sidecar_timeout: call,
+        gateway_answer_timeout: answer,
+        gateway_body_timeout: answer,
+        gateway_body_first_byte_timeout: answer,
+        ..options
+    })
+    .await;
+    let body = event("evt_1");
+    let signature = client::signature(SECRET, &body);
+    let headers = [("stripe-signature", &*signature), ("expect", "100-continue")];
+    let request = client::request("POST", STRIPE, &headers, &body);
+    let mut provider = TcpStream::connect(harness.address).await.unwrap();
+    provider.write_all(request.strip_suffix(&*body).unwrap().as_bytes()).await.unwrap();
+    // Only then is it certain that its time has begun.
+    let mut go_on = [0; 25];
+    timeout(PATIENCE, provider.read_exact(&mut go_on)).await.expect("an answer in time").unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100 Continue\r\n\r\n");
+    tokio::time::sleep(LATE).await;
+    provider.write_all(body.as_bytes()).await.unwrap();
+    harness.sidecar.until(|calls| matches!(calls, [Call::Claim(..), Call::Completed(_)])).await;
+    let asked: Duration = harness.sidecar.claims()[0].wait_duration.unwrap().try_into().unwrap();
+    assert!(asked <= answer - LATE - call, "{asked:?}");
 }
