@@ -23,7 +23,8 @@ use super::{
     Enforcement, Options, Policy,
     check::{CONNECT_FIRST, TIMEOUTS},
     routes::{
-        PAYPAL_TOLERANCE_MAX, PREFIX, Scheme, Signing, TOLERANCE_MAX, outlasts, provider, several, signer, tenant, url,
+        PAYPAL_TOLERANCE_MAX, PREFIX, Scheme, Signing, TOLERANCE_MAX, outlasted, outlasts, provider, several, signer,
+        tenant, url,
     },
 };
 use crate::{
@@ -346,8 +347,12 @@ impl Reader<'_> {
         let lock_name = lock.as_ref().map_or("GATEWAY_LOCK_DURATION", |_| "lock_duration");
         let lock_value = lock.as_ref().map_or(options.gateway_lock_duration, |found| found.value);
         let timeout_value = timeout.as_ref().map_or(options.upstream_timeout, |found| found.value);
-        if let Some(named) = timeout.map(|found| found.name).or(lock.map(|found| found.name)) {
-            outlasts((named, timeout_value), (lock_name, lock_value), options.gateway_lock_margin, self.checks);
+        let margin = options.gateway_lock_margin;
+        match (timeout, lock) {
+            (Some(timeout), _) => outlasts((timeout.name, timeout_value), (lock_name, lock_value), margin, self.checks),
+            (None, Some(lock)) => outlasted((lock.name, lock_value), timeout_value, margin, self.checks),
+            // Those of the settings, which are checked among themselves.
+            (None, None) => {}
         }
         let url = match url {
             Some(url) => url?,

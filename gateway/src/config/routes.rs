@@ -303,13 +303,18 @@ pub(super) fn signer(setting: &str, source: SecretSource, checks: &mut Checks) -
 }
 
 /// A lock that expires while the application may still be at work lets a second attempt begin beside the first (G8).
+fn may_overlap(timeout: Duration, margin: Duration, lock: Duration) -> bool {
+    timeout.saturating_add(margin) >= lock
+}
+
+/// What is told of it at the time-out.
 pub(super) fn outlasts(
     timeout: (impl Into<Cow<'static, str>>, Duration),
     lock: (&str, Duration),
     margin: Duration,
     checks: &mut Checks,
 ) {
-    if timeout.1.saturating_add(margin) >= lock.1 {
+    if may_overlap(timeout.1, margin, lock.1) {
         checks.problem(
             timeout.0,
             format!(
@@ -319,6 +324,27 @@ pub(super) fn outlasts(
                 ShownDuration(margin),
                 lock.0,
                 ShownDuration(lock.1),
+            ),
+        );
+    }
+}
+
+/// The same at the lock of a route, where the time-out is that of the settings.
+pub(super) fn outlasted(
+    lock: (impl Into<Cow<'static, str>>, Duration),
+    timeout: Duration,
+    margin: Duration,
+    checks: &mut Checks,
+) {
+    if may_overlap(timeout, margin, lock.1) {
+        checks.problem(
+            lock.0,
+            format!(
+                "{} given, has to be more than UPSTREAM_TIMEOUT, which is {}, and GATEWAY_LOCK_MARGIN, which is {}, \
+                 together: otherwise a second attempt could start while the first is still at work",
+                ShownDuration(lock.1),
+                ShownDuration(timeout),
+                ShownDuration(margin),
             ),
         );
     }

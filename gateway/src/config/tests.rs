@@ -324,6 +324,23 @@ mod file {
     }
 
     #[test]
+    fn g8_a_route_with_a_lock_alone_has_to_outlast_the_upstream_time_out_of_the_settings() {
+        // 240 s, and 15 s of margin.
+        for (lock, good) in [("4m 16s", true), ("4m 15s", false), ("1s", false)] {
+            let own =
+                "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets = \"sk\"\nupstream_url = \"http://app/\"";
+            let text = format!("{own}\nlock_duration = \"{lock}\"");
+            let problems = problems(&text);
+            assert_eq!(problems.is_empty(), good, "{lock}: {problems:?}");
+            let told = format!(
+                "lock_duration: {lock} given, has to be more than UPSTREAM_TIMEOUT, which is 4m, and \
+                 GATEWAY_LOCK_MARGIN, which is 15s, together"
+            );
+            assert!(problems.iter().all(|problem| problem.contains(&told)), "{problems:?}");
+        }
+    }
+
+    #[test]
     fn an_application_need_not_be_named_twice() {
         let route = "[[route]]\nname = \"a\"\nprovider = \"paystack\"\nsecrets = \"sk\"\n";
         assert!(problems(&format!("{route}upstream_url = \"http://app/\"")).is_empty());
