@@ -338,6 +338,60 @@ async fn a_duplicate_is_answered_by_redis_until_an_operator_replays_the_event() 
     second.close().await;
 }
 
+/// C2. How old an event is is counted by the ledger, and the rest by Redis.
+#[tokio::test]
+async fn what_redis_has_ends_before_cleanup_may_delete_its_event_and_after_a_week_at_most() {
+    use super::{HOUR, claim, completion, key};
+    use oncegate_sidecar::event::Micros;
+
+    const DAY: i64 = Micros::DAY.0;
+    const WEEK: i64 = 7 * DAY;
+
+    let database = Database::create().await.unwrap();
+    let ledger = super::connected(&database).await;
+    let Decision::Acquired(lock) = ledger.claim(claim(&key("evt"), "a")).await.unwrap().decision else {
+        panic!("held")
+    };
+    let event = ledger.mark(completion(&key("evt"), &lock)).await.unwrap().event;
+    let end_time = event.end_time.unwrap();
+    for (retention_days, age, is_resolved, life) in [
+        (6, 0, false, 6 * DAY - HOUR.0),
+        (6, 2 * DAY, false, 4 * DAY - HOUR.0),
+        (30, 0, false, WEEK),
+        (30, 2 * DAY, false, WEEK - 2 * DAY),
+        // A tombstone answers nothing: it may outlive its event.
+        (6, 0, true, WEEK),
+    ] {
+        let redis = Redis::start().await.unwrap();
+        let settings = CacheSettings {
+            redis: Some(RedisOptions::from_url(&redis.url(), &ClientTlsFiles::default()).unwrap()),
+            retention_min: Duration::from_secs(retention_days * 86_400),
+            ..CacheSettings::default()
+        };
+        let cache = Arc::new(Cache::new(&settings, ledger.standing()).unwrap());
+        let script = "local names = redis.call('KEYS', 'oncegate:*') return names[1] and redis.call('PTTL', names[1])";
+        let mut number = 0;
+        let left = eventually("redis takes what it is given", async || {
+            number += 1;
+            // Another one each time: none is written a second time.
+            let event = Event { key: key(&format!("evt_{number}")), ..event.clone() };
+            if is_resolved {
+                cache.resolved(&event).await;
+            } else {
+                cache.fill(&cache.ticket(&event.key), &event, Time(end_time.0 + age));
+            }
+            let left = redis.command(&format!("EVAL \"{script}\" 0")).await.unwrap();
+            left.strip_prefix(':').map(|left| left.parse::<i64>().unwrap())
+        })
+        .await;
+        let most = life / 1_000;
+        let least = most - 600_000;
+        assert!((least..=most).contains(&left), "{left}, {retention_days} days, {age}, {is_resolved}");
+        cache.close().await;
+    }
+    ledger.close().await;
+}
+
 /// The script by itself: two writers that race are too quick for a test of the whole to see the wrong order (C2).
 #[tokio::test]
 async fn a_write_to_redis_never_replaces_a_higher_token() {
@@ -348,7 +402,11 @@ async fn a_write_to_redis_never_replaces_a_higher_token() {
     let write = async |version: u8, token: u64| {
         let token: String = token.to_be_bytes().map(|byte| format!(r"\x{byte:02x}")).concat();
         let value = format!(r"\x{version:02x}{token}rest");
-        redis.command(&format!("EVAL \"{script}\" 1 name \"{value}\" 60000")).await.unwrap()
+        let written = redis.command(&format!("EVAL \"{script}\" 1 name \"{value}\" 60000")).await.unwrap();
+        let left = redis.command("PTTL name").await.unwrap();
+        let left: u32 = left.trim_start_matches(':').parse().unwrap_or_else(|_| panic!("it never ends: {left}"));
+        assert!(left <= 60_000, "{left}");
+        written
     };
     const HALF: u64 = 1 << 32;
     let tokens = [
