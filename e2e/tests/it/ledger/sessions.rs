@@ -2,19 +2,20 @@
 
 use oncegate_e2e::{
     eventually,
-    postgres::{Cluster, Options},
+    postgres::{Cluster, Database, Options},
 };
 use oncegate_sidecar::{
-    event::{Claim, Decision, Micros},
+    event::{Claim, Decision, Micros, State},
     ledger::{
         Error, Ledger,
+        filter::{CleanupProgress, CleanupScope},
         postgres::{PostgresLedger, PostgresSettings},
     },
 };
-use sqlx::Connection as _;
+use sqlx::{AssertSqlSafe, Connection as _};
 
 use super::{
-    claim, key,
+    claim, completion, connected, key,
     postgres_only::{UNTIL_ONE_WAITS_FOR_US, ledger},
 };
 
@@ -56,6 +57,59 @@ async fn an_acknowledged_commit_is_on_the_disk_whatever_the_default_of_the_datab
     for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
         sqlx::query(sql).execute(&mut admin).await.unwrap();
     }
+    ledger.close().await;
+}
+
+// L2, L6
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_say_how_they_are_isolated_and_when_they_are_ended_whatever_the_defaults_of_the_database() {
+    let database = Database::create().await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    for (setting, value) in [
+        ("default_transaction_isolation", "serializable"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("statement_timeout", "0"),
+        ("lock_timeout", "0"),
+    ] {
+        let set = format!("alter database {} set {setting} = '{value}'", database.name());
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut admin).await.unwrap();
+    }
+    // Nobody is told the settings of another session, except by what that session itself writes.
+    let watch = "
+        create table seen (operation text, settings text[]);
+        create function see() returns trigger language plpgsql as $$ begin
+            insert into seen
+            select lower(tg_op), array_agg(current_setting(s.name) order by s.place)
+            from unnest(array['transaction_isolation', 'idle_in_transaction_session_timeout', 'statement_timeout',
+                'lock_timeout']) with ordinality as s (name, place);
+            return null;
+        end $$;
+        create trigger see after insert or update or delete on payment_webhook_events
+            for each row execute function see()";
+    sqlx::raw_sql(watch).execute(&mut admin).await.unwrap();
+    let ledger = connected(&database).await;
+    let key = key("evt_1");
+    let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+    ledger.mark(completion(&key, &lock)).await.unwrap();
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: ledger.now().await.unwrap(),
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 1_000,
+    };
+    let mut progress = CleanupProgress::default();
+    while !progress.done {
+        ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+    }
+    let seen = "select operation, settings from seen order by operation";
+    let seen: Vec<(String, Vec<String>)> = sqlx::query_as(seen).fetch_all(&mut admin).await.unwrap();
+    let seen: Vec<(&str, Vec<&str>)> =
+        seen.iter().map(|(operation, settings)| (&**operation, settings.iter().map(|s| &**s).collect())).collect();
+    let (writing, reading) = (["read committed", "5s", "1s", "500ms"], ["read committed", "5s", "5s", "4s"]);
+    // A Cleanup's sessions are those that read.
+    assert_eq!(seen, [("delete", reading.to_vec()), ("insert", writing.to_vec()), ("update", writing.to_vec())]);
     ledger.close().await;
 }
 
