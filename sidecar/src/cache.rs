@@ -221,39 +221,53 @@ impl Cache {
             ticket.unasked = true;
             return (None, ticket);
         }
-        let found = redis.get(epoch.codec.name(digest), began).await;
-        let answer = match found.map(|value| epoch.codec.decode(digest, &value)) {
-            None => None,
-            Some(Ok(entry)) => {
-                let holds = entry.holds(epoch.replays().replayed(digest), now, self.entry_life);
-                let answer = entry.answer(claim).filter(|_| holds);
-                if answer.is_some() {
-                    self.stats.redis_hits.add();
-                    self.keep(epoch, digest, &entry);
-                } else {
-                    self.stats.redis_misses.add();
-                    if entry.tombstone || !holds {
-                        self.stats.voided.add();
-                    }
-                }
-                answer
-            }
-            Some(Err(error)) => {
-                // Forged, stale, or of another version: a miss like any other, but one that somebody should see.
-                self.stats.redis_invalid.add();
-                match error {
-                    DecodeError::Malformed => self.stats.redis_invalid_malformed.add(),
-                    DecodeError::Tag => self.stats.redis_invalid_unverified.add(),
-                    DecodeError::Version => self.stats.redis_invalid_version.add(),
-                }
-                tracing::debug!(error = &error as &dyn std::error::Error, "a value in Redis is not ours");
-                None
-            }
-        };
+        let answer = self.in_redis(redis, epoch, claim, digest, (began, now)).await;
         self.worth.saw(answer.is_some());
         // The connection may have gone while Redis was asked.
         let answer = answer.filter(|_| self.still(epoch));
         (answer, ticket)
+    }
+
+    /// What Redis has to say to a claim. The look-up began at the first of two moments, which is the second by the database's clock.
+    async fn in_redis(
+        &self,
+        redis: &Redis,
+        epoch: &Arc<Epoch>,
+        claim: &Claim,
+        digest: KeyDigest,
+        (began, now): (Instant, Time),
+    ) -> Option<Completion> {
+        let value = redis.get(epoch.codec.name(digest), began).await?;
+        let entry = match epoch.codec.decode(digest, &value) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.not_ours(error);
+                return None;
+            }
+        };
+        let holds = entry.holds(epoch.replays().replayed(digest), now, self.entry_life);
+        let answer = entry.answer(claim).filter(|_| holds);
+        if answer.is_some() {
+            self.stats.redis_hits.add();
+            self.keep(epoch, digest, &entry);
+        } else {
+            self.stats.redis_misses.add();
+            if entry.tombstone || !holds {
+                self.stats.voided.add();
+            }
+        }
+        answer
+    }
+
+    /// A value that is forged, stale, or of another version: a miss like any other, but one that somebody should see.
+    fn not_ours(&self, error: DecodeError) {
+        self.stats.redis_invalid.add();
+        match error {
+            DecodeError::Malformed => self.stats.redis_invalid_malformed.add(),
+            DecodeError::Tag => self.stats.redis_invalid_unverified.add(),
+            DecodeError::Version => self.stats.redis_invalid_version.add(),
+        }
+        tracing::debug!(error = &error as &dyn std::error::Error, "a value in Redis is not ours");
     }
 
     /// The same in the process's own layer alone, and at once, for a claim that says nothing but its payload. A miss is not
@@ -265,21 +279,21 @@ impl Cache {
             return false;
         }
         let digest = KeyDigest::of(key);
-        self.memory.duplicated(digest, payload, now).is_some_and(|token| self.stands(&epoch, digest, token))
+        self.memory.duplicated(digest, payload, now).is_some_and(|token| self.confirm(&epoch, digest, token))
     }
 
     /// What the process's own layer has to say to a claim, if it still stands.
     fn in_memory(&self, epoch: &Epoch, digest: KeyDigest, claim: &Claim, now: Instant) -> Found {
         match self.memory.answer(digest, claim, now) {
             // Redis may have a later one.
-            Found::Duplicate(completion) if !self.stands(epoch, digest, completion.fencing_token) => Found::Nothing,
+            Found::Duplicate(completion) if !self.confirm(epoch, digest, completion.fencing_token) => Found::Nothing,
             found => found,
         }
     }
 
-    /// Whether what the process's own layer answers still stands: the event was not replayed after this token. Otherwise it is
-    /// dropped.
-    fn stands(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: FencingToken) -> bool {
+    /// Whether what the process's own layer answers still stands: the event was not replayed after this token. Counts it as a
+    /// hit, or drops it.
+    fn confirm(&self, epoch: &Epoch, digest: KeyDigest, fencing_token: FencingToken) -> bool {
         let stands = fencing_token > epoch.replays().replayed(digest);
         if stands {
             self.stats.memory_hits.add();
