@@ -25,7 +25,7 @@ const DAY: i64 = 24 * 60 * 60;
 /// ones only, unless --states says otherwise; never any that are pending or being processed. A deleted event is new
 /// again when its webhook comes back: keep events for longer than the provider repeats them. The sidecar refuses less
 /// than its minimum retention (RETENTION_MIN, 6 days by default). While there are calls, or other sidecars on the database
-/// that may have some, it goes at about a tenth of its speed; a --dry-run only beside calls of the sidecar that it asks.
+/// that may have some, it goes at about a twentieth of its speed; a --dry-run only beside calls of the sidecar that it asks.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
