@@ -1,4 +1,4 @@
-//! The targets: the one list of P1 to P14.
+//! The targets: the one list of P1 to P14, and of what is asked beside them.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,7 @@ impl Bound {
 /// One figure with its target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    /// P1 to P14, with a letter if it has several parts.
+    /// P1 to P14, with a letter if it has several parts; or E1.
     pub(crate) id: &'static str,
     pub(crate) what: &'static str,
     pub(crate) bound: Bound,
@@ -45,15 +45,33 @@ pub(crate) enum Unit {
 
 impl Unit {
     pub(crate) fn show(self, value: f64) -> String {
+        self.show_with(value, 0)
+    }
+
+    /// With so many more digits than usual.
+    fn show_with(self, value: f64, more: usize) -> String {
+        let (one, two) = (1 + more, 2 + more);
         match self {
-            Self::Ratio => format!("{value:.2}"),
-            Self::Mebibytes => format!("{value:.1} MiB"),
-            Self::Bytes => format!("{value:.0} B"),
-            Self::RowsPerSecond => format!("{:.0}k rows/s", value / 1_000.0),
-            Self::Percent => format!("{value:.1} %"),
-            Self::Storms => format!("{value:.0}"),
-            Self::Milliseconds => format!("{value:.2} ms"),
+            Self::Ratio => format!("{value:.two$}"),
+            Self::Mebibytes => format!("{value:.one$} MiB"),
+            Self::Bytes => format!("{value:.more$} B"),
+            Self::RowsPerSecond => format!("{:.more$}k rows/s", value / 1_000.0),
+            Self::Percent => format!("{value:.one$} %"),
+            Self::Storms => format!("{value:.more$}"),
+            Self::Milliseconds => format!("{value:.two$} ms"),
         }
+    }
+}
+
+impl Asked {
+    /// A measured value, with as many digits as it takes to see that it misses the bound.
+    pub(crate) fn show(&self, value: f64) -> String {
+        let (Bound::AtLeast(bound) | Bound::AtMost(bound)) = self.bound;
+        (0..3)
+            .map(|more| self.unit.show_with(value, more))
+            .zip((0..3).map(|more| self.unit.show_with(bound, more)))
+            .find(|(value_text, bound_text)| self.bound.is_met(value) || value_text != bound_text)
+            .map_or_else(|| self.unit.show_with(value, 3), |(text, _)| text)
     }
 }
 
@@ -94,6 +112,7 @@ pub(crate) const ALL: &[Asked] = &[
     asked("P13b", "p99 of such a caller", AtMost(5.0), Unit::Milliseconds),
     asked("P14a", "cycle at c=64 in a fresh table, over the warm one", AtLeast(0.9), Unit::Ratio),
     asked("P14b", "the same with 100,000 open rows after an ANALYZE in a quiet moment", AtLeast(0.9), Unit::Ratio),
+    asked("E1", "durable cycle at c=64 on the embedded store, over P1's on Postgres", AtLeast(1.0), Unit::Ratio),
 ];
 
 /// The one of this name.
@@ -116,12 +135,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn p1_to_p14_are_there_in_order() {
+    fn p1_to_p14_are_there_in_order_and_the_embedded_store_after_them() {
         let mut numbers: Vec<&str> = ALL.iter().map(|asked| number(asked.id)).collect();
         numbers.dedup();
-        let expected: Vec<String> = (1..=14).map(|n| format!("P{n}")).collect();
+        let expected: Vec<String> = (1..=14).map(|n| format!("P{n}")).chain(["E1".to_owned()]).collect();
         assert_eq!(numbers, expected);
         assert!(is_known("P3") && !is_known("P3a") && !is_known("P15") && find("P3a").is_some());
+    }
+
+    #[test]
+    fn a_value_that_misses_its_bound_is_seen_to() {
+        let [ratio, memory] = ["P11a", "P10a"].map(|id| find(id).unwrap());
+        assert_eq!([0.85, 0.8497, 0.84, 0.8512].map(|value| ratio.show(value)), ["0.85", "0.8497", "0.84", "0.85"]);
+        assert_eq!(memory.show(16.04), "16.04 MiB");
     }
 
     #[test]

@@ -65,7 +65,7 @@ pub(crate) fn draw(figures: &Figures) -> String {
             bar = ROW - 5.0,
             fill = if met { "#1a7f4b" } else { "#b4441f" },
             inside = LEFT + 6.0,
-            shown = asked.unit.show(*value),
+            shown = asked.show(*value),
         );
     }
     let _ = write!(
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn every_figure_has_its_bar() {
-        let figure = Figure { value: 2.4, sides: None, side_unit: String::new(), runs: 5, seconds: 4.0 };
+        let figure = Figure { value: 2.4, sides: None, side_unit: String::new(), runs: 5, seconds: 4.0, rows: None };
         let figures = Figures([("P1".to_owned(), figure.clone()), ("P13b".to_owned(), figure)].into());
         let svg = draw(&figures);
         assert_eq!(svg.matches("text-anchor=\"end\"").count(), 2);

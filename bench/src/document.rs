@@ -1,21 +1,49 @@
 //! docs/performance.md: the table between its marks, and the chart beside it. The rest of the file is written by people.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    asked::{ALL, Asked, Bound},
+    asked::{ALL, Asked, Bound, number},
     chart,
     figures::{Figure, Figures},
+    options::Options,
 };
 
 const BEGIN: &str = "<!-- begin: written by scripts/bench -->";
 const END: &str = "<!-- end: written by scripts/bench -->";
 
-/// Checks that there is a place for the table, rather than finding out after half an hour of measuring.
-pub(crate) fn check(path: &Path) -> Result<()> {
-    with(path, "").map(drop)
+/// Checks that there is a place for the table, and that all of it will be known, rather than finding out after half an hour of
+/// measuring.
+pub(crate) fn check(options: &Options, figures: &Figures) -> Result<()> {
+    with(&options.document, "")?;
+    let unknown = unknown(options, figures);
+    ensure!(
+        options.only.is_empty() || unknown.is_empty(),
+        "--only: of {} nothing is kept in {}, and the table of {} would lose them. Measure everything first, or name another \
+         --document",
+        unknown.join(", "),
+        options.figures.display(),
+        options.document.display(),
+    );
+    Ok(())
+}
+
+/// What is neither measured now nor kept from an earlier run.
+fn unknown(options: &Options, figures: &Figures) -> Vec<&'static str> {
+    ALL.iter()
+        .map(|asked| asked.id)
+        .filter(|id| !options.wants(number(id)) && !needs_node(id) && !figures.0.contains_key(*id))
+        .collect()
+}
+
+fn needs_node(id: &str) -> bool {
+    matches!(number(id), "P7" | "P9")
 }
 
 /// Puts the table, and a description of the machine, into the document.
@@ -43,7 +71,23 @@ fn effort(figures: &Figures) -> String {
         let times = if runs == 1 { "once".to_owned() } else { format!("{runs} times") };
         text.push(format!("{}: measured {times}.", ids.join(", ")));
     }
+    let sizes: BTreeSet<(&str, u64)> =
+        figures.0.iter().filter_map(|(id, figure)| Some((number(id), figure.rows?))).collect();
+    for (name, rows) in sizes {
+        let rows = thousands(rows);
+        text.push(match name {
+            "P11" => format!("The large table of P11: {rows} rows; the small one: 1,000."),
+            _ => format!("{name}: {rows} rows to delete."),
+        });
+    }
     text.join(" ")
+}
+
+/// A number as people write it, 5,000,000.
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let parts: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+    String::from_utf8_lossy(&parts.join(&b',')).into_owned()
 }
 
 /// The document, with `new` between its marks.
@@ -76,7 +120,7 @@ fn row(asked: &Asked, figure: Option<&Figure>) -> String {
         Bound::AtMost(bound) => format!("≤ {}", unit.show(*bound)),
     };
     let Some(figure) = figure else {
-        let why = if matches!(*id, "P7" | "P9a" | "P9b") { "not measured without --with-node" } else { "not measured" };
+        let why = if needs_node(id) { "not measured without --with-node" } else { "not measured" };
         return format!("| {id} | {what} | {bound_text} | {why} | | |");
     };
     let sides = match figure.sides {
@@ -86,7 +130,7 @@ fn row(asked: &Asked, figure: Option<&Figure>) -> String {
         None => String::new(),
     };
     let met = if bound.is_met(figure.value) { "yes" } else { "**no**" };
-    format!("| {id} | {what} | {bound_text} | {} | {sides} | {met} |", unit.show(figure.value))
+    format!("| {id} | {what} | {bound_text} | {} | {sides} | {met} |", asked.show(figure.value))
 }
 
 fn side(value: f64) -> String {
@@ -95,6 +139,8 @@ fn side(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     #[test]
@@ -106,22 +152,43 @@ mod tests {
 
     #[test]
     fn what_is_said_of_the_runs_is_true_of_each_row() {
-        let figure = |sides, runs, seconds| Figure { value: 1.0, sides, side_unit: String::new(), runs, seconds };
+        let figure =
+            |sides, runs, seconds| Figure { value: 1.0, sides, side_unit: String::new(), runs, seconds, rows: None };
         let two = Some((1.0, 1.0));
         let figures = [
             ("P1", figure(two, 15, 4.0)),
             ("P10a", figure(None, 3, 2.0)),
-            ("P11a", figure(two, 5, 4.0)),
+            ("P11a", Figure { rows: Some(5_000_000), ..figure(two, 5, 4.0) }),
             ("P12a", figure(None, 3, 4.0)),
-            ("P12b", figure(two, 6, 6.0)),
+            ("P12b", Figure { rows: Some(400_000), ..figure(two, 6, 6.0) }),
             ("P13a", figure(None, 1, 4.0)),
         ];
         let figures = Figures(figures.map(|(id, figure)| (id.to_owned(), figure)).into());
         assert_eq!(
             effort(&figures),
-            "Each side of a comparison: 5 runs of 4 s each, or more. P13a: measured once. P10a, P12a: measured 3 times."
+            "Each side of a comparison: 5 runs of 4 s each, or more. P13a: measured once. P10a, P12a: measured 3 times. \
+             The large table of P11: 5,000,000 rows; the small one: 1,000. P12: 400,000 rows to delete."
         );
         assert_eq!(effort(&Figures::default()), "");
+    }
+
+    #[test]
+    fn a_part_is_not_measured_where_the_table_would_lose_the_rest() {
+        let options = |only: &[&str]| {
+            let only = only.iter().flat_map(|only| ["--only", only]);
+            Options::try_parse_from(["scripts/bench"].into_iter().chain(only)).unwrap()
+        };
+        let known = Figure { value: 1.0, sides: None, side_unit: String::new(), runs: 1, seconds: 1.0, rows: None };
+        let mut figures = Figures::default();
+        assert!(unknown(&options(&[]), &figures).is_empty());
+        assert!(unknown(&options(&["P1", "P3"]), &figures).starts_with(&["P2", "P4a"]));
+        figures
+            .0
+            .extend(ALL.iter().filter(|asked| !needs_node(asked.id)).map(|asked| (asked.id.to_owned(), known.clone())));
+        assert!(unknown(&options(&["P1"]), &figures).is_empty());
+        figures.0.remove("P12b");
+        assert_eq!(unknown(&options(&["P1"]), &figures), ["P12b"]);
+        assert!(unknown(&options(&["P12"]), &figures).is_empty());
     }
 
     #[test]
@@ -133,6 +200,7 @@ mod tests {
             side_unit: "/s".into(),
             runs: 5,
             seconds: 4.0,
+            rows: None,
         };
         assert!(row(asked, Some(&figure(2.4))).ends_with("| ≥ 2.30 | 2.40 | 24000 / 10000 /s | yes |"));
         assert!(row(asked, Some(&figure(2.2))).ends_with("| **no** |"));

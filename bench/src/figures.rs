@@ -18,6 +18,9 @@ pub(crate) struct Figure {
     pub(crate) runs: u32,
     /// For how long each side ran each time. Without sides, that is not all that a measurement takes.
     pub(crate) seconds: f64,
+    /// How many rows it is about, where that is a setting.
+    #[serde(default)]
+    pub(crate) rows: Option<u64>,
 }
 
 /// Figures by their id.
@@ -71,7 +74,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("new/figures.json");
         assert!(Figures::read(&path).unwrap().0.is_empty());
-        let figure = Figure { value: 2.5, sides: Some((25.0, 10.0)), side_unit: "/s".into(), runs: 5, seconds: 4.0 };
+        let figure =
+            Figure { value: 2.5, sides: Some((25.0, 10.0)), side_unit: "/s".into(), runs: 5, seconds: 4.0, rows: None };
         let figures = Figures([("P1".to_owned(), figure.clone())].into());
         figures.write(&path).unwrap();
         assert_eq!(Figures::read(&path).unwrap().0["P1"], figure);

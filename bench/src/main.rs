@@ -27,10 +27,10 @@ fn main() -> Result<()> {
     if options.exercise {
         return exercise::run(&World::start(options)?);
     }
-    if !options.quick {
-        document::check(&options.document)?;
-    }
     let mut figures = Figures::read(&options.figures)?;
+    if !options.quick {
+        document::check(&options, &figures)?;
+    }
     let world = World::start(options)?;
     let measured = Bench { world: &world, figures: &mut figures }.run();
     // Results found before something failed still count.

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     asked,
     figures::{Figure, Figures, median},
+    options::Options,
     process::note,
     world::World,
 };
@@ -30,7 +31,7 @@ type Side<'a> = (&'a str, Box<dyn FnMut() -> Result<f64> + 'a>);
 impl Bench<'_> {
     pub(crate) fn run(&mut self) -> Result<()> {
         let parts: [Part<Self>; 9] = [
-            (&["P1", "P2", "P3"], Self::cycles),
+            (&["P1", "P2", "P3", "E1"], Self::cycles),
             (&["P4", "P5", "P6"], Self::duplicates),
             (&["P13"], Self::storms),
             (&["P14"], Self::plans),
@@ -81,10 +82,15 @@ impl Bench<'_> {
     fn keep(&mut self, id: &str, value: f64, sides: Option<(f64, f64)>, unit: &str, runs: u32) {
         if let Some(asked) = asked::find(id) {
             let met = if asked.bound.is_met(value) { "met" } else { "MISSED" };
-            note(&format!("  {id} {}: {} ({met})", asked.what, asked.unit.show(value)));
+            note(&format!("  {id} {}: {} ({met})", asked.what, asked.show(value)));
         }
-        let seconds = self.world.options.seconds;
-        let figure = Figure { value, sides, side_unit: unit.to_owned(), runs, seconds };
+        let Options { seconds, rows, cleanup_rows, .. } = self.world.options;
+        let rows = match asked::number(id) {
+            "P11" => Some(rows),
+            "P12" => Some(cleanup_rows),
+            _ => None,
+        };
+        let figure = Figure { value, sides, side_unit: unit.to_owned(), runs, seconds, rows };
         self.figures.0.insert(id.to_owned(), figure);
     }
 }

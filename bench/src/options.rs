@@ -6,7 +6,7 @@ use std::path::PathBuf;
 #[derive(clap::Parser, Clone, Debug)]
 #[command(name = "scripts/bench", max_term_width = 120)]
 pub(crate) struct Options {
-    /// Only these, as P1,P4; the others keep what the last run found
+    /// Only these, as P1,P4; the others keep what the last run found, which has to be there
     #[arg(long, value_delimiter = ',', value_name = "P...")]
     pub(crate) only: Vec<String>,
 
@@ -63,7 +63,7 @@ impl Options {
         anyhow::ensure!(self.seconds >= 0.5 && self.seconds <= 600.0, "--seconds: from 0.5 to 600");
         for name in &mut self.only {
             *name = name.trim().to_uppercase();
-            anyhow::ensure!(crate::asked::is_known(name), "--only {name}: there are P1 to P14");
+            anyhow::ensure!(crate::asked::is_known(name), "--only {name}: there are P1 to P14, and E1");
         }
         // Servers run in another directory.
         self.oncegate = std::path::absolute(&self.oncegate)?;

@@ -8,11 +8,14 @@ use crate::world::Loaded;
 /// Settings under which no duplicate is answered from the process itself.
 const NO_OWN_CACHE: (&str, &str) = ("CACHE_SIZE", "0B");
 
+/// What is set where nothing is installed: a file in the directory of the measurement, and no Redis.
+const EMBEDDED: [(&str, &str); 2] = [("DATABASE_URL", ""), ("REDIS_URL", "")];
+
 /// Two applications with a channel each, as at c=64. The cost of having more is in docs/performance.md.
 const TWO_CONNECTIONS: [&str; 2] = ["--connections", "2"];
 
 impl Bench<'_> {
-    /// P1, P2, P3.
+    /// P1, P2, P3, E1.
     pub(super) fn cycles(&mut self) -> Result<()> {
         let world = self.world;
         world.prepare_pgbench()?;
@@ -30,6 +33,16 @@ impl Bench<'_> {
             ])?;
             self.ratio("P1", values[0], values[1], "/s");
             self.ratio("P2", values[2], values[1], "/s");
+        }
+        if self.wants("E1") {
+            let embedded = world.sidecar("", &EMBEDDED)?;
+            let embedded_cycle = || world.rate(&embedded, "cycle", 64, &[]);
+            embedded_cycle()?;
+            let values = self.alternate(&mut [
+                ("embedded store c=64", Box::new(embedded_cycle)),
+                ("cycle c=64", Box::new(|| cycle(64))),
+            ])?;
+            self.ratio("E1", values[0], values[1], "/s");
         }
         if self.wants("P3") {
             let values = self.alternate(&mut [
