@@ -42,6 +42,10 @@ impl<T> Reply<T> {
     }
 }
 
+/// The payload beyond which a batch takes no more calls, in bytes as [`Op::bytes`] has them: results of 64 KiB each would make a
+/// batch take seconds, and everybody waits for it.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
 /// What the writer is asked to do.
 #[derive(Debug)]
 pub enum Op {

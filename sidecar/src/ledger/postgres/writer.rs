@@ -32,7 +32,7 @@ use crate::{
     ledger::{
         Delivery, DeliveryName, Error,
         load::Load,
-        queue::{Op, batch_span},
+        queue::{BATCH_BYTES_MAX, Op, batch_span},
         tally::Location,
     },
     lockstep::Lockstep,
@@ -40,8 +40,6 @@ use crate::{
 
 /// How often a request may find its event changed between two statements, before its caller is told to come back.
 const TRIES_MAX: u32 = 3;
-/// The most payload in one batch: results of 64 KiB each would make a statement take seconds.
-const BATCH_BYTES_MAX: usize = 4 << 20;
 /// How often an idle writer checks whether its connection is alive, or can be made.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     event::{
-        Decision, Ending, FailureKind, FencingToken, KeyDigest, Micros, Resolved,
+        Decision, Ending, FailureKind, FencingToken, KeyDigest, Micros, Resolved, StoredResult,
         fixture::{claim, key},
     },
     ledger::queue::Reply,
@@ -516,6 +516,29 @@ async fn abandoned_claims_are_dropped_and_abandoned_marks_are_done() {
     let batch = writer.batch(first);
     assert!(matches!(batch.calls[..], [Op::Mark(..)]), "{:?}", batch.calls);
     assert!(batch.flush && batch.close.is_none());
+}
+
+// L3
+#[tokio::test]
+async fn a_batch_ends_where_it_has_payload_enough() {
+    let (_directory, path) = file();
+    let (queue, mut writer) = writer(&path);
+    let large = |number: i32| {
+        let mut mark = completion(&format!("evt_{number}"), FencingToken(1));
+        mark.result = Some(StoredResult { code: 200, body: vec![0; 128 << 10].into(), content_type: String::new() });
+        mark
+    };
+    let mut asked: Vec<_> =
+        (0..60).map(|number| Box::pin(queue.ask(move |reply| Op::Mark(large(number), reply)))).collect();
+    for asked in &mut asked {
+        assert!(futures::poll!(asked).is_pending());
+    }
+    let mut calls = Vec::new();
+    while let Ok(first) = writer.ops.try_recv() {
+        calls.push(writer.batch(first).calls.len());
+    }
+    // 4 MiB and what passes them.
+    assert_eq!(calls, [33, 27]);
 }
 
 /// As a provider that repeats days of events makes them, which the cache answers.

@@ -26,7 +26,7 @@ use crate::{
         Error,
         filter::{CleanupProgress, CleanupScope},
         load::Load,
-        queue::{Op, batch_span},
+        queue::{BATCH_BYTES_MAX, Op, batch_span},
         tally::Tally,
     },
 };
@@ -137,9 +137,10 @@ impl Writer {
         Some(self.batch(first))
     }
 
-    /// The first call and those that came in while the last batch was under way, up to the bound.
+    /// The first call and those that came in while the last batch was under way, up to the bounds on their number and payload.
     pub(super) fn batch(&mut self, first: Box<Op>) -> Batch {
         let mut batch = Batch::default();
+        let mut bytes = 0;
         let mut next = Some(first);
         while let Some(op) = next {
             match *op {
@@ -150,9 +151,13 @@ impl Writer {
                 }
                 // Its caller would not use the lock, and everybody else would wait for it to expire.
                 op if op.is_abandoned() => {}
-                op => batch.calls.push(op),
+                op => {
+                    bytes += op.bytes();
+                    batch.calls.push(op);
+                }
             }
-            next = if batch.calls.len() < self.batch_max { self.ops.try_recv().ok() } else { None };
+            let is_full = batch.calls.len() >= self.batch_max || bytes > BATCH_BYTES_MAX;
+            next = if is_full { None } else { self.ops.try_recv().ok() };
         }
         batch
     }
