@@ -67,25 +67,28 @@ fn providers(criterion: &mut Criterion) {
     let standard = StandardWebhooks::new(&secrets, TOLERANCE).expect("the secret is a key");
     let all = [
         (
+            "",
             Provider::Stripe(Stripe::new(&secrets, TOLERANCE)),
             vec![(stripe_signer::HEADER, stripe_signer::sign(SECRET, &body))],
         ),
-        (Provider::Paystack(Paystack::new(&secrets)), signers::paystack(SECRET, &body)),
-        (Provider::Flutterwave(Flutterwave::new(&secrets, Version::V4)), signers::flutterwave_v4(SECRET, &body)),
-        (Provider::StandardWebhooks(standard), signers::standard_webhooks(SECRET, "msg_1", &body)),
+        ("", Provider::Paystack(Paystack::new(&secrets)), signers::paystack(SECRET, &body)),
+        ("", Provider::Flutterwave(Flutterwave::new(&secrets, Version::V4)), signers::flutterwave_v4(SECRET, &body)),
+        ("-v3", Provider::Flutterwave(Flutterwave::new(&secrets, Version::V3)), signers::flutterwave_v3(SECRET)),
+        ("", Provider::StandardWebhooks(standard), signers::standard_webhooks(SECRET, "msg_1", &body)),
     ];
     let now = SystemTime::now();
-    for (provider, signed) in &all {
+    for (version, provider, signed) in &all {
         let headers = headers(signed.clone());
         let verify = || {
             let verification = provider.begin(&headers).expect("the headers are whole");
             // Nothing is fetched: the answer is there at once.
             verification.finish(&body, now).now_or_never().expect("no I/O").expect("the signature is genuine")
         };
-        criterion.bench_function(&format!("verify/{}", provider.name()), |bench| bench.iter(|| black_box(verify())));
+        let name = format!("{}{version}", provider.name());
+        criterion.bench_function(&format!("verify/{name}"), |bench| bench.iter(|| black_box(verify())));
         let signed = verify();
         let identify = || provider.identify(&signed, &body, || [7; 32]).expect("the body names its event");
-        criterion.bench_function(&format!("key/{}", provider.name()), |bench| bench.iter(|| black_box(identify())));
+        criterion.bench_function(&format!("key/{name}"), |bench| bench.iter(|| black_box(identify())));
     }
 }
 
