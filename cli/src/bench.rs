@@ -6,6 +6,7 @@ mod http;
 mod load;
 mod message;
 mod report;
+mod sample;
 mod tally;
 mod target;
 
@@ -53,7 +54,8 @@ const CONNECTIONS_MAX: u32 = 16;
 /// Measure what an installation does under load, and whether it does it right
 ///
 /// Every caller asks, waits for the answer, and asks again. Afterwards, what was acknowledged as completed is asked for
-/// again: all of it has to be there, and nothing may have been granted twice.
+/// again: every completion if there are at most --check-max, and a random sample of them otherwise. Each of those has to be
+/// there, and nothing may have been granted twice.
 ///
 /// It WRITES REAL EVENTS, as many as the service takes. With --target grpc they are of the tenant "bench" and the
 /// provider of --provider: `oncegate cleanup --tenant bench --days 7` deletes them once they are old enough. With --target
@@ -137,7 +139,8 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     timeout: Duration,
 
-    /// The most completions to ask for again at the end
+    /// The most completions to ask for again at the end, shared out equally among the callers and rounded up. Of more, a random
+    /// sample of that size is asked for, and the report says how many were left out
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     check_max: u64,
 

@@ -14,6 +14,7 @@ use tokio::sync::Barrier;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    sample::Sample,
     tally::{Correctness, Operation, SharedTally, Tally},
     target::{Answer, Caller, Fault, Verdict},
 };
@@ -88,7 +89,7 @@ pub(super) struct Run {
     unprepared: Mutex<HashMap<u64, bool>>,
     warm_up: Duration,
     duration: Duration,
-    /// How many completions one caller remembers for the check.
+    /// How many completions one caller remembers for the check, at most.
     pub(super) check_max: usize,
     /// Set to end early; what was measured so far counts.
     pub(super) stop: AtomicBool,
@@ -249,7 +250,7 @@ pub(super) async fn run(
             caller,
             number,
             next: u64::from(number),
-            acknowledged: Vec::new(),
+            acknowledged: Sample::of(run.check_max),
             locked: Vec::new(),
         })
         .collect();
@@ -301,8 +302,8 @@ struct Worker {
     number: u32,
     /// Its next new event. Callers count in steps of the number of callers, so that no two ask for the same event.
     next: u64,
-    /// Events whose completion was acknowledged to it.
-    acknowledged: Vec<u64>,
+    /// Of the events whose completion was acknowledged to it, those that it will ask for again.
+    acknowledged: Sample,
     /// Events that it has locked and not completed, with their fencing tokens.
     locked: Vec<(u64, i64)>,
 }
@@ -527,12 +528,14 @@ impl Worker {
         }
     }
 
-    /// Asks again for the acknowledged completions: all of them have to be there.
+    /// Asks again for the acknowledged completions that were remembered: all of them have to be there.
     async fn check(&mut self) {
+        let acknowledged = std::mem::replace(&mut self.acknowledged, Sample::of(0));
+        self.tally.lock().correctness.left_out += acknowledged.left_out();
         // If one gets no answer in all that time, neither will the others. Nothing is known about them then, which does not
         // mean that they are there.
         let mut given_up = None;
-        for event in std::mem::take(&mut self.acknowledged) {
+        for event in acknowledged.into_events() {
             let mut tries = 0;
             while given_up.is_none() {
                 match self.caller.ask(event, CHECK + self.number).await {
@@ -581,8 +584,6 @@ impl Worker {
 
     fn acknowledge(&mut self, event: u64) {
         self.tally.lock().correctness.acknowledged += 1;
-        if self.acknowledged.len() < self.run.check_max {
-            self.acknowledged.push(event);
-        }
+        self.acknowledged.add(event, &mut rand::rng());
     }
 }

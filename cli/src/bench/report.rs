@@ -61,6 +61,8 @@ struct Findings {
     completions_acknowledged: u64,
     completions_checked: u64,
     completions_not_checked: u64,
+    /// By --check-max: those that were asked for again are a random sample.
+    completions_left_out: u64,
     lost: u64,
     double_grants: u64,
     not_prepared: u64,
@@ -144,6 +146,7 @@ impl Report {
             completions_acknowledged,
             completions_checked,
             completions_not_checked,
+            completions_left_out,
             lost,
             double_grants,
             not_prepared: _,
@@ -156,6 +159,11 @@ impl Report {
              {completions_not_checked} not to be asked for, {lost} lost, {double_grants} granted twice, {unexpected_answers} answered wrongly",
             self.judgement
         ));
+        if *completions_left_out > 0 {
+            output::line(format_args!(
+                "--check-max left out {completions_left_out} completions: those asked for again are a random sample of all"
+            ));
+        }
         if *storms > 0 {
             output::line(format_args!("{storms} storms, {storms_without_winner} without a winner"));
         }
@@ -205,6 +213,7 @@ impl Findings {
             completions_acknowledged: correctness.acknowledged,
             completions_checked: correctness.checked,
             completions_not_checked: correctness.unchecked,
+            completions_left_out: correctness.left_out,
             lost: correctness.lost,
             double_grants: correctness.double_grants,
             not_prepared: correctness.unprepared,

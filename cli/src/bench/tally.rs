@@ -42,12 +42,15 @@ impl Operation {
 /// What must hold, counted over the whole run, the warm-up included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Correctness {
-    /// Completions that were acknowledged.
+    /// Completions that were acknowledged: those that were checked, unchecked, and left out.
     pub(super) acknowledged: u64,
     /// Of those, how many were asked for again at the end.
     pub(super) checked: u64,
     /// Of those that should have been asked for again, how many could not be: nobody answered.
     pub(super) unchecked: u64,
+    /// How many were not to be asked for again, since their callers had more than their shares of `--check-max`. What was is a
+    /// sample of all, so that this is no reason to doubt the result.
+    pub(super) left_out: u64,
     /// Of those asked for again, how many were not found completed.
     pub(super) lost: u64,
     /// Grants of an event that was granted to somebody else, or completed.
@@ -79,6 +82,7 @@ impl Correctness {
         self.acknowledged += other.acknowledged;
         self.checked += other.checked;
         self.unchecked += other.unchecked;
+        self.left_out += other.left_out;
         self.lost += other.lost;
         self.double_grants += other.double_grants;
         self.unprepared += other.unprepared;
@@ -157,15 +161,19 @@ mod tests {
             one.record(Operation::Cycle, Duration::from_millis(milliseconds));
             one.error("Unavailable OVERLOADED");
             one.correctness.double_grants += 1;
+            one.correctness.left_out += milliseconds;
             all.add(one);
         }
         let cycles = &all.latencies[&Operation::Cycle];
         assert_eq!(cycles.len(), 2);
         assert!((cycles.max() as f64 / 3e6 - 1.0).abs() < 0.001);
         assert_eq!(all.errors["Unavailable OVERLOADED"], 2);
+        assert_eq!((all.correctness.double_grants, all.correctness.left_out), (2, 4));
         assert!(!all.correctness.holds() && Correctness::default().holds());
         // Completions that could not be checked do not count as found.
         assert!(!Correctness { acknowledged: 9, unchecked: 1, ..Correctness::default() }.holds());
+        // Those that were left out on purpose do.
+        assert!(Correctness { acknowledged: 9, checked: 8, left_out: 1, ..Correctness::default() }.holds());
         // Nor is what a run presupposes and does not find an error of the service.
         let unprepared = Correctness { unprepared: 1, ..Correctness::default() };
         assert!(!unprepared.holds() && !unprepared.is_wrong());

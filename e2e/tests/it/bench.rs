@@ -1,7 +1,7 @@
 //! `oncegate bench`: it finds nothing wrong where nothing is, and finds it where it is.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -62,6 +62,7 @@ async fn every_workload_over_grpc_is_answered_rightly() -> Result<()> {
         let correctness = &report["correctness"];
         assert_eq!(correctness["ok"], true, "{workload}: {correctness}");
         assert_eq!(correctness["completions_acknowledged"], correctness["completions_checked"], "{workload}");
+        assert_eq!(correctness["completions_left_out"], 0, "{workload}");
         // All but the one of the first call: claims completes what it has locked, after the measurement.
         assert!(correctness["completions_acknowledged"].as_u64() > Some(1), "{workload}");
         assert_eq!(report["interrupted"], false, "{workload}");
@@ -198,6 +199,46 @@ async fn a_completion_that_is_lost_is_found() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_completion_that_is_lost_late_is_found_in_a_sample() -> Result<()> {
+    let forgetful = serve(Wrong::ForgetsLater).await?;
+    // Four for each caller: were they its first ones, all would be among those that are remembered.
+    let finished = bench(&forgetful, &["--workload", "cycle", "--check-max", "64"]).await?;
+    assert_eq!(finished.code, Some(1), "{finished}");
+    let correctness = &report(&finished)?["correctness"];
+    assert!(correctness["lost"].as_u64() > Some(0), "{correctness}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn how_many_completions_were_left_out_is_said() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let url = format!("http://{}", everything.sidecar);
+    let finished = bench(&url, &["--workload", "cycle", "--check-max", "16"]).await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    let correctness = &report(&finished)?["correctness"];
+    assert_eq!(correctness["completions_checked"], 16, "one for each caller: {correctness}");
+    let left_out = correctness["completions_left_out"].as_u64();
+    assert!(left_out > Some(0), "{correctness}");
+    assert_eq!(correctness["completions_acknowledged"].as_u64(), left_out.map(|count| count + 16), "{correctness}");
+    assert_eq!(
+        (&correctness["ok"], &correctness["completions_not_checked"]),
+        (&true.into(), &0.into()),
+        "{correctness}"
+    );
+    // People are told as well; and if none was, there is nothing to say.
+    let directory = tempfile::tempdir()?;
+    for (check_max, said) in [("16", true), ("1000000", false)] {
+        let arguments = SHORT.into_iter().filter(|argument| *argument != "--json");
+        let arguments = arguments.chain(["16", "--url", &url, "--check-max", check_max]);
+        let finished = Oncegate::new(directory.path(), arguments)?.run().await?;
+        assert_eq!(finished.code, Some(0), "{finished}");
+        assert!(finished.stdout.contains("correct: "), "{finished}");
+        assert_eq!(finished.stdout.contains("--check-max left out "), said, "{finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_cannot_be_asked_for_again_is_not_called_correct() -> Result<()> {
     let gone = serve(Wrong::GoesAway).await?;
     let finished = bench(&gone, &["--workload", "cycle"]).await?;
@@ -308,14 +349,20 @@ pub(crate) enum Wrong {
     GrantsTwice,
     /// It grants each event once, and says of completed ones that they are being processed.
     ForgetsCompletions,
+    /// The same, but it remembers what it granted first.
+    ForgetsLater,
     /// It does all that it is asked to, until it is asked for what it has done; and it never comes to the end of a cleanup.
     GoesAway,
 }
 
+/// How many events a service that forgets later remembers: more than a few for each caller.
+const REMEMBERED: usize = 100;
+
 /// A service of the same contract that does not keep it.
 struct Service {
     wrong: Wrong,
-    granted: Arc<Mutex<HashSet<String>>>,
+    /// By event id, how many others were granted before.
+    granted: Arc<Mutex<HashMap<String, usize>>>,
     token: AtomicI64,
 }
 
@@ -344,7 +391,12 @@ impl IdempotencyService for Service {
         request: Request<v1::CheckAndLockRequest>,
     ) -> Result<Response<v1::CheckAndLockResponse>, Status> {
         let event_id = request.into_inner().key.unwrap_or_default().event_id;
-        let first = self.granted.lock().unwrap_or_else(PoisonError::into_inner).insert(event_id);
+        let (first, before) = {
+            let mut granted = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+            let all = granted.len();
+            let before = *granted.entry(event_id).or_insert(all);
+            (granted.len() > all, before)
+        };
         let mut response = v1::CheckAndLockResponse::default();
         if first || self.wrong == Wrong::GrantsTwice {
             response.set_decision(Decision::Acquired);
@@ -352,6 +404,8 @@ impl IdempotencyService for Service {
             response.lock = Some(v1::Lock { fencing_token, attempt: 1, ..v1::Lock::default() });
         } else if self.wrong == Wrong::GoesAway {
             return Err(Status::unavailable("gone"));
+        } else if self.wrong == Wrong::ForgetsLater && before < REMEMBERED {
+            response.set_decision(Decision::AlreadyCompleted);
         } else {
             response.set_decision(Decision::InProgress);
         }
