@@ -11,7 +11,6 @@ mod tally;
 mod target;
 
 use std::{
-    io::IsTerminal as _,
     path::PathBuf,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
@@ -164,7 +163,7 @@ pub(crate) struct Bench {
     #[command(flatten)]
     credentials: Credentials,
 
-    /// How often to say how far it is, where standard error is no terminal
+    /// How often to say how far it is, where standard error is no terminal, or one that cannot change a line
     #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
     progress: Duration,
 
@@ -315,6 +314,8 @@ impl Bench {
         let ended = join(tasks).await;
         watch.abort();
         shown.abort();
+        // Until the line that changes is gone: it must not take the first line of what is written next with it.
+        let _ = shown.await;
         let (tally, time) = ended?;
         Ok(Measured { tally, time, signal: signalled.get().copied() })
     }
@@ -387,11 +388,12 @@ impl Bench {
         Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }
 
-    /// How far it is, on standard error: a line that changes, if that is a terminal, and otherwise one now and then.
+    /// How far it is, on standard error: a line that changes, if that is a terminal which can change one, and otherwise one now
+    /// and then. With --json too: the result goes to standard output, and nothing of this is in it.
     fn show_progress(&self, run: &Arc<Run>, progress: Vec<Arc<Progress>>) -> JoinHandle<()> {
-        let bar = if self.json { ProgressBar::hidden() } else { ProgressBar::no_length() };
+        let bar = ProgressBar::no_length();
         let bar = bar.with_style(ProgressStyle::with_template("{spinner} {msg}").expect("the template is sound"));
-        let lines = !std::io::stderr().is_terminal();
+        let lines = bar.is_hidden();
         let every = if lines { self.progress } else { Duration::from_millis(250) };
         let run = Arc::clone(run);
         tokio::spawn(async move {

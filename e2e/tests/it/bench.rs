@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    process::Stdio,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicI64, Ordering},
@@ -17,7 +18,7 @@ use oncegate_api::v1::{
 };
 use oncegate_e2e::{
     eventually,
-    program::{Finished, Oncegate},
+    program::{Finished, Oncegate, find_program},
     proxy::Proxy,
 };
 use tokio::net::TcpListener;
@@ -326,6 +327,48 @@ async fn a_run_that_is_interrupted_says_so() -> Result<()> {
         let report = report(&finished)?;
         assert_eq!((&report["interrupted"], &report["correctness"]["ok"]), (&true.into(), &true.into()), "{report}");
         assert!(finished.stderr.contains("cut the measurement short"), "{finished}");
+    }
+    Ok(())
+}
+
+/// Runs a command with a terminal for its standard error, and writes there what that shows.
+const WITH_TERMINAL: &str = "
+import os, pty, subprocess, sys
+shown, terminal = pty.openpty()
+program = subprocess.Popen(sys.argv[1:], stderr=terminal)
+os.close(terminal)
+try:
+    while data := os.read(shown, 4096):
+        sys.stderr.buffer.write(data)
+except OSError:
+    pass  # Nobody has the terminal open any more.
+sys.exit(program.wait())
+";
+
+#[tokio::test]
+async fn a_terminal_shows_how_far_it_is_whatever_becomes_of_the_result() -> Result<()> {
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let url = format!("http://{}", everything.sidecar);
+    let directory = tempfile::tempdir()?;
+    // A dumb terminal cannot change a line, and gets one after the other.
+    for (terminal, ends) in [("xterm", "\x1b[2K"), ("dumb", "\r\n")] {
+        let mut command = tokio::process::Command::new("python3");
+        command
+            .args(["-c", WITH_TERMINAL])
+            .arg(find_program()?)
+            .args(["bench", "--json", "--duration", "1s", "--warm-up", "0s", "--progress", "100ms", "--url", &url])
+            .current_dir(directory.path())
+            .env_remove("NO_COLOR")
+            .env("TERM", terminal)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let output = command.output().await.context("cannot run Python")?;
+        let [result, shown] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        assert_eq!(output.status.code(), Some(0), "{terminal}: {result}{shown:?}");
+        assert!(shown.contains(" a second, ") && shown.contains(" s left"), "{terminal}: {shown:?}");
+        assert!(shown.ends_with(ends), "{terminal}: {shown:?}");
+        let result: serde_json::Value = serde_json::from_str(&result).with_context(|| format!("no JSON: {result}"))?;
+        assert_eq!(result["correctness"]["ok"], true, "{result}");
     }
     Ok(())
 }
