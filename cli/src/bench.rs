@@ -47,6 +47,8 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Callers that share a connection by default.
 const CALLERS_PER_CONNECTION: u32 = 32;
+/// The longest that can be measured, or be warmed up for.
+const MEASURED_MAX: Duration = Duration::from_secs(30 * 86_400);
 /// The most HTTP/2 connections by default: more lead to small packets.
 const CONNECTIONS_MAX: u32 = 16;
 
@@ -96,7 +98,8 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 64, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(CALLERS_MAX)))]
     concurrency: u32,
 
-    /// Connections that the callers share [default: one for 32 callers, at most 16]. Over HTTP each has its own
+    /// Connections that the callers share (--target grpc) [default: one for 32 callers, at most 16]. Over HTTP each caller has
+    /// its own
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     connections: Option<u32>,
 
@@ -336,10 +339,23 @@ impl Bench {
                 "claims given: a gateway completes what it is given; use --target grpc".to_owned(),
             );
         }
+        if self.target == TargetName::Http
+            && let Some(connections) = self.connections
+        {
+            checks.problem(
+                "--connections",
+                format!("{connections} given: over HTTP each caller has a connection of its own; use --concurrency"),
+            );
+        }
         checks.within(
             "--duration",
             ShownDuration(self.duration),
-            ShownDuration(Duration::from_millis(100))..=ShownDuration(Duration::from_secs(30 * 86_400)),
+            ShownDuration(Duration::from_millis(100))..=ShownDuration(MEASURED_MAX),
+        );
+        checks.within(
+            "--warm-up",
+            ShownDuration(self.warm_up),
+            ShownDuration(Duration::ZERO)..=ShownDuration(MEASURED_MAX),
         );
         checks.within(
             "--timeout",

@@ -374,6 +374,34 @@ async fn a_terminal_shows_how_far_it_is_whatever_becomes_of_the_result() -> Resu
 }
 
 #[tokio::test]
+async fn options_that_mean_nothing_or_too_much_are_refused_by_name() -> Result<()> {
+    // Before anybody is called: nobody is there.
+    let url = "http://127.0.0.1:1";
+    for (arguments, said) in [
+        (
+            &["--target", "http", "--connections", "4"][..],
+            "--connections: 4 given: over HTTP each caller has a connection of its own; use --concurrency",
+        ),
+        (&["--warm-up", "721h"], "--warm-up: 30days 1h given, permitted is 0s to 30days"),
+        (&["--duration", "721h"], "--duration: 30days 1h given, permitted is 100ms to 30days"),
+    ] {
+        let directory = tempfile::tempdir()?;
+        let command = ["bench", "--url", url].into_iter().chain(arguments.iter().copied());
+        let finished = Oncegate::new(directory.path(), command)?.env("STRIPE_WEBHOOK_SECRET", SECRET).run().await?;
+        assert_eq!(finished.code, Some(2), "{arguments:?}: {finished}");
+        assert!(finished.stderr.contains(said), "{arguments:?}: {finished}");
+    }
+    // Both are as good as any where they mean something, and nobody is reached.
+    for arguments in [&["--connections", "4"][..], &["--warm-up", "0s"], &["--warm-up", "30d"]] {
+        let directory = tempfile::tempdir()?;
+        let command = ["bench", "--url", url].into_iter().chain(arguments.iter().copied());
+        let finished = Oncegate::new(directory.path(), command)?.run().await?;
+        assert_eq!(finished.code, Some(3), "{arguments:?}: {finished}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_cannot_be_measured_has_exit_codes_of_its_own() -> Result<()> {
     let finished = bench("http://127.0.0.1:1", &[]).await?;
     assert_eq!(finished.code, Some(3), "{finished}");
