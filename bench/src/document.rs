@@ -24,7 +24,7 @@ pub(crate) fn check(options: &Options, figures: &Figures) -> Result<()> {
     with(&options.document, "")?;
     let unknown = unknown(options, figures);
     ensure!(
-        options.only.is_empty() || unknown.is_empty(),
+        unknown.is_empty(),
         "--only: of {} nothing is kept in {}, and the table of {} would lose them. Measure everything first, or name another \
          --document",
         unknown.join(", "),

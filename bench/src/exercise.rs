@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::{
     process::{self, Server, note},
-    world::World,
+    world::{EMBEDDED, World},
 };
 
 /// Loads over gRPC: workload and callers.
@@ -39,7 +39,7 @@ pub(crate) fn run(world: &World) -> Result<()> {
         load(world, &world.sidecar("calls", settings)?, &[("duplicates", 1), ("duplicates", 64)])?;
     }
     // The embedded store.
-    load(world, &world.sidecar("", &[("DATABASE_URL", ""), ("REDIS_URL", "")])?, &[("cycle", 1), ("cycle", 64)])?;
+    load(world, &world.sidecar("", &EMBEDDED)?, &[("cycle", 1), ("cycle", 64)])?;
 
     world.postgres.create("webhooks")?;
     let all = world.all("webhooks", &[])?;

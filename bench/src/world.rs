@@ -22,6 +22,9 @@ use crate::{
 /// What webhooks are signed with here.
 pub(crate) const SECRET: &str = "whsec_for_measurements_only";
 
+/// What is set where nothing is installed: a file in the directory of the measurement, and no Redis.
+pub(crate) const EMBEDDED: [(&str, &str); 2] = [("DATABASE_URL", ""), ("REDIS_URL", "")];
+
 /// The servers of a run.
 pub(crate) struct World {
     pub(crate) options: Options,

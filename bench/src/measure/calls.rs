@@ -3,13 +3,10 @@
 use anyhow::Result;
 
 use super::{Bench, count};
-use crate::world::Loaded;
+use crate::world::{EMBEDDED, Loaded};
 
 /// Settings under which no duplicate is answered from the process itself.
 const NO_OWN_CACHE: (&str, &str) = ("CACHE_SIZE", "0B");
-
-/// What is set where nothing is installed: a file in the directory of the measurement, and no Redis.
-const EMBEDDED: [(&str, &str); 2] = [("DATABASE_URL", ""), ("REDIS_URL", "")];
 
 /// Two applications with a channel each, as at c=64. The cost of having more is in docs/performance.md.
 const TWO_CONNECTIONS: [&str; 2] = ["--connections", "2"];
