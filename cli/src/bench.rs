@@ -55,8 +55,8 @@ const CONNECTIONS_MAX: u32 = 16;
 /// Measure what an installation does under load, and whether it does it right
 ///
 /// Every caller asks, waits for the answer, and asks again. Afterwards, what was acknowledged as completed is asked for
-/// again: every completion if there are at most --check-max, and a random sample of them otherwise. Each of those has to be
-/// there, and nothing may have been granted twice.
+/// again: by each caller all of its completions, or a random sample of them where they are more than its share of --check-max.
+/// Each of those has to be there, and nothing may have been granted twice.
 ///
 /// It WRITES REAL EVENTS, as many as the service takes. With --target grpc they are of the tenant "bench" and the
 /// provider of --provider: `oncegate cleanup --tenant bench --days 7` deletes them once they are old enough. With --target
@@ -141,8 +141,8 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
     timeout: Duration,
 
-    /// The most completions to ask for again at the end, shared out equally among the callers and rounded up. Of more, a random
-    /// sample of that size is asked for, and the report says how many were left out
+    /// The most completions to ask for again at the end, shared out equally among the callers and rounded up. A caller that has
+    /// more than its share asks for a random sample of them, and the report says how many were left out; 0 to ask for none
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     check_max: u64,
 

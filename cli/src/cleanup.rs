@@ -25,7 +25,7 @@ const DAY: i64 = 24 * 60 * 60;
 /// ones only, unless --states says otherwise; never any that are pending or being processed. A deleted event is new
 /// again when its webhook comes back: keep events for longer than the provider repeats them. The sidecar refuses less
 /// than its minimum retention (RETENTION_MIN, 6 days by default). While there are calls, or other sidecars on the database
-/// that may have some, it goes at about a twentieth of its speed; a --dry-run only beside calls of the sidecar that it asks.
+/// that may have some, it goes at a twentieth of its speed or less; a --dry-run only beside calls of the sidecar that it asks.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -88,7 +88,7 @@ impl From<Ended> for State {
 impl Cleanup {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let mut client = IdempotencyServiceClient::new(self.sidecar.connect().await?);
-        let bar = self.progress_bar();
+        let bar = Self::progress_bar();
         if !self.dry_run && !bar.is_hidden() {
             // If somebody is watching, events are counted first: a bar without an end tells them nothing.
             let count =
@@ -154,11 +154,8 @@ impl Cleanup {
         }
     }
 
-    /// On standard error if that is a terminal, otherwise hidden.
-    fn progress_bar(&self) -> ProgressBar {
-        if self.json {
-            return ProgressBar::hidden();
-        }
+    /// On standard error if that is a terminal, otherwise hidden. With --json too: the totals go to standard output.
+    fn progress_bar() -> ProgressBar {
         let bar = ProgressBar::no_length().with_style(style("{spinner} {msg} {human_pos}")).with_message("counting");
         bar.enable_steady_tick(Duration::from_millis(100));
         bar
@@ -258,7 +255,7 @@ mod tests {
     #[test]
     fn the_progress_bar_can_be_made() {
         let cleanup = Command::parse_from(["cleanup"]).cleanup;
-        let bar = cleanup.progress_bar();
+        let bar = Cleanup::progress_bar();
         bar.set_style(style(BAR));
         bar.finish_and_clear();
         let states: Vec<State> = cleanup.states.iter().copied().map(State::from).collect();

@@ -34,6 +34,20 @@ const TRACE: &str = "ONCEGATE_TEST_TRACE";
 pub const LOG_EVERYTHING: &str = "trace,h2=trace,hyper=trace,hyper_util=trace,rustls=trace,sqlx=trace,tonic=trace,\
                                   tower=trace,fred=trace";
 
+/// Runs a command with a terminal for its standard error, and writes there what that was sent.
+const WITH_TERMINAL: &str = "
+import os, pty, subprocess, sys
+shown, terminal = pty.openpty()
+program = subprocess.Popen(sys.argv[1:], stderr=terminal)
+os.close(terminal)
+try:
+    while data := os.read(shown, 4096):
+        sys.stderr.buffer.write(data)
+except OSError:
+    pass  # Nobody has the terminal open any more.
+sys.exit(program.wait())
+";
+
 /// A command that has not been started yet. All that it writes until its end is searched for the secrets that it was given,
 /// when its [`Running`] is dropped; except in a test that has failed already.
 #[derive(Debug)]
@@ -91,12 +105,26 @@ impl Oncegate {
     /// process stays a direct child, so that signals reach it and not the tracer.
     #[must_use]
     pub fn traced(self, log: &Path) -> Self {
-        let inner = self.command.as_std();
         let mut command = Command::new("strace");
         command
             .args(["-D", "-f", "-ttt", "-y", "-xx", "-s", "10000000"])
             .args(["-e", "trace=pwrite64,write,fdatasync,fsync,ftruncate,unlink,unlinkat", "-e", "signal=none", "-o"])
-            .arg(log)
+            .arg(log);
+        self.run_by(command)
+    }
+
+    /// Runs with a terminal of this kind (TERM) for its standard error, which has then what that was sent.
+    #[must_use]
+    pub fn on_terminal(self, kind: &str) -> Self {
+        let mut command = Command::new("python3");
+        command.args(["-c", WITH_TERMINAL]);
+        self.env("TERM", kind).run_by(command)
+    }
+
+    /// Has another program run it, which is told of it by its last arguments.
+    fn run_by(self, mut command: Command) -> Self {
+        let inner = self.command.as_std();
+        command
             .arg(inner.get_program())
             .args(inner.get_args())
             .env_clear()

@@ -160,21 +160,25 @@ fn body(event_id: &str, bytes: usize) -> Bytes {
 
 /// What the gateway's answer says about the event.
 fn verdict(status: StatusCode, body: &[u8]) -> Result<Verdict, Fault> {
+    let answer: serde_json::Value;
     let word = match body {
-        br#"{"status":"processed"}"# => "processed".to_owned(),
-        br#"{"status":"already_processed"}"# => "already_processed".to_owned(),
+        br#"{"status":"processed"}"# => Some("processed"),
+        br#"{"status":"already_processed"}"# => Some("already_processed"),
         body => {
-            let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-            answer["status"].as_str().unwrap_or("without a word").to_owned()
+            answer = serde_json::from_slice(body).unwrap_or_default();
+            answer["status"].as_str()
         }
     };
-    match (status.as_u16(), word.as_str()) {
-        (200, "processed") => Ok(Verdict::Granted),
-        (200, "already_processed") => Ok(Verdict::Completed),
+    match (status.as_u16(), word) {
+        (200, Some("processed")) => Ok(Verdict::Granted),
+        (200, Some("already_processed")) => Ok(Verdict::Completed),
         // 200 where GATEWAY_IN_PROGRESS_STATUS says so.
-        (200 | 409, "in_progress") => Ok(Verdict::InProgress),
-        (200, "held") | (422, _) => Ok(Verdict::Refused),
-        (status, word) => Err(Fault { code: format!("{status} {word}"), answered: true }),
+        (200 | 409, Some("in_progress")) => Ok(Verdict::InProgress),
+        (200, Some("held")) | (422, Some(_)) => Ok(Verdict::Refused),
+        // A gateway always says one. Without any it was a proxy, or another server.
+        (status, word) => {
+            Err(Fault { code: format!("{status} {}", word.unwrap_or("without a word")), answered: word.is_some() })
+        }
     }
 }
 
@@ -205,14 +209,18 @@ mod tests {
     #[test]
     fn only_what_the_gateway_says_is_done_counts_as_done() {
         let verdict = |status: u16, body: &str| {
-            verdict(StatusCode::from_u16(status).unwrap(), body.as_bytes()).map_err(|fault| fault.code)
+            verdict(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+                .map_err(|fault| (fault.code, if fault.answered { "a gateway" } else { "another server" }))
         };
         assert_eq!(verdict(200, r#"{"status":"processed"}"#), Ok(Verdict::Granted));
         assert_eq!(verdict(200, r#"{ "status": "already_processed" }"#), Ok(Verdict::Completed));
         for status in [200, 409] {
             assert_eq!(verdict(status, r#"{"status":"in_progress"}"#), Ok(Verdict::InProgress));
         }
-        assert_eq!(verdict(200, "ok"), Err("200 without a word".to_owned()));
-        assert_eq!(verdict(503, r#"{"status":"overloaded"}"#), Err("503 overloaded".to_owned()));
+        assert_eq!(verdict(422, r#"{"status":"refused"}"#), Ok(Verdict::Refused));
+        for (status, body) in [(200, "ok"), (422, "no"), (502, "<html>"), (404, "{}")] {
+            assert_eq!(verdict(status, body), Err((format!("{status} without a word"), "another server")), "{body}");
+        }
+        assert_eq!(verdict(503, r#"{"status":"overloaded"}"#), Err(("503 overloaded".to_owned(), "a gateway")));
     }
 }

@@ -379,8 +379,10 @@ impl Worker {
             let answer = loop {
                 match self.caller.process(KEYS_FROM + key, self.number).await {
                     Ok(answer) => break answer,
+                    // The first call was answered: somebody is there.
                     Err(fault) if tries == TRIES || self.run.is_stopped() => {
-                        return Err(NotMeasured::by(fault, FAILED));
+                        let error = anyhow::anyhow!("{}", fault.code);
+                        return Err(NotMeasured::Failed(error.context(FAILED)));
                     }
                     Err(_) => tokio::time::sleep(PAUSE * (1 << tries)).await,
                 }

@@ -61,7 +61,7 @@ struct Findings {
     completions_acknowledged: u64,
     completions_checked: u64,
     completions_not_checked: u64,
-    /// By --check-max: those that were asked for again are a random sample.
+    /// By --check-max: what was asked for again is a random sample of each caller's.
     completions_left_out: u64,
     lost: u64,
     double_grants: u64,
@@ -161,7 +161,8 @@ impl Report {
         ));
         if *completions_left_out > 0 {
             output::line(format_args!(
-                "--check-max left out {completions_left_out} completions: those asked for again are a random sample of all"
+                "--check-max left out {completions_left_out} completions: what was asked for again is a random sample of each \
+                 caller's"
             ));
         }
         if *storms > 0 {
@@ -229,6 +230,7 @@ fn judgement(correctness: &Correctness) -> &'static str {
         correctness if correctness.is_wrong() => "NOT CORRECT",
         Correctness { unprepared: 1.., .. } => "not what was to be measured",
         Correctness { unchecked: 1.., .. } => "could not be checked",
+        Correctness { left_out: 1.., checked: 0, .. } => "not checked",
         _ => "correct",
     }
 }

@@ -48,8 +48,8 @@ pub(super) struct Correctness {
     pub(super) checked: u64,
     /// Of those that should have been asked for again, how many could not be: nobody answered.
     pub(super) unchecked: u64,
-    /// How many were not to be asked for again, since their callers had more than their shares of `--check-max`. What was is a
-    /// sample of all, so that this is no reason to doubt the result.
+    /// How many were not to be asked for again, since their callers had more than their shares of `--check-max`: what was is a
+    /// random sample of each caller's.
     pub(super) left_out: u64,
     /// Of those asked for again, how many were not found completed.
     pub(super) lost: u64,
