@@ -221,21 +221,22 @@ impl Cache {
             ticket.unasked = true;
             return (None, ticket);
         }
-        let answer = self.in_redis(redis, epoch, claim, digest, (began, now)).await;
+        let answer = self.in_redis(redis, epoch, claim, digest, began, now).await;
         self.worth.saw(answer.is_some());
         // The connection may have gone while Redis was asked.
         let answer = answer.filter(|_| self.still(epoch));
         (answer, ticket)
     }
 
-    /// What Redis has to say to a claim. The look-up began at the first of two moments, which is the second by the database's clock.
+    /// What Redis has to say to a claim. `now` is `began` by the database's clock.
     async fn in_redis(
         &self,
         redis: &Redis,
         epoch: &Arc<Epoch>,
         claim: &Claim,
         digest: KeyDigest,
-        (began, now): (Instant, Time),
+        began: Instant,
+        now: Time,
     ) -> Option<Completion> {
         let value = redis.get(epoch.codec.name(digest), began).await?;
         let entry = match epoch.codec.decode(digest, &value) {

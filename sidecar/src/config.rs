@@ -526,18 +526,25 @@ fn cap(setting: &'static str, count: u32) -> Result<Option<NonZeroU32>, Problem>
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::{Args as _, Command, FromArgMatches as _, builder::Resettable};
+impl Options {
+    /// What these arguments say, and nothing that the environment does.
+    pub(crate) fn of(arguments: &[&str]) -> Options {
+        use clap::{Args as _, Command, FromArgMatches as _, builder::Resettable};
 
+        let command = Options::augment_args(Command::new("sidecar").no_binary_name(true))
+            .mut_args(|argument| argument.env(Resettable::Reset));
+        Options::from_arg_matches(&command.get_matches_from(arguments)).unwrap()
+    }
+}
+
+#[cfg(test)]
+mod tests {
     use super::*;
 
     /// Those with a unit are written in the options as people read them, and in the types as numbers.
     #[test]
     fn what_no_option_says_is_what_the_settings_default_to() {
-        let command = Options::augment_args(Command::new("sidecar").no_binary_name(true))
-            .mut_args(|argument| argument.env(Resettable::Reset));
-        let matches = command.get_matches_from(std::iter::empty::<&str>());
-        let settings = Options::from_arg_matches(&matches).unwrap().validate().unwrap();
+        let settings = Options::of(&[]).validate().unwrap();
         assert_eq!(settings.policy, Policy::default());
         assert_eq!(settings.limits, Limits::default());
         let (cache, default) = (settings.cache, CacheSettings::default());

@@ -375,21 +375,12 @@ pub async fn migrate(store: &Store) -> Result<Migrated, StartError> {
 mod tests {
     use std::time::Duration;
 
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        options: config::Options,
-    }
 
     async fn started(directory: &tempfile::TempDir) -> Sidecar {
         let file = directory.path().join("oncegate.db");
-        let arguments = ["oncegate", "--sidecar-listen", "127.0.0.1:0", "--store"].map(Into::into);
-        let command = Command::try_parse_from(arguments.into_iter().chain([file.into_os_string()])).unwrap();
-        Sidecar::start(command.options.validate().unwrap()).await.unwrap()
+        let options = ["--sidecar-listen", "127.0.0.1:0", "--store", file.to_str().unwrap()];
+        Sidecar::start(config::Options::of(&options).validate().unwrap()).await.unwrap()
     }
 
     #[tokio::test]

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use clap::Parser as _;
 use oncegate_api::{
     reason,
     v1::{self, Decision, FailureKind, State, idempotency_service_client::IdempotencyServiceClient},
@@ -14,16 +13,10 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::Service;
-use crate::{Sidecar, config};
+use crate::{Sidecar, config::Options};
 
 /// How long a test waits for what should happen at once. Long, because only a failure ever uses it up.
 const DEADLINE: Duration = Duration::from_secs(60);
-
-#[derive(clap::Parser)]
-struct Command {
-    #[command(flatten)]
-    options: config::Options,
-}
 
 /// A sidecar that listens nowhere: its service is called in the process.
 struct Served {
@@ -36,10 +29,9 @@ impl Served {
     async fn with(options: &[&str]) -> Served {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("oncegate.db");
-        let arguments = ["oncegate", "--sidecar-listen", "127.0.0.1:0"].iter().chain(options);
-        let arguments = arguments.map(|argument| (*argument).into()).chain(["--store".into(), file.into_os_string()]);
-        let options = Command::try_parse_from(arguments).unwrap().options;
-        let sidecar = Sidecar::start(options.validate().unwrap()).await.unwrap();
+        let own = ["--sidecar-listen", "127.0.0.1:0", "--store", file.to_str().unwrap()];
+        let settings = Options::of(&[&own, options].concat()).validate().unwrap();
+        let sidecar = Sidecar::start(settings).await.unwrap();
         let client = IdempotencyServiceClient::new(sidecar.service());
         Served { sidecar, client, _directory: directory }
     }
