@@ -280,8 +280,8 @@ pub struct Options {
     /// How long a call to the sidecar may take, beyond the wait that it asks for
     ///
     /// More than twice the sidecar's longest statement (1 s, which is no setting): a call may have to wait for the batch before
-    /// its own. Nothing enforces that, not even in one process: with less, calls are repeated that a slow database has answered,
-    /// and nothing is lost.
+    /// its own. Nothing enforces that, not even in one process: with less, calls are repeated that a slow database would have
+    /// answered, and nothing is lost.
     #[arg(long, env = "SIDECAR_TIMEOUT", value_name = "DURATION", default_value = "2500ms", value_parser = duration)]
     pub sidecar_timeout: Duration,
 

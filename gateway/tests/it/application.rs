@@ -156,7 +156,13 @@ pub(crate) async fn that_floods(length: usize) -> (String, oneshot::Receiver<std
     let (ended, written) = oneshot::channel();
     tokio::spawn(async move {
         let mut stream = begin(listener, length).await;
-        let _ = ended.send(stream.write_all(&vec![b'x'; length]).await);
+        let (part, mut left, mut written) = ([b'x'; 1 << 16], length, Ok(()));
+        while left > 0 && written.is_ok() {
+            let next = left.min(part.len());
+            written = stream.write_all(&part[..next]).await;
+            left -= next;
+        }
+        let _ = ended.send(written);
     });
     (url, written)
 }
