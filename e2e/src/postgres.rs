@@ -37,7 +37,7 @@ const GIVEN_SERVER: &str = "TEST_DATABASE_URL";
 const START_DEADLINE: Duration = Duration::from_secs(60);
 
 const HOW_TO_INSTALL: &str = "PostgreSQL's server programs (initdb, postgres) were not found: looked in `pg_config --bindir`, \
-     /usr/lib/postgresql/*/bin, Homebrew's directories and PATH. Install them (Debian: apt-get install postgresql; \
+     /usr/lib/postgresql/*/bin, /usr/pgsql-*/bin, Homebrew's directories and PATH. Install them (Debian: apt-get install postgresql; \
      Fedora: dnf install postgresql-server; macOS: brew install postgresql), or name a server in TEST_DATABASE_URL, or \
      run scripts/test, which installs them";
 
