@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,6 +60,7 @@ struct Course {
 struct Shared {
     guard: Guard,
     temper: Temper,
+    behaves: AtomicBool,
     recorder: Recorder,
     // The largest token of each event, and the effects in force: one per event where a guard replaces them.
     books: Mutex<BTreeMap<String, Book>>,
@@ -83,7 +87,8 @@ impl Application {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.context("cannot bind the application's port")?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { guard, temper, recorder, books: Mutex::default() });
+        let shared =
+            Arc::new(Shared { guard, temper, behaves: AtomicBool::new(false), recorder, books: Mutex::default() });
         let server = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Ok(Self { address, shared, server })
     }
@@ -96,6 +101,11 @@ impl Application {
     /// What guards its effects.
     pub fn guard(&self) -> Guard {
         self.shared.guard
+    }
+
+    /// From now on it does what it is asked to, whatever its temper: its moods are faults, and end with the others.
+    pub fn behave(&self) {
+        self.shared.behaves.store(true, Ordering::Relaxed);
     }
 
     /// The effects in force, by event, as the tokens that they were made with.
@@ -180,7 +190,8 @@ impl Shared {
         };
         let mut dice = seed.dice(&format!("application {event} {number}"));
         // It behaves in the end, whatever it did before: an event must be able to finish.
-        let mood = if number > 6 { 0 } else { dice.between(0, 99) };
+        let behaves = number > 6 || self.behaves.load(Ordering::Relaxed);
+        let mood = if behaves { 0 } else { dice.between(0, 99) };
         match mood {
             0..60 => good,
             60..70 => Course { before: dice.millis(1, 300), ..good },

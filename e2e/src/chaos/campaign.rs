@@ -130,6 +130,7 @@ pub async fn on_postgres(seed: Seed, lasts: Duration) -> Result<Report> {
             *report.faults.entry(one.fault.kind()).or_default() += 1;
         }
     }
+    world.application.behave();
     calm.get_or_init(Instant::now);
     let mut violations = finish(workers).await?;
     violations.extend(residue(&world).await?);
@@ -187,6 +188,7 @@ pub async fn on_sqlite(seed: Seed, lasts: Duration) -> Result<Report> {
             *report.faults.entry(kind).or_default() += 1;
         }
     }
+    single.application.behave();
     calm.get_or_init(Instant::now);
     let mut violations = finish(workers).await?;
     violations.extend(left(&[single.process()?], &before).await);
