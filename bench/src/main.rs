@@ -24,6 +24,7 @@ use self::{figures::Figures, measure::Bench, options::Options, process::run, wor
 
 fn main() -> Result<()> {
     let options = Options::parse().settled()?;
+    process::end_servers_on_signals()?;
     if options.exercise {
         return exercise::run(&World::start(options)?);
     }

@@ -1,21 +1,70 @@
 //! Programs that run beside the measurement, and end with it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io::Read as _,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// How long a server may take until it accepts connections.
 const START_DEADLINE: Duration = Duration::from_secs(60);
 /// How long it may take to end when asked to.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The servers that run, with the signal that ends each; and whether no more may be started.
+#[derive(Debug, Default)]
+struct Running {
+    servers: BTreeMap<u32, &'static str>,
+    is_over: bool,
+}
+
+static RUNNING: Mutex<Running> = Mutex::new(Running { servers: BTreeMap::new(), is_over: false });
+
+fn running() -> MutexGuard<'static, Running> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn kill(pid: u32, signal: &str) {
+    let _ = Command::new("kill").args(["-s", signal, &pid.to_string()]).status();
+}
+
+/// Has a signal that would end this process end its servers instead: whatever needs them fails then, and on the way out
+/// everything is removed. Otherwise they would go on, and take their part of whatever is measured next.
+///
+/// # Errors
+/// When signals cannot be listened for.
+pub(crate) fn end_servers_on_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut interrupt, mut hangup) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?)
+    };
+    thread::spawn(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        note("ended by a signal");
+        let mut running = running();
+        running.is_over = true;
+        for (pid, signal) in &running.servers {
+            kill(*pid, signal);
+        }
+    });
+    Ok(())
+}
 
 /// A server that runs until this is dropped.
 #[derive(Debug)]
@@ -41,7 +90,13 @@ impl Server {
         let log = directory.join(format!("{name}-{}.log", address.port()));
         let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+        let child = {
+            let mut running = running();
+            ensure!(!running.is_over, "{name} is not started: ended by a signal");
+            let child = command.spawn().with_context(|| format!("cannot start {name}"))?;
+            running.servers.insert(child.id(), signal);
+            child
+        };
         let mut server = Self { child, name: name.to_owned(), log, signal, address };
         let began = Instant::now();
         while TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_err() {
@@ -84,18 +139,19 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").args(["-s", self.signal, &pid]).status();
+        // Before it has ended, after which its number may be another process's.
+        running().servers.remove(&self.child.id());
+        kill(self.child.id(), self.signal);
         let began = Instant::now();
-        while began.elapsed() < STOP_DEADLINE {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            if began.elapsed() > STOP_DEADLINE {
+                note(&format!("{} does not end when asked to: it is killed", self.name));
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                break;
             }
             thread::sleep(Duration::from_millis(10));
         }
-        note(&format!("{} does not end when asked to: it is killed", self.name));
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
