@@ -2,10 +2,14 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
-use tracing::Subscriber;
+use tracing::{Dispatch, Subscriber};
+
+/// As long as there is one subscriber in the process, a line that another test's thread comes to first is taken by tracing to be
+/// of no interest to anybody: that thread has none.
+static BESIDE: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
 
 /// Collects what its subscriber logs.
 #[derive(Clone, Default)]
@@ -13,6 +17,7 @@ pub(crate) struct Written(Arc<Mutex<Vec<u8>>>);
 
 impl Written {
     pub(crate) fn subscriber(&self) -> impl Subscriber + Send + Sync + 'static {
+        LazyLock::force(&BESIDE);
         let writer = self.clone();
         tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish()
     }
