@@ -5,6 +5,7 @@ mod grpc;
 mod http;
 mod load;
 mod message;
+mod options;
 mod report;
 mod sample;
 mod tally;
@@ -20,7 +21,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use oncegate_gateway::sidecar::Reach;
 use oncegate_runtime::{
-    config::{Checks, Problem, Problems, ShownDuration, byte_size, duration},
+    config::{Problem, Problems, byte_size, duration},
     secret::{SecretText, file},
     shutdown::{self, CancellationToken},
 };
@@ -30,7 +31,7 @@ use self::{
     connection::Connection,
     grpc::Sidecar,
     http::{Gateway, Shared},
-    load::{CALLERS_MAX, KEYS_FROM, Limits, NotMeasured, Progress, Run, Workload},
+    load::{CALLERS_MAX, KEYS_FROM, NotMeasured, Progress, Run, Workload},
     message::Messages,
     report::{About, Report},
     tally::Tally,
@@ -45,12 +46,10 @@ use crate::{
 
 /// A running server accepts a connection at once.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Callers that share a connection by default.
-const CALLERS_PER_CONNECTION: u32 = 32;
-/// The longest that can be measured, or be warmed up for.
-const MEASURED_MAX: Duration = Duration::from_secs(30 * 86_400);
-/// The most HTTP/2 connections by default: more lead to small packets.
-const CONNECTIONS_MAX: u32 = 16;
+/// The provider of events by default, over gRPC.
+const PROVIDER: &str = "bench";
+/// The size of a webhook's body by default.
+const BODY_BYTES: u64 = 2 * 1024;
 
 /// Measure what an installation does under load, and whether it does it right
 ///
@@ -115,7 +114,7 @@ pub(crate) struct Bench {
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
     warm_up: Duration,
 
-    /// Leave what the claims workload has locked as it is. Nothing deletes it, and when the locks have expired the sidecar
+    /// Leave what --workload claims has locked as it is. Nothing deletes it, and when the locks have expired the sidecar
     /// counts it as stuck
     #[arg(long)]
     leave_locked: bool,
@@ -133,9 +132,9 @@ pub(crate) struct Bench {
     #[arg(long, requires = "run")]
     prepared: bool,
 
-    /// The share of duplicates in the mixed workload
-    #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
-    duplicate_share: f64,
+    /// The share of duplicates, from 0 to 1 (--workload mixed) [default: 0.3]
+    #[arg(long, value_name = "SHARE")]
+    duplicate_share: Option<f64>,
 
     /// How long to wait for each answer
     #[arg(long, default_value = "30s", value_name = "DURATION", value_parser = duration)]
@@ -146,13 +145,14 @@ pub(crate) struct Bench {
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     check_max: u64,
 
-    /// The provider of the events, over gRPC
-    #[arg(long, default_value = "bench", value_name = "NAME")]
-    provider: String,
+    /// The provider of the events (--target grpc) [default: bench]
+    #[arg(long, value_name = "NAME")]
+    provider: Option<String>,
 
-    /// How large a webhook's body is, over HTTP; a gateway takes up to 256KiB unless GATEWAY_BODY_BYTES_MAX says otherwise
-    #[arg(long, default_value = "2KiB", value_name = "SIZE", value_parser = byte_size)]
-    body_size: u64,
+    /// How large a webhook's body is (--target http); a gateway takes up to 256KiB unless GATEWAY_BODY_BYTES_MAX says otherwise
+    /// [default: 2KiB]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    body_size: Option<u64>,
 
     /// The secret to sign webhooks with. Other users of the machine see arguments: prefer the environment
     #[arg(long, env = "STRIPE_WEBHOOK_SECRET", hide_env_values = true, value_name = "SECRET")]
@@ -266,42 +266,6 @@ impl Bench {
         }
     }
 
-    fn workload(&self) -> Workload {
-        match self.workload {
-            WorkloadName::Cycle => Workload::Cycle,
-            WorkloadName::Claims => Workload::Claims,
-            WorkloadName::Duplicates => Workload::Duplicates,
-            WorkloadName::Storm => Workload::Storm,
-            WorkloadName::Mixed => Workload::Mixed(self.duplicate_share),
-        }
-    }
-
-    fn shares(&self) -> Shares {
-        let threads = self.threads.min(self.concurrency);
-        let connections = match self.target {
-            TargetName::Http => self.concurrency,
-            // Each thread has at least one of its own.
-            TargetName::Grpc => self
-                .connections
-                .unwrap_or_else(|| self.concurrency.div_ceil(CALLERS_PER_CONNECTION).min(CONNECTIONS_MAX))
-                .max(threads),
-        };
-        Shares { threads, connections }
-    }
-
-    fn limits(&self, shares: Shares) -> Limits {
-        Limits {
-            concurrency: self.concurrency,
-            threads: shares.threads,
-            keys: self.keys,
-            prepared: self.prepared,
-            warm_up: self.warm_up,
-            duration: self.duration,
-            leave_locked: self.leave_locked,
-            check_max: usize::try_from(self.check_max.div_ceil(self.concurrency.into())).unwrap_or(usize::MAX),
-        }
-    }
-
     /// Makes the load, says how far it is, and stops it early when a signal asks for that.
     async fn measure(&self, run: &Arc<Run>, route: &Route, shares: Shares) -> Result<Measured, Failure> {
         let (tasks, progress) = start_threads(run, route, shares);
@@ -323,54 +287,6 @@ impl Bench {
         Ok(Measured { tally, time, signal: signalled.get().copied() })
     }
 
-    fn validate(&self) -> Result<(), Failure> {
-        let mut checks = Checks::new();
-        if !(0.0..=1.0).contains(&self.duplicate_share) {
-            checks.problem("--duplicate-share", format!("{} given, has to be from 0 to 1", self.duplicate_share));
-        }
-        if let Some(run) = &self.run
-            && (!(1..=16).contains(&run.len()) || !run.bytes().all(|byte| byte.is_ascii_alphanumeric()))
-        {
-            checks.problem("--run", format!("{run:?} given, has to be 1 to 16 letters and digits"));
-        }
-        if self.target == TargetName::Http && matches!(self.workload, WorkloadName::Claims) {
-            checks.problem(
-                "--workload",
-                "claims given: a gateway completes what it is given; use --target grpc".to_owned(),
-            );
-        }
-        if self.target == TargetName::Http
-            && let Some(connections) = self.connections
-        {
-            checks.problem(
-                "--connections",
-                format!("{connections} given: over HTTP each caller has a connection of its own; use --concurrency"),
-            );
-        }
-        checks.within(
-            "--duration",
-            ShownDuration(self.duration),
-            ShownDuration(Duration::from_millis(100))..=ShownDuration(MEASURED_MAX),
-        );
-        checks.within(
-            "--warm-up",
-            ShownDuration(self.warm_up),
-            ShownDuration(Duration::ZERO)..=ShownDuration(MEASURED_MAX),
-        );
-        checks.within(
-            "--timeout",
-            ShownDuration(self.timeout),
-            ShownDuration(Duration::from_millis(1))..=ShownDuration(Duration::from_secs(3_600)),
-        );
-        checks.within(
-            "--progress",
-            ShownDuration(self.progress),
-            ShownDuration(Duration::from_millis(10))..=ShownDuration(Duration::from_secs(86_400)),
-        );
-        checks.within("--body-size", self.body_size, 0..=1024 * 1024);
-        Ok(checks.finish()?)
-    }
-
     fn route(&self) -> Result<(Route, String), Failure> {
         let run = self.run.clone().unwrap_or_else(|| format!("{:08x}", rand::random::<u32>()));
         if self.target == TargetName::Http {
@@ -389,7 +305,7 @@ impl Bench {
                 url: target.url,
                 secret,
                 run,
-                body_bytes: usize::try_from(self.body_size).unwrap_or(usize::MAX),
+                body_bytes: usize::try_from(self.body_size.unwrap_or(BODY_BYTES)).unwrap_or(usize::MAX),
                 timeout: self.timeout,
                 connector,
             };
@@ -400,7 +316,7 @@ impl Bench {
             None => self.credentials.reach(&self.sidecar_url)?,
         };
         let url = self.url.clone().unwrap_or_else(|| self.sidecar_url.clone());
-        let messages = Arc::new(Messages::new(&run, &self.provider));
+        let messages = Arc::new(Messages::new(&run, self.provider.as_deref().unwrap_or(PROVIDER)));
         Ok((Route::Grpc { reach: Box::new(reach), messages, timeout: self.timeout }, url))
     }
 

@@ -360,6 +360,14 @@ async fn options_that_mean_nothing_or_too_much_are_refused_by_name() -> Result<(
             &["--target", "http", "--connections", "4"][..],
             "--connections: 4 given: over HTTP each caller has a connection of its own; use --concurrency",
         ),
+        (
+            &["--target", "http", "--provider", "paypal"],
+            "--provider: \"paypal\" given: over HTTP the webhooks are Stripe's",
+        ),
+        (&["--body-size", "1KiB"], "--body-size: 1024 bytes given: only webhooks have one; use --target http"),
+        (&["--duplicate-share", "0.5"], "--duplicate-share: 0.5 given: use it with --workload mixed"),
+        (&["--leave-locked"], "--leave-locked: given: use it with --workload claims"),
+        (&["--run", "a", "--prepared", "--workload", "storm"], "--prepared: given: use it with --workload duplicates"),
         (&["--warm-up", "721h"], "--warm-up: 30days 1h given, permitted is 0s to 30days"),
         (&["--duration", "721h"], "--duration: 30days 1h given, permitted is 100ms to 30days"),
     ] {
@@ -369,11 +377,20 @@ async fn options_that_mean_nothing_or_too_much_are_refused_by_name() -> Result<(
         assert_eq!(finished.code, Some(2), "{arguments:?}: {finished}");
         assert!(finished.stderr.contains(said), "{arguments:?}: {finished}");
     }
-    // Both are as good as any where they mean something, and nobody is reached.
-    for arguments in [&["--connections", "4"][..], &["--warm-up", "0s"], &["--warm-up", "30d"]] {
+    // They are as good as any where they mean something, and nobody is reached.
+    for arguments in [
+        &["--connections", "4"][..],
+        &["--provider", "paypal"],
+        &["--target", "http", "--body-size", "1KiB"],
+        &["--workload", "mixed", "--duplicate-share", "0.5"],
+        &["--workload", "claims", "--leave-locked"],
+        &["--workload", "mixed", "--run", "a", "--prepared"],
+        &["--warm-up", "0s"],
+        &["--warm-up", "30d"],
+    ] {
         let directory = tempfile::tempdir()?;
         let command = ["bench", "--url", url].into_iter().chain(arguments.iter().copied());
-        let finished = Oncegate::new(directory.path(), command)?.run().await?;
+        let finished = Oncegate::new(directory.path(), command)?.env("STRIPE_WEBHOOK_SECRET", SECRET).run().await?;
         assert_eq!(finished.code, Some(3), "{arguments:?}: {finished}");
     }
     Ok(())
