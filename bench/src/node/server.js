@@ -1,4 +1,5 @@
-// One process, as the first version ran: verify, ask Redis, lock by an insert, complete by an update, tell Redis.
+// One process, as the first version ran: verify, ask Redis, lock in Redis for five minutes, insert, complete by an update, tell
+// Redis, unlock. With what was unsafe in it: Redis decides, the lock names no owner, and whoever comes second is told 200.
 import crypto from "node:crypto";
 import express from "express";
 import Redis from "ioredis";
@@ -8,6 +9,7 @@ const redis = new Redis({ host: "127.0.0.1", port: Number(process.env.REDIS_PORT
 const pool = new pg.Pool({ connectionString: process.env.DATABASE_URL, max: 20 });
 const secret = process.env.STRIPE_WEBHOOK_SECRET;
 const WEEK = 7 * 24 * 3600;
+const LOCK = 300;
 
 function isGenuine(header, body) {
   const fields = Object.fromEntries((header ?? "").split(",").map((field) => field.split("=", 2)));
@@ -27,6 +29,9 @@ app.post("/webhooks/payments/stripe", express.raw({ type: "*/*", limit: "256kb" 
   if ((await redis.get(key)) === "completed") {
     return response.json({ status: "already_processed" });
   }
+  if ((await redis.set(`lock:${key}`, "1", "EX", LOCK, "NX")) === null) {
+    return response.json({ status: "in_progress" });
+  }
   const inserted = await pool.query(
     `insert into payment_webhook_events (event_id, provider, event_type, status)
      values ($1, 'stripe', $2, 'processing') on conflict (provider, event_id) do nothing returning id`,
@@ -40,7 +45,6 @@ app.post("/webhooks/payments/stripe", express.raw({ type: "*/*", limit: "256kb" 
     if (found.rows[0]?.status === "completed") {
       return response.json({ status: "already_processed" });
     }
-    return response.status(409).json({ status: "in_progress" });
   }
   await pool.query(
     `update payment_webhook_events set status = 'completed', processed_at = now(), updated_at = now()
@@ -48,6 +52,7 @@ app.post("/webhooks/payments/stripe", express.raw({ type: "*/*", limit: "256kb" 
     [event.id],
   );
   await redis.set(key, "completed", "EX", WEEK);
+  await redis.del(`lock:${key}`);
   response.json({ status: "processed" });
 });
 app.use((error, _request, response, _next) => response.status(500).json({ status: "failed", error: error.message }));
