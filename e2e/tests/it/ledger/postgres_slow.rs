@@ -103,28 +103,35 @@ async fn claims_whose_callers_have_gone_are_not_tried_again() {
     ledger.close().await;
 }
 
-// S7: an operator who believes that nothing happened decides again, and the effect happens twice.
+// S7: an operator who believes that nothing happened decides again, and the effect happens twice. Nor is it carried out on what
+// came after it, where the operator has named no token.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resolution_that_may_have_happened_is_not_told_as_refused() {
+async fn a_resolution_that_may_have_happened_is_neither_told_as_refused_nor_carried_out_again() {
     let (ledger, _database, mut outsider) = ledger().await;
-    let key = key("evt_1");
-    let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
-    ledger.mark(completion(&key, &lock)).await.unwrap();
-    let mut held = hold(&mut outsider, "evt_1").await;
-    let replay =
-        Resolve { force: true, fencing_token: Some(lock.fencing_token), ..resolution(&key, Resolved::Pending) };
-    let meanwhile = async {
-        sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
-        // The connection breaks, and somebody goes on from what may have come of the replay.
-        let cut = "select pg_terminate_backend(pid) from pg_stat_activity
-            where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))";
-        let gone_on = "update payment_webhook_events set fencing_token = fencing_token + 2";
-        for sql in [cut, gone_on] {
-            sqlx::query(sql).execute(&mut *held).await.unwrap();
-        }
-        held.commit().await.unwrap();
-    };
-    let (answer, ()) = tokio::join!(ledger.resolve(replay), meanwhile);
-    assert!(matches!(answer, Err(Error::OutcomeUnknown)), "{answer:?}");
+    for (event_id, names_its_token) in [("evt_1", true), ("evt_2", false)] {
+        let key = key(event_id);
+        let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
+        ledger.mark(completion(&key, &lock)).await.unwrap();
+        let mut held = hold(&mut outsider, event_id).await;
+        let fencing_token = names_its_token.then_some(lock.fencing_token);
+        let replay = Resolve { force: true, fencing_token, ..resolution(&key, Resolved::Pending) };
+        let meanwhile = async {
+            sqlx::query(UNTIL_ONE_WAITS_FOR_US).execute(&mut *held).await.unwrap();
+            // The connection breaks, and somebody goes on from what may have come of the replay, and completes it again.
+            let cut = "select pg_terminate_backend(pid) from pg_stat_activity
+                where datname = current_database() and pg_backend_pid() = any (pg_blocking_pids(pid))";
+            sqlx::query(cut).execute(&mut *held).await.unwrap();
+            let gone_on = "update payment_webhook_events set fencing_token = fencing_token + 2 where event_id = $1";
+            sqlx::query(gone_on).bind(event_id).execute(&mut *held).await.unwrap();
+            held.commit().await.unwrap();
+        };
+        let (answer, ()) = tokio::join!(ledger.resolve(replay), meanwhile);
+        assert!(matches!(answer, Err(Error::OutcomeUnknown)), "{event_id}: {answer:?}");
+        let completed = "select from payment_webhook_events where event_id = $1 and state = 'completed'";
+        assert!(
+            sqlx::query(completed).bind(event_id).fetch_optional(&mut outsider).await.unwrap().is_some(),
+            "{event_id}"
+        );
+    }
     ledger.close().await;
 }

@@ -499,10 +499,17 @@ impl Writer {
         }
         decided.sort_unstable_by(|a, b| a.event.key.cmp(&b.event.key));
         for (decided, rows) in self.run_for(&ApplyResolutions, decided).await {
-            for (Decided { resolve, .. }, row) in decided.into_iter().zip(rows) {
+            for (Decided { event, mut resolve }, row) in decided.into_iter().zip(rows) {
                 match row {
                     Some((event, _)) => send(resolve, Ok(event)),
-                    None => self.again(resolve, Op::Resolve),
+                    None => {
+                        if resolve.past.uncertain {
+                            // It may have been carried out, and what it was about be over since: without a token it would be
+                            // carried out on the next completion too, which the operator has not seen.
+                            resolve.request.fencing_token.get_or_insert(event.fencing_token);
+                        }
+                        self.again(resolve, Op::Resolve);
+                    }
                 }
             }
         }
