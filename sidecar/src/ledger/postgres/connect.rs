@@ -101,8 +101,8 @@ impl std::fmt::Debug for CacheKey {
     }
 }
 
-/// Opens a connection that writes, under a name that the server shows, with a slot of its kind. Not cancel-safe in what it leaves on the server, so it runs in the
-/// task that writes.
+/// Opens a connection that writes, under a name that the server shows, with a slot of its kind. Not cancel-safe in what it leaves
+/// on the server, so it runs in the task that writes.
 pub(super) async fn writing(
     options: &PgConnectOptions,
     name: &str,
@@ -137,10 +137,10 @@ pub(super) async fn writing(
             durability: Durability::of_postgres(&says),
             cache_key: CacheKey(row.try_get::<&str, _>("cache_key")?.as_bytes().into()),
         };
-        if says.is_raised() {
-            // An acknowledged completion must be durable, whatever the database's default is (L4).
-            connection.execute("set synchronous_commit = on").await?;
-        }
+        // An acknowledged completion must be durable, whatever the database's default is (L4), and whatever that becomes while the
+        // session lasts: it follows a reload, unless it has set the value itself.
+        let commit = if says.is_raised() { "on" } else { &says.synchronous_commit };
+        sqlx::query("select set_config('synchronous_commit', $1, false)").bind(commit).execute(&mut connection).await?;
         advance_token(&mut connection, &node.identity).await?;
         let slot = slots.take(&mut connection).await?;
         Ok(Ok((connection, node, slot)))
