@@ -472,3 +472,40 @@ async fn a_backlog_is_noted_over_several_sweeps_and_counted_at_once() {
     assert_eq!(noted, [20_000, 20_000, 50_000]);
     fixture.close().await;
 }
+
+/// The database's clock was ahead by an hour, and has been set right: what is created now is noted although the sweep had come
+/// further, and what was created ahead of time is noted once, not read by each Stats until that time comes (L5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_are_noted_after_the_clock_of_the_database_has_gone_back() {
+    let fixture = Fixture::postgres().await;
+    fixture
+        .tamper(
+            "create table made as
+            select t.at, n
+            from (values (1, clock_timestamp() - interval '5 seconds'), (2, clock_timestamp() + interval '50 minutes')) t (n, at);
+            insert into payment_webhook_events (
+                fencing_token, create_time, update_time, start_time, lock_expire_time, attempt_count, state, outcome,
+                tenant, provider, event_id, event_type, claim_id, holder
+            )
+            select n, at, at, at, at - interval '2 hours', 1, 'processing', 'running', 'default', 'stripe', 'open_' || n, 'paid',
+                'a', 'pod-1'
+            from made;
+            insert into payment_webhook_counts (slot, tenant, provider, hour, processing)
+            select 0, 'default', 'stripe', date_trunc('hour', at, 'UTC'), count(*) from made group by 4;
+            update payment_webhook_sweep set swept_until = clock_timestamp() + interval '1 hour'",
+        )
+        .await;
+    let mut connection = fixture.connect().await;
+    let mut noted = async || {
+        let sql = "select coalesce(array_agg(e.event_id order by e.event_id), '{}')
+            from payment_webhook_open o join payment_webhook_events e on e.id = o.event_row";
+        let noted: Vec<String> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap();
+        noted
+    };
+    fixture.ledger.maintain().await.unwrap();
+    assert_eq!(noted().await, ["open_1"], "the sweep begins again at the present");
+    assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 2);
+    assert_eq!(noted().await, ["open_1", "open_2"], "it was missed, and is known from here on");
+    assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 2);
+    fixture.close().await;
+}

@@ -5,11 +5,15 @@
 -- Out: how many it looked at; no row where another sidecar is at it, or has been a moment ago.
 -- Why it is safe: the sweep's row is locked, so that one sidecar looks at a time. Two seconds: a statement takes one at
 --      most, so what was created earlier can be seen; a commit that took longer is missed here, and noticed by Stats.
+--      Where the clock has gone back, it begins a little before the present: what was created until then has been looked at, and
+--      what comes while the old time has not come again would all be passed over.
 -- Index: payment_webhook_events_create_time. LIMIT keeps the lateral as it is.
 with mark as materialized (
-    select s.swept_until as since, clock_timestamp() - interval '2 seconds' as until
+    select case when s.swept_until > clock_timestamp() then clock_timestamp() - interval '10 seconds' else s.swept_until end as since,
+        clock_timestamp() - interval '2 seconds' as until
     from payment_webhook_sweep s
-    where s.id = 1 and s.swept_until < clock_timestamp() - interval '2900 milliseconds'
+    where s.id = 1
+        and (s.swept_until < clock_timestamp() - interval '2900 milliseconds' or s.swept_until > clock_timestamp())
     for no key update skip locked
 ),
 span as materialized (
