@@ -41,7 +41,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory as _, FromArgMatches as _, builder::Resettable, parser::ValueSource};
 use oncegate_runtime::{
     config::Problems,
-    logging::{self, Format},
+    logging::{self, Format, Written},
     metrics, shutdown,
     telemetry::{self, StartError, Tracing},
 };
@@ -170,10 +170,16 @@ fn main() -> ExitCode {
         oncegate.logging.log_level = "warn".parse().expect("a level is a filter");
     }
     let is_collected = oncegate.command.service().is_some() && oncegate.logging.log_format == Format::Json;
-    match start(oncegate) {
+    let code = match start(oncegate) {
         Err(failure) if is_collected => failure.log(),
-        ended => written(ended),
-    }
+        ended => {
+            // Before what is written past the log.
+            logging::flush(logging::FLUSH_MAX);
+            written(ended)
+        }
+    };
+    logging::flush(logging::FLUSH_MAX);
+    code
 }
 
 /// How the command ended; a failure if its output could not be written.
@@ -193,7 +199,11 @@ fn unparsed(failure: &Failure, arguments: &[OsString]) -> ExitCode {
     let is_service = arguments.get(1).is_some_and(|command| SERVICES.iter().any(|service| command == service));
     let is_json = env::var("ONCEGATE_LOG_FORMAT").is_ok_and(|format| format.trim() == "json");
     let options = logging::Options { log_format: Format::Json, ..logging::Options::default() };
-    if is_service && is_json && logging::init(&options, None).is_ok() { failure.log() } else { failure.report() }
+    if is_service && is_json && logging::init(&options, Written::AtOnce, None).is_ok() {
+        failure.log()
+    } else {
+        failure.report()
+    }
 }
 
 /// The command line whose help shows which variables exist, but not their values: part of a URL may be a secret.
@@ -234,10 +244,11 @@ fn command_line() -> clap::Command {
 fn start(oncegate: Oncegate) -> Result<(), Failure> {
     let service = oncegate.command.service();
     let threads = service.as_ref().map_or(Threads::ONE, |service| service.threads);
+    let lines = if service.is_some() { Written::Queued } else { Written::AtOnce };
     let tracing = match service {
         Some(Service { telemetry, name, .. }) => match Tracing::start(telemetry, name) {
             Err(error) => {
-                logging::init(&oncegate.logging, None).context("cannot start logging")?;
+                logging::init(&oncegate.logging, Written::AtOnce, None).context("cannot start logging")?;
                 return Err(match error {
                     // Together with the service's own problems, which would be found next.
                     StartError::Settings(problems) => oncegate.command.problems().unwrap_or(problems).into(),
@@ -248,7 +259,7 @@ fn start(oncegate: Oncegate) -> Result<(), Failure> {
         },
         None => None,
     };
-    logging::init(&oncegate.logging, tracing.as_ref()).context("cannot start logging")?;
+    logging::init(&oncegate.logging, lines, tracing.as_ref()).context("cannot start logging")?;
     if !oncegate.command.heeds_signals() {
         shutdown::end_at_once_as_first_process().context("cannot listen for signals")?;
     }

@@ -1,6 +1,15 @@
 //! Logs: to standard error, as text for people or JSON for machines.
 
-use std::{error::Error as StdError, fmt, io::IsTerminal as _, str::FromStr};
+mod lines;
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    io::{self, IsTerminal as _},
+    str::FromStr,
+    sync::OnceLock,
+    time::Duration,
+};
 
 use sha2::{Digest as _, Sha256};
 use tracing::{
@@ -16,7 +25,17 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::telemetry::{self, Tracing};
+use self::lines::Lines;
+use crate::{
+    metrics::Counter,
+    telemetry::{self, Tracing},
+};
+
+/// How long the end of a process waits for its last lines to be read.
+pub const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// The queue of a process that serves.
+static QUEUED: OnceLock<Lines> = OnceLock::new();
 
 /// Modules that are quieter than the rest unless named: their debug and info lines are about protocols, not about events.
 const QUIET: &str = "h2=warn,hyper=warn,hyper_util=warn,rustls=warn,sqlx=warn,tonic=warn,tower=warn";
@@ -113,14 +132,39 @@ pub enum InitError {
     /// Something else in the process logs already.
     #[error("logging was started before")]
     Twice(#[source] tracing_subscriber::util::TryInitError),
+    /// The thread that writes cannot be started.
+    #[error("cannot start the thread that writes the log")]
+    Thread(#[source] io::Error),
+}
+
+/// Who writes lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Whoever logs: for a command that ends by itself.
+    AtOnce,
+    /// A thread of its own, so that a reader that has stopped holds up nobody. What it does not take in time is lost, and counted
+    /// ([`lost`]). [`flush`] before the end.
+    Queued,
+}
+
+/// How many lines were lost because nobody read them.
+pub(crate) fn lost() -> &'static Counter {
+    &lines::LOST
+}
+
+/// Waits until what was logged has been written, at most for so long. Blocks the thread.
+pub fn flush(limit: Duration) {
+    if let Some(lines) = QUEUED.get() {
+        lines.flush(limit);
+    }
 }
 
 /// Starts logging for the whole process, and tracing if configured. Call it once, first thing in `main`.
 ///
 /// # Errors
 ///
-/// Logging was started before.
-pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitError> {
+/// Logging was started before, or its thread cannot be started.
+pub fn init(options: &Options, written: Written, tracing: Option<&Tracing>) -> Result<(), InitError> {
     // A line per request is meant for a collector; people have to ask for it.
     let access = match options.log_format {
         Format::Text => "oncegate_gateway::access=warn,oncegate_sidecar::access=warn,",
@@ -131,9 +175,15 @@ pub fn init(options: &Options, tracing: Option<&Tracing>) -> Result<(), InitErro
     // Spans are for traces: without traces their call sites are off for good. The hint keeps the filter's own maximum level
     // effective: without it every line of every library would have to be checked.
     let filter = filter.and(filter_fn(|metadata| !metadata.is_span()).with_max_level_hint(LevelFilter::TRACE));
-    let lines =
-        lines_in(options.log_format, std::io::stderr().is_terminal(), std::io::stderr).with_filter(filter).boxed();
-    let mut layers = vec![lines];
+    let (format, colours) = (options.log_format, io::stderr().is_terminal());
+    let lines = match written {
+        Written::AtOnce => lines_in(format, colours, io::stderr),
+        Written::Queued => {
+            let queue = Lines::start(io::stderr()).map_err(InitError::Thread)?;
+            lines_in(format, colours, QUEUED.get_or_init(|| queue).clone())
+        }
+    };
+    let mut layers = vec![lines.with_filter(filter).boxed()];
     layers.extend(tracing.map(|tracing| tracing.layer().boxed()));
     tracing_subscriber::registry().with(layers).try_init().map_err(InitError::Twice)
 }

@@ -6,8 +6,12 @@ use tokio::{runtime::Builder, task::JoinHandle};
 pub use tokio_util::sync::CancellationToken;
 use tokio_util::task::{TaskTracker, task_tracker::TrackedFuture};
 
+use crate::logging;
+
 /// The longest that the runtime may take to end, once everything that matters has been waited for.
 pub const RUNTIME_END_MAX: Duration = Duration::from_secs(1);
+/// How long a process that is to end at once waits for its last line to be read.
+const LAST_LINE_MAX: Duration = Duration::from_millis(100);
 
 /// Turns signals into a token. SIGTERM or SIGINT cancels it: stop taking work, finish what is under way. A second
 /// signal ends the process at once, with status 143 or 130, for those who do not want to wait.
@@ -37,6 +41,7 @@ pub fn on_signals_telling(tell: impl FnOnce(u8) + Send + 'static) -> io::Result<
         cancelled.cancel();
         let second = signals.next().await;
         tracing::warn!(signal = second.name, "second signal, ending at once");
+        logging::flush(LAST_LINE_MAX);
         std::process::exit(second.exit_code.into());
     });
     Ok(token)

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{Family, Page};
-use crate::{idle, telemetry};
+use crate::{idle, logging, telemetry};
 
 const BUILD: Family = Family::gauge("oncegate_build_info", &["version"], "1, with the version of the program.");
 const START: Family =
@@ -29,10 +29,15 @@ const SPANS_DROPPED: Family = Family::counter(
     &["reason"],
     "Spans that were lost: queue_full, the collector is too slow or away; export_failed, it did not take them.",
 );
+const LINES_LOST: Family = Family::counter(
+    "oncegate_log_lines_lost_total",
+    &[],
+    "Log lines that were lost because whoever reads standard error did not take them in time.",
+);
 
 /// All of them.
 pub const FAMILIES: &[&Family] =
-    &[&BUILD, &START, &RESIDENT, &CPU, &IDLE_POLL, &FDS, &FDS_MAX, &SPANS_EXPORTED, &SPANS_DROPPED];
+    &[&BUILD, &START, &RESIDENT, &CPU, &IDLE_POLL, &FDS, &FDS_MAX, &SPANS_EXPORTED, &SPANS_DROPPED, &LINES_LOST];
 
 /// To be called once at the start, so that the start time is known where the system does not provide it.
 pub fn start() {
@@ -65,6 +70,7 @@ pub fn render(page: &mut Page) {
     let mut dropped = page.family(&SPANS_DROPPED);
     dropped.row(&["queue_full"], &spans.queue_full);
     dropped.row(&["export_failed"], &spans.export_failed);
+    page.single(&LINES_LOST, logging::lost());
 }
 
 /// Resident bytes and processor seconds, from `/proc/self/stat` (proc_pid_stat(5)).

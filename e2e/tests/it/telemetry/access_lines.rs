@@ -1,9 +1,11 @@
 //! One line in the log for each request, however it ends.
 
-use anyhow::{Context as _, Result};
+use std::io::Read as _;
+
+use anyhow::{Context as _, Result, ensure};
 use http::{Method, uri::PathAndQuery};
 use oncegate_api::v1::{self, idempotency_service_client::IdempotencyServiceClient};
-use oncegate_e2e::{eventually, http_client, stripe, upstream::Answer};
+use oncegate_e2e::{eventually, http_client, program::Oncegate, stripe, upstream::Answer};
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 use tonic::{Request, client::Grpc, transport::Channel};
@@ -153,5 +155,35 @@ async fn each_call_at_the_sidecar_has_one_line() -> Result<()> {
     ];
     assert_eq!(found, wanted.map(|line| line.map(str::to_owned)));
     assert!(!ended.stderr.contains("OfAStranger"), "a stranger's path is not logged");
+    Ok(())
+}
+
+// A service whose collector hangs goes on, and ends when it is told to.
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_up_neither_calls_nor_the_end() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("sidecar.sock");
+    let url = format!("unix:{}", socket.display());
+    let (mut log, unread) = std::io::pipe()?;
+    let sidecar = Oncegate::new(directory.path(), ["sidecar"])?.env("SIDECAR_LISTEN", &url).log_to(unread);
+    let mut sidecar = sidecar.start()?;
+    eventually("it listens", async || socket.exists().then_some(())).await;
+    // Each call has a line, and a pipe takes some two hundred of them.
+    let mut calls = 0;
+    while calls < 2_000 {
+        let load = ["bench", "--json", "--url", &url, "--duration", "300ms", "--warm-up", "0s", "--concurrency", "16"];
+        let finished = Oncegate::new(directory.path(), load)?.run().await?;
+        ensure!(finished.code == Some(0), "{finished}");
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+        assert_eq!(report["errors"], serde_json::json!({}));
+        calls += report["operations"][0]["count"].as_u64().context("no count")?;
+    }
+    let finished = sidecar.stop().await?;
+    assert_eq!(finished.code, Some(0), "{finished}");
+    // What there was room for is whole, and in order.
+    let mut lines = String::new();
+    log.read_to_string(&mut lines)?;
+    let first = lines.lines().next().context("no lines")?;
+    assert!(serde_json::from_str::<serde_json::Value>(first).is_ok(), "{first}");
     Ok(())
 }
