@@ -8,6 +8,7 @@ mod check;
 mod cleanup;
 mod cold;
 mod connect;
+mod count_rows;
 mod counts;
 mod failure;
 mod grants;
@@ -45,6 +46,7 @@ pub(crate) use url::{CertificateFile, certificate_files, is_scheme, options};
 
 use self::{
     connect::Slots,
+    count_rows::CountRows,
     counts::{Flusher, PendingCounts},
     notify::Notifier,
     read::Reader,
@@ -120,6 +122,8 @@ pub struct PostgresLedger {
     node: watch::Receiver<Option<Node>>,
     /// How far the entries of open events were looked at again.
     forgotten: AtomicI64,
+    /// Where the writer counts events.
+    count_rows: CountRows,
     /// The server can be read, and commits wait for a standby that is not there.
     misses_standby: AtomicBool,
 }
@@ -151,8 +155,9 @@ impl PostgresLedger {
         );
         let (queue, ops) = Queue::bounded(settings.queue_max, settings.metrics.clone());
         let (counts, load) = (PendingCounts::default(), Arc::<Load>::default());
-        let opened = (connection, node, slot);
-        let (session, node, standing) = Session::new(target.clone(), opened, settings.metrics.clone());
+        let (opened, count_rows) = ((connection, node, slot), CountRows::default());
+        let (session, node, standing) =
+            Session::new(target.clone(), opened, count_rows.clone(), settings.metrics.clone());
         tokio::spawn(Writer::new(session, ops, settings.batch_max.max(1), counts.clone(), Arc::clone(&load)).run());
         let session = Session::counts(target.clone(), settings.metrics.clone());
         let (closes, closing) = mpsc::channel(1);
@@ -176,6 +181,7 @@ impl PostgresLedger {
             standing,
             node,
             forgotten,
+            count_rows,
             misses_standby,
         })
     }
@@ -278,7 +284,7 @@ impl Ledger for PostgresLedger {
         }
         let after = RowId(self.forgotten.load(Ordering::Relaxed));
         self.forgotten.store(self.lists.sweep(after).await?.0, Ordering::Relaxed);
-        Ok(())
+        self.lists.turn(&self.count_rows).await
     }
 
     async fn check(&self) -> Result<(), Error> {

@@ -18,7 +18,7 @@ use oncegate_sidecar::{
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::{
-    Fixture, key,
+    Fixture, claim, key,
     postgres_only::UNTIL_ONE_WAITS_FOR_US,
     stats::{everything, total},
 };
@@ -507,5 +507,38 @@ async fn events_are_noted_after_the_clock_of_the_database_has_gone_back() {
     assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 2);
     assert_eq!(noted().await, ["open_1", "open_2"], "it was missed, and is known from here on");
     assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 2);
+    fixture.close().await;
+}
+
+/// A dump keeps Postgres from removing the old versions of the counts, which each batch adds to and looks through: the writer goes
+/// on in other rows meanwhile, and only then (L5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_go_on_in_other_rows_while_a_snapshot_keeps_their_old_versions() {
+    let fixture = Fixture::postgres().await;
+    let mut claimed = 0;
+    let mut slots_after = async |claims: u64| {
+        for _ in 0..claims {
+            fixture.acquire(claim(&key(&format!("evt_{claimed}")), "a")).await;
+            claimed += 1;
+        }
+        fixture.ledger.maintain().await.unwrap();
+        let sql = "select count(distinct slot) from payment_webhook_counts";
+        let slots: i64 = sqlx::query_scalar(sql).fetch_one(&mut fixture.connect().await).await.unwrap();
+        (slots, claimed)
+    };
+    for _ in 0..4 {
+        assert_eq!(slots_after(400).await.0, 1, "their old versions are removed");
+    }
+    let mut dump = fixture.connect().await;
+    for sql in ["begin isolation level repeatable read", "select from payment_webhook_counts"] {
+        sqlx::query(sql).execute(&mut dump).await.unwrap();
+    }
+    // The server's statistics lag behind by a second.
+    let claimed = eventually("counts go on in other rows", async || {
+        let (slots, claimed) = slots_after(200).await;
+        (slots > 1).then_some(claimed)
+    })
+    .await;
+    assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap())[State::Processing], claimed);
     fixture.close().await;
 }

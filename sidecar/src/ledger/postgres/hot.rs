@@ -5,6 +5,7 @@
 
 mod form;
 
+use futures::TryStreamExt as _;
 use sqlx::{
     PgConnection, Row as _,
     postgres::{PgBindIterExt as _, PgRow},
@@ -177,18 +178,25 @@ impl Statement for Hot {
             }
             _ => bind_marks(bind_claims(query.bind(slot), items), items),
         };
-        let rows = query.fetch_all(connection).await?;
+        let answer = |row: &PgRow| match form {
+            Form::Known => known_row(row),
+            Form::OwnCompletions => own_completion_row(row, 0),
+            Form::Marks => marked_row(items, row),
+            Form::Claims | Form::New | Form::ClaimsAndMarks | Form::NewAndMarks => {
+                row_of_part(items, row, EVENT_COLUMN)
+            }
+            Form::NewAndOwnCompletions => row_of_part(items, row, EVENT_COLUMN_BESIDE_OWN),
+        };
+        // Row by row, or those of 512 results of 64 KiB would be there twice. To the end, whatever a row has: the answer to the
+        // commit comes after them (I5).
+        let mut answers = Vec::with_capacity(items.len());
+        let mut rows = query.fetch(connection);
+        while let Some(row) = rows.try_next().await? {
+            answers.push(answer(&row));
+        }
         let mut found: Vec<HotRow> = items.iter().map(|_| HotRow::Nothing).collect();
-        for row in &rows {
-            let (place, answer) = match form {
-                Form::Known => known_row(row)?,
-                Form::OwnCompletions => own_completion_row(row, 0)?,
-                Form::Marks => marked_row(items, row)?,
-                Form::Claims | Form::New | Form::ClaimsAndMarks | Form::NewAndMarks => {
-                    row_of_part(items, row, EVENT_COLUMN)?
-                }
-                Form::NewAndOwnCompletions => row_of_part(items, row, EVENT_COLUMN_BESIDE_OWN)?,
-            };
+        for placed in answers {
+            let (place, answer) = placed?;
             if let Some(at_place) = place.and_then(|place| found.get_mut(place)) {
                 *at_place = answer;
             }

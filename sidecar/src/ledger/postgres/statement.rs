@@ -14,6 +14,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     connect::{self, LOCK_TIMEOUT, Node, READ_ONLY, STATEMENT_TIME_MAX, Slots},
+    count_rows::CountRows,
     failure::{self, Failure},
     target::Target,
 };
@@ -136,13 +137,14 @@ pub(super) struct Session {
     given_up: Throttle,
     /// None: nobody needs to know the state of this connection.
     told: Option<Told>,
+    /// The rows that it adds counts to.
+    counts: CountRows,
     pub(super) metrics: Arc<LedgerMetrics>,
 }
 
 /// A connection, as long as it is good.
 struct Open {
     connection: PgConnection,
-    slot: i32,
     /// It waits for locked rows only as long as [`HURRIED`].
     is_hurried: bool,
 }
@@ -172,13 +174,17 @@ impl Session {
     pub(super) fn new(
         target: Target,
         (connection, node, slot): (PgConnection, Node, i32),
+        counts: CountRows,
         metrics: Arc<LedgerMetrics>,
     ) -> (Session, watch::Receiver<Option<Node>>, watch::Receiver<Option<Standing>>) {
         let (node_sender, node_receiver) = watch::channel(None);
         let (standing_sender, standing_receiver) = watch::channel(None);
         let told = Told { node: node_sender, standing: standing_sender, generation: 0 };
-        let mut session =
-            Session { told: Some(told), ..Session::closed_yet(target, Session::WRITER, Slots::WRITERS, metrics) };
+        let mut session = Session {
+            told: Some(told),
+            counts,
+            ..Session::closed_yet(target, Session::WRITER, Slots::WRITERS, metrics)
+        };
         session.opened(connection, node, slot);
         (session, node_receiver, standing_receiver)
     }
@@ -190,7 +196,8 @@ impl Session {
 
     fn closed_yet(target: Target, name: &'static str, slots: Slots, metrics: Arc<LedgerMetrics>) -> Session {
         let (failures, given_up) = (Throttle::default(), Throttle::default());
-        Session { target, name, slots, open: None, failed_at: None, failures, given_up, told: None, metrics }
+        let counts = CountRows::default();
+        Session { target, name, slots, open: None, failed_at: None, failures, given_up, told: None, counts, metrics }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -206,7 +213,8 @@ impl Session {
             told.node.send_replace(Some(node));
         }
         self.failed_at = None;
-        self.open = Some(Open { connection, slot, is_hurried: false });
+        self.counts.begin(slot);
+        self.open = Some(Open { connection, is_hurried: false });
     }
 
     /// Runs a statement over items. Every item that somebody waits for comes back in exactly one part, in no particular order.
@@ -348,7 +356,7 @@ impl Session {
             }
         }
         match &mut self.open {
-            Some(open) => Ok((&mut open.connection, open.slot)),
+            Some(open) => Ok((&mut open.connection, self.counts.number())),
             None => Err(Error::unavailable()),
         }
     }
