@@ -26,6 +26,11 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(3_600);
 /// A delivery that outlived the answer's deadline has had 20 s by default; most that take longer are done after as much again.
 const CONTINUES_PAUSE: Duration = Duration::from_secs(30);
 
+/// A 401 has to say how to authenticate (RFC 9110, 15.5.2). That is by the signature which the provider's documents describe
+/// and no registered scheme is for: with a name of our own no client asks anybody for a password. The same for every refusal,
+/// so that it tells a stranger nothing (W4).
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Webhook-Signature");
+
 impl RetryAfter {
     /// One second: for what is over by then, or is still the same at the next try.
     pub(crate) const SOON: Self = Self(Duration::from_secs(1));
@@ -218,6 +223,9 @@ impl Answer {
             Self::MethodNotAllowed(methods) => {
                 headers.insert(header::ALLOW, HeaderValue::from_static(methods));
             }
+            Self::Unauthorized => {
+                headers.insert(header::WWW_AUTHENTICATE, CHALLENGE);
+            }
             // What follows on the connection cannot be told apart from the rest of this request, or is not worth reading.
             Self::MalformedRequest | Self::TooSlow | Self::TooLarge | Self::TooManyFailures(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -231,7 +239,6 @@ impl Answer {
             | Self::Paused(_)
             | Self::Held(_)
             | Self::Conflict
-            | Self::Unauthorized
             | Self::MalformedBody
             | Self::Encoded
             | Self::NotFound
@@ -295,6 +302,15 @@ mod tests {
             assert_eq!(header, retry_after, "{answer:?}");
             assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
             assert_eq!(response.headers()[header::CONTENT_TYPE], "application/json");
+        }
+    }
+
+    #[test]
+    fn a_401_and_nothing_else_says_how_to_authenticate() {
+        let challenge = |answer: Answer| answer.response().headers().get(header::WWW_AUTHENTICATE).cloned();
+        assert_eq!(challenge(Answer::Unauthorized).unwrap(), "Webhook-Signature");
+        for other in [Answer::TooManyFailures(RetryAfter::SOON), Answer::NotFound, Answer::Processed] {
+            assert_eq!(challenge(other), None);
         }
     }
 

@@ -105,6 +105,8 @@ async fn bad_requests_get_their_answer_and_reach_nobody() {
         let answer = harness.send(bytes).await;
         assert_eq!(answer.said(), (status, &*format!(r#"{{"status":"{word}"}}"#)), "{name}");
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{name}");
+        let challenge = (status == 401).then_some("Webhook-Signature");
+        assert_eq!(answer.header("www-authenticate"), challenge, "{name}");
         if status == 405 {
             assert_eq!(answer.header("allow"), Some("POST"), "{name}");
         }

@@ -151,13 +151,15 @@ async fn signatures_in_every_wrong_form_are_refused_alike(ledger: Ledger) -> Res
         }
     }
 
-    let mut bodies = BTreeSet::new();
+    let mut answers = BTreeSet::new();
     for (route, what, headers) in &cases {
         let answer = post(&everything, route, headers, &body).await?;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{route}: {what}: {headers:?}");
-        bodies.insert(answer.body.to_vec());
+        let challenge = answer.headers.get(http::header::WWW_AUTHENTICATE);
+        let challenge = challenge.with_context(|| format!("{route}: {what}: how to authenticate"))?;
+        answers.insert((challenge.as_bytes().to_vec(), answer.body.to_vec()));
     }
-    assert_eq!(bodies.len(), 1, "nobody is told why");
+    assert_eq!(answers.len(), 1, "nobody is told why");
     assert_eq!(everything.events().await?, 0, "no row");
     assert!(everything.upstream.requests().is_empty());
     assert!(!everything.program.output().contains("panicked"), "{}", everything.program.output());
