@@ -217,12 +217,22 @@ where
     }
 }
 
-/// Whether the body is something other than the bytes that were signed. `identity` is no encoding.
+/// Whether the body is something other than the bytes that were signed. `identity` is no encoding, and of the transfer
+/// codings only `chunked`, once, is undone on the way here; below it the body is still coded.
 fn is_encoded(headers: &HeaderMap) -> bool {
-    headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
+    let contents = headers.get_all(header::CONTENT_ENCODING).iter().any(|value| {
         let value = value.as_bytes().trim_ascii();
         !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")
-    })
+    });
+    // Several lines are one list, whose empty elements do not count (RFC 9110, 5.3 and 5.6.1).
+    let lines = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let mut codings = lines
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|coding| !coding.is_empty());
+    contents
+        || codings.next().is_some_and(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
+        || codings.next().is_some()
 }
 
 #[cfg(test)]
@@ -246,5 +256,29 @@ mod tests {
             assert_eq!(is_encoded(&headers), encoded, "{value}");
         }
         assert!(!is_encoded(&HeaderMap::new()));
+    }
+
+    #[test]
+    fn of_transfer_codings_only_a_single_chunked_is_no_encoding() {
+        for (lines, encoded) in [
+            (&["chunked"][..], false),
+            (&["\tChunked "], false),
+            (&[", chunked,"], false),
+            (&["", "CHUNKED"], false),
+            (&["gzip, chunked"], true),
+            (&["gzip,chunked"], true),
+            (&["gzip", "chunked"], true),
+            (&["identity, chunked"], true),
+            (&["chunked, chunked"], true),
+            (&["chunked", "chunked"], true),
+            (&["gzip"], true),
+            (&["chunkedd"], true),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(header::TRANSFER_ENCODING, HeaderValue::from_static(line));
+            }
+            assert_eq!(is_encoded(&headers), encoded, "{lines:?}");
+        }
     }
 }

@@ -82,6 +82,29 @@ async fn bad_requests_get_their_answer_and_reach_nobody() {
             "too_large",
         ),
         ("gzip", request("POST", STRIPE, &[signed, ("content-encoding", "gzip")], &body), 415, "encoded"),
+        (
+            "a coding below the chunks",
+            request("POST", STRIPE, &[signed, ("transfer-encoding", "gzip, chunked")], &small_chunks),
+            415,
+            "encoded",
+        ),
+        (
+            "a coding on a line of its own",
+            request(
+                "POST",
+                STRIPE,
+                &[signed, ("transfer-encoding", "GZip"), ("transfer-encoding", "chunked")],
+                &small_chunks,
+            ),
+            415,
+            "encoded",
+        ),
+        (
+            "chunks within chunks",
+            request("POST", STRIPE, &[signed, ("transfer-encoding", "chunked, chunked")], &small_chunks),
+            415,
+            "encoded",
+        ),
         ("two lengths", request("POST", STRIPE, &both, &small_chunks), 400, "malformed_request"),
         ("no signature", request("POST", STRIPE, &[], &body), 401, "unauthorized"),
         ("a broken header", request("POST", STRIPE, &[("stripe-signature", "v1=00")], &body), 401, "unauthorized"),
@@ -125,6 +148,7 @@ async fn good_requests_in_unusual_clothes_are_admitted() {
     let chunks = format!("5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n", &body[..5], body.len() - 5, &body[5..]);
     for (name, bytes) in [
         ("chunks", request("POST", STRIPE, &[signed, ("transfer-encoding", "chunked")], &chunks)),
+        ("chunks in capitals", request("POST", STRIPE, &[signed, ("transfer-encoding", "Chunked")], &chunks)),
         ("a query", request("POST", &format!("{STRIPE}?a=b"), &[signed], &body)),
         ("identity", request("POST", STRIPE, &[signed, ("content-encoding", "identity")], &body)),
         ("another content type", request("POST", STRIPE, &[signed, ("content-type", "text/plain")], &body)),
@@ -172,6 +196,32 @@ async fn a_connection_is_kept_after_a_refusal_that_leaves_nothing_unread() {
     read_answer(&mut stream, "200").await;
     stream.write_all(webhook(&body).as_bytes()).await.unwrap();
     read_answer(&mut stream, "200").await;
+}
+
+#[tokio::test]
+async fn a_connection_stays_in_step_after_a_transfer_coding_that_is_refused() {
+    let harness = Harness::start().await;
+    let body = event("evt_1");
+    let signed = signature(SECRET, &body);
+    let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let coded =
+        request("POST", STRIPE, &[("stripe-signature", &signed), ("transfer-encoding", "gzip, chunked")], &chunks);
+    // Both in one piece: the second one is found where the first one's chunks end.
+    let both = coded.replace("connection: close\r\n", "") + &webhook(&body);
+    let mut stream = TcpStream::connect(harness.address).await.unwrap();
+    stream.write_all(both.as_bytes()).await.unwrap();
+    let mut answers = String::new();
+    timeout(PATIENCE, stream.read_to_string(&mut answers)).await.unwrap().unwrap();
+    let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["415", "200"], "{answers}");
+    assert_eq!(harness.application.deliveries().len(), 1);
+
+    // Where the chunks are not on the outside nobody can tell where the body ends: the connection is closed.
+    let unending =
+        request("POST", STRIPE, &[("stripe-signature", &signed), ("transfer-encoding", "chunked, gzip")], &body);
+    let answer = harness.send(unending.replace("connection: close\r\n", "") + &webhook(&body)).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(harness.application.deliveries().len(), 1);
 }
 
 async fn read_answer(stream: &mut TcpStream, status: &str) {
