@@ -15,11 +15,14 @@ use oncegate_gateway::{
     verify::{Case, Report, Values},
 };
 use oncegate_runtime::{
-    config::{self, Problem, Problems},
+    config::{self, Checks, Problem},
     secret::{SecretSource, SecretText},
 };
 
 use crate::{failure::Failure, output};
+
+const TRUST_ANCHORS_FILE: &str = "--trust-anchors-file";
+const INTERMEDIATES_FILE: &str = "--intermediates-file";
 
 /// Find out why a signature fails
 ///
@@ -79,6 +82,10 @@ pub(crate) struct Verify {
     /// A file with the roots that PayPal's certificates have to lead to, instead of the public ones
     #[arg(long, value_name = "FILE", conflicts_with = "cases")]
     trust_anchors_file: Option<PathBuf>,
+
+    /// A file with the certificates between PayPal's and the roots, where PayPal's comes alone
+    #[arg(long, value_name = "FILE", conflicts_with = "cases")]
+    intermediates_file: Option<PathBuf>,
 
     /// A file with many cases; - is standard input
     #[arg(long, value_name = "FILE")]
@@ -167,17 +174,15 @@ impl Verify {
                 .map(|secret| secret.expose().to_owned())
                 .collect(),
         };
-        let body = read(self.body.as_deref().unwrap_or(Path::new("-")))
-            .map_err(|error| Problem::new("--body", format!("{error:#}")))?;
-        let anchors = match &self.trust_anchors_file {
-            None => None,
-            Some(path) => {
-                Some(fs::read_to_string(path).map_err(|error| unreadable("--trust-anchors-file", path, &error))?)
-            }
-        };
+        // The gateway does not start with any of these either: a verdict would be about them, and not about the request.
+        let mut checks = Checks::new();
+        let trust_anchors_pem = pem(TRUST_ANCHORS_FILE, self.trust_anchors_file.as_deref(), &mut checks);
+        let extra_intermediates_pem = pem(INTERMEDIATES_FILE, self.intermediates_file.as_deref(), &mut checks);
+        if let Some(directory) = self.cert_dir.as_deref().filter(|directory| !directory.is_dir()) {
+            checks.problem("--cert-dir", format!("{} is no directory", directory.display()));
+        }
         let mut case = Case {
             provider: provider.name().into(),
-            body_base64: BASE64_STANDARD.encode(body),
             secrets,
             tolerance_secs: self.tolerance.map(|tolerance| tolerance.as_secs()),
             now_unix: self.now.unwrap_or_else(|| {
@@ -193,9 +198,16 @@ impl Verify {
             ),
             cert_dir: self.cert_dir.clone(),
             fetch_certificates: self.cert_dir.is_none(),
-            trust_anchors_pem: anchors,
+            extra_intermediates_pem,
+            trust_anchors_pem,
             ..Default::default()
         };
+        checks.take(case.check_certificates(TRUST_ANCHORS_FILE, INTERMEDIATES_FILE));
+        checks.finish()?;
+        // After everything that can be wrong without it: it may have to be typed.
+        let body = read(self.body.as_deref().unwrap_or(Path::new("-")))
+            .map_err(|error| Problem::new("--body", format!("{error:#}")))?;
+        case.body_base64 = BASE64_STANDARD.encode(body);
         for (name, value) in &self.headers {
             let values = case.headers.entry(name.clone()).or_insert_with(|| Values::Many(Vec::new()));
             if let Values::Many(values) = values {
@@ -250,11 +262,18 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         io::stdin().read_to_end(&mut bytes).context("cannot read standard input")?;
         return Ok(bytes);
     }
+    read_file(path)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-fn unreadable(option: &'static str, path: &Path, error: &io::Error) -> Problems {
-    Problem::new(option, format!("cannot read {}: {error}", path.display())).into()
+/// The text of a file with certificates. None where there is no such file, or together with a problem.
+fn pem(option: &'static str, path: Option<&Path>, checks: &mut Checks) -> Option<String> {
+    let bytes = checks.take(read_file(path?).map_err(|error| Problem::new(option, format!("{error:#}"))))?;
+    // Around the certificates there may be comments, in any encoding.
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -319,6 +338,77 @@ mod tests {
         assert_eq!(verify("1700000301", signature).await.verdict, "timestamp_out_of_tolerance");
         let forged = signature.replace("v1=", "v1=00");
         assert_eq!(verify("1700000299", &forged).await.verdict, "bad_signature");
+    }
+
+    /// A vector of PayPal's whose certificate comes without its intermediate: a directory with its parts in files, and the
+    /// arguments without those for certificates.
+    fn paypal() -> (tempfile::TempDir, Vec<String>) {
+        let vectors = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/tests/vectors/webhook_signatures.json");
+        let vectors = cases_as_json(&fs::read(vectors).unwrap());
+        let vector = vectors.iter().find(|case| case["id"] == "dev-paypal-01").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, bytes: &[u8]| fs::write(directory.path().join(name), bytes).unwrap();
+        write("body", &BASE64_STANDARD.decode(vector["body_base64"].as_str().unwrap()).unwrap());
+        write("roots", vector["trust_anchors_pem"].as_str().unwrap().as_bytes());
+        write("between", vector["extra_intermediates_pem"].as_str().unwrap().as_bytes());
+        write("none", b"no certificate");
+        for (url, certificate) in vector["cert_responses"].as_object().unwrap() {
+            write(url.rsplit('/').next().unwrap(), certificate.as_str().unwrap().as_bytes());
+        }
+        let mut arguments: Vec<String> =
+            ["verify", "--provider", "paypal", "--environment", "sandbox"].map(String::from).into();
+        let body = directory.path().join("body").display().to_string();
+        let text = |name: &str| vector[name].as_str().map_or_else(|| vector[name].to_string(), str::to_owned);
+        arguments.extend(["--body".into(), body, "--now".into(), text("now_unix")]);
+        arguments.extend(["--secret".into(), text("webhook_id")]);
+        for (name, value) in vector["headers"].as_object().unwrap() {
+            arguments.extend(["--header".into(), format!("{name}: {}", value.as_str().unwrap())]);
+        }
+        (directory, arguments)
+    }
+
+    fn cases_as_json(text: &[u8]) -> Vec<serde_json::Value> {
+        serde_json::from_slice(text).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_comes_alone_is_verified_with_its_intermediates() {
+        let (directory, arguments) = paypal();
+        let verify = async |options: &[(&str, &str)]| {
+            let mut arguments = arguments.clone();
+            for (option, name) in options {
+                arguments.extend([(*option).to_owned(), directory.path().join(name).display().to_string()]);
+            }
+            Command::parse_from(arguments).verify.case().unwrap().verify().await
+        };
+        let given = [("--cert-dir", ""), ("--trust-anchors-file", "roots")];
+        let alone = verify(&given).await;
+        assert_eq!(alone.verdict, "untrusted_certificate");
+        assert!(alone.explanation.contains("--intermediates-file"), "{}", alone.explanation);
+        assert_eq!(verify(&[&given[..], &[("--intermediates-file", "between")]].concat()).await.verdict, "valid");
+    }
+
+    #[test]
+    fn certificates_that_a_gateway_would_not_start_with_are_problems_of_their_options() {
+        let (directory, arguments) = paypal();
+        let problems = |option: &str, name: &str| {
+            let path = directory.path().join(name).display().to_string();
+            let arguments = arguments.iter().cloned().chain([option.to_owned(), path]);
+            match Command::parse_from(arguments).verify.case() {
+                Err(Failure::Configuration(problems)) => problems.iter().map(|problem| problem.to_string()).collect(),
+                Err(other) => panic!("{other:?}"),
+                Ok(_) => Vec::new(),
+            }
+        };
+        for option in ["--trust-anchors-file", "--intermediates-file"] {
+            assert_eq!(problems(option, "none"), [format!("{option}: holds no certificate in PEM")]);
+            assert!(problems(option, "nowhere")[0].starts_with(&format!("{option}: cannot read ")));
+            assert!(problems(option, "roots").is_empty());
+        }
+        for name in ["nowhere", "roots"] {
+            let path = directory.path().join(name);
+            assert_eq!(problems("--cert-dir", name), [format!("--cert-dir: {} is no directory", path.display())]);
+        }
     }
 
     #[test]

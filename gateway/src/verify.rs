@@ -15,7 +15,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use oncegate_runtime::secret::Secret;
+use oncegate_runtime::{config::Problem, secret::Secret};
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -23,7 +23,11 @@ use crate::key::Sent;
 use crate::providers::{
     Provider, Refusal,
     flutterwave::{Flutterwave, Version},
-    paypal::{Certificates, Environment, Fetcher, PayPal, store::Source, trust::Trust},
+    paypal::{
+        Certificates, Environment, Fetcher, PayPal,
+        store::Source,
+        trust::{Trust, TrustError},
+    },
     paystack::Paystack,
     standard_webhooks::{self, StandardWebhooks},
     stripe::{self, Stripe},
@@ -191,17 +195,33 @@ impl Case {
         }))
     }
 
+    /// Whether a gateway would start with the certificates of this case. If not, says what is wrong with them, as a problem of
+    /// the setting that they come from: the one for whom to trust, or the one for what is between.
+    ///
+    /// # Errors
+    ///
+    /// A text that holds no certificate in PEM, or something else besides.
+    pub fn check_certificates(&self, anchors: &'static str, intermediates: &'static str) -> Result<(), Problem> {
+        // The environment has no part in it.
+        self.trust(Environment::Live).map(drop).map_err(|error| match error {
+            TrustError::Anchors(error) => Problem::from_error(anchors, &error),
+            TrustError::Intermediates(error) => Problem::from_error(intermediates, &error),
+        })
+    }
+
+    fn trust(&self, environment: Environment) -> Result<Trust, TrustError> {
+        let anchors = self.trust_anchors_pem.as_deref().map(str::as_bytes);
+        let intermediates = self.extra_intermediates_pem.as_deref().map(str::as_bytes);
+        Trust::new(environment, anchors, intermediates)
+    }
+
     fn paypal(&self) -> Result<Provider, crate::providers::BadSecret> {
         let environment = match self.environment.as_deref() {
             Some("sandbox") => Environment::Sandbox,
             _ => Environment::Live,
         };
-        let pem = |text: &Option<String>| text.as_ref().map(|text| text.as_bytes().to_vec());
-        let (anchors, intermediates) = (pem(&self.trust_anchors_pem), pem(&self.extra_intermediates_pem));
         // What is not a certificate vouches for nobody.
-        let trust = Trust::new(environment, anchors.as_deref(), intermediates.as_deref())
-            .unwrap_or_else(|_| Trust::in_nobody(environment));
-        let trust = Arc::new(trust);
+        let trust = Arc::new(self.trust(environment).unwrap_or_else(|_| Trust::in_nobody(environment)));
         let certificates = match (&self.cert_responses, &self.cert_dir) {
             (None, Some(directory)) => PayPal::certificates(Source::Directory(directory.clone()), &trust),
             (None, None) if self.fetch_certificates => match Fetcher::new() {

@@ -64,7 +64,14 @@ async fn one_request_has_a_verdict_a_reason_and_an_exit_code() -> Result<()> {
     let without = verify(&directory, &["--provider", "stripe", "--body", "body", "--header", &header]).await?;
     assert_eq!(without.code, Some(1), "{without}");
     assert!(without.stdout.starts_with("missing_secret"), "{without}");
-    for misused in [&["--provider", "acme"][..], &["--provider", "stripe", "--body", "nowhere"], &["--body", "body"]] {
+    for misused in [
+        &["--provider", "acme"][..],
+        &["--provider", "stripe", "--body", "nowhere"],
+        &["--body", "body"],
+        &["--provider", "paypal", "--body", "body", "--trust-anchors-file", "body"],
+        &["--provider", "paypal", "--body", "body", "--intermediates-file", "body"],
+        &["--provider", "paypal", "--body", "body", "--cert-dir", "nowhere"],
+    ] {
         let misused = verify(&directory, misused).await?;
         assert_eq!(misused.code, Some(2), "{misused}");
     }

@@ -61,8 +61,8 @@ impl Refused<'_> {
                  environment looks like this too."
                 .to_owned(),
             Refusal::UntrustedCertificate => "The certificate is not PayPal's: it leads to no trusted root at this time \
-                 (an intermediate may be missing, see PAYPAL_INTERMEDIATES_FILE), is not valid at this time, bears another \
-                 name, or has too short a key."
+                 (an intermediate may be missing: --intermediates-file here, PAYPAL_INTERMEDIATES_FILE for the gateway), is \
+                 not valid at this time, bears another name, or has too short a key."
                 .to_owned(),
             Refusal::CertUnavailable(_) => "The certificate cannot be had at the moment, or what was answered is no \
                  certificate. The gateway answers 503, and PayPal sends the event again."
