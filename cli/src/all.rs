@@ -1,8 +1,11 @@
 //! `oncegate all`.
 
 use anyhow::Context as _;
-use oncegate_gateway::sidecar::{Connection, Question};
-use oncegate_runtime::{config::Problems, shutdown::CancellationToken};
+use oncegate_gateway::{
+    config::SIDECAR_URL_DEFAULT,
+    sidecar::{Connection, Question, Reach},
+};
+use oncegate_runtime::{config::Problems, server::Address, shutdown::CancellationToken};
 use oncegate_sidecar::event::Payload;
 
 use crate::{
@@ -15,6 +18,12 @@ use crate::{
 ///
 /// The gateway calls the sidecar in its own process, with no socket between; the sidecar listens as well, for services
 /// that call it themselves. Serves until SIGTERM or SIGINT, then finishes the deliveries under way and exits with 0.
+///
+/// So the settings of the way to a sidecar are checked and not used: SIDECAR_URL, SIDECAR_CA_FILE, SIDECAR_CLIENT_CERT_FILE,
+/// SIDECAR_CLIENT_KEY_FILE, SIDECAR_TOKEN, SIDECAR_TOKEN_FILE, SIDECAR_INSECURE, SIDECAR_RESOLVE_INTERVAL and
+/// SIDECAR_CONNECT_TIMEOUT. They may be there for the commands that ask a sidecar; a warning says so where SIDECAR_URL leads
+/// elsewhere. Machines that are to share their events need one database (DATABASE_URL), or `oncegate gateway` on each and a
+/// sidecar for all.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -45,6 +54,7 @@ impl All {
     }
 
     pub(crate) async fn run(self) -> Result<(), Failure> {
+        let sidecar_url = self.gateway.sidecar_url.clone();
         let (sidecar, gateway) = both(self.sidecar.validate(), self.gateway.validate())?;
         let service = Service::begin(&self.admin).await?;
         let Some(sidecar) = service.start(oncegate_sidecar::Sidecar::start(sidecar)).await else {
@@ -52,6 +62,13 @@ impl All {
             return Ok(());
         };
         let sidecar = sidecar?;
+        if is_elsewhere(&sidecar_url, &gateway.sidecar, sidecar.local_addr()) {
+            tracing::warn!(
+                sidecar_url,
+                "SIDECAR_URL is set and not used: the gateway calls the sidecar in its own process, and no other; to \
+                 share events with other machines takes one database, see DATABASE_URL"
+            );
+        }
         let gateway = oncegate_gateway::Gateway::bind(gateway, within(&sidecar)).await?;
         log_sidecar(&sidecar);
         service.tell(sidecar.facts());
@@ -63,6 +80,11 @@ impl All {
         service.end().await;
         Ok(())
     }
+}
+
+/// Whether somebody seems to believe that another sidecar is called than the own one.
+fn is_elsewhere(url: &str, reach: &Reach, own: Option<&Address>) -> bool {
+    url != SIDECAR_URL_DEFAULT && !own.is_some_and(|own| reach.is_at(own))
 }
 
 /// How a gateway reaches a sidecar in the same process.
@@ -106,4 +128,33 @@ pub(crate) async fn serve_both(
     sidecar_stop.cancel();
     sidecar.await.context("the sidecar failed")?.context("the sidecar failed")?;
     gateway.context("the gateway failed")
+}
+
+#[cfg(test)]
+mod tests {
+    use oncegate_gateway::config::Options;
+
+    use super::*;
+
+    #[test]
+    fn a_sidecar_is_elsewhere_unless_it_is_the_default_or_the_own_one() {
+        let is_elsewhere = |url: &str, own: Option<&str>| {
+            let options = Options {
+                sidecar_url: url.into(),
+                upstream_url: Some("http://127.0.0.1:3000".into()),
+                stripe_webhook_secret: Some("whsec_test".into()),
+                ..Options::default()
+            };
+            let own = own.map(|own| own.parse().unwrap());
+            super::is_elsewhere(url, &options.validate().unwrap().sidecar, own.as_ref())
+        };
+        for own in [Some("127.0.0.1:50051"), Some("127.0.0.1:1"), Some("unix:/run/s.sock"), None] {
+            assert!(!is_elsewhere(SIDECAR_URL_DEFAULT, own), "{own:?}");
+            assert!(is_elsewhere("https://sidecar.payments:50051", own), "{own:?}");
+        }
+        assert!(!is_elsewhere("https://localhost:1", Some("127.0.0.1:1")));
+        assert!(!is_elsewhere("unix:/run/s.sock", Some("unix:/run/s.sock")));
+        assert!(is_elsewhere("http://127.0.0.1:1", Some("127.0.0.1:2")));
+        assert!(is_elsewhere("http://127.0.0.1:1,http://sidecar:1", Some("127.0.0.1:1")), "not all of it is here");
+    }
 }

@@ -20,6 +20,9 @@ pub use crate::enforcement::Enforcement;
 pub use crate::providers::{flutterwave::Version as FlutterwaveVersion, paypal::Environment};
 use crate::{failures::FailureLimits, route::Route, sidecar::Reach};
 
+/// Where a sidecar is, unless something else is said.
+pub const SIDECAR_URL_DEFAULT: &str = "http://127.0.0.1:50051";
+
 /// What the operator may set. The texts are the manual (`--help`).
 #[derive(clap::Args, Clone, Debug)]
 // A process may take the options of both services: the groups that clap names after the types would clash.
@@ -45,8 +48,9 @@ pub struct Options {
     /// The sidecar, as http://host:port, https://host:port or unix:/path/of/a.sock; several separated by commas
     ///
     /// Loopback by default: a sidecar in the gateway's own pod. All addresses that a name has (a headless Service in
-    /// Kubernetes) get their share of the calls.
-    #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = "http://127.0.0.1:50051")]
+    /// Kubernetes) get their share of the calls. Not used in `oncegate all`, whose gateway calls the sidecar in its own
+    /// process, and neither are the other settings of the way to a sidecar.
+    #[arg(long, env = "SIDECAR_URL", value_name = "URL", default_value = SIDECAR_URL_DEFAULT)]
     pub sidecar_url: String,
 
     /// The authorities that the sidecar's certificate has to lead to, in PEM; by default the system's

@@ -247,3 +247,18 @@ async fn in_one_process_duplicates_are_of_their_tenants_quota(ledger: Ledger) ->
     .await;
     Ok(())
 }
+
+#[tokio::test]
+async fn in_one_process_a_sidecar_elsewhere_is_not_called_and_the_log_says_so() -> Result<()> {
+    const SAID: &str = "SIDECAR_URL is set and not used";
+    let everything = Everything::start_with(Ledger::Sqlite, &[("SIDECAR_URL", "http://sidecar.example:50051")]).await?;
+    let body = stripe::event(&stripe::event_id(), "charge.succeeded");
+    assert_eq!(word(&everything.send(&body).await?), "200 processed");
+    assert_eq!(everything.events().await?, 1, "in its own store");
+    let output = everything.program.output();
+    assert_eq!(output.matches(SAID).count(), 1, "{output}");
+
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    assert!(!everything.program.output().contains(SAID), "{}", everything.program.output());
+    Ok(())
+}

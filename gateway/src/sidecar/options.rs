@@ -11,6 +11,7 @@ use oncegate_runtime::{
     config::{Checks, Problem, Problems, ShownDuration},
     reload::Files,
     secret::{Secret, SecretSource, SecretText},
+    server::Address,
     tls::{ClientTls, ClientTlsFiles},
 };
 
@@ -85,6 +86,13 @@ impl Reach {
             }
         }
         Err(last)
+    }
+
+    /// Whether all of it leads to the sidecar that listens at `listener` on this machine, as far as that can be told without
+    /// resolving a name.
+    #[must_use]
+    pub fn is_at(&self, listener: &Address) -> bool {
+        self.targets.iter().all(|target| target.is_at(listener))
     }
 
     /// The value of `authorization` on calls.

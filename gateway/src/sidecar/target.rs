@@ -10,7 +10,7 @@ use std::{
 };
 
 use http::uri::Authority;
-use oncegate_runtime::config::Problem;
+use oncegate_runtime::{config::Problem, server::Address};
 
 use super::dial::Dial;
 use crate::url;
@@ -35,6 +35,19 @@ impl Target {
                 host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
             }
             Self::Unix(_) => true,
+        }
+    }
+
+    /// Whether it is `listener`, on this machine, by an address or as localhost.
+    pub(super) fn is_at(&self, listener: &Address) -> bool {
+        match (self, listener) {
+            (Self::Unix(path), Address::Unix(own)) => path == own,
+            (Self::Tcp { host, port, .. }, Address::Tcp(own)) => {
+                let ip = own.ip();
+                let by_address = host.parse() == Ok(ip);
+                *port == own.port() && (by_address || self.is_local() && (ip.is_loopback() || ip.is_unspecified()))
+            }
+            (Self::Unix(_), Address::Tcp(_)) | (Self::Tcp { .. }, Address::Unix(_)) => false,
         }
     }
 
@@ -153,6 +166,28 @@ mod tests {
             ("::1 2", false, true),
         ];
         assert_eq!(shown, wanted.map(|(text, tls, local)| (text.to_owned(), tls, local)));
+    }
+
+    #[test]
+    fn a_listener_of_this_machine_is_recognised_by_its_address() {
+        for (text, listener, own) in [
+            ("http://127.0.0.1:1", "127.0.0.1:1", true),
+            ("https://localhost:1", "127.0.0.1:1", true),
+            ("http://localhost:1", "0.0.0.0:1", true),
+            ("http://[::1]:1", "[::]:1", true),
+            ("https://10.0.0.1:1", "10.0.0.1:1", true),
+            ("https://10.0.0.2:1", "10.0.0.1:1", false),
+            ("http://127.0.0.1:2", "127.0.0.1:1", false),
+            // There something else may listen.
+            ("http://127.0.0.1:1", "10.0.0.1:1", false),
+            ("https://sidecar:1", "0.0.0.0:1", false),
+            ("unix:///run/s.sock", "unix:/run/s.sock", true),
+            ("unix:/run/other.sock", "unix:/run/s.sock", false),
+            ("unix:/run/s.sock", "127.0.0.1:1", false),
+            ("http://127.0.0.1:1", "unix:/run/s.sock", false),
+        ] {
+            assert_eq!(target(text).unwrap().is_at(&listener.parse().unwrap()), own, "{text} {listener}");
+        }
     }
 
     #[test]
