@@ -154,6 +154,28 @@ mod tests {
         assert_eq!(paystack.keys.get().unwrap().len(), 2);
     }
 
+    // docs/providers.md says what an application does that needs them.
+    #[test]
+    fn what_happens_again_to_one_subscription_or_dispute_has_the_same_name() {
+        let name = |body: &str| crate::key::identify(&MEMBERS, None, body.as_bytes(), || [0; 32]).unwrap().event_id;
+        for (first, second) in [
+            (
+                r#"{"event":"subscription.not_renew","data":{"subscription_code":"SUB_1","status":"non-renewing","n":1}}"#,
+                r#"{"event":"subscription.not_renew","data":{"subscription_code":"SUB_1","status":"non-renewing","n":2}}"#,
+            ),
+            (
+                r#"{"event":"subscription.disable","data":{"subscription_code":"SUB_1","status":"complete","cron":"1"}}"#,
+                r#"{"event":"subscription.disable","data":{"subscription_code":"SUB_1","status":"complete","cron":"2"}}"#,
+            ),
+            (
+                r#"{"event":"charge.dispute.remind","data":{"id":2867,"status":"pending","dueAt":"1"}}"#,
+                r#"{"event":"charge.dispute.remind","data":{"id":2867,"status":"pending","dueAt":"2"}}"#,
+            ),
+        ] {
+            assert_eq!(name(first), name(second));
+        }
+    }
+
     #[test]
     fn refunds_and_transfers_have_names_of_their_own() {
         for (body, key) in [
