@@ -5,7 +5,7 @@ use oncegate_e2e::{
     postgres::{Cluster, Database, Options},
 };
 use oncegate_sidecar::{
-    event::{Claim, Decision, Micros, State},
+    event::{Claim, Decision, Key, Micros, State},
     ledger::{
         Error, Ledger,
         filter::{CleanupProgress, CleanupScope},
@@ -171,6 +171,58 @@ async fn a_missing_standby_leaves_few_sessions_behind() {
         sqlx::query(sql).execute(&mut admin).await.unwrap();
     }
     eventually("claims are granted again", async || ledger.claim(claim(&key("evt_last"), "a")).await.ok()).await;
+    ledger.close().await;
+}
+
+/// Nobody is told of what a Cleanup deletes and folds that it is durable, and a fold holds counts that writers add to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_step_of_a_cleanup_waits_for_a_standby() {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let ledger = connected(&database).await;
+    let key = key("evt_1");
+    let first = Claim { delivery_id: Some("dlv_1".into()), payload_digest: Some([7; 32]), ..claim(&key, "a") };
+    let Decision::Acquired(lock) = ledger.claim(first).await.unwrap().decision else { panic!("held") };
+    ledger.mark(completion(&key, &lock)).await.unwrap();
+    let mut admin = database.connect().await.unwrap();
+    // What two sidecars that are gone have left: counts of events that are there, of such that are not, and their times.
+    let left = "insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+        select s.slot, s.tenant, 'stripe', date_trunc('hour', now(), 'UTC') - interval '2 days', s.completed
+        from (values (5, 'there', 2), (6, 'there', 1), (5, 'gone', 2), (6, 'gone', -2)) as s (slot, tenant, completed);
+        insert into payment_webhook_timings (slot, tenant, provider, hour, buckets, counts)
+        select 105, 'gone', 'stripe', date_trunc('hour', now(), 'UTC') - interval '2 days', '{509}', '{2}'";
+    sqlx::raw_sql(left).execute(&mut admin).await.unwrap();
+    for sql in ["alter system set synchronous_standby_names = 'elsewhere'", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
+    let mut number = 0;
+    eventually("a claim waits for the standby in vain", async || {
+        number += 1;
+        let answer = ledger.claim(claim(&Key { event_id: format!("evt_late_{number}"), ..key.clone() }, "a")).await;
+        matches!(answer, Err(Error::OutcomeUnknown)).then_some(())
+    })
+    .await;
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: ledger.now().await.unwrap(),
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 1_000,
+    };
+    let mut progress = CleanupProgress::default();
+    while !progress.done {
+        ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+    }
+    let left = "select concat_ws(', ', (select count(*) from payment_webhook_deliveries),
+        (select string_agg(slot || ' ' || tenant || ' ' || completed, ' ') from payment_webhook_counts
+            where hour < now() - interval '1 day'),
+        (select count(*) from payment_webhook_timings where hour < now() - interval '1 day'),
+        (select count(*) from payment_webhook_events where state = 'completed'))";
+    assert_eq!(database.query(left).await.unwrap(), "0, 0 there 3, 0, 0");
+    for sql in ["alter system reset synchronous_standby_names", "select pg_reload_conf()"] {
+        sqlx::query(sql).execute(&mut admin).await.unwrap();
+    }
     ledger.close().await;
 }
 

@@ -141,6 +141,8 @@ async fn fold(connection: &mut PgConnection, from: Time, until: Time) -> Result<
     let mut transaction = connection.begin().await?;
     // While it waits for another Cleanup's step it holds rows that writers may want, so it must not wait for long.
     transaction.execute("set local lock_timeout = '100ms'").await?;
+    // Nor for the disk or a standby, with rows in hand that writers want; what a crash undoes the next run folds.
+    transaction.execute("select set_config('synchronous_commit', 'off', true)").await?;
     let folded = sqlx::query(include_str!("cleanup_counts.sql"))
         .bind(from)
         .bind(until)

@@ -9,6 +9,10 @@ with old as materialized (
     where hour >= $1::timestamptz and hour < $2::timestamptz
         and (pending, processing, completed, failed, unknown, dead, duplicates, retries) = (0, 0, 0, 0, 0, 0, 0, 0)
     for update skip locked
+),
+deleted as (
+    delete from payment_webhook_counts c using old
+    where c.slot = old.slot and c.tenant = old.tenant and c.provider = old.provider and c.hour = old.hour
 )
-delete from payment_webhook_counts c using old
-where c.slot = old.slot and c.tenant = old.tenant and c.provider = old.provider and c.hour = old.hour
+-- For this transaction alone, as in cleanup.sql: nobody waits for the disk.
+select set_config('synchronous_commit', 'off', true) as synchronous_commit
