@@ -10,6 +10,7 @@ use std::{
     env,
     ffi::OsStr,
     fs,
+    io::Write as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
@@ -219,6 +220,15 @@ impl Cluster {
             thread::sleep(Duration::from_millis(5));
         }
         Ok(())
+    }
+
+    /// Overwrites a file of the stopped server, named as within its data directory, with what is no page.
+    pub fn damage(&self, file: &str) -> Result<()> {
+        ensure!(self.server.is_none(), "the server is running");
+        let mut file = fs::OpenOptions::new().write(true).open(self.data().join(file))?;
+        let size = usize::try_from(file.metadata()?.len())?;
+        // Over what is there: the file stays the server's own.
+        Ok(file.write_all(&vec![0xa5; size])?)
     }
 
     /// Suspends every process of the server: the kernel accepts connections, but nobody answers, until

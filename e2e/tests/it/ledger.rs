@@ -10,6 +10,7 @@ mod claims_refused;
 mod cleanup;
 mod concurrent;
 mod counts;
+mod damaged;
 mod extend;
 mod growth;
 mod history;

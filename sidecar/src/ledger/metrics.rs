@@ -53,6 +53,8 @@ labels! {
         BadItem => "bad_item",
         /// A row has a value that this version does not know.
         Unreadable => "unreadable",
+        /// The database cannot read what it keeps.
+        Damaged => "damaged",
         /// A defect of ours.
         Defect => "defect",
     }

@@ -21,6 +21,9 @@ pub(super) enum Failure {
     /// or ran before it. It may have taken effect; find the row by halving. The answer was taken in whole, so the connection
     /// is good.
     Unreadable,
+    /// The database cannot read what it keeps: a damaged page, or one that its disk does not give. It did not take effect, and
+    /// the connection is good; find the item by halving, unless nothing else can be read either.
+    Damaged,
     /// A defect of ours.
     Defect,
 }
@@ -47,6 +50,7 @@ impl From<Failure> for LedgerFailure {
             Failure::Contended => Self::Contended,
             Failure::BadItem => Self::BadItem,
             Failure::Unreadable => Self::Unreadable,
+            Failure::Damaged => Self::Damaged,
             Failure::Defect => Self::Defect,
         }
     }
@@ -88,13 +92,14 @@ fn sqlstate(code: &str) -> Failure {
         "25006" => Failure::Refusing,
         // A statement planned before a migration: the plan dies with the connection.
         "0A000" => Failure::Refusing,
+        // io_error, data_corrupted, index_corrupted: the page or the large value that one item came to, or all of them
+        "58030" | "XX001" | "XX002" => Failure::Damaged,
         _ => match code.get(..2) {
             // data exception, integrity constraint violation
             Some("22" | "23") => Failure::BadItem,
             // connection exception
             Some("08") => Failure::Broken,
-            // insufficient resources; system error (disk); internal error (corruption): whatever it is, this connection is
-            // no good
+            // insufficient resources; system error; internal error: whatever it is, this connection is no good
             Some("53" | "57" | "58" | "XX") => Failure::Refusing,
             // invalid transaction state: somebody left a transaction open on the session
             Some("25") => Failure::Refusing,
@@ -123,6 +128,11 @@ mod tests {
             ("28P01", Failure::Refusing),
             ("22P05", Failure::BadItem),
             ("23514", Failure::BadItem),
+            ("58030", Failure::Damaged),
+            ("XX001", Failure::Damaged),
+            ("XX002", Failure::Damaged),
+            ("58P01", Failure::Refusing),
+            ("XX000", Failure::Refusing),
             ("42703", Failure::Defect),
         ] {
             assert_eq!(sqlstate(code), meaning, "{code}");

@@ -146,7 +146,8 @@ impl Reader {
         let failure = error.failure();
         self.metrics.failed(failure.into());
         match failure {
-            Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended => {
+            // What is damaged may be all: one read does not tell.
+            Failure::Broken | Failure::Refusing | Failure::TooSlow | Failure::Contended | Failure::Damaged => {
                 // What the service itself has to know is asked for ten times a second.
                 if let Some(unreported) = self.failures.pass() {
                     tracing::warn!(

@@ -89,6 +89,8 @@ enum Next {
     Unknown,
     /// Their callers are told that their event has a value that this version does not know.
     Unreadable,
+    /// The callers of the one item are told that it cannot be read, unless nothing can.
+    Damaged,
     /// Their callers are told of a defect.
     Defect,
 }
@@ -103,13 +105,15 @@ impl Attempt {
             Failure::Broken => Next::Unknown,
             Failure::Unreadable if !S::REPEATABLE => Next::Unknown,
             Failure::Refusing => Next::Unavailable,
-            Failure::TooSlow | Failure::Contended if spent >= HALVING_TIME_MAX => Next::Unavailable,
+            Failure::TooSlow | Failure::Contended | Failure::Damaged if spent >= HALVING_TIME_MAX => Next::Unavailable,
             Failure::Contended if !S::PARTS => Next::Contended,
             Failure::Contended | Failure::BadItem | Failure::Unreadable | Failure::TooSlow if items > 1 => Next::Halved,
+            Failure::Damaged if items > 1 => Next::Halved,
             Failure::Contended if may_try_again => Next::Again,
             Failure::Contended => Next::Contended,
             Failure::TooSlow => Next::Unavailable,
             Failure::Unreadable => Next::Unreadable,
+            Failure::Damaged => Next::Damaged,
             Failure::BadItem | Failure::Defect => Next::Defect,
         }
     }
@@ -117,9 +121,14 @@ impl Attempt {
 
 /// How often a single item may find its row locked, or the connection broken, before its caller is told.
 const TRIES_MAX: u32 = 3;
-/// How long a batch that is slow or meets locks keeps being split. After that its callers have been answered anyway, and all
-/// others wait behind it: at one part a second, a batch of 512 would take a quarter of an hour.
+/// How long a batch that is slow, or meets locks or damage, keeps being split. After that its callers have been answered anyway,
+/// and all others wait behind it: at one part a second, a batch of 512 would take a quarter of an hour.
 const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
+/// How many items of a batch the database may fail to read before it has read any of it: then it is taken to read nothing, and
+/// the rest is not tried.
+const DAMAGED_MAX: usize = 16;
+/// How many items in a row, each alone in its batch, the database may fail to read before it is taken to read nothing.
+const DAMAGED_ALONE_MAX: u32 = 2;
 /// How long the rest of a batch waits for a row after one has kept it waiting for the full time.
 const HURRIED: &str = "25ms";
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
@@ -133,6 +142,8 @@ pub(super) struct Session {
     slots: Slots,
     open: Option<Open>,
     failed_at: Option<Instant>,
+    /// Items that could not be read, each alone in its batch, since a statement was last run.
+    damaged_alone: u32,
     failures: Throttle,
     given_up: Throttle,
     /// None: nobody needs to know the state of this connection.
@@ -196,8 +207,19 @@ impl Session {
 
     fn closed_yet(target: Target, name: &'static str, slots: Slots, metrics: Arc<LedgerMetrics>) -> Session {
         let (failures, given_up) = (Throttle::default(), Throttle::default());
-        let counts = CountRows::default();
-        Session { target, name, slots, open: None, failed_at: None, failures, given_up, told: None, counts, metrics }
+        Session {
+            target,
+            name,
+            slots,
+            open: None,
+            failed_at: None,
+            damaged_alone: 0,
+            failures,
+            given_up,
+            told: None,
+            counts: CountRows::default(),
+            metrics,
+        }
     }
 
     fn opened(&mut self, connection: PgConnection, node: Node, slot: i32) {
@@ -224,6 +246,9 @@ impl Session {
         // A stack: the first half goes first.
         let mut waiting = vec![Waiting { items, tries: 0, uncertain: false }];
         let mut is_first = true;
+        // Items that cannot be read, each with the error, and whether anything else could be.
+        let mut damaged: Vec<(Waiting<S::Item>, sqlx::Error)> = Vec::new();
+        let mut done = false;
         while let Some(Waiting { mut items, tries, uncertain }) = waiting.pop() {
             // Retries take time, and a lock granted to a caller who has left blocks its event until it expires.
             if !std::mem::take(&mut is_first) {
@@ -232,8 +257,7 @@ impl Session {
             if items.is_empty() {
                 continue;
             }
-            // Items that were tried before may have happened, whatever the result is now.
-            let failed = |error: Error| if uncertain { Error::OutcomeUnknown } else { error };
+            let failed = |error: Error| told(uncertain, error);
             let (connection, slot) = match self.connection().await {
                 Ok(open) => open,
                 Err(error) => {
@@ -246,6 +270,7 @@ impl Session {
             let answer = tokio::time::timeout(STATEMENT_TIME_MAX, run).await;
             let error = match answer {
                 Ok(Ok(output)) => {
+                    done = true;
                     parts.push((items, Ok(output)));
                     continue;
                 }
@@ -283,11 +308,38 @@ impl Session {
                 // The reason itself is worth more than that it may have happened: the call may be repeated either way, and is
                 // answered like this until a version that knows the value runs.
                 Next::Unreadable => parts.push((items, Err(Error::unreadable()))),
+                Next::Damaged => {
+                    damaged.push((Waiting { items, tries, uncertain }, error));
+                    if !done && damaged.len() >= DAMAGED_MAX {
+                        let rest = waiting.drain(..);
+                        parts.extend(rest.map(|rest| (rest.items, Err(told(rest.uncertain, Error::unavailable())))));
+                    }
+                }
                 Next::Defect => parts.push((items, Err(failed(refused(&error))))),
             }
         }
+        let nothing_is_read = self.reads_nothing(done, damaged.len());
+        for (Waiting { items, uncertain, .. }, error) in damaged {
+            let error = if nothing_is_read { Error::unavailable() } else { unread(&error) };
+            parts.push((items, Err(told(uncertain, error))));
+        }
         self.hurry(false).await;
         parts
+    }
+
+    /// Whether the database is to be taken to read nothing any more, after it has read (`done`) or not read items of a batch, and
+    /// failed to read `damaged` of them. The connection is then given up, as of a server that refuses.
+    fn reads_nothing(&mut self, done: bool, damaged: usize) -> bool {
+        if done {
+            self.damaged_alone = 0;
+        } else if damaged == 1 {
+            self.damaged_alone = self.damaged_alone.saturating_add(1);
+        }
+        let nothing = !done && (damaged > 1 || damaged == 1 && self.damaged_alone > DAMAGED_ALONE_MAX);
+        if nothing {
+            self.discard();
+        }
+        nothing
     }
 
     /// Logs why a statement failed: callers only hear that the ledger is unavailable. Throttled, since in an outage every batch
@@ -389,12 +441,27 @@ impl Session {
     }
 }
 
+/// What the callers of items are told: some may have happened when they were tried before, whatever the result is now.
+fn told(uncertain: bool, error: Error) -> Error {
+    if uncertain { Error::OutcomeUnknown } else { error }
+}
+
+/// What a caller is told about an item that the database cannot read. The log has the rest.
+fn unread(error: &sqlx::Error) -> Error {
+    tracing::error!(error = error as &dyn std::error::Error, "the database cannot read what it keeps of an event");
+    internal(error)
+}
+
 /// What a caller is told about a statement that the server should not have refused. The log has the rest.
 fn refused(error: &sqlx::Error) -> Error {
     tracing::error!(
         error = error as &dyn std::error::Error,
         "the ledger refused a statement that it should have taken"
     );
+    internal(error)
+}
+
+fn internal(error: &sqlx::Error) -> Error {
     Error::Internal(match error.as_database_error().and_then(sqlx::error::DatabaseError::code) {
         Some(code) => format!("sqlstate {code}"),
         None => "the answer could not be read".into(),
@@ -459,6 +526,10 @@ mod tests {
             (64, 2, HALVING_TIME_MAX, Failure::Unreadable, Next::Halved),
             (2, 0, AT_ONCE, Failure::Unreadable, Next::Halved),
             (1, 0, AT_ONCE, Failure::Unreadable, Next::Unreadable),
+            (64, 0, AT_ONCE, Failure::Damaged, Next::Halved),
+            (2, 2, AT_ONCE, Failure::Damaged, Next::Halved),
+            (1, 0, AT_ONCE, Failure::Damaged, Next::Damaged),
+            (64, 0, HALVING_TIME_MAX, Failure::Damaged, Next::Unavailable),
             (64, 0, AT_ONCE, Failure::Defect, Next::Defect),
         ] {
             assert_eq!(
