@@ -8,10 +8,10 @@ use oncegate_e2e::{
     postgres::{Cluster, Options},
 };
 use oncegate_sidecar::{
-    event::{Event, State},
+    event::{Event, Micros, State},
     ledger::{
         Ledger,
-        filter::{CleanupProgress, CleanupScope, HistoryFilter},
+        filter::{CleanupProgress, CleanupScope, HistoryFilter, StatsFilter},
         postgres::{self, PostgresLedger, PostgresSettings},
     },
 };
@@ -151,6 +151,43 @@ async fn what_is_rare_is_found_without_reading_what_lies_between() {
     let (report, read) = grown.reads(async |ledger| ledger.stats(everything()).await.unwrap()).await;
     let stuck: i64 = report.counts.values().map(|counts| counts.stuck).sum();
     assert!(stuck > 0 && read <= 4 * stuck + 4, "{read} rows were read to count {stuck} that are stuck");
+}
+
+/// Counts and times of all tenants lie together, hour by hour.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stats_and_history_of_one_tenant_read_nothing_of_the_others() {
+    let cluster = Cluster::start(Options::default()).await.unwrap();
+    let database = cluster.database().await.unwrap();
+    let (tenants, hours, days) = (400, 48, 2);
+    let filled = "
+        insert into payment_webhook_counts (slot, tenant, provider, hour, completed)
+        select 1, 'tenant_' || t, 'stripe', date_trunc('day', now(), 'UTC') - h * interval '1 hour', 1
+        from generate_series(1, 400) t, generate_series(1, 48) h;
+        insert into payment_webhook_timings (slot, tenant, provider, hour, buckets, counts)
+        select slot, tenant, provider, hour, '{509}', '{1}' from payment_webhook_counts;
+        analyze";
+    sqlx::raw_sql(filled).execute(&mut database.connect().await.unwrap()).await.unwrap();
+    let grown = Grown { database, _cluster: cluster };
+    let of = || Some("tenant_7".to_owned());
+    for (table, most) in [
+        // Once for each of Stats, with buckets and without, and once for History.
+        ("payment_webhook_counts", 3 * hours),
+        ("payment_webhook_timings", hours),
+        ("payment_webhook_timing_days", days),
+    ] {
+        let ((), read) = grown
+            .reads_of(table, async |ledger| {
+                let whole = StatsFilter { tenant: of(), ..everything() };
+                let bucketed = StatsFilter { bucket: Some(Micros::HOUR), ..whole.clone() };
+                for filter in [whole, bucketed] {
+                    assert_eq!(total(&ledger.stats(filter).await.unwrap()).total(), hours);
+                }
+                let filter = HistoryFilter { tenant: of(), states: vec![State::Dead], ..listing() };
+                assert!(ledger.history(filter).await.unwrap().events.is_empty());
+            })
+            .await;
+        assert!(read > 0 && read <= most, "{read} rows of {table} were read for one of {tenants} tenants");
+    }
 }
 
 /// A part of a page and the place where it ended are of one moment: the next part begins right behind it.

@@ -7,7 +7,8 @@
 --      Rows that a writer is changing right now are left for the next run, so that nobody is waited for with rows in hand;
 --      rows of the slot itself are only ever locked in the order of the key, as a step of Cleanup does it. In any other order
 --      two Cleanups at once would wait for each other.
--- Index: payment_webhook_counts_hour.
+-- Index: payment_webhook_counts_hour for the hours; for the deletion the primary key or payment_webhook_counts_tenant, which has
+--      a row per slot for each.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_counts
     where hour >= $1::timestamptz and hour < $2::timestamptz and slot <> $3::integer

@@ -3,7 +3,8 @@
 -- In:  the hours (half open; cleanup_hours.sql bounds them).
 -- Why it is safe: an hour that long ago gets no new events; one that is completed late puts its time into a new row. Rows
 --      that somebody is changing are left for the next run.
--- Index: payment_webhook_timings_hour, payment_webhook_counts_hour.
+-- Index: payment_webhook_timings_hour for the hours, payment_webhook_counts_tenant for what they have, and for the deletion the
+--      primary key or payment_webhook_timings_tenant, which has a row per slot for each.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_timings t
     where t.hour >= $1::timestamptz and t.hour < $2::timestamptz

@@ -3,7 +3,8 @@
 -- In:  the hours (half open; cleanup_hours.sql bounds them).
 -- Why it is safe: a row is looked at again when it is locked; one that somebody is changing is passed over, and one who waits
 --      for a deleted row inserts it anew.
--- Index: payment_webhook_counts_hour.
+-- Index: payment_webhook_counts_hour for the hours; for the deletion the primary key or payment_webhook_counts_tenant, which has
+--      a row per slot for each.
 with old as materialized (
     select slot, tenant, provider, hour from payment_webhook_counts
     where hour >= $1::timestamptz and hour < $2::timestamptz

@@ -1,6 +1,7 @@
 -- The hours that have any event of a tenant, provider and states, newest first, as the counts tell (L5).
 --
--- In:  the three (null: all), and bounds on the hour (closed). Index: payment_webhook_counts_hour.
+-- In:  the three (null: all), and bounds on the hour (closed).
+-- Index: payment_webhook_counts_tenant with a tenant, otherwise payment_webhook_counts_hour.
 select c.hour
 from payment_webhook_counts c
 where ($1::text is null or c.tenant = $1) and ($2::text is null or c.provider = $2)

@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "timing days", include_str!("../../../../migrations/postgres/0005_timing_days.sql")),
     (6, "key order", include_str!("../../../../migrations/postgres/0006_key_order.sql")),
     (7, "attempts", include_str!("../../../../migrations/postgres/0007_attempts.sql")),
+    (8, "tenants", include_str!("../../../../migrations/postgres/0008_tenants.sql")),
 ];
 
 /// Why a schema does not fit.

@@ -1,7 +1,8 @@
 -- Counts by hour of creation and provider, summed over the writers' slots (L5).
 --
--- In:  tenant and provider (null: all), bounds on the hour (half open). Index: the primary key, or a walk: the table has a row
---      per slot, tenant, provider and hour.
+-- In:  tenant and provider (null: all), bounds on the hour (half open).
+-- Index: payment_webhook_counts_tenant with a tenant, otherwise payment_webhook_counts_hour: the table has a row per slot, tenant,
+--      provider and hour. Planned anew each time, and only so does the tenant count as given.
 select hour, provider, sum(pending)::bigint as pending, sum(processing)::bigint as processing,
     sum(completed)::bigint as completed, sum(failed)::bigint as failed, sum(unknown)::bigint as unknown,
     sum(dead)::bigint as dead, sum(duplicates)::bigint as duplicates, sum(retries)::bigint as retries,
