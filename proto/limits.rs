@@ -43,6 +43,10 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 pub const PAGE_SIZE_MAX: usize = 500;
 /// Buckets in an answer of Stats.
 pub const BUCKETS_MAX: i64 = 1_000;
+/// Counts in an answer of Stats, one for each provider in each bucket.
+pub const COUNTS_MAX: usize = 40_000;
+/// Bytes of an answer of Stats: what clients take unless told otherwise.
+pub const STATS_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 /// Rows that Cleanup deletes in one transaction.
 pub const BATCH_SIZE_MAX: i32 = 10_000;
 
@@ -88,6 +92,7 @@ mod tests {
             ("retry_after", format!("At most {} days.", hours(RETRY_AFTER_MAX) / 24)),
             ("page_size", format!("at most {PAGE_SIZE_MAX} (")),
             ("bucket_duration", format!("at most {BUCKETS_MAX} buckets.")),
+            ("counts", format!("at most {COUNTS_MAX} of them and {} MiB", kib(STATS_BYTES_MAX) / 1_024)),
             ("batch_size", format!("at most {BATCH_SIZE_MAX}.")),
         ] {
             let stated = comments(field);

@@ -90,7 +90,7 @@ impl Stats {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         in_order(self.since, self.until)?;
         let mut client = IdempotencyServiceClient::new(self.sidecar.connect().await?)
-            // A thousand buckets of many providers are more than a client takes by default.
+            // A thousand buckets of many providers are more than a client takes by default; sidecars of before told them.
             .max_decoding_message_size(usize::MAX);
         let Some(interval) = self.watch else {
             let counted = self.ask(&mut client).await?;

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod metadata;
+mod stats;
 
 use std::time::{Duration, Instant};
 

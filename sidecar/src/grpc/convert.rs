@@ -246,14 +246,14 @@ pub(super) fn stats(report: StatsReport, bucketed: bool) -> v1::StatsResponse {
         providers.entry(provider).or_default().add(&found);
     }
     for timings in providers.keys().filter_map(|provider| report.timings.get(provider)) {
-        all_timings.merge(timings);
+        all_timings.add_all(timings);
     }
     v1::StatsResponse {
         total: Some(counts(&total, all_timings.percentiles())),
         providers: providers
             .into_iter()
             .map(|(provider, found)| {
-                let times = report.timings.get(&provider).and_then(Timings::percentiles);
+                let times = report.timings.get(&provider).and_then(|times| Timings::from(times).percentiles());
                 v1::ProviderCounts { provider, counts: Some(counts(&found, times)) }
             })
             .collect(),

@@ -211,12 +211,15 @@ impl IdempotencyService for Api {
         self.within_quota(filter.tenant.as_deref().unwrap_or(ALL_TENANTS))?;
         let bucket = filter.bucket;
         let report = self.coordinator.ledger().stats(filter).await?;
+        validate::counts_within_limit(report.counts.len(), bucket.is_some())?;
         if let Some(bucket) = bucket
             && let (Some((first, _)), Some((last, _))) = (report.counts.keys().next(), report.counts.keys().next_back())
         {
             validate::buckets_within_limit(*first, *last, bucket)?;
         }
-        Ok(Response::new(convert::stats(report, bucket.is_some())))
+        let answer = convert::stats(report, bucket.is_some());
+        validate::stats_within_limit(answer.encoded_len(), bucket.is_some())?;
+        Ok(Response::new(answer))
     }
 
     type CleanupStream = ReceiverStream<Result<v1::CleanupResponse, Status>>;

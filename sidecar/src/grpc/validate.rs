@@ -9,10 +9,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use oncegate_api::{
     limits::{
-        ACTOR_BYTES_MAX, BATCH_SIZE_MAX, BUCKETS_MAX, CLAIM_ID_BYTES_MAX, CONTENT_TYPE_BYTES_MAX,
+        ACTOR_BYTES_MAX, BATCH_SIZE_MAX, BUCKETS_MAX, CLAIM_ID_BYTES_MAX, CONTENT_TYPE_BYTES_MAX, COUNTS_MAX,
         DELIVERY_ID_BYTES_MAX, ERROR_BYTES_MAX, EVENT_ID_BYTES_MAX, EVENT_TYPE_BYTES_MAX, HOLDER_BYTES_MAX,
         LOCK_DURATION_MAX, LOCK_DURATION_MIN, PAGE_SIZE_MAX, PROVIDER_BYTES_MAX, REASON_BYTES_MAX,
-        RESULT_BODY_BYTES_MAX, RETRY_AFTER_MAX, TENANT_BYTES_MAX, WAIT_DURATION_MAX,
+        RESULT_BODY_BYTES_MAX, RETRY_AFTER_MAX, STATS_BYTES_MAX, TENANT_BYTES_MAX, WAIT_DURATION_MAX,
     },
     v1,
 };
@@ -339,7 +339,8 @@ fn ordered(fields: &mut Fields, start_time: Option<Time>, end_time: Option<Time>
 }
 
 /// Stats. For an open range, the number of buckets is checked once the events have been counted, by
-/// [`buckets_within_limit`].
+/// [`buckets_within_limit`]; so are the counts, by [`counts_within_limit`], and what they are told in, by
+/// [`stats_within_limit`].
 pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
     let mut fields = Fields::default();
     fields.text("tenant", &request.tenant, 0..=TENANT_BYTES_MAX, Charset::Name);
@@ -365,6 +366,8 @@ pub(crate) fn stats(request: v1::StatsRequest) -> Result<StatsFilter, Status> {
         end_time,
         bucket: bucket.map(Micros::from),
         buckets_max: BUCKETS_MAX,
+        counts_max: COUNTS_MAX,
+        by_provider: true,
         timings: !request.without_percentiles,
     })
 }
@@ -383,6 +386,30 @@ fn check_buckets(fields: &mut Fields, start: Time, end: Time, bucket: Micros) {
 pub(crate) fn buckets_within_limit(first: Time, last: Time, bucket: Micros) -> Result<(), Status> {
     let mut fields = Fields::default();
     check_buckets(&mut fields, first, last.plus(bucket), bucket);
+    fields.finish()
+}
+
+/// Whether a report has no more counts than permitted, one for each provider in each bucket. One with more was cut short by the
+/// ledger.
+pub(crate) fn counts_within_limit(counts: usize, bucketed: bool) -> Result<(), Status> {
+    let limit = format!("more than {COUNTS_MAX} counts, one for each provider");
+    stats_permitted(counts <= COUNTS_MAX, bucketed, &limit)
+}
+
+/// Whether an answer of Stats has no more bytes than a client takes.
+pub(crate) fn stats_within_limit(bytes: usize, bucketed: bool) -> Result<(), Status> {
+    let limit = format!("an answer of {bytes} bytes, where {STATS_BYTES_MAX} are permitted");
+    stats_permitted(bytes <= STATS_BYTES_MAX, bucketed, &limit)
+}
+
+fn stats_permitted(permitted: bool, bucketed: bool, limit: &str) -> Result<(), Status> {
+    let mut fields = Fields::default();
+    if !permitted && bucketed {
+        let way = "ask for longer buckets, a shorter time, or one provider";
+        fields.violation("bucket_duration", format!("gives {limit}, bucket by bucket: {way}"));
+    } else if !permitted {
+        fields.violation("provider", format!("unset gives {limit}: ask for one provider, or for a shorter time"));
+    }
     fields.finish()
 }
 

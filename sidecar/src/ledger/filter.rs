@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::timings::{Percentiles, Timings};
+use super::timings::{Percentiles, Sparse};
 use crate::event::{Event, Micros, RowId, State, Time};
 
 /// Bounds for filters that have none: before and after everything. The years 1970 and 9999.
@@ -131,6 +131,11 @@ pub struct StatsFilter {
     /// The most buckets that the caller can report. A report of more has nothing but the counts: no times, and nothing that is
     /// stuck.
     pub buckets_max: i64,
+    /// The most counts that the caller can report, one for each provider in each bucket. A report of more has one more, and nothing
+    /// else: providers are whatever callers name.
+    pub counts_max: usize,
+    /// Whether providers are told apart; if not, all are counted under an empty name.
+    pub by_provider: bool,
     /// Whether times are wanted: reading them takes longer than everything else.
     pub timings: bool,
 }
@@ -155,9 +160,31 @@ impl StatsFilter {
         }
     }
 
-    /// Whether what was counted has more buckets than are wanted. Known before the times are read, of which each bucket and
-    /// provider has many.
+    /// Under which bucket and provider an hour is reported.
+    pub(super) fn place_of(&self, hour: Time, provider: String) -> (Time, String) {
+        (self.bucket_of(hour), if self.by_provider { provider } else { String::new() })
+    }
+
+    /// Adds what was counted of an hour and a provider; false: there are more counts than are wanted, and no more need be read.
+    pub(super) fn add(
+        &self,
+        counts: &mut BTreeMap<(Time, String), Counts>,
+        hour: Time,
+        provider: String,
+        found: &Counts,
+    ) -> bool {
+        if *found != Counts::default() {
+            counts.entry(self.place_of(hour, provider)).or_default().add(found);
+        }
+        counts.len() <= self.counts_max
+    }
+
+    /// Whether what was counted has more buckets or counts than are wanted. Known before the times are read, of which each bucket
+    /// and provider has many.
     pub(super) fn is_exceeded_by(&self, counts: &BTreeMap<(Time, String), Counts>) -> bool {
+        if counts.len() > self.counts_max {
+            return true;
+        }
         match (self.bucket, counts.keys().next(), counts.keys().next_back()) {
             (Some(bucket), Some((first, _)), Some((last, _))) => {
                 buckets_between(*first, last.plus(bucket), bucket) > self.buckets_max
@@ -229,7 +256,7 @@ pub struct StatsReport {
     /// loses those of that second.
     pub percentiles: BTreeMap<(Time, String), Percentiles>,
     /// The times of all buckets, by provider.
-    pub timings: BTreeMap<String, Timings>,
+    pub timings: BTreeMap<String, Sparse>,
     /// The database's time.
     pub as_of: Time,
 }
@@ -313,7 +340,36 @@ mod tests {
             end_time: end.map(hours).map(Time),
             bucket: bucket.map(hours).map(Micros),
             buckets_max: 1_000,
+            counts_max: 3,
+            by_provider: true,
             timings: true,
+        }
+    }
+
+    #[test]
+    fn counts_are_read_until_there_are_more_than_are_wanted() {
+        let one = Counts { duplicates: 1, ..Counts::default() };
+        for (by_provider, hours, bucket, read, exceeded) in [
+            (true, 1, None, 4, true),
+            (true, 3, Some(1), 4, true),
+            (false, 9, None, 90, false),
+            (false, 3, Some(1), 30, false),
+            (false, 9, Some(1), 31, true),
+        ] {
+            let filter = StatsFilter { by_provider, ..filter(None, None, bucket) };
+            let mut counts = BTreeMap::new();
+            let mut added = 0;
+            for (hour, provider) in (0..hours).flat_map(|hour| (0..10).map(move |provider| (hour, provider))) {
+                assert!(filter.add(&mut counts, Time(hour * HOUR), format!("nothing_{added}"), &Counts::default()));
+                added += 1;
+                if !filter.add(&mut counts, Time(hour * HOUR), format!("provider_{provider}"), &one) {
+                    break;
+                }
+            }
+            let case = format!("{by_provider} {hours} {bucket:?}");
+            assert_eq!((added, filter.is_exceeded_by(&counts)), (read, exceeded), "{case}");
+            assert!(counts.len() <= 4, "{case}");
+            assert_eq!(counts.values().map(|counts| counts.duplicates).sum::<i64>(), read, "{case}");
         }
     }
 

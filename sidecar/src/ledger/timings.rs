@@ -64,6 +64,15 @@ impl Timings {
         let _ = self.0.checked_add_assign(&other.0);
     }
 
+    /// Adds all times of a sparse one.
+    pub fn add_all(&mut self, times: &Sparse) {
+        times.buckets.iter().for_each(|(bucket, count)| self.add(*bucket, *count));
+    }
+
+    fn clear(&mut self) {
+        self.0.as_mut_slice().fill(0);
+    }
+
     /// How many times there are.
     pub fn count(&self) -> u64 {
         self.0.as_slice().iter().sum()
@@ -100,31 +109,57 @@ pub struct Percentiles {
     pub p99: Micros,
 }
 
-/// A part of a histogram while it is read: only buckets that have something take memory, and most histograms have a few dozen
-/// of 1,152.
-#[derive(Debug, Default)]
-pub(crate) struct Sparse(BTreeMap<i16, i64>);
+/// A histogram of which only buckets that have something take memory, in their order: most have a few dozen of 1,152.
+#[derive(Clone, Debug, Default)]
+pub struct Sparse {
+    buckets: Vec<(i16, i64)>,
+    /// Where the last one was added.
+    last: usize,
+}
+
+impl PartialEq for Sparse {
+    fn eq(&self, other: &Self) -> bool {
+        self.buckets == other.buckets
+    }
+}
 
 impl Sparse {
     /// Adds times to a bucket.
-    pub(crate) fn add(&mut self, bucket: i16, count: i64) {
-        *self.0.entry(bucket).or_default() += count;
+    pub fn add(&mut self, bucket: i16, count: i64) {
+        // They come in their order, again and again: the place is at the last one or soon after it.
+        let from = self.buckets.get(self.last).filter(|(last, _)| *last <= bucket).map_or(0, |_| self.last);
+        let later = self.buckets[from..].iter().position(|(later, _)| *later >= bucket);
+        self.last = later.map_or(self.buckets.len(), |later| from + later);
+        match self.buckets.get_mut(self.last).filter(|(known, _)| *known == bucket) {
+            Some((_, known)) => *known += count,
+            None => self.buckets.insert(self.last, (bucket, count)),
+        }
     }
 
-    fn timings(&self) -> Timings {
+    /// Adds the other's times to these.
+    fn merge(&mut self, other: &Sparse) {
+        other.buckets.iter().filter(|(_, count)| *count > 0).for_each(|(bucket, count)| self.add(*bucket, *count));
+    }
+}
+
+impl From<&Sparse> for Timings {
+    fn from(times: &Sparse) -> Self {
         let mut timings = Timings::default();
-        self.0.iter().for_each(|(bucket, count)| timings.add(*bucket, *count));
+        timings.add_all(times);
         timings
     }
 }
 
 /// The times of a report while they are read. Of a bucket that has all its times only the percentiles are kept: a report may
-/// have 1,000 buckets of dozens of providers.
+/// have 1,000 buckets of dozens of providers. Whole histograms are made one at a time: providers are whatever callers name, and
+/// there may be tens of thousands.
 #[derive(Debug, Default)]
 pub(crate) struct Folding {
     open: BTreeMap<(Time, String), Sparse>,
     percentiles: BTreeMap<(Time, String), Percentiles>,
-    providers: BTreeMap<String, Timings>,
+    providers: BTreeMap<String, Sparse>,
+    /// The one that is being closed.
+    closing: Timings,
 }
 
 impl Folding {
@@ -133,27 +168,34 @@ impl Folding {
         self.open.entry((bucket, provider)).or_default()
     }
 
+    /// How many histograms are held, as such or as their percentiles.
+    pub(crate) fn len(&self) -> usize {
+        self.open.len() + self.percentiles.len()
+    }
+
     /// Closes the buckets before this one, of which no more times come.
     pub(crate) fn close_before(&mut self, bucket: Time) {
         while let Some(first) = self.open.first_entry().filter(|first| first.key().0 < bucket) {
             let (place, times) = first.remove_entry();
-            self.close(place, &times.timings());
+            self.close(place, &times);
         }
     }
 
-    fn close(&mut self, place: (Time, String), timings: &Timings) {
-        let Some(percentiles) = timings.percentiles() else { return };
+    fn close(&mut self, place: (Time, String), times: &Sparse) {
+        self.closing.clear();
+        self.closing.add_all(times);
+        let Some(percentiles) = self.closing.percentiles() else { return };
         match self.providers.get_mut(&place.1) {
-            Some(all) => all.merge(timings),
-            None => drop(self.providers.insert(place.1.clone(), timings.clone())),
+            Some(all) => all.merge(times),
+            None => self.providers.entry(place.1.clone()).or_default().merge(times),
         }
         self.percentiles.insert(place, percentiles);
     }
 
     /// The percentiles by bucket and provider, and the times of all buckets by provider.
-    pub(crate) fn end(mut self) -> (BTreeMap<(Time, String), Percentiles>, BTreeMap<String, Timings>) {
-        for (place, times) in std::mem::take(&mut self.open) {
-            self.close(place, &times.timings());
+    pub(crate) fn end(mut self) -> (BTreeMap<(Time, String), Percentiles>, BTreeMap<String, Sparse>) {
+        while let Some((place, times)) = self.open.pop_first() {
+            self.close(place, &times);
         }
         (self.percentiles, self.providers)
     }
@@ -294,7 +336,26 @@ mod tests {
             assert_eq!(found, times(hour).percentiles(), "{hour}");
         }
         assert_eq!(percentiles.len(), 2 * 99, "none of those without times");
-        assert_eq!(providers, [("paypal".to_owned(), all.clone()), ("stripe".to_owned(), all)].into());
+        assert_eq!(providers.keys().collect::<Vec<_>>(), ["paypal", "stripe"]);
+        providers.values().for_each(|times| assert_eq!(Timings::from(times), all));
+    }
+
+    #[test]
+    fn what_a_provider_takes_is_what_its_times_need() {
+        let mut folding = Folding::default();
+        for number in 0..28_000 {
+            let times = folding.at(Time(0), format!("provider_{number}"));
+            // In any order, and twice.
+            [509, 190, 771, 190].into_iter().for_each(|bucket| times.add(bucket, 1));
+        }
+        let (percentiles, providers) = folding.end();
+        assert_eq!((percentiles.len(), providers.len()), (28_000, 28_000));
+        let expected = Sparse { buckets: vec![(190, 2), (509, 1), (771, 1)], last: 0 };
+        let bytes: usize =
+            providers.values().map(|times| times.buckets.capacity() * size_of_val(&times.buckets[0])).sum();
+        assert!(providers.values().all(|times| *times == expected), "{:?}", providers.first_key_value());
+        assert!(bytes <= 28_000 * 64, "{bytes} bytes");
+        assert!(percentiles.values().all(|found| Some(*found) == Timings::from(&expected).percentiles()));
     }
 
     /// The numbers of buckets are stored: were they to change, old rows would mean something else.

@@ -27,6 +27,8 @@ pub(crate) async fn run(
         end_time: None,
         bucket: None,
         buckets_max: 0,
+        counts_max: 1,
+        by_provider: false,
         timings: false,
     };
     loop {

@@ -27,6 +27,8 @@ pub(crate) fn everything() -> StatsFilter {
         end_time: None,
         bucket: None,
         buckets_max: 1_000,
+        counts_max: 40_000,
+        by_provider: true,
         timings: true,
     }
 }

@@ -94,7 +94,9 @@ async fn snapshot(
         if found[State::Processing] > 0 {
             *processing.entry(hour).or_default() += found[State::Processing];
         }
-        counts.entry((filter.bucket_of(hour), provider)).or_default().add(&found);
+        if !filter.add(&mut counts, hour, provider, &found) {
+            break;
+        }
     }
     drop(rows);
     counts.retain(|_, found| *found != Counts::default());
@@ -104,7 +106,7 @@ async fn snapshot(
     }
     let mut times = Folding::default();
     if filter.timings {
-        read_timings(&mut snapshot, filter, &mut times).await?;
+        read_timings(&mut snapshot, filter, &counts, &mut times).await?;
     }
     let (percentiles, timings) = times.end();
     let mut missing = Vec::new();
@@ -132,7 +134,7 @@ async fn snapshot(
             }
         }
         for (hour, provider, count) in stuck {
-            counts.entry((filter.bucket_of(hour), provider)).or_default().stuck += count;
+            counts.entry(filter.place_of(hour, provider)).or_default().stuck += count;
         }
         counts.retain(|_, found| *found != Counts::default());
     }
@@ -144,6 +146,7 @@ async fn snapshot(
 async fn read_timings(
     snapshot: &mut PgConnection,
     filter: &StatsFilter,
+    counts: &BTreeMap<(Time, String), Counts>,
     times: &mut Folding,
 ) -> Result<(), sqlx::Error> {
     let (start, end) = filter.bounds();
@@ -159,9 +162,13 @@ async fn read_timings(
         let timed = sqlx::query(sql).bind(&filter.tenant).bind(&filter.provider).bind(from).bind(until);
         let mut rows = timed.fetch(&mut *snapshot);
         while let Some(row) = rows.try_next().await? {
-            let bucket = filter.bucket_of(row.try_get(0)?);
-            times.close_before(bucket);
-            let of = times.at(bucket, row.try_get(1)?);
+            let place = filter.place_of(row.try_get(0)?, row.try_get(1)?);
+            times.close_before(place.0);
+            // Times may outlive what is counted, and are then nobody's.
+            if times.len() >= filter.counts_max && !counts.contains_key(&place) {
+                continue;
+            }
+            let of = times.at(place.0, place.1);
             let (buckets, counts): (Vec<i16>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
             for (bucket, count) in buckets.into_iter().zip(counts) {
                 of.add(bucket, count);

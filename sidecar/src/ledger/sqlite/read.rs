@@ -229,7 +229,9 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
         for (column, state) in (2..).zip(State::ALL) {
             found[state] = row.get(column)?;
         }
-        counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().add(&found);
+        if !filter.add(&mut counts, row.get(0)?, row.get(1)?, &found) {
+            break;
+        }
     }
     // After the first query, which took the snapshot: nothing in it is later than this.
     let now = clock.now();
@@ -237,24 +239,34 @@ pub(super) fn stats(conn: &Connection, filter: &StatsFilter, clock: &Clock) -> r
     if filter.is_exceeded_by(&counts) {
         return Ok(StatsReport::of(counts, now));
     }
-    let (percentiles, timings) = if filter.timings { timings(conn, filter)?.end() } else { Default::default() };
+    let (percentiles, timings) =
+        if filter.timings { timings(conn, filter, &counts)?.end() } else { Default::default() };
     let mut statement = conn.prepare_cached(include_str!("stats_stuck.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start_time, end_time, now])?;
     while let Some(row) = rows.next()? {
-        counts.entry((filter.bucket_of(row.get(0)?), row.get(1)?)).or_default().stuck += 1;
+        counts.entry(filter.place_of(row.get(0)?, row.get(1)?)).or_default().stuck += 1;
     }
     Ok(StatsReport { counts, percentiles, timings, as_of: now })
 }
 
 /// By tenant first, as they lie in the table: a bucket is complete only at the end. Sorting them would take memory as well.
-fn timings(conn: &Connection, filter: &StatsFilter) -> rusqlite::Result<Folding> {
+fn timings(
+    conn: &Connection,
+    filter: &StatsFilter,
+    counts: &BTreeMap<(Time, String), Counts>,
+) -> rusqlite::Result<Folding> {
     let (start, end) = filter.bounds();
     let (first_day, last_day) = filter.whole_days();
     let mut times = Folding::default();
     let mut statement = conn.prepare_cached(include_str!("stats_timings.sql"))?;
     let mut rows = statement.query(params![filter.tenant, filter.provider, start, first_day, last_day, end])?;
     while let Some(row) = rows.next()? {
-        times.at(filter.bucket_of(row.get(0)?), row.get(1)?).add(row.get(2)?, row.get(3)?);
+        let place = filter.place_of(row.get(0)?, row.get(1)?);
+        // Times may outlive what is counted, and are then nobody's.
+        if times.len() >= filter.counts_max && !counts.contains_key(&place) {
+            continue;
+        }
+        times.at(place.0, place.1).add(row.get(2)?, row.get(3)?);
     }
     Ok(times)
 }
