@@ -157,12 +157,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn nobody_waits_for_a_reader_that_has_stopped_and_what_is_lost_is_counted() {
+    /// The other end of it.
+    struct Reader {
+        is_begun: mpsc::Receiver<()>,
+        resume: mpsc::Sender<()>,
+        was_read: mpsc::Receiver<Vec<u8>>,
+    }
+
+    fn stalled() -> (Lines, Reader) {
         let (begun, is_begun) = mpsc::channel();
         let (resume, go_on) = mpsc::channel();
         let (read, was_read) = mpsc::channel();
-        let lines = Lines::start(Stalled { begun, go_on, read }).unwrap();
+        (Lines::start(Stalled { begun, go_on, read }).unwrap(), Reader { is_begun, resume, was_read })
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_that_has_stopped_and_what_is_lost_is_counted() {
+        let (lines, Reader { is_begun, resume, was_read }) = stalled();
         let line = |number: usize| format!("{number:>1023}\n");
         lines.push(line(0).as_bytes());
         is_begun.recv().unwrap();
@@ -185,10 +196,7 @@ mod tests {
 
     #[test]
     fn the_last_lines_are_waited_for() {
-        let (begun, _is_begun) = mpsc::channel();
-        let (resume, go_on) = mpsc::channel();
-        let (read, was_read) = mpsc::channel();
-        let lines = Lines::start(Stalled { begun, go_on, read }).unwrap();
+        let (lines, Reader { is_begun: _is_begun, resume, was_read }) = stalled();
         lines.push(b"last\n");
         resume.send(()).unwrap();
         lines.flush(Duration::MAX);

@@ -19,6 +19,22 @@ use super::{
     postgres_only::{UNTIL_ONE_WAITS_FOR_US, ledger},
 };
 
+/// A whole Cleanup of what has completed until now.
+async fn clean_up(ledger: &PostgresLedger) {
+    let scope = CleanupScope {
+        tenant: None,
+        provider: None,
+        before: ledger.now().await.unwrap(),
+        states: vec![State::Completed],
+        dry_run: false,
+        batch_size: 1_000,
+    };
+    let mut progress = CleanupProgress::default();
+    while !progress.done {
+        ledger.cleanup_step(&scope, &mut progress).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_ledger_without_calls_knows_that_its_server_is_gone_and_back() {
     let mut cluster = Cluster::start(Options::default()).await.unwrap();
@@ -100,18 +116,7 @@ async fn sessions_say_how_they_are_isolated_and_when_they_are_ended_whatever_the
     let key = key("evt_1");
     let Decision::Acquired(lock) = ledger.claim(claim(&key, "a")).await.unwrap().decision else { panic!("held") };
     ledger.mark(completion(&key, &lock)).await.unwrap();
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: ledger.now().await.unwrap(),
-        states: vec![State::Completed],
-        dry_run: false,
-        batch_size: 1_000,
-    };
-    let mut progress = CleanupProgress::default();
-    while !progress.done {
-        ledger.cleanup_step(&scope, &mut progress).await.unwrap();
-    }
+    clean_up(&ledger).await;
     let seen = "select operation, settings from seen order by operation";
     let seen: Vec<(String, Vec<String>)> = sqlx::query_as(seen).fetch_all(&mut admin).await.unwrap();
     let seen: Vec<(&str, Vec<&str>)> =
@@ -202,18 +207,7 @@ async fn no_step_of_a_cleanup_waits_for_a_standby() {
         matches!(answer, Err(Error::OutcomeUnknown)).then_some(())
     })
     .await;
-    let scope = CleanupScope {
-        tenant: None,
-        provider: None,
-        before: ledger.now().await.unwrap(),
-        states: vec![State::Completed],
-        dry_run: false,
-        batch_size: 1_000,
-    };
-    let mut progress = CleanupProgress::default();
-    while !progress.done {
-        ledger.cleanup_step(&scope, &mut progress).await.unwrap();
-    }
+    clean_up(&ledger).await;
     let left = "select concat_ws(', ', (select count(*) from payment_webhook_deliveries),
         (select string_agg(slot || ' ' || tenant || ' ' || completed, ' ') from payment_webhook_counts
             where hour < now() - interval '1 day'),
