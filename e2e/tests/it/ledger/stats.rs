@@ -16,6 +16,7 @@ conformance!(
     every_state_is_counted,
     stuck_is_processing_past_the_expiry,
     tenants_providers_and_hours_are_told_apart,
+    counts_of_a_bucket_are_those_of_its_hours,
     counts_equal_a_recount_after_anything,
 );
 
@@ -174,6 +175,64 @@ async fn tenants_providers_and_hours_are_told_apart(fixture: &Fixture) {
         assert!(*bucket >= start);
     }
     assert_eq!(total(&report).total(), 15);
+}
+
+/// Three days of counts: of each hour a row of either provider for each of two writers' slots, where the ledger has those.
+async fn counts_of_a_bucket_are_those_of_its_hours(fixture: &Fixture) {
+    fixture
+        .tamper(match &fixture.store {
+            super::Store::Sqlite { .. } => {
+                "with recursive hours (h) as (select 0 union all select h + 1 from hours where h < 71)
+                insert into payment_webhook_counts (tenant, provider, hour, completed, duplicates)
+                select 'default', provider, 1728000000000000 + h * 3600000000, 2 * h + 2, 1
+                from hours cross join (select 'paypal' as provider union all select 'stripe')"
+            }
+            super::Store::Postgres { .. } => {
+                "insert into payment_webhook_counts (slot, tenant, provider, hour, completed, duplicates)
+                select slot, 'default', provider, to_timestamp(1728000000 + h * 3600), h + slot, 2 - slot
+                from generate_series(0, 71) h cross join unnest(array['paypal', 'stripe']) provider
+                cross join generate_series(1, 2) slot
+                union all select 3, 'default', provider, to_timestamp(1728000000 + h * 3600), -1, 0
+                from generate_series(0, 71) h cross join unnest(array['paypal', 'stripe']) provider"
+            }
+        })
+        .await;
+    let time = |hour: i64| Time(1_728_000_000_000_000 + hour * HOUR.0);
+    for (first, end, bucket) in [
+        (0, 72, None),
+        (-240, 960, None),
+        (5, 6, None),
+        (0, 72, Some(1)),
+        (0, 72, Some(24)),
+        (-24, 60, Some(24)),
+        // Buckets begin at the bound, and the last one may end beyond the other.
+        (1, 72, Some(24)),
+        (-7, 71, Some(5)),
+        (72, 90, Some(1)),
+    ] {
+        for (by_provider, provider) in [(true, None), (false, None), (true, Some("stripe")), (false, Some("stripe"))] {
+            let filter = StatsFilter {
+                provider: provider.map(str::to_owned),
+                start_time: Some(time(first)),
+                end_time: Some(time(end)),
+                bucket: bucket.map(|hours| Micros(hours * HOUR.0)),
+                by_provider,
+                ..everything()
+            };
+            let mut expected: BTreeMap<(Time, String), Counts> = BTreeMap::new();
+            for hour in first.max(0)..end.min(72) {
+                let bucket = bucket.map_or(first, |hours| first + (hour - first).div_euclid(hours) * hours);
+                for each in ["paypal", "stripe"].into_iter().filter(|each| provider.is_none_or(|one| one == *each)) {
+                    let name = if by_provider { each.to_owned() } else { String::new() };
+                    let counts = expected.entry((time(bucket), name)).or_default();
+                    counts[State::Completed] += 2 * hour + 2;
+                    counts.duplicates += 1;
+                }
+            }
+            let found = fixture.ledger.stats(filter).await.unwrap().counts;
+            assert_eq!(found, expected, "{first} {end} {bucket:?} {by_provider} {provider:?}");
+        }
+    }
 }
 
 /// Commands at random, as many as it takes to come through every transition with certainty.

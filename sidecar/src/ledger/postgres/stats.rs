@@ -79,22 +79,18 @@ async fn snapshot(
     let (start, end) = filter.bounds();
     let as_of: Time = sqlx::query_scalar("select clock_timestamp()").fetch_one(&mut *snapshot).await?;
     let mut counts: BTreeMap<(Time, String), Counts> = BTreeMap::new();
-    // The hours that have something processing, and how much: only there can anything be stuck.
-    let mut processing: BTreeMap<Time, i64> = BTreeMap::new();
     let counted = sqlx::query(include_str!("stats.sql")).bind(&filter.tenant).bind(&filter.provider);
-    let mut rows = counted.bind(start).bind(end).fetch(&mut *snapshot);
+    let counted = counted.bind(start).bind(end).bind(filter.bucket.map(|bucket| bucket.0)).bind(filter.by_provider);
+    let mut rows = counted.fetch(&mut *snapshot);
+    let mut processing = 0;
     while let Some(row) = rows.try_next().await? {
-        let hour: Time = row.try_get("hour")?;
-        let provider: String = row.try_get("provider")?;
         let mut found =
             Counts { duplicates: row.try_get("duplicates")?, retries: row.try_get("retries")?, ..Counts::default() };
         for state in State::ALL {
             found[state] = row.try_get(state.as_str())?;
         }
-        if found[State::Processing] > 0 {
-            *processing.entry(hour).or_default() += found[State::Processing];
-        }
-        if !filter.add(&mut counts, hour, provider, &found) {
+        processing += found[State::Processing];
+        if !filter.add(&mut counts, row.try_get("bucket")?, row.try_get("provider")?, &found) {
             break;
         }
     }
@@ -109,37 +105,49 @@ async fn snapshot(
         read_timings(&mut snapshot, filter, &counts, &mut times).await?;
     }
     let (percentiles, timings) = times.end();
-    let mut missing = Vec::new();
-    if !processing.is_empty() {
-        let mut stuck: Vec<(Time, String, i64)> = Vec::new();
-        let open = sqlx::query(include_str!("stats_open.sql")).bind(&filter.tenant).bind(&filter.provider);
-        for row in open.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
-            let hour: Time = row.try_get("hour")?;
-            let known = processing.entry(hour).or_default();
-            *known -= row.try_get::<i64, _>("processing")?;
-            stuck.push((hour, row.try_get("provider")?, row.try_get("stuck")?));
-        }
-        missing = processing.into_iter().filter(|(_, unknown)| *unknown > 0).map(|(hour, _)| hour).collect();
-        if !missing.is_empty() {
-            let walked: BTreeSet<Time> = missing.iter().copied().collect();
-            stuck.retain(|(hour, ..)| !walked.contains(hour));
-            for row in sqlx::query(include_str!("stats_stuck.sql"))
-                .bind(&filter.tenant)
-                .bind(&filter.provider)
-                .bind(missing.iter().copied().bind_iter())
-                .fetch_all(&mut *snapshot)
-                .await?
-            {
-                stuck.push((row.try_get("hour")?, row.try_get("provider")?, row.try_get("stuck")?));
-            }
-        }
-        for (hour, provider, count) in stuck {
-            counts.entry(filter.place_of(hour, provider)).or_default().stuck += count;
-        }
-        counts.retain(|_, found| *found != Counts::default());
+    // Only where something is processing can anything be stuck.
+    let (stuck, missing) =
+        if processing > 0 { find_stuck(&mut snapshot, filter, processing).await? } else { Default::default() };
+    for (hour, provider, count) in stuck {
+        counts.entry(filter.place_of(hour, provider)).or_default().stuck += count;
     }
+    counts.retain(|_, found| *found != Counts::default());
     snapshot.commit().await?;
     Ok((StatsReport { counts, percentiles, timings, as_of }, missing))
+}
+
+/// What is stuck by hour of creation and provider, of so many that are processing; and the hours that had to be walked.
+async fn find_stuck(
+    snapshot: &mut PgConnection,
+    filter: &StatsFilter,
+    processing: i64,
+) -> Result<(Vec<(Time, String, i64)>, Vec<Time>), sqlx::Error> {
+    let (start, end) = filter.bounds();
+    let mut known: BTreeMap<Time, i64> = BTreeMap::new();
+    let mut stuck: Vec<(Time, String, i64)> = Vec::new();
+    let open = sqlx::query(include_str!("stats_open.sql")).bind(&filter.tenant).bind(&filter.provider);
+    for row in open.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+        let hour: Time = row.try_get("hour")?;
+        *known.entry(hour).or_default() += row.try_get::<i64, _>("processing")?;
+        stuck.push((hour, row.try_get("provider")?, row.try_get("stuck")?));
+    }
+    if known.values().sum::<i64>() >= processing {
+        return Ok((stuck, Vec::new()));
+    }
+    let mut missing = BTreeSet::new();
+    let counted = sqlx::query(include_str!("stats_processing.sql")).bind(&filter.tenant).bind(&filter.provider);
+    for row in counted.bind(start).bind(end).fetch_all(&mut *snapshot).await? {
+        let hour: Time = row.try_get("hour")?;
+        if known.get(&hour).copied().unwrap_or(0) < row.try_get("processing")? {
+            missing.insert(hour);
+        }
+    }
+    stuck.retain(|(hour, ..)| !missing.contains(hour));
+    let walked = sqlx::query(include_str!("stats_stuck.sql")).bind(&filter.tenant).bind(&filter.provider);
+    for row in walked.bind(missing.iter().copied().bind_iter()).fetch_all(&mut *snapshot).await? {
+        stuck.push((row.try_get("hour")?, row.try_get("provider")?, row.try_get("stuck")?));
+    }
+    Ok((stuck, missing.into_iter().collect()))
 }
 
 /// In order, so that a bucket is complete when the next one begins: each hour or day, tenant and writer's slot has its row.
