@@ -1,7 +1,7 @@
 //! Runs everything that the program does under load once, for scripts/profile to count. Code that is not exercised here is
 //! compiled as if it hardly ever ran.
 
-use std::process::Command;
+use std::{process::Command, thread, time::Duration};
 
 use anyhow::Result;
 
@@ -24,6 +24,27 @@ const CALLS: &[(&str, u32)] = &[
 /// Where the answers to duplicates come from: settings of a sidecar with a database.
 const STORES: &[&[(&str, &str)]] =
     &[&[("CACHE_SIZE", "0B")], &[("CACHE_SIZE", "0B"), ("REDIS_URL", "redis://127.0.0.1:1")]];
+
+/// How long a service that has just begun is left alone: what it does each second or two has been done by then, even where it runs
+/// fifty times as slowly because every function is noted.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Starts each service on each store, leaves it alone, and ends it.
+pub(crate) fn start(world: &World) -> Result<()> {
+    let idle = |name: &str, server: Server| {
+        note(&format!("  {name}"));
+        thread::sleep(IDLE);
+        drop(server);
+    };
+    world.postgres.create("start")?;
+    // Twice: the second one finds the tables made.
+    for name in ["sidecar, new database", "sidecar"] {
+        idle(name, world.sidecar("start", &[])?);
+    }
+    idle("sidecar, embedded", world.sidecar("", &EMBEDDED)?);
+    idle("all", world.all("start", &[])?);
+    Ok(())
+}
 
 pub(crate) fn run(world: &World) -> Result<()> {
     world.postgres.create("calls")?;

@@ -28,6 +28,9 @@ fn main() -> Result<()> {
     if options.exercise {
         return exercise::run(&World::start(options)?);
     }
+    if options.start {
+        return exercise::start(&World::start(options)?);
+    }
     let mut figures = Figures::read(&options.figures)?;
     if !options.quick {
         document::check(&options, &figures)?;

@@ -38,6 +38,10 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["only", "quick", "with_node"])]
     pub(crate) exercise: bool,
 
+    /// Only starts each service, for scripts/profile to note what that runs, and measures nothing
+    #[arg(long, conflicts_with_all = ["only", "quick", "with_node", "exercise"])]
+    pub(crate) start: bool,
+
     /// The binary to measure
     #[arg(long, default_value = "target/dist/oncegate", value_name = "FILE")]
     pub(crate) oncegate: PathBuf,

@@ -110,7 +110,7 @@ async fn only_the_compiler_that_it_was_made_by_builds_with_the_profile() -> Resu
     for part in ["profile", "scripts"] {
         fs::create_dir(directory.path().join(part))?;
     }
-    for part in ["profile/compiler", "profile/dist.profdata.gz", "scripts/dist-flags"] {
+    for part in ["profile/compiler", "profile/dist.profdata.gz", "profile/order.gz", "scripts/dist-flags"] {
         fs::copy(root.join(part), directory.path().join(part))?;
     }
     let made_by = fs::read_to_string(root.join("profile/compiler"))?;
@@ -123,14 +123,28 @@ async fn only_the_compiler_that_it_was_made_by_builds_with_the_profile() -> Resu
         fs::write(&rustc, says)?;
         fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755))?;
         let path = format!("{}:{}", directory.path().display(), std::env::var("PATH")?);
-        let output = Command::new(directory.path().join("scripts/dist-flags")).env("PATH", path).output().await?;
-        let (flags, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
-        assert!(output.status.success(), "{said}");
+        let told = async |options: &[&str]| -> Result<(String, String)> {
+            let script = directory.path().join("scripts/dist-flags");
+            let output = Command::new(script).args(options).env("PATH", &path).output().await?;
+            let (flags, said) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+            assert!(output.status.success(), "{said}");
+            Ok((flags, said))
+        };
+        let (flags, said) = told(&[]).await?;
         assert_eq!(flags.contains("-Cprofile-use="), uses, "{release}: {flags}{said}");
         assert_eq!(said.contains("without a profile"), !uses, "{release}: {said}");
         if let Some(file) = flags.split_whitespace().find_map(|flag| flag.strip_prefix("-Cprofile-use=")) {
             // What every profile of LLVM begins with.
             assert_eq!(fs::read(file)?.get(..8), Some(&b"\xfflprofi\x81"[..]), "{file}");
+        }
+        let (flags, _) = told(&["--link"]).await?;
+        let order =
+            flags.split_whitespace().find_map(|flag| flag.strip_prefix("-Clink-arg=-Wl,--symbol-ordering-file="));
+        assert_eq!(order.is_some(), uses, "{release}: {flags}");
+        if let Some(file) = order {
+            let names = fs::read_to_string(file)?;
+            // Where every start begins.
+            assert!(names.lines().any(|name| name == "main"), "{file}");
         }
     }
     Ok(())
