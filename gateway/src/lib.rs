@@ -38,5 +38,8 @@ mod upstream;
 mod url;
 pub mod verify;
 
+/// What the gateway calls itself where it is the client.
+const USER_AGENT: http::HeaderValue = http::HeaderValue::from_static(concat!("oncegate/", env!("CARGO_PKG_VERSION")));
+
 pub use enforcement::Enforcement;
 pub use server::{Gateway, RunError, StartError};

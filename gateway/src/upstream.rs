@@ -51,7 +51,6 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
 const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const USER_AGENT: HeaderValue = HeaderValue::from_static(concat!("oncegate/", env!("CARGO_PKG_VERSION")));
 
 /// The client.
 pub(crate) struct Upstream {
@@ -298,7 +297,7 @@ fn request(parcel: &Parcel<'_>, now: SystemTime) -> Request<Full<Bytes>> {
             headers.append(name, value.clone());
         }
     }
-    headers.insert(header::USER_AGENT, USER_AGENT);
+    headers.insert(header::USER_AGENT, crate::USER_AGENT);
     let id = format!("{}/{}/{}", route.tenant, route.provider.name(), identity.event_id);
     let mut text = |name: HeaderName, value: &str| {
         let value = HeaderValue::from_str(value).expect("keys and types are printable ASCII");

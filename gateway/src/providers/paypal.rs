@@ -55,8 +55,10 @@ const VERSION: HeaderName = HeaderName::from_static("paypal-auth-version");
 /// Passed on to the application (G7).
 pub(crate) static SIGNATURE_HEADERS: [HeaderName; 6] = [ID, TIME, SIGNATURE, CERT_URL, ALGORITHM, VERSION];
 
-/// The headers, with the longest value of each that PayPal's own verification API takes.
-const HEADERS: [(HeaderName, usize); 5] = [(ID, 50), (TIME, 100), (SIGNATURE, 500), (CERT_URL, 500), (ALGORITHM, 100)];
+/// The headers, with the longest value of each that PayPal's own verification API takes; but for the signature, of which it takes
+/// 500 bytes: that is what a key of 3,000 bits makes, and larger ones are permitted.
+const HEADERS: [(HeaderName, usize); 5] =
+    [(ID, 50), (TIME, 100), (SIGNATURE, trust::SIGNATURE_BYTES_MAX), (CERT_URL, 500), (ALGORITHM, 100)];
 
 /// The one algorithm (W6). The name in the header is compared with it and chooses nothing.
 const ALGORITHM_NAME: &[u8] = b"SHA256withRSA";

@@ -86,16 +86,23 @@ impl Fetcher {
 
     /// The answer's body.
     pub(super) async fn fetch(&self, url: &CertUrl) -> Result<Bytes, FetchError> {
-        let mut request = Request::new(Empty::new());
-        *request.uri_mut() =
-            Uri::try_from(url.to_string()).expect("a scheme, a host and a path of letters and digits are a URI");
-        request.headers_mut().insert(header::ACCEPT, http::HeaderValue::from_static("application/x-pem-file, */*"));
         tokio::time::timeout(TIMEOUT, async {
-            read(self.client.request(request).await.map_err(FetchError::Connection)?).await
+            read(self.client.request(request(url)).await.map_err(FetchError::Connection)?).await
         })
         .await
         .unwrap_or(Err(FetchError::TimedOut))
     }
+}
+
+fn request(url: &CertUrl) -> Request<Empty<Bytes>> {
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() =
+        Uri::try_from(url.to_string()).expect("a scheme, a host and a path of letters and digits are a URI");
+    let headers = request.headers_mut();
+    headers.insert(header::ACCEPT, http::HeaderValue::from_static("application/x-pem-file, */*"));
+    // PayPal has answered 403 to requests of clients that do not say who they are (paypal/ipn-code-samples, pull request 30).
+    headers.insert(header::USER_AGENT, crate::USER_AGENT);
+    request
 }
 
 async fn read<B>(response: Response<B>) -> Result<Bytes, FetchError>
@@ -152,6 +159,14 @@ mod tests {
         let mixed = ["10.0.0.1:443", "64.4.250.37:443", "[::1]:443"].map(|text| text.parse().unwrap());
         let kept: Vec<_> = public(mixed.into_iter()).unwrap().collect();
         assert_eq!(kept, [mixed[1]]);
+    }
+
+    #[test]
+    fn a_request_says_whose_it_is() {
+        let url = "https://api.paypal.com/v1/notifications/certs/CERT-1";
+        let request = request(&CertUrl::parse(url.as_bytes(), super::super::Environment::Live).unwrap());
+        assert_eq!(request.uri(), url);
+        assert!(request.headers()[header::USER_AGENT].to_str().unwrap().starts_with("oncegate/"), "{request:?}");
     }
 
     #[tokio::test]

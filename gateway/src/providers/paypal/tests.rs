@@ -24,11 +24,15 @@ pub(super) struct Authority {
 
 impl Authority {
     pub(super) fn new() -> Self {
+        Self::with_leaf_key(RsaKeySize::_2048)
+    }
+
+    fn with_leaf_key(size: RsaKeySize) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "Test root");
         let root = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let leaf_key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048).unwrap();
+        let leaf_key = KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, size).unwrap();
         Self { root, leaf_key }
     }
 
@@ -161,7 +165,10 @@ struct Request {
 
 impl Request {
     fn new() -> Self {
-        let authority = Authority::new();
+        Self::of(Authority::new())
+    }
+
+    fn of(authority: Authority) -> Self {
         let message = format!("id-1|2026-02-02T12:00:00Z|WID|{}", crc32fast::hash(BODY));
         let headers = vec![
             ("paypal-transmission-id", "id-1".to_owned()),
@@ -198,6 +205,14 @@ impl Request {
     }
 }
 
+#[tokio::test]
+async fn w9_larger_keys_are_taken_up_to_where_they_are_permitted() {
+    for size in [RsaKeySize::_3072, RsaKeySize::_4096] {
+        let request = Request::of(Authority::with_leaf_key(size));
+        assert_eq!(request.verdict(&["WID"], None, |_| {}).await, Ok("id-1".to_owned()), "{size:?}");
+    }
+}
+
 // T38
 #[tokio::test]
 async fn headers_are_there_once_within_limits_and_pinned() {
@@ -206,7 +221,7 @@ async fn headers_are_there_once_within_limits_and_pinned() {
     assert_eq!(request.verdict(&["OTHER", "WID"], None, |_| {}).await, Ok("id-1".to_owned()));
     assert_eq!(request.verdict(&["OTHER"], None, |_| {}).await, Err(Refusal::BadSignature));
     assert_eq!(request.verdict(&[], None, |_| {}).await, Err(Refusal::MissingSecret));
-    for (name, _) in HEADERS {
+    for (name, bytes_max) in HEADERS {
         let removed = request.verdict(&["WID"], None, |headers| drop(headers.remove(&name))).await;
         assert_eq!(removed, Err(Refusal::MissingHeader), "{name}");
         let repeat = |headers: &mut HeaderMap| {
@@ -215,7 +230,7 @@ async fn headers_are_there_once_within_limits_and_pinned() {
         };
         assert_eq!(request.verdict(&["WID"], None, repeat).await, Err(Refusal::MalformedHeader), "{name}");
         let long = |headers: &mut HeaderMap| {
-            headers.insert(&name, HeaderValue::from_str(&"x".repeat(501)).unwrap());
+            headers.insert(&name, HeaderValue::from_str(&"x".repeat(bytes_max + 1)).unwrap());
         };
         assert_eq!(request.verdict(&["WID"], None, long).await, Err(Refusal::MalformedHeader), "{name}");
     }
@@ -259,9 +274,12 @@ fn w9_a_signature_that_no_permitted_key_could_have_made_is_refused_before_any_ce
     for bytes in [0, 1, 128, 255] {
         assert_eq!(begin(bytes), Err(Refusal::BadSignature), "{bytes}");
     }
-    // Keys of 2,048 bits, and of the most that fits into the header.
-    for bytes in [256, 375] {
+    // From 2,048 bits to 8,192.
+    for bytes in [256, 384, 512, 1_024] {
         assert_eq!(begin(bytes), Ok(()), "{bytes}");
+    }
+    for bytes in [1_025, 1_026] {
+        assert!(begin(bytes).is_err(), "{bytes}");
     }
 }
 

@@ -20,6 +20,9 @@ const CERTIFICATES_MAX: usize = 8;
 /// Bits of a key: the fewest that are safe, and the most that the algorithm takes.
 const KEY_BITS: RangeInclusive<usize> = 2_048..=8_192;
 
+/// Bytes of the longest signature, in base64.
+pub(super) const SIGNATURE_BYTES_MAX: usize = (*KEY_BITS.end() / 8).div_ceil(3) * 4;
+
 /// Whom to trust.
 pub(crate) struct Trust {
     anchors: Vec<TrustAnchor<'static>>,
