@@ -75,6 +75,8 @@ pub(crate) struct Courier {
     metrics: Arc<Metrics>,
     slots: Arc<Semaphore>,
     slots_max: usize,
+    /// Places for claims that are asked for after their delivery, while a route observes.
+    settling: Arc<Semaphore>,
     lock_margin: Duration,
     upstream_connect_timeout: Duration,
     wait_duration: Duration,
@@ -120,6 +122,7 @@ impl Courier {
             metrics,
             slots: Arc::new(Semaphore::new(settings.deliveries_max)),
             slots_max: settings.deliveries_max,
+            settling: Arc::new(Semaphore::new(observe::SETTLING_MAX)),
             lock_margin: settings.lock.margin,
             upstream_connect_timeout: settings.upstream.connect_timeout,
             wait_duration: settings.wait_duration,
@@ -206,7 +209,7 @@ impl Courier {
             Err(no_lock)
                 if enforcement == Enforcement::Observe && !matches!(no_lock, NoLock::Answer(Answer::Conflict)) =>
             {
-                return self.observe(event, slot, no_lock).await;
+                return self.observe(event, slot, answer_by, no_lock).await;
             }
             Err(NoLock::Answer(answer)) => return answer,
             Err(NoLock::Unsettled(unsettled)) => {

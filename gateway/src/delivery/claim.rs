@@ -27,11 +27,11 @@ pub(super) enum NoLock {
 }
 
 impl NoLock {
-    /// What the provider is told where nobody takes an unsettled claim up again.
-    pub(super) fn into_answer(self) -> Answer {
+    /// What the provider is told where nothing is delivered, and the claim that is unsettled.
+    pub(super) fn into_parts(self) -> (Answer, Option<Unsettled>) {
         match self {
-            Self::Answer(answer) => answer,
-            Self::Unsettled(_) => Answer::Unavailable(RetryAfter::SOON),
+            Self::Answer(answer) => (answer, None),
+            Self::Unsettled(unsettled) => (Answer::Unavailable(RetryAfter::SOON), Some(unsettled)),
         }
     }
 }
@@ -174,7 +174,8 @@ impl Courier {
         claimed
     }
 
-    async fn ask(&self, event: &Event, answer_by: Instant, mut claim: OpenClaim) -> Result<Lock, NoLock> {
+    /// The same, and nothing is counted.
+    pub(super) async fn ask(&self, event: &Event, answer_by: Instant, mut claim: OpenClaim) -> Result<Lock, NoLock> {
         let Event { route, identity, .. } = event;
         let mut backoff = Backoff::claims();
         loop {

@@ -86,13 +86,37 @@ async fn a_route_that_observes_delivers_no_event_under_the_delivery_id_of_anothe
     assert_said(&harness.deliver("evt_2").await, 200, "processed", None);
     assert_eq!(harness.application.deliveries().len(), 1);
     assert_eq!(harness.metric("oncegate_gateway_observed_total"), 1);
-    // One that nobody decides about is delivered too, and not asked for again later.
-    harness.sidecar.claim(unknown());
-    harness.sidecar.claim(unknown());
-    assert_said(&harness.deliver("evt_3").await, 200, "processed", None);
+}
+
+#[tokio::test]
+async fn a_route_that_observes_delivers_at_once_what_nobody_decides_about_and_marks_it_if_it_was_granted() {
+    let harness = Harness::with(|options| Options { gateway_enforcement: Enforcement::Observe, ..options }).await;
+    let made = |calls: &[Call], made: fn(&Call) -> bool| calls.iter().filter(|call| made(call)).count();
+    for (round, reply, decision) in
+        [(1, 200, Decision::Acquired), (2, 500, Decision::Acquired), (3, 200, Decision::InProgress)]
+    {
+        harness.sidecar.claim(unknown());
+        harness.sidecar.claim(unknown());
+        if decision == Decision::InProgress {
+            let held = decided(decision, State::Processing, Some(SECONDS(7)));
+            harness.sidecar.claim(Scripted::Answer(held));
+        }
+        harness.application.reply(Reply::Status(reply));
+        let answer = harness.deliver(&format!("evt_{round}")).await;
+        assert_said(&answer, reply, if reply == 200 { "processed" } else { "failed" }, None);
+        let asked = |calls: &[Call]| made(calls, |call| matches!(call, Call::Claim(..))) == 3 * round;
+        harness.sidecar.until(asked).await;
+        let claims = &harness.sidecar.claims()[3 * (round - 1)..];
+        assert!(claims.iter().all(|claim| claim.claim_id == claims[0].claim_id), "{claims:?}");
+    }
+    let marked = |calls: &[Call]| {
+        made(calls, |call| matches!(call, Call::Completed(_))) == 1
+            && made(calls, |call| matches!(call, Call::Failed(_))) == 1
+    };
+    harness.sidecar.until(marked).await;
+    assert_eq!(harness.application.deliveries().len(), 3, "nothing is delivered again");
     let counted = |decision| harness.metric(&format!("oncegate_gateway_claims_total{{decision=\"{decision}\"}}"));
-    assert_eq!(["rejected", "failed"].map(counted), [2, 1]);
-    assert_eq!(harness.metric("oncegate_gateway_claims_total"), 3, "each webhook once (I11)");
+    assert_eq!((counted("failed"), harness.metric("oncegate_gateway_claims_total")), (3, 3), "each webhook once (I11)");
 }
 
 #[tokio::test]
