@@ -17,7 +17,7 @@ use tonic::Code;
 use crate::{
     cache::stats::CacheStats,
     coordinator::Occupancy,
-    event::{Event, Outcome, Resolved, State},
+    event::{Event, Outcome, Resolved, State, Time},
     ledger::{
         filter::StatsReport,
         metrics::{self as of_ledger, LedgerMetrics},
@@ -140,6 +140,12 @@ const STUCK: Family = Family::gauge(
     &[],
     "Events in processing whose lock has expired, as last counted; no row before that. The same in every sidecar.",
 );
+const ABANDONED: Family = Family::gauge(
+    "oncegate_events_abandoned",
+    &[],
+    "Failed and pending events created more than four days ago, as last counted; no row before that. No provider delivers them \
+     again by itself. The same in every sidecar.",
+);
 const COUNTED: Family = Family::gauge(
     "oncegate_events_counted_timestamp_seconds",
     &[],
@@ -182,6 +188,7 @@ pub const FAMILIES: &[&[&Family]] = &[
         &BREAKER,
         &EVENTS,
         &STUCK,
+        &ABANDONED,
         &COUNTED,
         &CLEANUPS,
         &CLEANED,
@@ -350,6 +357,7 @@ pub(crate) struct Metrics {
     pub(crate) quota_exceeded: Counter,
     events: [Gauge; State::ALL.len()],
     stuck: Gauge,
+    abandoned: Gauge,
     counted: Gauge,
     cleanups: Counters<CleanupEnd>,
     cleaned: Counter,
@@ -375,6 +383,7 @@ impl Default for Metrics {
             quota_exceeded: Counter::new(),
             events: Default::default(),
             stuck: Gauge::default(),
+            abandoned: Gauge::default(),
             counted: Gauge::default(),
             cleanups: Counters::default(),
             cleaned: Counter::new(),
@@ -442,12 +451,14 @@ impl Metrics {
         });
     }
 
-    /// The events were counted.
-    pub(crate) fn counted(&self, report: &StatsReport) {
+    /// The events were counted, in buckets. What is in one before `young` comes no more by itself.
+    pub(crate) fn counted(&self, report: &StatsReport, young: Time) {
         for (gauge, state) in self.events.iter().zip(State::ALL) {
             gauge.set(report.counts.values().map(|counts| counts[state]).sum());
         }
         self.stuck.set(report.counts.values().map(|counts| counts.stuck).sum());
+        let old = report.counts.iter().filter(|((bucket, _), _)| *bucket < young);
+        self.abandoned.set(old.map(|(_, counts)| counts[State::Failed] + counts[State::Pending]).sum());
         self.counted.set(now());
     }
 
@@ -525,6 +536,10 @@ impl Metrics {
         if counted {
             stuck.row(&[], &self.stuck);
         }
+        let mut abandoned = page.family(&ABANDONED);
+        if counted {
+            abandoned.row(&[], &self.abandoned);
+        }
         page.single(&COUNTED, &self.counted);
         page.counters(&CLEANUPS, &self.cleanups);
         page.single(&CLEANED, &self.cleaned);
@@ -545,7 +560,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::event::Time;
+    use crate::ledger::filter::Counts as CountsOfEvents;
 
     #[test]
     fn codes_have_the_names_of_their_numbers() {
@@ -559,23 +574,38 @@ mod tests {
         }
     }
 
+    fn report(counts: BTreeMap<(Time, String), CountsOfEvents>) -> StatsReport {
+        StatsReport { counts, percentiles: BTreeMap::new(), timings: BTreeMap::new(), as_of: Time(0) }
+    }
+
+    #[test]
+    fn old_events_that_failed_or_wait_are_abandoned() {
+        let metrics = Metrics::default();
+        let counts = CountsOfEvents { states: [1, 2, 4, 8, 16, 32], ..CountsOfEvents::default() };
+        let counts = [Time(0), Time(7)].map(|bucket| ((bucket, String::new()), counts));
+        metrics.counted(&report(counts.into_iter().collect()), Time(7));
+        let page = metrics.render(&CacheStats::default(), &Gauges::default());
+        let row = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        assert_eq!(row("oncegate_events_abandoned"), Some(1 + 8));
+        assert_eq!(row("oncegate_events{state=\"failed\"}"), Some(16));
+    }
+
     #[test]
     fn nothing_is_told_of_events_before_they_were_counted() {
         let metrics = Metrics::default();
         let rows = || {
             let page = metrics.render(&CacheStats::default(), &Gauges::default());
             page.lines()
-                .filter(|line| ["oncegate_events{", "oncegate_events_stuck "].iter().any(|row| line.starts_with(row)))
+                .filter(|line| {
+                    ["oncegate_events{", "oncegate_events_stuck ", "oncegate_events_abandoned "]
+                        .iter()
+                        .any(|row| line.starts_with(row))
+                })
                 .count()
         };
         assert_eq!(rows(), 0);
-        metrics.counted(&StatsReport {
-            counts: BTreeMap::new(),
-            percentiles: BTreeMap::new(),
-            timings: BTreeMap::new(),
-            as_of: Time(0),
-        });
-        assert_eq!(rows(), State::ALL.len() + 1);
+        metrics.counted(&report(BTreeMap::new()), Time(0));
+        assert_eq!(rows(), State::ALL.len() + 2);
     }
 
     #[test]

@@ -36,7 +36,7 @@ struct Services {
     sidecar_admin: SocketAddr,
     gateway_admin: SocketAddr,
     _directory: TempDir,
-    _database: Database,
+    database: Database,
 }
 
 impl Services {
@@ -79,7 +79,7 @@ impl Services {
             gateway,
             sidecar_address,
             _directory: directory,
-            _database: database,
+            database,
         })
     }
 

@@ -3,7 +3,9 @@
 use std::{collections::BTreeSet, fs, thread};
 
 use anyhow::{Context as _, Result};
-use oncegate_api::v1::{CheckAndLockRequest, EventKey, FailureKind, MarkCompletedRequest, MarkFailedRequest};
+use oncegate_api::v1::{
+    CheckAndLockRequest, EventKey, FailureKind, MarkCompletedRequest, MarkFailedRequest, ResolveRequest, State,
+};
 use oncegate_e2e::{
     eventually,
     prometheus::{Prometheus, promtool},
@@ -162,6 +164,55 @@ async fn an_event_whose_holder_is_gone_is_counted_as_stuck() -> Result<()> {
         (sum(&page, "oncegate_events_stuck", &[]) == 1.0).then_some(())
     })
     .await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_event_that_no_provider_delivers_any_more_is_counted_as_abandoned() -> Result<()> {
+    let services = Services::start(&[]).await?;
+    let mut client = services.client().await?;
+    let mut fail = async |event_id: &str| -> Result<()> {
+        let claimed = claim(event_id);
+        let key = claimed.key.clone();
+        let lock = client.check_and_lock(claimed).await?.into_inner().lock.context("granted")?;
+        let kind = FailureKind::Retryable.into();
+        let failed = MarkFailedRequest { key, fencing_token: lock.fencing_token, kind, ..Default::default() };
+        client.mark_failed(failed).await?;
+        Ok(())
+    };
+    let counted = async |failed: f64, abandoned: f64| {
+        eventually(&format!("{failed} failed, {abandoned} of them abandoned"), async || {
+            let page = page(services.sidecar_admin).await.ok()?;
+            let found = (sum(&page, "oncegate_events", &["failed"]), sum(&page, "oncegate_events_abandoned", &[]));
+            (found == (failed, abandoned)).then_some(())
+        })
+        .await;
+    };
+    fail("evt_old").await?;
+    counted(1.0, 0.0).await;
+    let mut connection = services.database.connect().await?;
+    let age = async |connection: &mut sqlx::PgConnection, days: i32| {
+        for sql in ["events set create_time = create_time", "counts set hour = hour"] {
+            let sql = format!("update payment_webhook_{sql} - make_interval(days => {days})");
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await?;
+        }
+        anyhow::Ok(())
+    };
+    age(&mut connection, 3).await?;
+    counted(1.0, 0.0).await;
+    age(&mut connection, 2).await?;
+    counted(1.0, 1.0).await;
+    fail("evt_new").await?;
+    counted(2.0, 1.0).await;
+    let resolved = ResolveRequest {
+        key: claim("evt_old").key,
+        to: State::Dead.into(),
+        reason: "nobody sends it".into(),
+        actor: "test".into(),
+        ..Default::default()
+    };
+    client.resolve(resolved).await?;
+    counted(1.0, 0.0).await;
     Ok(())
 }
 
