@@ -26,7 +26,7 @@ async fn each_alert_fires_when_it_should_and_not_otherwise() -> Result<()> {
     promtool(&repository("ops/prometheus"), &["check", "rules", "rules.yaml"], "").await?;
     let alerts = values(&read("ops/prometheus/rules.yaml")?, "alert:");
     let mut cases = BTreeSet::new();
-    for file in ["tests.yaml", "tests-indicators.yaml"] {
+    for file in ["tests.yaml", "tests-indicators.yaml", "tests-quiet.yaml"] {
         promtool(&repository("ops/prometheus"), &["test", "rules", file], "").await?;
         cases.append(&mut values(&read(&format!("ops/prometheus/{file}"))?, "name:"));
     }
