@@ -2,6 +2,7 @@
 //! the gateway.
 
 pub(crate) mod access;
+mod arriving;
 mod audit;
 mod convert;
 mod json;
@@ -33,6 +34,7 @@ use tonic_health::server::HealthReporter;
 
 use self::{
     access::{Door, Guard},
+    arriving::Held,
     layer::Answer,
     service::Api,
 };
@@ -41,6 +43,9 @@ use crate::{config::Policy, coordinator::Coordinator, method::Called, metrics::M
 
 /// The largest message that is accepted, by whichever service.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
+
+/// The largest message to Health: the name of a service. Strangers may send it.
+const HEALTH_BYTES_MAX: usize = 1_024;
 
 /// All of the sidecar's gRPC services as one tower service. It is cloned for each call; clones share everything.
 #[derive(Clone)]
@@ -52,6 +57,8 @@ struct Parts {
     guard: Option<Guard>,
     local: Local,
     metrics: Arc<Metrics>,
+    /// What has arrived of messages, over all connections.
+    held: Arc<Held>,
 }
 
 /// The API itself, and the services beside it.
@@ -93,7 +100,7 @@ impl Service {
             // A page of 500 events with results is larger than a request may be.
             .max_encoding_message_size(usize::MAX);
         let (reporter, health) = tonic_health::server::health_reporter();
-        let mut others = Routes::new(health.max_decoding_message_size(MESSAGE_BYTES_MAX));
+        let mut others = Routes::new(health.max_decoding_message_size(HEALTH_BYTES_MAX));
         // Building reflection only fails on descriptors that do not parse, and these come from our own build.
         let reflection = || {
             tonic_reflection::server::Builder::configure()
@@ -107,7 +114,7 @@ impl Service {
             others = others.add_service(v1alpha.max_decoding_message_size(MESSAGE_BYTES_MAX));
         }
         let services = Services { api, others: others.prepare() };
-        (Service(Arc::new(Parts { services, guard: None, local, metrics })), reporter)
+        (Service(Arc::new(Parts { services, guard: None, local, metrics, held: Arc::default() })), reporter)
     }
 
     /// The services with access checks, for one connection.
@@ -117,6 +124,7 @@ impl Service {
             guard: Some(Guard::new(door, peer)),
             local: self.0.local.clone(),
             metrics: self.0.metrics.clone(),
+            held: self.0.held.clone(),
         }))
     }
 
@@ -128,7 +136,7 @@ impl Service {
 
 impl<B> TowerService<http::Request<B>> for Service
 where
-    B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+    B: http_body::Body<Data = bytes::Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>> + Send,
 {
     type Response = http::Response<Body>;
@@ -141,10 +149,10 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let Parts { services, guard, metrics, .. } = &*self.0;
+        let Parts { services, guard, metrics, held, .. } = &*self.0;
         let called = Called::of(request.uri().path());
         Observed::new(called, request, metrics, |request| {
-            layer::answer(called, guard.as_ref(), request, |request| services.call(called, request))
+            layer::answer(called, guard.as_ref(), held, request, |request| services.call(called, request))
         })
     }
 }

@@ -7,16 +7,19 @@ use std::{
     convert::Infallible,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use http_body_util::BodyExt as _;
 use oncegate_api::reason;
 use tokio::time::Sleep;
 use tonic::{Code, Status, body::Body, codegen::http};
 
 use super::{
     access::Guard,
+    arriving::{Arriving, Held},
     status::{retryable, status},
 };
 use crate::method::Called;
@@ -62,8 +65,9 @@ impl Future for Within {
 pub(super) fn answer<B>(
     called: Called,
     guard: Option<&Guard>,
+    held: &Arc<Held>,
     mut request: http::Request<B>,
-    service: impl FnOnce(http::Request<B>) -> Answer,
+    service: impl FnOnce(http::Request<Arriving<B>>) -> Answer,
 ) -> Answering {
     let refused = |status: Status| Answering::Refused(Some(Box::new(status.into_http())));
     // This comes first, so that a stranger learns nothing about how the call would have ended.
@@ -77,7 +81,24 @@ pub(super) fn answer<B>(
             return refused(status(Code::InvalidArgument, reason::INVALID_FIELD, "grpc-timeout is malformed"));
         }
     };
-    let answer = service(request);
+    let watch = match (called == Called::Health && request.uri().path().ends_with("/Watch")).then(|| held.watch()) {
+        None => None,
+        Some(Ok(watch)) => Some(watch),
+        Some(Err(full)) => return refused(full),
+    };
+    // Only reflection is asked again and again in one call.
+    let is_timed = called != Called::Reflection;
+    let mut answer = service(request.map(|body| Arriving::new(body, held, is_timed)));
+    if let Some(watch) = watch {
+        answer = Box::pin(async move {
+            // Kept by the body, which goes when the caller has gone.
+            let keep = move |frame| {
+                let _watch = &watch;
+                frame
+            };
+            answer.await.map(|response| response.map(|body| Body::new(body.map_frame(keep))))
+        });
+    }
     match deadline {
         None => Answering::ByService(answer),
         Some(time) => Answering::Within(Within { answer, time, timer: None }),
@@ -149,7 +170,8 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
         Code::OutOfRange => status(
             Code::InvalidArgument,
             reason::INVALID_FIELD,
-            format!("the message may have at most {} bytes: {message}", super::MESSAGE_BYTES_MAX),
+            // The framework names the limit.
+            format!("the message is too large: {message}"),
         ),
         Code::Internal => {
             // A message that does not decode is the caller's mistake; our own internal errors carry details.
@@ -198,7 +220,8 @@ mod tests {
     ) -> (Code, String, String, Option<String>) {
         let path = request.uri_ref().expect("a path").path().to_owned();
         let request = request.body(http_body_util::Full::new(Bytes::from_static(message))).expect("a request");
-        let answer = answer(Called::of(&path), None, request, |request| Box::pin(routes.clone().call(request)));
+        let answer =
+            answer(Called::of(&path), None, &Arc::default(), request, |request| Box::pin(routes.clone().call(request)));
         let response = answer.await.expect("an answer");
         let status = Status::from_header_map(response.headers()).unwrap_or_else(|| Status::ok(""));
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
@@ -236,7 +259,7 @@ mod tests {
     async fn an_elapsed_deadline_says_when_to_ask_again() {
         let path = "/oncegate.v1.IdempotencyService/CheckAndLock";
         let request = http::Request::post(path).header("grpc-timeout", "100m").body(Body::empty()).expect("a request");
-        let answer = answer(Called::of(path), None, request, |_| Box::pin(std::future::pending()));
+        let answer = answer(Called::of(path), None, &Arc::default(), request, |_| Box::pin(std::future::pending()));
         let response = answer.await.expect("an answer");
         let status = Status::from_header_map(response.headers()).expect("an error");
         let details = status.get_error_details();

@@ -510,6 +510,24 @@ async fn a_backlog_is_noted_over_several_sweeps_and_counted_at_once() {
     fixture.close().await;
 }
 
+/// Where events take longer than two seconds each is noted: what is no longer open is forgotten as fast as it was noted, or Stats
+/// reads more and more of it (L5).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_no_longer_open_is_forgotten_faster_than_a_sweep_notes_it() {
+    let fixture = Fixture::postgres().await;
+    fixture.expired(&key("stuck"), "claim").await;
+    fixture.tamper("insert into payment_webhook_open select n from generate_series(1000000, 1059999) n").await;
+    let sql = "select count(*) from payment_webhook_open where event_row >= 1000000";
+    let mut left: Vec<i64> = Vec::new();
+    for _ in 0..2 {
+        fixture.ledger.maintain().await.unwrap();
+        left.push(sqlx::query_scalar(sql).fetch_one(&mut fixture.connect().await).await.unwrap());
+    }
+    assert!(left[0] <= 20_000 && left[1] == 0, "{left:?}");
+    assert_eq!(total(&fixture.ledger.stats(everything()).await.unwrap()).stuck, 1);
+    fixture.close().await;
+}
+
 /// The database's clock was ahead by an hour, and has been set right: what is created now is noted although the sweep had come
 /// further, and what was created ahead of time is noted once, not read by each Stats until that time comes (L5).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

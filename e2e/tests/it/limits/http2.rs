@@ -313,6 +313,32 @@ async fn two_thousand_silent_connections_are_closed_by_their_deadline() -> Resul
     meanwhile(&everything, hostile).await
 }
 
+/// On a connection whose peer is alive, and so is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_never_end_are_given_up() -> Result<()> {
+    const CALLS: usize = 200;
+    let everything = Everything::start(Ledger::Sqlite).await?;
+    let address = everything.sidecar;
+    let hostile = async {
+        let mut stream = begin(address, &[]).await?;
+        for number in 0..CALLS {
+            let id = u32::try_from(number)? * 2 + 1;
+            // Of a megabyte nearly. All of them fit into the window that a connection begins with.
+            let begun = [&[0, 0, 15, 0, 0][..], &[b'x'; 100]].concat();
+            let call = [frame(HEADERS, END_HEADERS, id, &call("CheckAndLock")), frame(DATA, 0, id, &begun)].concat();
+            stream.write_all(&call).await?;
+        }
+        let answered = |frames: &[(u8, u32, Vec<u8>)]| {
+            let answered: BTreeSet<_> =
+                frames.iter().filter(|(kind, ..)| *kind == HEADERS).map(|(_, stream, _)| *stream).collect();
+            answered.len() == CALLS
+        };
+        until_all(&mut stream, answered).await.context("each is answered")?;
+        Ok(())
+    };
+    meanwhile(&everything, hostile).await
+}
+
 on_each_ledger!(metadata_messages_and_streams_have_their_limits);
 
 async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Result<()> {
@@ -354,11 +380,19 @@ async fn metadata_messages_and_streams_have_their_limits(ledger: Ledger) -> Resu
 
 /// Reads until a frame of a kind has come.
 async fn until(stream: &mut TcpStream, wanted: u8) -> Result<Vec<(u8, u32, Vec<u8>)>> {
+    until_all(stream, |frames| frames.iter().any(|(kind, ..)| *kind == wanted)).await
+}
+
+/// Reads until frames fulfil a condition.
+async fn until_all(
+    stream: &mut TcpStream,
+    wanted: impl Fn(&[(u8, u32, Vec<u8>)]) -> bool,
+) -> Result<Vec<(u8, u32, Vec<u8>)>> {
     let mut seen = Vec::new();
     let read = async {
         loop {
             let found = frames(&seen);
-            if found.iter().any(|(kind, ..)| *kind == wanted) {
+            if wanted(&found) {
                 return Ok(found);
             }
             if stream.read_buf(&mut seen).await? == 0 {

@@ -20,7 +20,9 @@ select
     exists (
         select from pg_stat_activity
         where datname = current_database() and application_name in ('oncegate-writer', 'oncegate-counts')
-            and state = 'active' and wait_event in ('SyncRep', 'WALSync', 'WALWrite')
+            and state = 'active'
+            -- As Postgres 17 spells them too.
+            and lower(wait_event) in ('syncrep', 'walsync', 'walwrite')
             and query_start < clock_timestamp() - interval '1400 milliseconds'
     ) as commits_wait,
     current_setting('synchronous_commit') as synchronous_commit,

@@ -1,7 +1,7 @@
 -- Removes entries of events that are no longer processing, or gone, from payment_webhook_open.
 --
 -- In:  the entry after which to look, and the most to look at.
--- Out: how many it looked at, and the last of them. One that is granted again at this very moment may lose its entry:
+-- Out: how many it looked at, how many of them it removes, and the last of them. One that is granted again at this very moment may lose its entry:
 --      Stats notices, and looks for it.
 -- Index: the primary keys. The bounds of what is deleted are there for the planner: where statistics tell of an empty table,
 --        as an outage before this one has left it, it read all of it for each entry.
@@ -19,4 +19,4 @@ removed as (
     where o.event_row = g.event_row and o.event_row > $1::bigint
         and o.event_row <= (select max(s.event_row) from span s)
 )
-select count(*) as looked_at, max(event_row) as last_row from span
+select count(*) as looked_at, (select count(*) from gone) as removed, max(event_row) as last_row from span

@@ -22,8 +22,11 @@ const SWEEP_MAX: i32 = 100_000;
 const SWEEP_OPEN_MAX: i32 = 20_000;
 /// Begins what one report is read from.
 const SNAPSHOT: &str = "begin isolation level repeatable read read only; set local enable_sort = off";
-/// How many entries of what is open are looked at again in one go.
+/// How many entries of what is open are looked at again in one statement.
 const PRUNE_MAX: i32 = 2_000;
+/// How many such statements follow one another while most of those entries are no longer open: twice what a sweep writes down, or
+/// where events take longer than two seconds the table would grow, and Stats reads all of it.
+const PRUNES_MAX: i32 = 2 * SWEEP_OPEN_MAX / PRUNE_MAX;
 
 impl Reader {
     pub(super) async fn stats(&self, filter: StatsFilter) -> Result<StatsReport, Error> {
@@ -54,14 +57,21 @@ impl Reader {
             Box::pin(async move {
                 let sweep = sqlx::query(include_str!("sweep.sql")).bind(SWEEP_MAX).bind(SWEEP_OPEN_MAX);
                 sweep.fetch_optional(&mut *connection).await?;
-                let row = sqlx::query(include_str!("open_prune.sql"))
-                    .bind(forget_after)
-                    .bind(PRUNE_MAX)
-                    .fetch_one(&mut *connection)
-                    .await?;
-                let last: Option<RowId> = row.try_get("last_row")?;
-                let more = row.try_get::<i64, _>("looked_at")? >= i64::from(PRUNE_MAX);
-                Ok(last.filter(|_| more).unwrap_or(RowId(i64::MIN)))
+                let mut last = forget_after;
+                for _ in 0..PRUNES_MAX {
+                    let prune = sqlx::query(include_str!("open_prune.sql")).bind(last).bind(PRUNE_MAX);
+                    let row = prune.fetch_one(&mut *connection).await?;
+                    let (looked_at, removed): (i64, i64) = (row.try_get("looked_at")?, row.try_get("removed")?);
+                    last = row.try_get::<Option<RowId>, _>("last_row")?.unwrap_or(last);
+                    if looked_at < i64::from(PRUNE_MAX) {
+                        return Ok(RowId(i64::MIN));
+                    }
+                    // Where most are still open, the next time is soon enough.
+                    if removed < looked_at / 2 {
+                        break;
+                    }
+                }
+                Ok(last)
             })
         })
         .await
