@@ -213,7 +213,8 @@ impl Protocol {
     pub(crate) fn resolve(&self, world: &mut World, event: EventIndex, to: Resolved, force: bool) {
         let request = Resolve {
             key: key(event),
-            fencing_token: None,
+            // What the operator has seen: without it, the same decision is made only once.
+            fencing_token: world.rows[event].event.as_ref().map(|event| event.fencing_token),
             to,
             // Only the judge is made to believe it: the history knows what the operator said.
             force: force || self.broken == Some(Broken::ReplayWithoutForce),

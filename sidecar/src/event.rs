@@ -490,6 +490,8 @@ pub enum Loss {
     OtherClaim,
     /// Nobody's lock: an operator decided on an event that has changed since.
     Changed,
+    /// Nor here: the very decision was carried out before, without a token, and the event has changed since.
+    Followed,
 }
 
 impl fmt::Display for Loss {
@@ -502,6 +504,10 @@ impl fmt::Display for Loss {
             }
             Loss::OtherClaim => "the claim id is not that of the attempt with this fencing token",
             Loss::Changed => "the decision was made on another fencing token than the event has now",
+            Loss::Followed => {
+                "this very decision was carried out before, and the event has changed since; to make it again, name the fencing \
+                 token that it is made on, or another reason"
+            }
         })
     }
 }

@@ -225,7 +225,7 @@ async fn in_one_process_a_replay_is_delivered_and_not_answered_as_a_duplicate(le
         let replay = ResolveRequest {
             key: Some(EventKey { provider: "stripe".into(), event_id: id.clone(), ..Default::default() }),
             to: State::Pending.into(),
-            reason: "the booking was rolled back".into(),
+            reason: format!("the booking of delivery {deliveries} was rolled back"),
             actor: "a test".into(),
             force: true,
             ..Default::default()

@@ -31,7 +31,13 @@ mod unreadable;
 
 pub(crate) use cached::Condition;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use cached::Cached;
 use oncegate_e2e::{
@@ -353,13 +359,15 @@ pub(crate) fn extension(key: &Key, lock: &Lock, lock_duration: Micros) -> Extend
     Extend { key: key.clone(), fencing_token: lock.fencing_token, claim_id: None, lock_duration }
 }
 
+/// A decision of its own each time.
 pub(crate) fn resolution(key: &Key, to: Resolved) -> Resolve {
+    static DECISIONS: AtomicUsize = AtomicUsize::new(1);
     Resolve {
         key: key.clone(),
         fencing_token: None,
         to,
         force: false,
-        reason: "checked by hand".into(),
+        reason: format!("checked by hand, {}", DECISIONS.fetch_add(1, Ordering::Relaxed)),
         actor: "amara".into(),
         result: None,
     }

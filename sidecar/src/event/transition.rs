@@ -238,6 +238,14 @@ pub fn resolve(event: Option<&Event>, last: Option<&Resolution>, request: &Resol
     if request.fencing_token.is_some_and(|token| token != event.fencing_token) {
         return ResolveStep::Refuse(lock_lost(event, Loss::Changed));
     }
+    // A call is repeated whose answer was lost, by gRPC's own client too. What it decided has been done, and something has come
+    // after it that nobody has decided on (I4).
+    let is_repeated = last.is_some_and(|last| {
+        last.to_state == request.to.state() && last.actor == request.actor && last.reason == request.reason
+    });
+    if request.fencing_token.is_none() && is_repeated {
+        return ResolveStep::Refuse(lock_lost(event, Loss::Followed));
+    }
     match (event.state, request.to) {
         (State::Pending | State::Failed | State::Unknown | State::Dead, _) => ResolveStep::Apply,
         (State::Completed, Resolved::Pending) if request.force => ResolveStep::Apply,

@@ -20,6 +20,7 @@ conformance!(
     a_completed_event_is_replayed_only_with_force,
     a_live_lock_is_not_resolved_and_an_expired_one_is,
     the_same_decision_again_is_success,
+    a_repeated_decision_is_not_carried_out_on_what_came_after_it,
     a_decision_on_another_token_is_lost,
     every_decision_is_on_record,
 );
@@ -184,6 +185,41 @@ async fn the_same_decision_again_is_success(fixture: &Fixture) {
     fixture.mark(failure(&key, &lock, FailureKind::Unknown)).await;
     fixture.resolve(resolution(&key, Resolved::Pending)).await;
     assert_eq!(fixture.history_of(&key).await.resolutions.len(), 2);
+}
+
+/// Its answer was lost, and gRPC's own client sends it again.
+async fn a_repeated_decision_is_not_carried_out_on_what_came_after_it(fixture: &Fixture) {
+    for ending in ["completed", "unknown"] {
+        let key = key(ending);
+        let fails = ending == "unknown";
+        if fails {
+            held(fixture, &key).await;
+        } else {
+            fixture.completed(&key).await;
+        }
+        let decided = Resolve { force: !fails, ..resolution(&key, Resolved::Pending) };
+        fixture.resolve(decided.clone()).await;
+        let lock = fixture.acquire(claim(&key, "second")).await;
+        // While it is at work, and when it has ended.
+        let refused_as_followed = async || {
+            let refusal = refused(fixture.ledger.resolve(decided.clone()).await);
+            let followed = matches!(refusal, Refusal::LockLost { loss: Loss::Followed, .. });
+            assert!(followed && refusal.to_string().contains("another reason"), "{refusal:?}");
+        };
+        refused_as_followed().await;
+        if fails {
+            fixture.mark(failure(&key, &lock, FailureKind::Unknown)).await;
+        } else {
+            fixture.mark(completion(&key, &lock)).await;
+        }
+        refused_as_followed().await;
+        let history = fixture.history_of(&key).await;
+        assert_eq!((history.attempts.len(), history.resolutions.len()), (2, 1), "{ending}");
+        // On what stands now it can be made again.
+        let token = Some(lock.fencing_token);
+        let again = fixture.resolve(Resolve { fencing_token: token, ..decided.clone() }).await;
+        assert_eq!((again.state, fixture.history_of(&key).await.resolutions.len()), (State::Pending, 2));
+    }
 }
 
 async fn a_decision_on_another_token_is_lost(fixture: &Fixture) {

@@ -587,7 +587,10 @@ fn resolutions_follow_the_table() {
                         let step = resolve(Some(&event), last.as_ref(), &request, NOW);
                         let case = format!("{shape:?}, {request:?}: {step:?}");
                         match step {
-                            ResolveStep::Apply => assert!(applies, "{case}"),
+                            ResolveStep::Refuse(Refusal::LockLost { loss: Loss::Followed, .. }) => {
+                                assert!(last.is_some() && token.is_none(), "{case}");
+                            }
+                            ResolveStep::Apply => assert!(applies && (last.is_none() || token.is_some()), "{case}"),
                             ResolveStep::Refuse(Refusal::StateConflict { from, to: asked, obstacle }) => {
                                 assert!(!applies, "{case}");
                                 let expected = match (shape.state(), to) {
@@ -604,6 +607,31 @@ fn resolutions_follow_the_table() {
                 let step = resolve(Some(&event), None, &resolve_to(to, force, Some(EARLIER_TOKEN)), NOW);
                 let lost = Refusal::LockLost { loss: Loss::Changed, state: shape.state(), fencing_token: TOKEN };
                 assert_eq!(step, ResolveStep::Refuse(lost), "{shape:?}: made on another token");
+            }
+        }
+    }
+}
+
+/// Its answer was lost, and it is sent again without a token, after something has come.
+#[test]
+fn i4_a_decision_that_something_followed_is_carried_out_again_only_on_a_token_or_for_another_reason() {
+    for (shape, ..) in RESOLUTIONS {
+        let event = shape.event();
+        for to in TARGETS {
+            let last = resolution(EARLIEST_TOKEN, EARLIER_TOKEN, to);
+            for force in [false, true] {
+                let request = resolve_to(to, force, None);
+                let lost = Refusal::LockLost { loss: Loss::Followed, state: shape.state(), fencing_token: TOKEN };
+                let step = |request: &Resolve| resolve(Some(&event), Some(&last), request, NOW);
+                assert_eq!(step(&request), ResolveStep::Refuse(lost), "{shape:?} {to:?}");
+                let as_if_it_were_the_first = resolve(Some(&event), None, &request, NOW);
+                for other in [
+                    Resolve { reason: "again".into(), ..request.clone() },
+                    Resolve { actor: "bea".into(), ..request.clone() },
+                    Resolve { fencing_token: Some(TOKEN), ..request },
+                ] {
+                    assert_eq!(step(&other), as_if_it_were_the_first, "{shape:?} {to:?}");
+                }
             }
         }
     }
@@ -666,7 +694,7 @@ fn a_decision_that_was_overtaken_is_made_again() {
     // Resolved to pending, granted, failed: to pending again is another decision, though the state was left by a token
     // that came after the resolution's.
     let last = resolution(EARLIEST_TOKEN, EARLIER_TOKEN, Resolved::Pending);
-    let step = resolve(Some(&Failed.event()), Some(&last), &resolve_to(Resolved::Pending, false, None), NOW);
+    let step = resolve(Some(&Failed.event()), Some(&last), &resolve_to(Resolved::Pending, false, Some(TOKEN)), NOW);
     assert_eq!(step, ResolveStep::Apply);
 }
 

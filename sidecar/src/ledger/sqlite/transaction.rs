@@ -190,10 +190,8 @@ impl<'a> Transaction<'a> {
     pub(super) fn resolve(&mut self, resolve: &Resolve) -> Judged<Event> {
         let before = self.event(&resolve.key)?;
         let last = match &before {
-            // A resolution closes the latest attempt; a later one draws a token, and no decision stands then. After a burial
-            // the latest resolution is one that a grant has followed.
-            Some(event) if event.latest.is_none() => self.last_resolution(event.row)?,
-            Some(_) | None => None,
+            Some(event) => self.last_resolution(event.row)?,
+            None => None,
         };
         let now = self.clock.now();
         Ok(match (transition::resolve(before.as_ref(), last.as_ref(), resolve, now), before) {
