@@ -1,6 +1,7 @@
 //! The ledger: the store that decides. One trait, two implementations, one conformance suite that both pass.
 
 pub mod check;
+mod damage;
 pub mod durability;
 pub mod filter;
 pub mod load;

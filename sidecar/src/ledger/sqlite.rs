@@ -43,6 +43,7 @@ use self::{
 };
 use super::{
     Announcement, Error, EventHistory, Heard, Ledger, Replayed, Standing,
+    damage::Damage,
     durability::Durability,
     filter::{CleanupProgress, CleanupScope, HistoryFilter, Page, StatsFilter, StatsReport},
     load::Load,
@@ -255,6 +256,7 @@ impl SqliteLedger {
             metrics: settings.metrics.clone(),
             load: Arc::clone(&load),
             faults: Throttle::default(),
+            damage: Damage::default(),
             is_ahead: false,
             batch_max: settings.batch_max.max(1),
             ops,

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     ledger::metrics::LedgerMetrics,
-    ledger::{Error, Standing},
+    ledger::{Error, Standing, damage::Damage},
 };
 
 /// A statement that takes many items at once.
@@ -124,11 +124,6 @@ const TRIES_MAX: u32 = 3;
 /// How long a batch that is slow, or meets locks or damage, keeps being split. After that its callers have been answered anyway,
 /// and all others wait behind it: at one part a second, a batch of 512 would take a quarter of an hour.
 const HALVING_TIME_MAX: Duration = Duration::from_secs(2);
-/// How many items of a batch the database may fail to read before it has read any of it: then it is taken to read nothing, and
-/// the rest is not tried.
-const DAMAGED_MAX: usize = 16;
-/// How many items in a row, each alone in its batch, the database may fail to read before it is taken to read nothing.
-const DAMAGED_ALONE_MAX: u32 = 2;
 /// How long the rest of a batch waits for a row after one has kept it waiting for the full time.
 const HURRIED: &str = "25ms";
 /// After a failed attempt to connect, calls are refused at once for this long instead of each trying anew.
@@ -142,8 +137,7 @@ pub(super) struct Session {
     slots: Slots,
     open: Option<Open>,
     failed_at: Option<Instant>,
-    /// Items that could not be read, each alone in its batch, since a statement was last run.
-    damaged_alone: u32,
+    damage: Damage,
     failures: Throttle,
     given_up: Throttle,
     /// None: nobody needs to know the state of this connection.
@@ -213,7 +207,7 @@ impl Session {
             slots,
             open: None,
             failed_at: None,
-            damaged_alone: 0,
+            damage: Damage::default(),
             failures,
             given_up,
             told: None,
@@ -310,7 +304,7 @@ impl Session {
                 Next::Unreadable => parts.push((items, Err(Error::unreadable()))),
                 Next::Damaged => {
                     damaged.push((Waiting { items, tries, uncertain }, error));
-                    if !done && damaged.len() >= DAMAGED_MAX {
+                    if Damage::ends_batch(done, damaged.len()) {
                         let rest = waiting.drain(..);
                         parts.extend(rest.map(|rest| (rest.items, Err(told(rest.uncertain, Error::unavailable())))));
                     }
@@ -327,15 +321,9 @@ impl Session {
         parts
     }
 
-    /// Whether the database is to be taken to read nothing any more, after it has read (`done`) or not read items of a batch, and
-    /// failed to read `damaged` of them. The connection is then given up, as of a server that refuses.
+    /// As [`Damage::reads_nothing`]. The connection is then given up, as of a server that refuses.
     fn reads_nothing(&mut self, done: bool, damaged: usize) -> bool {
-        if done {
-            self.damaged_alone = 0;
-        } else if damaged == 1 {
-            self.damaged_alone = self.damaged_alone.saturating_add(1);
-        }
-        let nothing = !done && (damaged > 1 || damaged == 1 && self.damaged_alone > DAMAGED_ALONE_MAX);
+        let nothing = self.damage.reads_nothing(done, damaged);
         if nothing {
             self.discard();
         }

@@ -1,6 +1,6 @@
 //! What an error of SQLite means: by its code, never by its text.
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi::SQLITE_IOERR_READ};
 
 use crate::ledger::{Error, metrics::LedgerFailure};
 
@@ -17,6 +17,10 @@ pub(super) enum Fault {
     /// blame.
     #[error("a row has a value that this version cannot read")]
     Unreadable(#[source] rusqlite::Error),
+    /// The database cannot read what it keeps: a damaged page, or one that its disk does not give. The other items of the
+    /// batch are not to blame, unless nothing else can be read either.
+    #[error("the database cannot read what it keeps")]
+    Damaged(#[source] rusqlite::Error),
     /// What was read does not fit what was written: a defect.
     #[error("{0}")]
     Defect(&'static str),
@@ -34,16 +38,37 @@ impl Fault {
         match self {
             // Disks fill and are emptied again, a backup lets go of its lock: worth another try, but not at once.
             Fault::Environment(_) => Error::unavailable(),
+            // What is damaged may be all: one transaction does not tell.
+            Fault::Damaged(_) => Error::unavailable(),
             Fault::Commit(_) => Error::OutcomeUnknown,
-            // Only its code: the library's text may hold what was in the statement.
-            Fault::Item(error) => {
-                let code = error.sqlite_error().map_or(0, |error| error.extended_code);
-                Error::Internal(format!("the embedded database refused a statement, with code {code}"))
-            }
+            Fault::Item(error) => internal("refused a statement", error),
             Fault::Unreadable(_) => Error::unreadable(),
             Fault::Defect(_) | Fault::NeedsWrite => Error::Internal(self.to_string()),
         }
     }
+
+    /// What the caller of the only item in the transaction is told, where others can be read.
+    pub(super) fn answer_alone(&self) -> Error {
+        match self {
+            Fault::Damaged(error) => internal("cannot read what it keeps of the event", error),
+            fault => fault.answer(),
+        }
+    }
+
+    /// Whether one item of a batch may have caused it, and the others can be done without that one.
+    pub(super) fn is_of_an_item(&self) -> bool {
+        match self {
+            // A defect may show only in the company of others.
+            Fault::Item(_) | Fault::Unreadable(_) | Fault::Damaged(_) | Fault::Defect(_) => true,
+            Fault::Environment(_) | Fault::Commit(_) | Fault::NeedsWrite => false,
+        }
+    }
+}
+
+/// With its code alone: the library's text may hold what was in the statement.
+fn internal(what: &str, error: &rusqlite::Error) -> Error {
+    let code = error.sqlite_error().map_or(0, |error| error.extended_code);
+    Error::Internal(format!("the embedded database {what}, with code {code}"))
 }
 
 impl From<&Fault> for LedgerFailure {
@@ -52,6 +77,7 @@ impl From<&Fault> for LedgerFailure {
             Fault::Environment(_) => Self::Refusing,
             Fault::Item(_) => Self::BadItem,
             Fault::Unreadable(_) => Self::Unreadable,
+            Fault::Damaged(_) => Self::Damaged,
             // A full disk shows when a batch is written, which is at its commit. The callers' outcome is open all the same.
             Fault::Commit(error) if is_environment(error) => Self::Refusing,
             Fault::Commit(_) => Self::Broken,
@@ -62,7 +88,9 @@ impl From<&Fault> for LedgerFailure {
 
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Self {
-        if is_environment(&error) {
+        if is_damage(&error) {
+            Fault::Damaged(error)
+        } else if is_environment(&error) {
             Fault::Environment(error)
         } else if is_unreadable(&error) {
             Fault::Unreadable(error)
@@ -81,6 +109,14 @@ fn is_unreadable(error: &rusqlite::Error) -> bool {
             | rusqlite::Error::InvalidColumnType(..)
             | rusqlite::Error::Utf8Error(..)
     )
+}
+
+/// Whether something of the file could not be read, and the rest perhaps can. The disk's other errors come while it is written
+/// to, or locked.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    error
+        .sqlite_error()
+        .is_some_and(|error| error.code == ErrorCode::DatabaseCorrupt || error.extended_code == SQLITE_IOERR_READ)
 }
 
 /// Whether it is about the file, and not about what was in a statement.
@@ -121,5 +157,29 @@ mod tests {
         let Error::Internal(told) = Fault::Item(item).answer() else { panic!("it is a defect") };
         assert_eq!(told, "the embedded database refused a statement, with code 1");
         assert!(matches!(Fault::NeedsWrite.answer(), Error::Internal(_)));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_damage_and_what_cannot_be_written_is_not() {
+        use rusqlite::ffi;
+        let of = |code| rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        for code in [ffi::SQLITE_CORRUPT, ffi::SQLITE_CORRUPT_INDEX, ffi::SQLITE_IOERR_READ] {
+            let fault = Fault::from(of(code));
+            assert!(matches!(LedgerFailure::from(&fault), LedgerFailure::Damaged), "{code}");
+            assert!(fault.is_of_an_item(), "{code}");
+            // A listing or a step of Cleanup may have met anything.
+            assert!(matches!(fault.answer(), Error::Unavailable { .. }), "{code}");
+            let Error::Internal(told) = fault.answer_alone() else { panic!("{code}") };
+            assert!(told.ends_with(&format!("code {code}")), "{told}");
+            // Of a commit it is unknown whether it happened.
+            assert!(matches!(Fault::Commit(of(code)).answer_alone(), Error::OutcomeUnknown));
+            assert!(!Fault::Commit(of(code)).is_of_an_item(), "{code}");
+        }
+        for code in [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_LOCK, ffi::SQLITE_NOTADB] {
+            let fault = Fault::from(of(code));
+            assert!(matches!(LedgerFailure::from(&fault), LedgerFailure::Refusing), "{code}");
+            assert!(!fault.is_of_an_item(), "{code}");
+            assert!(matches!(fault.answer_alone(), Error::Unavailable { .. }), "{code}");
+        }
     }
 }

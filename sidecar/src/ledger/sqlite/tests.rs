@@ -1,5 +1,6 @@
 //! What only this ledger has: the file, its lock, its schema, its batches. What both have is in the conformance suite.
 
+mod apart;
 mod cleanup;
 
 use std::{
@@ -389,6 +390,7 @@ fn writer(path: &Path) -> (Queue, Writer) {
         metrics: Arc::default(),
         load: Arc::default(),
         faults: Throttle::default(),
+        damage: Damage::default(),
         is_ahead: false,
         batch_max: 64,
         ops,
@@ -436,42 +438,6 @@ async fn a_batch_of_duplicates_writes_nothing() {
     let counted: i64 =
         shell.query_row("select duplicate_count from payment_webhook_events", [], |row| row.get(0)).unwrap();
     assert_eq!(counted, 50);
-}
-
-#[tokio::test]
-async fn one_bad_item_does_not_fail_the_others() {
-    let (_directory, path) = file();
-    let (_queue, mut writer) = writer(&path);
-    writer
-        .conn
-        .execute_batch(
-            "create trigger bad before insert on payment_webhook_events when new.event_id = 'bad'
-             begin select raise(abort, 'no such events'); end",
-        )
-        .unwrap();
-    let mut answers = Vec::new();
-    let mut calls = Vec::new();
-    for number in 0..20 {
-        let (reply, answer) = Reply::channel();
-        let name = if number == 7 { "bad".to_owned() } else { format!("evt_{number}") };
-        calls.push(Op::Claim(claim(&name, "claim"), reply));
-        answers.push(answer);
-    }
-    writer.calls(calls);
-    let mut last = FencingToken::NONE;
-    for (number, mut answer) in answers.into_iter().enumerate() {
-        match answer.try_recv().unwrap() {
-            Ok(claimed) => {
-                let Decision::Acquired(lock) = claimed.decision else { panic!("{claimed:?}") };
-                assert!(lock.fencing_token > last, "in the order they came");
-                last = lock.fencing_token;
-            }
-            Err(error) => assert!(number == 7 && matches!(error, Error::Internal(_)), "{number}: {error}"),
-        }
-    }
-    let counted: i64 =
-        writer.conn.query_row("select sum(processing) from payment_webhook_counts", [], |row| row.get(0)).unwrap();
-    assert_eq!(counted, 19, "each once, though most were done twice");
 }
 
 #[tokio::test]

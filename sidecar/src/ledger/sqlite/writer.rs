@@ -24,6 +24,7 @@ use crate::{
     ledger::metrics::LedgerMetrics,
     ledger::{
         Error,
+        damage::Damage,
         filter::{CleanupProgress, CleanupScope},
         load::Load,
         queue::{BATCH_BYTES_MAX, Op, batch_span},
@@ -57,6 +58,7 @@ pub(super) struct Writer {
     /// What Cleanup goes by.
     pub(super) load: Arc<Load>,
     pub(super) faults: Throttle,
+    pub(super) damage: Damage,
     /// That the clock is far ahead has been logged.
     pub(super) is_ahead: bool,
     pub(super) batch_max: usize,
@@ -166,37 +168,52 @@ impl Writer {
         if calls.is_empty() {
             return;
         }
-        let span = batch_span(calls.iter());
-        let metrics = self.metrics.clone();
-        let counted = metrics.batch(calls.len());
-        let load = Arc::clone(&self.load);
-        let timed = load.batch(calls.len());
-        let done = span.in_scope(|| self.transact(&calls));
-        drop((timed, span, counted));
-        match done {
-            Ok(outcomes) => {
-                for (call, outcome) in calls.into_iter().zip(outcomes) {
-                    self.answer(call, outcome);
+        // A stack: the first half goes first.
+        let mut waiting = vec![calls];
+        // Calls that met damage, each with the fault, and whether any other could be done.
+        let mut damaged = Vec::new();
+        let mut done = false;
+        while let Some(mut calls) = waiting.pop() {
+            match self.transact(&calls) {
+                Ok(outcomes) => {
+                    done = true;
+                    for (call, outcome) in calls.into_iter().zip(outcomes) {
+                        self.answer(call, outcome);
+                    }
+                }
+                // One bad item does not fail the others: it is found by halving.
+                Err(fault) if fault.is_of_an_item() && calls.len() > 1 => {
+                    let second = calls.split_off(calls.len() / 2);
+                    waiting.extend([second, calls]);
+                }
+                Err(fault @ Fault::Damaged(_)) => {
+                    self.report(&fault, calls.len());
+                    damaged.push((calls, fault));
+                    if Damage::ends_batch(done, damaged.len()) {
+                        waiting.drain(..).for_each(|rest| refuse(rest, &Error::unavailable()));
+                    }
+                }
+                Err(fault) => {
+                    self.report(&fault, calls.len());
+                    refuse(calls, &fault.answer());
                 }
             }
-            // One bad item does not fail the others. The fault may also be a defect that shows only in their company:
-            // then each is done as well.
-            Err(Fault::Item(_) | Fault::Unreadable(_) | Fault::Defect(_)) if calls.len() > 1 => {
-                for call in calls {
-                    self.calls(vec![call]);
-                }
-            }
-            Err(fault) => {
-                self.report(&fault, calls.len());
-                for call in calls {
-                    call.refuse(fault.answer());
-                }
-            }
+        }
+        let nothing_is_read = self.damage.reads_nothing(done, damaged.len());
+        for (calls, fault) in damaged {
+            refuse(calls, &if nothing_is_read { fault.answer() } else { fault.answer_alone() });
         }
     }
 
     /// All of them in one transaction, or none.
     fn transact(&mut self, calls: &[Op]) -> Result<Vec<Outcome>, Fault> {
+        let (metrics, load) = (Arc::clone(&self.metrics), Arc::clone(&self.load));
+        let _counted = metrics.batch(calls.len());
+        let _timed = load.batch(calls.len());
+        batch_span(calls.iter()).in_scope(|| self.attempt(calls))
+    }
+
+    fn attempt(&mut self, calls: &[Op]) -> Result<Vec<Outcome>, Fault> {
         // Claims are mostly duplicates when a provider repeats itself: looked at first without the right to write, a batch of
         // nothing else takes no write lock (L2).
         if calls.iter().all(|call| matches!(call, Op::Claim(..))) {
@@ -220,6 +237,7 @@ impl Writer {
                 transaction.commit()?;
                 Ok(done)
             });
+        // After some errors of the disk SQLite has rolled back by itself. Nothing is done after a first error.
         if done.is_err() && !self.conn.is_autocommit() {
             // Were this to fail, the next BEGIN would, and say so to its callers.
             if let Err(error) = self.conn.execute_batch("rollback") {
@@ -248,24 +266,44 @@ impl Writer {
         }
     }
 
-    /// Writes the counts that are kept in memory, as many as one transaction may have. Returns whether it could.
+    /// Writes the counts that are kept in memory, as many as one transaction may have. Returns whether it could write any.
     pub(super) fn flush(&mut self) -> bool {
         if self.tally.is_empty() {
             return true;
         }
-        let counts = self.tally.take(Tally::KEYS_MAX);
-        let written =
-            self.within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
-        match &written {
-            Ok(()) => {}
-            // Whether they were written is unknown. Better not counted than counted twice.
-            Err(fault @ Fault::Commit(_)) => self.report(fault, counts.len()),
-            Err(fault) => {
-                self.report(fault, counts.len());
-                self.tally.restore(counts);
+        let mut waiting = vec![self.tally.take(Tally::KEYS_MAX)];
+        let (mut written, mut kept, mut damaged) = (false, Vec::new(), Vec::new());
+        while let Some(mut counts) = waiting.pop() {
+            let done = self
+                .within(true, |transaction| counts.iter().try_for_each(|(key, count)| transaction.flush(key, count)));
+            match done {
+                Ok(()) => written = true,
+                // An event that cannot be read would keep the counts of all others from being written, for ever.
+                Err(Fault::Damaged(_)) if counts.len() > 1 => {
+                    let second = counts.split_off(counts.len() / 2);
+                    waiting.extend([second, counts]);
+                }
+                Err(fault) => {
+                    self.report(&fault, counts.len());
+                    let is_damage = matches!(fault, Fault::Damaged(_));
+                    if is_damage {
+                        damaged.extend(counts);
+                    } else if !matches!(fault, Fault::Commit(_)) {
+                        // After a commit it is unknown whether they were written. Better not counted than counted twice.
+                        kept.extend(counts);
+                    }
+                    if !is_damage || Damage::ends_batch(written, damaged.len()) {
+                        kept.extend(waiting.drain(..).flatten());
+                    }
+                }
             }
         }
-        written.is_ok()
+        // Those of one event that cannot be read are lost; where nothing can be read, they are not.
+        if !written && damaged.len() > 1 {
+            kept.extend(damaged);
+        }
+        self.tally.restore(kept);
+        written
     }
 
     pub(super) fn cleanup(&mut self, step: CleanupStep, time_max: Duration) {
@@ -307,6 +345,12 @@ impl Writer {
                  and Cleanup counts its days from the machine's"
             );
         }
+    }
+}
+
+fn refuse(calls: Vec<Op>, error: &Error) {
+    for call in calls {
+        call.refuse(error.clone());
     }
 }
 
