@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::*;
+use super::{
+    resolutions::{TARGETS, resolve_to},
+    *,
+};
 
 const DOCUMENT: &str = include_str!("../../../../../docs/states.md");
 
